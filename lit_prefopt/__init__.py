@@ -1,0 +1,1 @@
+"""Align text-to-image diffusion models with human preferences."""

@@ -1,0 +1,75 @@
+"""The records that travel, in the order in which they are made; every shape is written here.
+
+    B  pairs in a batch           K  sides of a pair (2; more for ranked lists), best side first
+    N  tokens of a prompt         D  width of the prompt's embedding
+    C, H, W  channels, height, width: of images (C = 3) or of latents
+    S  steps of a trajectory, where a method averages over steps
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ImagePairs(NamedTuple):
+    """What a data module hands out: decoded images and their text, nothing embedded yet."""
+
+    images: Tensor  # (B, K, 3, H, W) float32 in [-1, 1], best side first; K = 1: images only
+    texts: list[str]  # B prompts; "" where the caption was dropped
+    seeds: Tensor  # (B,) int64: all that is random about the sample is drawn from it
+    labels: Tensor  # (B,) float32: probability that the first side is the better one; 1 as a rule
+    weights: Tensor  # (B,) float32: weight of the pair in the batch's mean; 1 as a rule
+    keys: list[str]  # B names "shard.tar/000001", for messages
+    masks: Tensor | None = None  # (B, 1, H, W) float32: 1 where the sides are meant to differ
+    broken: tuple[str, ...] = ()  # names of unreadable samples that others stand in for
+
+
+class Prompt(NamedTuple):
+    """Embedded text, one row a prompt."""
+
+    hidden: Tensor  # (B, N, D)
+
+    def repeat(self, times: int) -> Prompt:
+        """Return every row `times` times in a row: (B * times, ...), one for each side."""
+        return Prompt(*(field.repeat_interleave(times, 0) for field in self))
+
+
+class Pairs(NamedTuple):
+    """What a method learns from: latents of all sides and their embedded prompt."""
+
+    latents: Tensor  # (B, K, C, H, W) float32, scaled as the denoiser expects them
+    prompt: Prompt  # B rows
+    seeds: Tensor  # (B,) int64
+    labels: Tensor  # (B,) float32
+    weights: Tensor  # (B,) float32
+    masks: Tensor | None = None  # (B, 1, H, W) float32 at the latents' size
+
+    @property
+    def sides(self) -> int:
+        """K, the number of sides."""
+        return self.latents.shape[1]
+
+    def best(self) -> Pairs:
+        """Return the chosen side alone (K = 1)."""
+        return self._replace(latents=self.latents[:, :1])
+
+
+class LogRatios(NamedTuple):
+    """How much likelier the policy finds each side than the reference does."""
+
+    values: Tensor  # (B, K) or, where a method averages over steps, (B, K, S); not clipped
+    t: Tensor  # (B,) or (B, S) int64: the timesteps that they were measured at
+    policy_error: Tensor | None = None  # (B, K): denoising errors, where there are any
+    reference_error: Tensor | None = None  # (B, K)
+
+    @property
+    def chosen(self) -> Tensor:
+        """Log-ratio of the best side: (B,) or (B, S)."""
+        return self.values[:, 0]
+
+    @property
+    def rejected(self) -> Tensor:
+        """Log-ratio of the worst side: (B,) or (B, S)."""
+        return self.values[:, -1]
