@@ -1,0 +1,1 @@
+"""Noising, errors, random draws and samplers."""

@@ -1,0 +1,30 @@
+"""Where the shipped recipes lie: beside the package in a checkout, inside it in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_prefopt.errors import InputError
+
+_HERE = Path(__file__).parent
+CONFIGS = next(p for p in (_HERE / "_configs", _HERE.parent / "configs") if p.is_dir())
+BASE = CONFIGS / "base.yaml"
+
+
+def find_config(name: str) -> Path:
+    """Return the file that `--config NAME` means.
+
+    Args:
+        name: A path, or the name of a shipped recipe such as `toy-diffusion-dpo`.
+
+    Raises:
+        InputError: Neither a file nor a shipped recipe has that name.
+    """
+    if Path(name).is_file():
+        return Path(name).resolve()
+    stem = name.removesuffix(".yaml").removeprefix("configs/")
+    for folder in (CONFIGS, CONFIGS / "recipes"):
+        if (folder / f"{stem}.yaml").is_file():
+            return (folder / f"{stem}.yaml").resolve()
+    known = ", ".join(sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml")))
+    raise InputError(f"{name} is neither a file nor one of the shipped recipes: {known}.")

@@ -1,0 +1,36 @@
+"""Everything random about a sample, drawn from the sample's own seed.
+
+Draws depend on (seed, purpose) alone: not on the device, the batch a sample falls into, the rank
+that reads it, or what was drawn before. A resumed run therefore sees what the uninterrupted run
+would have seen, and every validation sees the same noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """Return the CPU generator of one sample for one purpose."""
+    digest = hashlib.blake2s(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def uniform(seeds: Tensor, purpose: str) -> Tensor:
+    """Return one number in [0, 1) per sample, (B,) float64."""
+    draws = [torch.rand((), generator=generator(s, purpose), dtype=torch.float64) for s in _ints(seeds)]
+    return torch.stack(draws).to(seeds.device)
+
+
+def normal(seeds: Tensor, shape: Sequence[int], purpose: str) -> Tensor:
+    """Return Gaussian noise of the given shape per sample, (B, *shape) float32."""
+    draws = [torch.randn(tuple(shape), generator=generator(s, purpose)) for s in _ints(seeds)]
+    return torch.stack(draws).to(seeds.device)
+
+
+def _ints(seeds: Tensor) -> list[int]:
+    return [int(seed) for seed in seeds.tolist()]

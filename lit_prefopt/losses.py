@@ -1,0 +1,102 @@
+"""What is minimised: pure functions, tensors in, one value per pair out.
+
+They know log-ratios, not where these come from. beta multiplies log-ratios whose denoising form
+already holds the factor 1/2 of the released Diffusion-DPO code and a *mean* over C, H and W
+(see `diffusion.errors`), so published betas work as they stand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Link = Callable[[Tensor, float], Tensor]
+"""Maps the difference of two log-ratios (B,) and beta to a loss (B,)."""
+
+
+def sigmoid(difference: Tensor, beta: float) -> Tensor:
+    """Return -log sigmoid(beta * difference), the loss of DPO (arXiv 2305.18290, Eq. 7).
+
+    Args:
+        difference: Chosen minus rejected log-ratio, (B,).
+        beta: Pull to the reference.
+    """
+    return -F.logsigmoid(beta * difference)
+
+
+def ipo(difference: Tensor, beta: float) -> Tensor:
+    """Return (difference - 1 / (2 beta))^2, the loss of IPO (arXiv 2310.12036, Eq. 17).
+
+    Args:
+        difference: Chosen minus rejected log-ratio, (B,).
+        beta: Pull to the reference; the difference is drawn to 1 / (2 beta).
+    """
+    return (difference - 1 / (2 * beta)).square()
+
+
+def hinge(difference: Tensor, beta: float) -> Tensor:
+    """Return max(0, 1 - beta * difference), the loss of SLiC-HF (arXiv 2305.10425, Eq. 4).
+
+    Args:
+        difference: Chosen minus rejected log-ratio, (B,).
+        beta: Pull to the reference; a margin of 1 is enough.
+    """
+    return F.relu(1 - beta * difference)
+
+
+def preference_loss(
+    difference: Tensor, labels: Tensor, beta: float, link: Link = sigmoid
+) -> Tensor:
+    """Return the link's loss in expectation over which side is the better one.
+
+    Args:
+        difference: Chosen minus rejected log-ratio, (B,).
+        labels: Probability that the chosen side is the better one, (B,); 1 for a plain pair.
+        beta: Pull to the reference.
+        link: `sigmoid`, `ipo`, `hinge`, or any function of the same form.
+
+    Returns:
+        One value per pair, (B,).
+    """
+    return labels * link(difference, beta) + (1 - labels) * link(-difference, beta)
+
+
+def smooth(labels: Tensor, smoothing: float) -> Tensor:
+    """Return labels drawn to one half: smoothing is the share of labels taken to be wrong.
+
+    That is conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023, Eq. 3).
+    """
+    return labels * (1 - smoothing) + (1 - labels) * smoothing
+
+
+def loser_scale(chosen_error: Tensor, overlap: Tensor, mu: float) -> Tensor:
+    """Return the factor of the rejected side's gradient that spares the chosen side.
+
+    With it a step along the gradient in output space does not raise the chosen side's error, to
+    first order (Diffusion-SDPO, arXiv 2511.03317): min(1, (1 - mu) |g_w|^2 / <g_w, g_l>) where
+    the two gradients point the same way, else 1.
+
+    Args:
+        chosen_error: The policy's error on the chosen side, (B,): |g_w|^2 up to a constant.
+        overlap: Mean product of both sides' residuals, (B,): <g_w, g_l> up to the same constant.
+        mu: Share of the chosen side's progress that is kept for certain, in [0, 1].
+    """
+    safe = (1 - mu) * chosen_error / overlap.clamp(min=torch.finfo(overlap.dtype).tiny)
+    return torch.where(overlap > 0, safe.clamp(max=1), torch.ones_like(safe)).detach()
+
+
+def scale_gradient(values: Tensor, factor: Tensor) -> Tensor:
+    """Return the values unchanged, with their gradient multiplied by the factor."""
+    return values.detach() + factor * (values - values.detach())
+
+
+def clip(log_ratios: Tensor, eps: float) -> Tensor:
+    """Clip ratios to [1 - eps, 1 + eps] in log space.
+
+    exp, clamp and log would give NaN gradients at large ratios.
+    """
+    return log_ratios.clamp(math.log1p(-eps), math.log1p(eps))
