@@ -1,9 +1,9 @@
 """The records that travel, in the order in which they are made; every shape is written here.
 
-    B  pairs in a batch           K  sides of a pair (2; more for ranked lists), best side first
-    N  tokens of a prompt         D  width of the prompt's embedding
-    C, H, W  channels, height, width: of images (C = 3) or of latents
-    S  steps of a trajectory, where a method averages over steps
+B  pairs in a batch           K  sides of a pair (2; more for ranked lists), best side first
+N  tokens of a prompt         D  width of the prompt's embedding
+C, H, W  channels, height, width: of images (C = 3) or of latents
+S  steps of a trajectory, where a method averages over steps
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class LogRatios(NamedTuple):
     t: Tensor  # (B,) or (B, S) int64: the timesteps that they were measured at
     policy_error: Tensor | None = None  # (B, K): denoising errors, where there are any
     reference_error: Tensor | None = None  # (B, K)
+    overlap: Tensor | None = None  # (B, K): see `losses.loser_scale`
 
     @property
     def chosen(self) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
@@ -20,6 +19,7 @@ import lit_prefopt.backbones
 import lit_prefopt.callbacks
 import lit_prefopt.data
 import lit_prefopt.methods
+import lit_prefopt.optimizers
 import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.configs import BASE, find_config

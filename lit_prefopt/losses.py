@@ -19,7 +19,9 @@ Link = Callable[[Tensor, float], Tensor]
 
 
 def sigmoid(difference: Tensor, beta: float) -> Tensor:
-    """Return -log sigmoid(beta * difference), the loss of DPO (arXiv 2305.18290, Eq. 7).
+    """Return DPO's loss: minus log sigmoid of beta times the difference.
+
+    It is Eq. 7 of arXiv 2305.18290.
 
     Args:
         difference: Chosen minus rejected log-ratio, (B,).

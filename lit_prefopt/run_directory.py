@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_prefopt.errors import InputError
 
@@ -33,7 +33,7 @@ def prepare_run_directory(config: Namespace, *, fitting: bool) -> None:
         trainer.default_root_dir = str(Path("runs") / (recipes[-1].stem if recipes else "unnamed"))
     root = Path(trainer.default_root_dir)
     resuming = config.get("ckpt_path") is not None
-    if fitting and not resuming and rank_zero_only.rank == 0 and (root / RECIPE).exists():
+    if fitting and not resuming and _first_rank() and (root / RECIPE).exists():
         raise InputError(
             f"{root} holds another run: go on with it by `--ckpt_path last`, or give this one a "
             "folder of its own by `--trainer.default_root_dir FOLDER`."
@@ -43,6 +43,11 @@ def prepare_run_directory(config: Namespace, *, fitting: bool) -> None:
     for callback in trainer.callbacks or []:
         if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.dirpath is None:
             callback.init_args.dirpath = str(root / "checkpoints")
+
+
+def _first_rank() -> bool:
+    """Whether this process was not started by another rank (it runs before there is a Trainer)."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def _tensorboard(root: Path) -> Namespace:

@@ -1,5 +1,8 @@
 """One model family, one file."""
 
 from lit_prefopt.backbones.backbone import Backbone
+from lit_prefopt.backbones.lora import LoRA
+from lit_prefopt.backbones.reference import Policy
+from lit_prefopt.backbones.stable_diffusion import StableDiffusion
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "LoRA", "Policy", "StableDiffusion"]

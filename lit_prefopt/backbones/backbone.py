@@ -1,7 +1,81 @@
 """What a method may ask of a model family."""
 
-from torch import nn
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lit_prefopt.backbones.reference import Policy
+from lit_prefopt.batches import Prompt
+from lit_prefopt.diffusion.process import DiscreteProcess
 
 
-class Backbone(nn.Module):
-    """Denoiser, VAE, text encoder and noise process of one model family."""
+class Backbone(nn.Module, ABC):
+    """Denoiser, VAE, text encoder and noise process of one model family.
+
+    A subclass loads the parts in `__init__` and speaks five sentences: `embed`, `encode`,
+    `predict`, `decode`, `save`. Which network `predict` asks, policy or reference, is settled
+    here, and what the reference is made of nobody else needs to know.
+
+    Args:
+        policy: The trained denoiser and its reference.
+        process: What noising and the denoiser's target are.
+    """
+
+    def __init__(self, policy: Policy, process: DiscreteProcess) -> None:
+        super().__init__()
+        self.policy = policy
+        self.process = process
+
+    @abstractmethod
+    def embed(self, texts: list[str]) -> Prompt:
+        """Embed B prompts."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the latents of images (B, 3, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def predict(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+        """Return what the policy (or, inside `as_reference`, the reference) says.
+
+        Args:
+            latents: Noised latents, (B, C, H, W).
+            t: Timesteps, (B,).
+            prompt: B embedded prompts.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in [-1, 1] of clean latents (B, C, H, W)."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> Path:
+        """Write the trained weights in diffusers' layout and return where they lie."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image's latents at the size that the checkpoint was made for."""
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is anything to hold the policy back."""
+        return self.policy.has_reference
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Let `predict` speak for the reference inside the block, without gradients."""
+        with torch.no_grad(), self.policy.as_reference():
+            yield
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the policy's mode; all that is frozen stays in evaluation."""
+        super().train(False)
+        self.policy.train(mode)
+        return self

@@ -22,15 +22,13 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 def uniform(seeds: Tensor, purpose: str) -> Tensor:
     """Return one number in [0, 1) per sample, (B,) float64."""
-    draws = [torch.rand((), generator=generator(s, purpose), dtype=torch.float64) for s in _ints(seeds)]
+    sources = [generator(seed, purpose) for seed in seeds.tolist()]
+    draws = [torch.rand((), generator=source, dtype=torch.float64) for source in sources]
     return torch.stack(draws).to(seeds.device)
 
 
 def normal(seeds: Tensor, shape: Sequence[int], purpose: str) -> Tensor:
     """Return Gaussian noise of the given shape per sample, (B, *shape) float32."""
-    draws = [torch.randn(tuple(shape), generator=generator(s, purpose)) for s in _ints(seeds)]
+    sources = [generator(seed, purpose) for seed in seeds.tolist()]
+    draws = [torch.randn(tuple(shape), generator=source) for source in sources]
     return torch.stack(draws).to(seeds.device)
-
-
-def _ints(seeds: Tensor) -> list[int]:
-    return [int(seed) for seed in seeds.tolist()]

@@ -1,4 +1,4 @@
-"""Denoising errors and the log-ratios that they stand for."""
+"""Denoising errors, and the log-ratios that they stand for."""
 
 from __future__ import annotations
 
@@ -7,12 +7,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_prefopt.batches import Pairs, Prompt
+from lit_prefopt.diffusion.process import DiscreteProcess
+
+
+class Noised(NamedTuple):
+    """All sides of a batch of pairs as the denoiser sees them."""
+
+    latents: Tensor  # (B * K, C, H, W), noised
+    t: Tensor  # (B,) int64
+    prompt: Prompt  # B * K rows
+    target: Tensor  # (B, K, C, H, W): what the denoiser should say
+    masks: Tensor | None  # (B, 1, H, W)
+
+    @classmethod
+    def of(cls, process: DiscreteProcess, pairs: Pairs, t: Tensor, noise: Tensor) -> Noised:
+        """Noise all sides of each pair with the same timestep (B,) and noise (B, C, H, W)."""
+        sides = pairs.sides
+        latents = pairs.latents.flatten(0, 1)
+        noise, times = noise.repeat_interleave(sides, 0), t.repeat_interleave(sides)
+        target = process.target(latents, noise, times).unflatten(0, pairs.latents.shape[:2])
+        noised = process.add_noise(latents, noise, times)
+        return cls(noised, t, pairs.prompt.repeat(sides), target, pairs.masks)
+
+    @property
+    def t_per_side(self) -> Tensor:
+        """Timesteps of the noised latents, (B * K,)."""
+        return self.t.repeat_interleave(self.target.shape[1])
+
 
 class Errors(NamedTuple):
-    """How far the denoiser was from its target, one value per side."""
+    """How far the denoiser was from its target."""
 
-    value: Tensor  # (B, K) float32: squared residual, mean over C, H, W
-    overlap: Tensor  # (B, K) float32: mean product with the chosen side's residual
+    value: Tensor  # (B, K) float32: squared residual of each side, mean over C, H, W
+    overlap: Tensor  # (B, K) float32: mean product of each side's residual and the chosen side's
 
 
 def denoising_errors(prediction: Tensor, target: Tensor, masks: Tensor | None = None) -> Errors:
@@ -21,18 +49,14 @@ def denoising_errors(prediction: Tensor, target: Tensor, masks: Tensor | None = 
     Args:
         prediction: What the denoiser said, (B, K, C, H, W).
         target: What it should have said, (B, K, C, H, W).
-        masks: Where the error counts, (B, 1, H, W); the mean is taken over that part alone.
-
-    Returns:
-        Errors (B, K) and their overlap with the chosen side (`losses.loser_scale`).
+        masks: Share of each place that counts, (B, 1, H, W); the mean is over that part alone.
     """
     residual = prediction.float() - target.float()
-    weight = torch.ones_like(residual[:, :1]) if masks is None else masks[:, None].expand_as(residual[:, :1])
-    area = weight.sum((2, 3, 4)).clamp(min=1)
-    value = (weight * residual.square()).sum((2, 3, 4)) / area
+    if masks is not None:
+        weight = masks[:, None] / masks[:, None].mean((-2, -1), keepdim=True).clamp(min=1e-6)
+        residual = residual * weight.sqrt()
     detached = residual.detach()
-    overlap = (weight * detached * detached[:, :1]).sum((2, 3, 4)) / area
-    return Errors(value, overlap)
+    return Errors(residual.square().mean((2, 3, 4)), (detached * detached[:, :1]).mean((2, 3, 4)))
 
 
 def error_log_ratios(policy: Tensor, reference: Tensor | None) -> Tensor:
@@ -42,4 +66,5 @@ def error_log_ratios(policy: Tensor, reference: Tensor | None) -> Tensor:
     arXiv 2311.12908, Eq. 14; the 1/2 stands in the released code). Without a reference it is
     minus half the policy's error.
     """
-    return -0.5 * policy if reference is None else 0.5 * (reference - policy)
+    zero = torch.zeros_like(policy) if reference is None else reference
+    return 0.5 * (zero - policy)

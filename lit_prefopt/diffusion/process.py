@@ -26,8 +26,8 @@ class DiscreteProcess(nn.Module):
         self.prediction = self.scheduler.config["prediction_type"]
         if self.prediction not in self.PREDICTIONS:
             raise InputError(
-                f"The checkpoint's scheduler says prediction_type {self.prediction!r}, which cannot "
-                f"be trained; use a checkpoint with one of {', '.join(self.PREDICTIONS)}."
+                f"The checkpoint's scheduler says prediction_type {self.prediction!r}, which "
+                f"cannot be trained; use a checkpoint with one of {', '.join(self.PREDICTIONS)}."
             )
 
     @property

@@ -1,0 +1,103 @@
+"""What is logged: the same few numbers for every method."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from lit_prefopt.batches import LogRatios, Pairs
+
+
+def accuracy(margin: Tensor) -> Tensor:
+    """Return 1 where the margin is positive, one half where it is zero, else 0, (B,)."""
+    return (margin.sign() + 1) / 2
+
+
+@torch.no_grad()
+def summary(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[str, Tensor]:
+    """Return the batch's means by name, without a synchronisation with the device.
+
+    `gradient_factor` is sigmoid(-margin), how much a pair still pulls under the sigmoid link.
+    """
+    means = {"loss": loss.detach(), "t": ratios.t.float().mean()}
+    if pairs.sides > 1:
+        margin = beta * (ratios.chosen - ratios.rejected)
+        means |= {
+            "accuracy": accuracy(margin).mean(),
+            "margin": margin.mean(),
+            "gradient_factor": torch.sigmoid(-margin).mean(),
+            "chosen_log_ratio": ratios.chosen.mean(),
+            "rejected_log_ratio": ratios.rejected.mean(),
+        }
+    named = (("error", ratios.policy_error), ("reference_error", ratios.reference_error))
+    for name, errors in named:
+        if errors is not None:
+            means[name] = errors.mean()
+            means[f"chosen_{name}"] = errors[:, 0].mean()
+            means[f"rejected_{name}"] = errors[:, -1].mean()
+    return means
+
+
+class Window:
+    """Means over the micro-batches since the last optimizer step that was logged."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.logged_at: int | None = None
+
+    def add(self, means: dict[str, Tensor], step: int) -> None:
+        """Add a batch, in a new window if the last one was logged at an earlier step."""
+        if self.logged_at is not None and step > self.logged_at:
+            self.sums, self.count, self.logged_at = {}, 0, None
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.count += 1
+        self.step = step
+
+    def means(self, prefix: str) -> dict[str, Tensor]:
+        """Return the window's means; the window ends with this optimizer step."""
+        self.logged_at = self.step
+        return {prefix + name: value / self.count for name, value in self.sums.items()}
+
+
+class HeldOut(nn.Module):
+    """Held-out preference over all ranks, and by bin of the timestep (bin 0 is the cleanest).
+
+    Args:
+        steps: Number of noise levels.
+        bins: Number of equal ranges of the timestep.
+    """
+
+    def __init__(self, steps: int, bins: int = 4) -> None:
+        super().__init__()
+        self.steps, self.bins = steps, bins
+        names = ["accuracy", "margin", "error", "reference_error"]
+        names += [f"accuracy_t{b}" for b in range(bins)]
+        self.metrics = MetricCollection(
+            {name: MeanMetric() for name in names}, compute_groups=False
+        )
+
+    @torch.no_grad()
+    def add(self, ratios: LogRatios, pairs: Pairs, beta: float) -> None:
+        """Add a batch of held-out pairs."""
+        named = (("error", ratios.policy_error), ("reference_error", ratios.reference_error))
+        measured = {name: values for name, values in named if values is not None}
+        if pairs.sides > 1:
+            margin = beta * (ratios.chosen - ratios.rejected)
+            right = accuracy(margin)
+            measured |= {"accuracy": right, "margin": margin}
+            bins = ratios.t * self.bins // self.steps
+            measured |= {f"accuracy_t{b}": right[bins == b] for b in bins.unique().tolist()}
+        for name, values in measured.items():
+            self.metrics[name].update(values)
+
+    def means(self, prefix: str) -> dict[str, Tensor]:
+        """Return the means of what was measured at all."""
+        measured = {n: m for n, m in self.metrics.items() if m.update_called}
+        return {prefix + name: metric.compute() for name, metric in measured.items()}
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.metrics.reset()

@@ -1,0 +1,179 @@
+"""The one training step: form pairs, weigh policy against reference, take the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.batches import ImagePairs, LogRatios, Pairs
+from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.errors import Errors, Noised, denoising_errors, error_log_ratios
+from lit_prefopt.errors import InputError
+from lit_prefopt.log import HeldOut, Window, summary
+from lit_prefopt.optimizers import OptimizerConfig
+
+
+class PreferenceDiffusionModule(LightningModule):
+    """Trains a backbone's policy; a method is a subclass that answers one to three questions.
+
+    1. `form_pairs(batch)`: where do the pairs come from?
+    2. `log_ratios(pairs)`: how much likelier does the policy find each side than the reference?
+    3. `losses(ratios, pairs)`: what is minimised, one value per pair?
+
+    Args:
+        backbone: The model family; given as the recipe's own key `backbone`.
+        optimizer: Optimizer and learning-rate schedule of the trained weights.
+        validation_draws: Draws of timestep and noise per held-out pair; they are the same at
+            every validation.
+    """
+
+    beta: float = 1.0
+    """What the margin is measured in; methods with a pull to the reference set their own."""
+
+    def __init__(
+        self, backbone: Backbone, optimizer: OptimizerConfig, validation_draws: int = 4
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optimizer = optimizer
+        self.validation_draws = validation_draws
+        self.window = Window()
+        self.held_out = HeldOut(backbone.process.steps)
+        self.strict_loading = False  # frozen parts come from the backbone, not from checkpoints
+
+    # The three questions ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def form_pairs(self, batch: ImagePairs | Pairs) -> Pairs:
+        """Return what to learn from; here images are encoded, and latents pass.
+
+        Args:
+            batch: What the data module yields.
+        """
+        if isinstance(batch, Pairs):
+            return batch
+        mean, deviation = self.backbone.encode(batch.images.flatten(0, 1))
+        latents = mean.unflatten(0, batch.images.shape[:2])
+        # One draw for all sides: what the VAE adds at random must not tell them apart.
+        noise = draws.normal(batch.seeds, latents.shape[2:], "vae")[:, None]
+        latents = latents + deviation.unflatten(0, batch.images.shape[:2]) * noise
+        masks = None
+        if batch.masks is not None:
+            masks = torch.nn.functional.interpolate(batch.masks, latents.shape[-2:], mode="area")
+        prompt = self.backbone.embed(batch.texts)
+        return Pairs(latents, prompt, batch.seeds, batch.labels, batch.weights, masks)
+
+    def log_ratios(self, pairs: Pairs) -> LogRatios:
+        """Return how much likelier the policy finds each side than the reference does.
+
+        Here: half the drop in denoising error, at one timestep and with one noise for all sides.
+        """
+        noised = self.add_noise(pairs)
+        reference = None
+        if self.backbone.has_reference:
+            with self.backbone.as_reference():
+                reference = self.errors(noised).value
+        policy = self.errors(noised)
+        values = error_log_ratios(policy.value, reference)
+        return LogRatios(values, noised.t, policy.value, reference, policy.overlap)
+
+    def losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor:
+        """Return the loss of every pair, (B,)."""
+        raise NotImplementedError
+
+    # What the answers are made of ---------------------------------------------------------------
+
+    def draw_timesteps(self, u: Tensor) -> Tensor:
+        """Return the timesteps at quantiles u of their distribution; here it is uniform.
+
+        Args:
+            u: Uniform draws in [0, 1), (B,) float64.
+        """
+        return (u * self.backbone.process.steps).long()
+
+    def add_noise(self, pairs: Pairs) -> Noised:
+        """Noise all sides of a pair alike: one timestep and one noise, drawn from its seed."""
+        t = self.draw_timesteps(draws.uniform(pairs.seeds, "t"))
+        # The same noise on all sides: its variance cancels in their difference.
+        noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise")
+        return Noised.of(self.backbone.process, pairs, t, noise)
+
+    def errors(self, noised: Noised) -> Errors:
+        """Return the denoising errors of the network that speaks now, all sides in one forward."""
+        prediction = self.backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
+        prediction = prediction.unflatten(0, noised.target.shape[:2])
+        return denoising_errors(prediction, noised.target, noised.masks)
+
+    # What is the same for all methods -----------------------------------------------------------
+
+    def training_step(self, batch: ImagePairs | Pairs, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        pairs = self.form_pairs(batch)
+        ratios = self.log_ratios(pairs)
+        losses = self.losses(ratios, pairs)
+        loss = (pairs.weights * losses).sum() / pairs.weights.sum()
+        self.window.add(summary(ratios, pairs, loss, self.beta), self.global_step)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every == 0:
+            means = self.window.means("train/")
+            self.log_dict(means, sync_dist=True, batch_size=len(losses))
+        return loss
+
+    def validation_step(self, batch: ImagePairs | Pairs, batch_idx: int) -> None:
+        """Measure held-out preference on draws that depend on the pair alone."""
+        pairs = self.form_pairs(batch)
+        for draw in range(self.validation_draws):
+            seeded = pairs._replace(seeds=pairs.seeds + draw)
+            self.held_out.add(self.log_ratios(seeded), seeded, self.beta)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log held-out accuracy and margin, over all timesteps and by quarter of them."""
+        self.log_dict(self.held_out.means("val/"))
+        self.held_out.reset()
+
+    def test_step(self, batch: ImagePairs | Pairs, batch_idx: int) -> None:
+        """Measure held-out preference, as in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log what validation logs, under `test/`."""
+        self.log_dict(self.held_out.means("test/"))
+        self.held_out.reset()
+
+    def on_fit_start(self) -> None:
+        """Refuse weights too coarse to learn."""
+        coarse = {p.dtype for p in self.parameters() if p.requires_grad} - {torch.float32}
+        if coarse:
+            raise InputError(
+                f"The trained weights are {coarse.pop()}, in which steps of usual learning rates "
+                "are rounded away: set `--trainer.precision bf16-mixed` or `32-true`."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over what is trained."""
+        optimizer = self.optimizer.build([p for p in self.parameters() if p.requires_grad])
+        schedule = self.optimizer.build_schedule(optimizer, self.trainer.max_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trained weights alone."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not hold exactly what is trained here."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        differing = trained ^ set(checkpoint["state_dict"])
+        if differing:
+            raise InputError(
+                f"The checkpoint was made by another backbone: {len(differing)} of its trained "
+                f"weights differ, such as {min(differing)}; give `fit` the recipe that made it."
+            )
