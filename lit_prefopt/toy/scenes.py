@@ -1,0 +1,170 @@
+"""The scenes of the toy world and the captions that name them.
+
+A caption and its scene say the same: `parse` is the inverse of `Scene.caption`.
+
+    a large red circle on the left of a black background
+    a red circle above a blue square on a white background
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import permutations, product
+from typing import Literal
+
+Split = Literal["train", "held-out"]
+
+COLOURS = ("red", "yellow", "green", "cyan", "blue", "purple")
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = ("small", "large")
+PLACES = ("left", "right", "top", "bottom", "middle")
+RELATIONS = ("left of", "right of", "above", "below")
+BACKGROUNDS = ("black", "grey", "white")
+
+_AT = dict(zip(PLACES, ("on the", "on the", "at the", "at the", "in the"), strict=True))
+_OBJECT = rf"a (?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_GRAMMAR = re.compile(
+    rf"{_OBJECT} (?:(?:on|at|in) the ({'|'.join(PLACES)}) of"
+    rf"|({'|'.join(RELATIONS)}) {_OBJECT} on) a ({'|'.join(BACKGROUNDS)}) background"
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One coloured shape; size and place are said of single objects only."""
+
+    colour: str
+    shape: str
+    size: str | None = None
+    place: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(word for word in ("a", self.size, self.colour, self.shape) if word)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A background with one object somewhere, or with two objects in a relation."""
+
+    background: str
+    items: tuple[Item, ...]
+    relation: str | None = None
+
+    def caption(self) -> str:
+        """Return the one sentence that names this scene."""
+        if self.relation is None:
+            (item,) = self.items
+            where = f"{_AT[item.place or '']} {item.place} of"
+        else:
+            item, other = self.items
+            where = f"{self.relation} {other} on"
+        return f"{item} {where} a {self.background} background"
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of what the caption says, in the order of the judge."""
+        if self.relation is None:
+            return ("colour", "shape", "size", "place", "background")
+        return ("colour", "shape", "background", "relation")
+
+
+@cache
+def parse(caption: str) -> Scene:
+    """Return the scene that a caption names."""
+    found = _GRAMMAR.fullmatch(caption)
+    if found is not None:
+        size, colour, shape, place, relation, _, colour2, shape2, background = found.groups()
+        items = [Item(colour, shape, size, place)]
+        items += [Item(colour2, shape2)] if relation else []
+        scene = Scene(background, tuple(items), relation)
+        if scene in _all_of(relation is not None) and scene.caption() == caption:
+            return scene
+    raise ValueError(
+        f"{caption!r} is not a caption of the toy world; try {_single()[0].caption()!r}"
+        " or take one from lit_prefopt.toy.scenes.prompts()"
+    )
+
+
+def all_scenes() -> list[Scene]:
+    """Return every scene of the toy world: 720 with one object, 5760 with two."""
+    return [*_single(), *_double()]
+
+
+def split(caption: str) -> Split:
+    """Return on which side a caption lies; about one in ten is held out from every training."""
+    digest = hashlib.blake2s(caption.encode(), digest_size=4).digest()
+    return "held-out" if int.from_bytes(digest, "big") % 10 == 0 else "train"
+
+
+def prompts(count: int, of: Split = "train", two_objects: float = 0.75, seed: int = 0) -> list[str]:
+    """Return captions of one split in a fixed random order, none of them twice.
+
+    Args:
+        count: How many captions.
+        of: The split, "train" or "held-out".
+        two_objects: Share of captions with two objects.
+        seed: Another seed gives another choice and order.
+    """
+    double = round(count * two_objects)
+    chosen: list[str] = []
+    for wanted, two in ((count - double, False), (double, True)):
+        pool = captions(of, two)
+        if wanted > len(pool):
+            raise ValueError(
+                f"the toy world has {len(pool)} {of} captions with {1 + two} object(s), not"
+                f" {wanted}: ask for fewer or change two_objects"
+            )
+        chosen += sorted(pool, key=lambda text: _rank(text, seed))[:wanted]
+    return sorted(chosen, key=lambda text: _rank(text, seed))
+
+
+@cache
+def captions(of: Split, two_objects: bool) -> tuple[str, ...]:
+    """Return all captions of one split with one object, or with two."""
+    texts = (scene.caption() for scene in (_double() if two_objects else _single()))
+    return tuple(text for text in texts if split(text) == of)
+
+
+@cache
+def changes(scene: Scene, attribute: str) -> tuple[Scene, ...]:
+    """Return the scenes that differ from this one in that attribute alone, on one object."""
+    if attribute == "background":
+        return tuple(replace(scene, background=b) for b in BACKGROUNDS if b != scene.background)
+    if attribute == "relation":
+        return tuple(replace(scene, relation=r) for r in RELATIONS if r != scene.relation)
+    words = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES}[attribute]
+    found = []
+    for i, item in enumerate(scene.items):
+        for word in words:
+            items = list(scene.items)
+            items[i] = replace(item, **{attribute: word})
+            found.append(replace(scene, items=tuple(items)))
+    world = _all_of(scene.relation is not None)
+    return tuple(other for other in found if other != scene and other in world)
+
+
+def _rank(text: str, seed: int) -> bytes:
+    return hashlib.blake2s(f"{seed}/{text}".encode()).digest()
+
+
+@cache
+def _single() -> tuple[Scene, ...]:
+    parts = product(BACKGROUNDS, COLOURS, SHAPES, SIZES, PLACES)
+    return tuple(Scene(background, (Item(*rest),)) for background, *rest in parts)
+
+
+@cache
+def _double() -> tuple[Scene, ...]:
+    parts = product(BACKGROUNDS, permutations(COLOURS, 2), SHAPES, SHAPES, RELATIONS)
+    return tuple(
+        Scene(background, (Item(one, shape), Item(two, other)), relation)
+        for background, (one, two), shape, other, relation in parts
+    )
+
+
+@cache
+def _all_of(two_objects: bool) -> frozenset[Scene]:
+    return frozenset(_double() if two_objects else _single())

@@ -1,0 +1,171 @@
+"""The imperfect web: captioned pictures of toy scenes, many of them wrong or flawed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Generator
+from torch.utils.data import DataLoader, Dataset
+
+from lit_prefopt.batches import ImagePairs
+from lit_prefopt.toy.flaws import blur, dim, draw_flaws
+from lit_prefopt.toy.render import render
+from lit_prefopt.toy.scenes import Scene, Split, captions, changes, parse
+
+
+class ToyWeb(LightningDataModule):
+    """The toy world's training pictures, one side each, rendered while the training runs.
+
+    Real image models learn from a web whose captions lie and whose pictures are poor, and that is
+    what leaves a preference method something to win. Batch number s depends on the seed and s
+    alone, so a resumed run sees the batches that an uninterrupted one would have seen.
+
+    Args:
+        batch_size: Pictures in a batch.
+        steps: Batches in an epoch, on each rank.
+        wrong_caption: Share of pictures that differ from their caption in one attribute.
+        flawed_picture: Share of pictures that are blurred, dim or displaced.
+        two_objects: Share of pictures with two objects.
+        caption_dropout: Share of captions replaced by "", which guidance needs.
+        seed: Everything random is drawn from it.
+        workers: Processes that render; 0 renders in the training process.
+        val_steps: Batches of clean pictures with held-out captions for validation; 0 for none.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        steps: int = 2500,
+        wrong_caption: float = 1 / 3,
+        flawed_picture: float = 0.5,
+        two_objects: float = 0.5,
+        caption_dropout: float = 0.1,
+        seed: int = 0,
+        workers: int = 0,
+        val_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        shares = (wrong_caption, flawed_picture, two_objects, caption_dropout)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"the shares of ToyWeb are {shares}; choose each between 0 and 1")
+        if batch_size < 1 or steps < 1:
+            raise ValueError("ToyWeb makes no batch; set batch_size and steps to at least 1")
+        self.steps = steps
+        self.workers = workers
+        self.val_steps = val_steps
+        draw = partial(web_pictures, count=batch_size, two_objects=two_objects)
+        self._train = _Batches(
+            partial(
+                draw,
+                seed=seed,
+                wrong_caption=wrong_caption,
+                flawed_picture=flawed_picture,
+                caption_dropout=caption_dropout,
+            )
+        )
+        # a fixed seed: runs with different seeds are validated on the same pictures
+        self._val = _Batches(partial(draw, seed=0, of="held-out"))
+
+    def train_dataloader(self) -> _Onward:
+        """Return the batches from where the run stands to the end of its epoch."""
+        return _Onward(self)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return clean pictures with held-out captions, the same at every validation."""
+        if not self.val_steps:
+            return []
+        return DataLoader(self._val, batch_size=None, sampler=range(self.val_steps))
+
+    def batches(self, numbers: range) -> DataLoader:
+        """Return the training batches of these numbers."""
+        return DataLoader(self._train, batch_size=None, sampler=numbers, num_workers=self.workers)
+
+
+def web_pictures(
+    step: int,
+    count: int,
+    seed: int,
+    wrong_caption: float = 0.0,
+    flawed_picture: float = 0.0,
+    two_objects: float = 0.5,
+    caption_dropout: float = 0.0,
+    of: Split = "train",
+) -> ImagePairs:
+    """Return batch number `step` of the web that belongs to `seed`; see `ToyWeb`."""
+    # the two numbers in one: 2**32 steps are more than any run has
+    generator = Generator().manual_seed((seed % 2**31) * 2**32 + step)
+    draw = partial(torch.rand, count, generator=generator)
+    pick = torch.randint(2**31, (count, 3), generator=generator).tolist()
+    texts, scenes = [], []
+    for two, wrong, (one, other, third) in zip(
+        (draw() < two_objects).tolist(), (draw() < wrong_caption).tolist(), pick, strict=True
+    ):
+        pool = captions(of, two)
+        texts.append(pool[one % len(pool)])
+        scene = parse(texts[-1])
+        # the picture is wrong, not the caption: a held-out caption never gets in
+        scenes.append(_changed(scene, other, third) if wrong else scene)
+    sigma, light, displacement = draw_flaws(count, flawed_picture, generator)
+    images = dim(blur(render(scenes, generator, displacement), sigma), light)
+    dropped = (draw() < caption_dropout).tolist()
+    return ImagePairs(
+        images=images[:, None],
+        texts=["" if gone else text for gone, text in zip(dropped, texts, strict=True)],
+        seeds=torch.randint(2**62, (count,), generator=generator),
+        labels=torch.ones(count),
+        weights=torch.ones(count),
+        keys=[f"web/{step * count + i:08d}" for i in range(count)],
+    )
+
+
+def _changed(scene: Scene, which: int, how: int) -> Scene:
+    others = changes(scene, scene.attributes[which % len(scene.attributes)])
+    return others[how % len(others)]
+
+
+class _Batches(Dataset[ImagePairs]):
+    """Batch s is a function of s."""
+
+    def __init__(self, batch: partial[ImagePairs]) -> None:
+        self.batch = batch
+
+    def __getitem__(self, step: int) -> ImagePairs:
+        return self.batch(step)
+
+
+class _Onward:
+    """One epoch's batches of this rank, from where Lightning's batch counter stands.
+
+    Not a DataLoader, so that Lightning puts no sampler of its own around it: the ranks already
+    read different batches.
+    """
+
+    def __init__(self, web: ToyWeb) -> None:
+        self.web = web
+
+    def __len__(self) -> int:
+        return self.web.steps
+
+    def __iter__(self) -> Iterator[ImagePairs]:
+        trainer = self.web.trainer
+        assert trainer is not None, "ToyWeb has no trainer yet; hand it to Trainer.fit"
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        end = (done // len(self) + 1) * len(self)
+        ranks = trainer.world_size
+        first, last = done * ranks + trainer.global_rank, end * ranks
+        return iter(self.web.batches(range(first, last, ranks)))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return nothing but a guard: the position follows from Lightning's own counter."""
+        return {"steps": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Refuse an epoch of another length, in which the counter would mean another place."""
+        if state != self.state_dict():
+            raise ValueError(
+                f"the checkpoint was made with {state['steps']} steps an epoch, not {len(self)};"
+                " resume with the same `steps` of ToyWeb"
+            )
