@@ -8,7 +8,7 @@ import torch
 from lit_prefopt.backbones import StableDiffusion
 from tests.tiny import tiny_pipeline
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the networks are so small that a second thread costs time
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,180 @@
+"""What must hold for every method, and what each adds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_prefopt import losses
+from lit_prefopt.backbones import LoRA, StableDiffusion
+from lit_prefopt.methods import DiffusionDPO, SupervisedFineTuning
+from lit_prefopt.module import PreferenceDiffusionModule
+from lit_prefopt.optimizers import AdamW
+from tests.batches import image_pairs
+
+BACKBONES = {
+    "full": {},
+    "full, checkpointing": {"gradient_checkpointing": True},
+    "lora": {"lora": LoRA(4)},
+    "lora, bfloat16, checkpointing": {
+        "lora": LoRA(4),
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+    },
+}
+
+
+@pytest.fixture(params=BACKBONES, ids=str)
+def any_backbone(request: pytest.FixtureRequest, tiny_folder: str) -> StableDiffusion:
+    """Each way to hold a reference."""
+    return StableDiffusion(tiny_folder, **BACKBONES[request.param])
+
+
+def dpo(backbone: StableDiffusion, beta: float = 5000.0, **options: object) -> DiffusionDPO:
+    return DiffusionDPO(backbone, AdamW(1e-3), beta, **options)
+
+
+def one_step(module: PreferenceDiffusionModule, lr: float = 1e-3) -> None:
+    """Take one optimizer step as the Trainer would."""
+    module.train()
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr)
+    pairs = module.form_pairs(image_pairs())
+    module.losses(module.log_ratios(pairs), pairs).mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("link", "at_zero"),
+    [
+        (losses.sigmoid, math.log(2)),
+        (losses.ipo, 1 / (4 * 5000.0**2)),
+        (losses.hinge, 1.0),
+    ],
+)
+def test_step_zero(
+    any_backbone: StableDiffusion, link: Callable[[Tensor, float], Tensor], at_zero: float
+) -> None:
+    """Policy and reference agree to the last bit, so the margin is zero and not nearly zero."""
+    module = dpo(any_backbone, link=link).train()
+    pairs = module.form_pairs(image_pairs())
+    ratios = module.log_ratios(pairs)
+    assert (ratios.values == 0).all()
+    assert module.losses(ratios, pairs).tolist() == pytest.approx([at_zero] * 3, rel=1e-6)
+
+
+def test_the_reference_never_moves(any_backbone: StableDiffusion) -> None:
+    module = dpo(any_backbone)
+    before = copy.deepcopy(any_backbone.state_dict())
+    frozen = {n for n, p in any_backbone.named_parameters() if not p.requires_grad}
+    pairs = module.form_pairs(image_pairs())
+    first = module.log_ratios(pairs)
+    for _ in range(2):
+        one_step(module)
+    later = module.log_ratios(pairs)
+    assert torch.equal(first.reference_error, later.reference_error)
+    assert not torch.equal(first.policy_error, later.policy_error)
+    after = any_backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert frozen
+    for name, part in any_backbone.named_children():
+        assert part.training == (name == "policy")
+    if any_backbone.policy.frozen is not None:
+        assert not any(part.training for part in any_backbone.policy.frozen.modules())
+
+
+def test_gradients_reach_all_that_is_trained_and_nothing_else(
+    any_backbone: StableDiffusion,
+) -> None:
+    module = dpo(any_backbone, beta=10.0)
+    pairs = module.form_pairs(image_pairs())
+    module.losses(module.log_ratios(pairs), pairs).mean().backward()
+    for name, parameter in module.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_dpo_raises_the_margin(any_backbone: StableDiffusion) -> None:
+    module = dpo(any_backbone, beta=100.0)
+    pairs = module.form_pairs(image_pairs())
+    for _ in range(3):
+        one_step(module, lr=1e-2)
+    ratios = module.log_ratios(pairs)
+    assert (ratios.chosen - ratios.rejected).mean() > 0
+
+
+def test_draws_do_not_depend_on_the_batch(backbone: StableDiffusion) -> None:
+    module = dpo(backbone)
+    pairs = module.form_pairs(image_pairs(4))
+    together = module.log_ratios(pairs)
+    alone = module.form_pairs(
+        image_pairs(4)._replace(
+            images=image_pairs(4).images[2:3],
+            texts=image_pairs(4).texts[2:3],
+            seeds=pairs.seeds[2:3],
+        )
+    )
+    torch.testing.assert_close(
+        module.log_ratios(alone).policy_error, together.policy_error[2:3], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_anchor_adds_the_chosen_error(backbone: StableDiffusion) -> None:
+    plain, anchored = dpo(backbone), dpo(backbone, anchor=2.0)
+    pairs = plain.form_pairs(image_pairs())
+    ratios = plain.log_ratios(pairs)
+    torch.testing.assert_close(
+        anchored.losses(ratios, pairs),
+        plain.losses(ratios, pairs) + 2 * ratios.policy_error[:, 0],
+    )
+
+
+def test_spare_chosen_changes_the_gradient_and_not_the_loss(backbone: StableDiffusion) -> None:
+    def gradient(module: DiffusionDPO) -> tuple[Tensor, Tensor]:
+        module.zero_grad()
+        pairs = module.form_pairs(image_pairs())
+        loss = module.losses(module.log_ratios(pairs), pairs).mean()
+        loss.backward()
+        return loss.detach(), module.backbone.policy.denoiser.conv_out.weight.grad.clone()
+
+    loss, grad = gradient(dpo(backbone))
+    spared_loss, spared_grad = gradient(dpo(backbone, spare_chosen=1.0))
+    assert loss == spared_loss
+    assert not torch.allclose(grad, spared_grad)
+
+
+def test_sft_learns_the_chosen_side_alone(backbone: StableDiffusion) -> None:
+    module = SupervisedFineTuning(backbone, AdamW(1e-3)).train()
+    batch = image_pairs()
+    pairs = module.form_pairs(batch)
+    assert pairs.sides == 1
+    ratios = module.log_ratios(pairs)
+    assert ratios.reference_error is None
+    other = batch._replace(images=torch.cat([batch.images[:, :1], batch.images[:, 1:] * 0], 1))
+    again = module.losses(module.log_ratios(module.form_pairs(other)), pairs)
+    assert torch.equal(module.losses(ratios, pairs), again)
+
+
+def test_sft_is_validated_like_every_other_method(backbone: StableDiffusion) -> None:
+    sft, other = SupervisedFineTuning(backbone, AdamW(1e-3)).eval(), dpo(backbone).eval()
+    pairs = sft.form_pairs(image_pairs())
+    assert torch.equal(sft.log_ratios(pairs).values, other.log_ratios(pairs).values)
+    assert pairs.sides == 2
+
+
+def test_without_a_reference_there_is_none(tiny_folder: str) -> None:
+    module = dpo(StableDiffusion(tiny_folder, reference="none"))
+    ratios = module.log_ratios(module.form_pairs(image_pairs()))
+    assert ratios.reference_error is None
+    assert torch.equal(ratios.values, -0.5 * ratios.policy_error)
+
+
+def test_ranked_lists_pass(backbone: StableDiffusion) -> None:
+    module = dpo(backbone)
+    pairs = module.form_pairs(image_pairs(sides=3))
+    ratios = module.log_ratios(pairs)
+    assert ratios.values.shape == (3, 3)
+    assert module.losses(ratios, pairs).shape == (3,)
