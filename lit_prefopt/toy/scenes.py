@@ -24,6 +24,7 @@ PLACES = ("left", "right", "top", "bottom", "middle")
 RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUNDS = ("black", "grey", "white")
 
+_OPPOSITE = {"right of": "left of", "below": "above"}
 _AT = dict(zip(PLACES, ("on the", "on the", "at the", "at the", "in the"), strict=True))
 _OBJECT = rf"a (?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 _GRAMMAR = re.compile(
@@ -69,6 +70,12 @@ class Scene:
         if self.relation is None:
             return ("colour", "shape", "size", "place", "background")
         return ("colour", "shape", "background", "relation")
+
+    def upright(self) -> Scene:
+        """Return the scene of the same picture that speaks from the left or from above."""
+        if self.relation not in ("right of", "below"):
+            return self
+        return Scene(self.background, self.items[::-1], _OPPOSITE[self.relation])
 
 
 @cache
