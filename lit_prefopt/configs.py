@@ -22,9 +22,9 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name).resolve()
-    stem = name.removesuffix(".yaml").removeprefix("configs/")
-    for folder in (CONFIGS, CONFIGS / "recipes"):
-        if (folder / f"{stem}.yaml").is_file():
-            return (folder / f"{stem}.yaml").resolve()
+    short = name.removeprefix("configs/")
+    for candidate in (short, f"{short}.yaml", f"recipes/{short}.yaml"):
+        if (CONFIGS / candidate).is_file():
+            return (CONFIGS / candidate).resolve()
     known = ", ".join(sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml")))
     raise InputError(f"{name} is neither a file nor one of the shipped recipes: {known}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from lit_prefopt.backbones.backbone import Backbone
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.reference import Policy, frozen
 from lit_prefopt.batches import Prompt
+from lit_prefopt.configs import find_config
 from lit_prefopt.diffusion.process import DiscreteProcess
 from lit_prefopt.errors import InputError
 
@@ -133,7 +135,7 @@ def _policy(unet: UNet2DConditionModel, lora: LoRA | None, reference: str) -> Po
 def _load_unet(source: str, dtype: torch.dtype, variant: str | None = None) -> UNet2DConditionModel:
     """Return the UNet of a pipeline or of a folder of its own, or a fresh one."""
     if source.endswith(".json"):
-        config = UNet2DConditionModel._dict_from_json_file(source)
+        config = json.loads(find_config(source).read_text("utf-8"))
         return UNet2DConditionModel.from_config(config).to(dtype)
     own_folder = (Path(source) / "config.json").is_file()
     return UNet2DConditionModel.from_pretrained(

@@ -1,0 +1,38 @@
+"""What a user takes home: the trained weights in diffusers' layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_prefopt.module import PreferenceDiffusionModule
+from lit_prefopt.run_directory import RECIPE
+
+
+class Export(Callback):
+    """Writes the weights at the end of `fit`, with the recipe beside them.
+
+    A LoRA becomes a file that diffusers' `load_lora_weights` takes, a full fine-tune a folder that
+    `from_pretrained` takes.
+
+    Args:
+        folder: Name of the folder inside the run's directory.
+    """
+
+    def __init__(self, folder: str = "weights") -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them (rank zero)."""
+        if not trainer.is_global_zero or not isinstance(pl_module, PreferenceDiffusionModule):
+            return
+        root = Path(trainer.default_root_dir)
+        folder = root / self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        where = pl_module.backbone.save(folder)
+        if (root / RECIPE).is_file():
+            shutil.copyfile(root / RECIPE, folder / RECIPE)
+        rank_zero_info(f"Weights in diffusers' layout: {where}")

@@ -1,0 +1,66 @@
+"""Pictures while training: what policy and reference make of the same prompts and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+from torch import Tensor
+
+from lit_prefopt.diffusion.sampling import Sampling, sample
+from lit_prefopt.evaluate.report import to_pil
+from lit_prefopt.module import PreferenceDiffusionModule
+
+
+class SampleGrid(Callback):
+    """Draws a grid at every validation, the reference's row over the policy's.
+
+    It goes to the logger (TensorBoard or Weights & Biases) and to `samples/` in the run's
+    directory.
+
+    Args:
+        prompts: One column each.
+        sampling: Settings of the sampler.
+        seed: Seed of the first column; the others follow.
+    """
+
+    def __init__(self, prompts: list[str], sampling: Sampling | None = None, seed: int = 0) -> None:
+        self.prompts = prompts
+        self.sampling = sampling or Sampling()
+        self.seed = seed
+        self._reference: Tensor | None = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, write and log the grid (rank zero)."""
+        if not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
+        if not isinstance(pl_module, PreferenceDiffusionModule):
+            return
+        with trainer.precision_plugin.forward_context():
+            grid = self._grid(pl_module)
+        path = Path(trainer.default_root_dir) / "samples" / f"{trainer.global_step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(grid)
+                logger.experiment.add_image(
+                    "samples", pixels, trainer.global_step, dataformats="HWC"
+                )
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("samples", [grid], trainer.global_step)
+
+    def _grid(self, module: PreferenceDiffusionModule) -> Image.Image:
+        seeds = torch.arange(len(self.prompts)) + self.seed
+        backbone = module.backbone
+        if self._reference is None and backbone.has_reference:
+            with backbone.as_reference():
+                self._reference = sample(backbone, self.prompts, seeds, self.sampling)
+        rows = [sample(backbone, self.prompts, seeds, self.sampling)]
+        if self._reference is not None:
+            rows.insert(0, self._reference)
+        return to_pil(torch.cat([torch.cat([*row], dim=-1) for row in rows], dim=-2))

@@ -1,0 +1,72 @@
+"""From noise to images, for evaluation and sample grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.batches import Prompt
+from lit_prefopt.diffusion import draws
+
+
+@dataclass
+class Sampling:
+    """How images are sampled; two models are compared under the same settings and seeds.
+
+    Args:
+        steps: Number of denoising steps (DDIM).
+        guidance: Classifier-free guidance scale; 1 is without.
+        eta: Share of DDPM's noise that each step adds; 0 is deterministic DDIM.
+        batch_size: Images made at a time.
+    """
+
+    steps: int = 50
+    guidance: float = 7.5
+    eta: float = 0.0
+    batch_size: int = 16
+
+
+@torch.no_grad()
+def sample(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
+    """Return one image for each text and seed, (B, 3, H, W) in [-1, 1].
+
+    Every image's noise is drawn from its own seed, so it does not depend on the batch.
+
+    Args:
+        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        texts: B prompts.
+        seeds: (B,) int64.
+        how: The settings.
+    """
+    batches = zip(_chunks(texts, how.batch_size), seeds.split(how.batch_size), strict=True)
+    return torch.cat([_sample_batch(backbone, *batch, how) for batch in batches])
+
+
+def _chunks(texts: list[str], size: int) -> list[list[str]]:
+    return [texts[i : i + size] for i in range(0, len(texts), size)]
+
+
+def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
+    scheduler = backbone.process.sampler()
+    scheduler.set_timesteps(how.steps)
+    prompt = backbone.embed(texts)
+    empty = backbone.embed([""]).repeat(len(texts))
+    both = Prompt(*(torch.cat(fields) for fields in zip(empty, prompt, strict=True)))
+    device = prompt.hidden.device
+    latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
+    for i, t in enumerate(scheduler.timesteps):
+        times = t.to(device).expand(len(texts))
+        if how.guidance == 1:
+            prediction = backbone.predict(latents, times, prompt).float()
+        else:
+            twice = backbone.predict(latents.repeat(2, 1, 1, 1), times.repeat(2), both).float()
+            without, with_prompt = twice.chunk(2)
+            prediction = without + how.guidance * (with_prompt - without)
+        noise = draws.normal(seeds, backbone.latent_shape, f"step {i}").to(device)
+        latents = scheduler.step(
+            prediction, t, latents, eta=how.eta, variance_noise=noise if how.eta > 0 else None
+        ).prev_sample
+    return backbone.decode(latents)

@@ -1,0 +1,48 @@
+"""Means and win rates with their intervals."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Return the percentile bootstrap interval of the mean (B. Efron, 1979).
+
+    Args:
+        values: One value per prompt, (N,).
+        level: Share of repetitions in which the interval holds the true mean.
+        resamples: Number of resamples.
+        seed: The same values always give the same interval.
+    """
+    rng = np.random.default_rng(seed)
+    # In parts: 10,000 resamples of 10,000 values at once would take a gigabyte.
+    rows = max(1, 10_000_000 // len(values))
+    means = [
+        values[rng.integers(0, len(values), (min(rows, resamples - done), len(values)))].mean(1)
+        for done in range(0, resamples, rows)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def wilson_interval(wins: float, count: int, level: float = 0.95) -> Interval:
+    """Return Wilson's score interval of a rate (E. B. Wilson, 1927).
+
+    Args:
+        wins: Number of wins; a tie counts one half.
+        count: Number of comparisons.
+        level: Share of repetitions in which the interval holds the true rate.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    rate = wins / count
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
