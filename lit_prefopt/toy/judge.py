@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.toy.render import DIRECTIONS, SIZE, Layout, layout, palette, shape_masks
 from lit_prefopt.toy.scenes import BACKGROUNDS, COLOURS, RELATIONS, Scene, parse
 
@@ -72,14 +73,14 @@ class ToyJudge:
 
 def _checked(images: Tensor, texts: Sequence[str]) -> list[Scene]:
     if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
-        raise ValueError(
+        raise InputError(
             f"the toy judge takes images of shape (B, 3, {SIZE}, {SIZE}), not"
             f" {tuple(images.shape)}; resize them first"
         )
     if len(images) != len(texts):
-        raise ValueError(f"{len(images)} images and {len(texts)} texts; give one text per image")
+        raise InputError(f"{len(images)} images and {len(texts)} texts; give one text per image")
     if not torch.isfinite(images).all():
-        raise ValueError(
+        raise InputError(
             "the images hold NaN or infinite pixels; look for the step that made them, often a"
             " VAE in float16, or a learning rate that is too high"
         )

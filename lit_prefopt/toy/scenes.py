@@ -15,6 +15,8 @@ from functools import cache
 from itertools import permutations, product
 from typing import Literal
 
+from lit_prefopt.errors import InputError
+
 Split = Literal["train", "held-out"]
 
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "purple")
@@ -24,6 +26,7 @@ PLACES = ("left", "right", "top", "bottom", "middle")
 RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUNDS = ("black", "grey", "white")
 
+_OPPOSITE = {"right of": "left of", "below": "above"}
 _AT = dict(zip(PLACES, ("on the", "on the", "at the", "at the", "in the"), strict=True))
 _OBJECT = rf"a (?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 _GRAMMAR = re.compile(
@@ -70,6 +73,12 @@ class Scene:
             return ("colour", "shape", "size", "place", "background")
         return ("colour", "shape", "background", "relation")
 
+    def upright(self) -> Scene:
+        """Return the scene of the same picture that speaks from the left or from above."""
+        if self.relation not in ("right of", "below"):
+            return self
+        return Scene(self.background, self.items[::-1], _OPPOSITE[self.relation])
+
 
 @cache
 def parse(caption: str) -> Scene:
@@ -82,7 +91,7 @@ def parse(caption: str) -> Scene:
         scene = Scene(background, tuple(items), relation)
         if scene in _all_of(relation is not None) and scene.caption() == caption:
             return scene
-    raise ValueError(
+    raise InputError(
         f"{caption!r} is not a caption of the toy world; try {_single()[0].caption()!r}"
         " or take one from lit_prefopt.toy.scenes.prompts()"
     )
@@ -113,7 +122,7 @@ def prompts(count: int, of: Split = "train", two_objects: float = 0.75, seed: in
     for wanted, two in ((count - double, False), (double, True)):
         pool = captions(of, two)
         if wanted > len(pool):
-            raise ValueError(
+            raise InputError(
                 f"the toy world has {len(pool)} {of} captions with {1 + two} object(s), not"
                 f" {wanted}: ask for fewer or change two_objects"
             )

@@ -11,6 +11,7 @@ from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
 from lit_prefopt.batches import ImagePairs
+from lit_prefopt.errors import InputError
 from lit_prefopt.toy.flaws import blur, dim, draw_flaws
 from lit_prefopt.toy.render import render
 from lit_prefopt.toy.scenes import Scene, Split, captions, changes, parse
@@ -50,9 +51,9 @@ class ToyWeb(LightningDataModule):
         super().__init__()
         shares = (wrong_caption, flawed_picture, two_objects, caption_dropout)
         if not all(0 <= share <= 1 for share in shares):
-            raise ValueError(f"the shares of ToyWeb are {shares}; choose each between 0 and 1")
+            raise InputError(f"the shares of ToyWeb are {shares}; choose each between 0 and 1")
         if batch_size < 1 or steps < 1:
-            raise ValueError("ToyWeb makes no batch; set batch_size and steps to at least 1")
+            raise InputError("ToyWeb makes no batch; set batch_size and steps to at least 1")
         self.steps = steps
         self.workers = workers
         self.val_steps = val_steps
@@ -165,7 +166,7 @@ class _Onward:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Refuse an epoch of another length, in which the counter would mean another place."""
         if state != self.state_dict():
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint was made with {state['steps']} steps an epoch, not {len(self)};"
                 " resume with the same `steps` of ToyWeb"
             )

@@ -1,0 +1,59 @@
+"""A real CLIP tokenizer whose vocabulary is the grammar of the toy world."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from lit_prefopt.toy.scenes import all_scenes
+
+_END = "</w>"
+_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+
+
+def toy_tokenizer(length: int) -> CLIPTokenizer:
+    """Return a tokenizer with one token for each word of the grammar.
+
+    Any other text works too, in bytes, but no toy text encoder has learned those.
+
+    Args:
+        length: Number of tokens that texts are padded or cut to.
+    """
+    words = {word for scene in all_scenes() for word in scene.caption().split()}
+    merges = merges_of(words)
+    letters = bytes_to_unicode().values()
+    tokens = [*letters, *(letter + _END for letter in letters), *map("".join, merges), *_SPECIAL]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocabulary, merges, model_max_length=length)
+
+
+def merges_of(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Return byte-pair merges, the commonest pair first, that end with one token a word."""
+    split = [[*word[:-1], word[-1] + _END] for word in sorted(words)]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for pieces in split for pair in pairwise(pieces)):
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        merges.append(best)
+        split = [_merged(pieces, best) for pieces in split]
+    return merges
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write the tokenizer, also as the vocab.json and merges.txt that older readers expect."""
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in pieces:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
