@@ -1,0 +1,120 @@
+"""The toy world's preference pairs: the base model's own samples, ranked by the exact judge.
+
+The shipped shards were made by `python -m lit_prefopt.toy.pairs --output FOLDER`, in about ten
+minutes on two cores.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from rich.progress import track
+
+from lit_prefopt.data import PairShards, ShardWriter
+from lit_prefopt.diffusion.sampling import Sampling, sample
+from lit_prefopt.evaluate.prompts import Prompts
+from lit_prefopt.evaluate.report import to_pil
+from lit_prefopt.toy.backbone import ToyDiffusion
+from lit_prefopt.toy.judge import ToyJudge
+from lit_prefopt.toy.scenes import Split, prompts
+
+PAIRS = Path(__file__).parent / "pairs"
+SAMPLING = Sampling(steps=20, guidance=2.0, eta=1.0, batch_size=64)
+"""eta 1 and a low guidance keep the samples of one prompt different from each other."""
+
+
+class ToyPrompts(Prompts):
+    """Captions of the toy world in a fixed order.
+
+    Args:
+        count: How many.
+        of: `train`, or `held-out` for captions that no training has seen.
+    """
+
+    def __init__(self, count: int = 256, of: Split = "held-out") -> None:
+        self.count, self.of = count, of
+
+    def texts(self) -> list[str]:
+        """Return the captions."""
+        return prompts(self.count, self.of)
+
+
+class ToyPairs(PairShards):
+    """The shipped pairs: 1,024 for training, 256 on held-out captions for validation.
+
+    Args:
+        batch_size: Pairs in a batch of one rank.
+        caption_dropout: Share of the training pairs whose prompt is left empty.
+        workers: Processes that read and decode, for each rank; 0 does it in the main process.
+        seed: Seed of the order and whatever else is drawn for a sample.
+        validation_pairs: How many pairs validation uses at most; none: all.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        caption_dropout: float = 0.1,
+        workers: int = 0,
+        seed: int = 0,
+        validation_pairs: int | None = None,
+    ) -> None:
+        super().__init__(
+            shards=str(PAIRS / "train"),
+            validation=str(PAIRS / "validation"),
+            batch_size=batch_size,
+            resolution=32,
+            flip=False,  # a flip would make captions wrong
+            caption_dropout=caption_dropout,
+            workers=workers,
+            seed=seed,
+            validation_pairs=validation_pairs,
+        )
+
+
+def make_pairs(output: Path, of: Split, count: int, samples: int = 4, seed: int = 0) -> None:
+    """Write the best and the worst of some samples for each caption.
+
+    Args:
+        output: Folder of shards to be made.
+        of: Which captions: `train` or `held-out`.
+        count: Number of captions, and of pairs.
+        samples: Samples per caption.
+        seed: Seed of the first sample; the others follow.
+    """
+    backbone, judge, texts = ToyDiffusion(reference="none").eval(), ToyJudge(), prompts(count, of)
+    at_once = SAMPLING.batch_size // samples
+    with ShardWriter(output) as writer:
+        for first in track(range(0, count, at_once), f"{output.name} pairs"):
+            some = texts[first : first + at_once]
+            repeated = [text for text in some for _ in range(samples)]
+            seeds = torch.arange(len(repeated)) + seed + first * samples
+            images = sample(backbone, repeated, seeds, SAMPLING).unflatten(0, (-1, samples))
+            rewards = judge.score(images.flatten(0, 1), repeated).unflatten(0, (-1, samples))
+            for i, text in enumerate(some):
+                best, worst = int(rewards[i].argmax()), int(rewards[i].argmin())
+                scores = [round(float(rewards[i, side]), 5) for side in (best, worst)]
+                meta = {
+                    "gap": round(scores[0] - scores[1], 5),
+                    "scores": {"chosen": scores[0], "rejected": scores[1]},
+                    "seeds": [int(seeds[i * samples + side]) for side in (best, worst)],
+                    "source": "toy base",
+                }
+                writer.add(text, to_pil(images[i, best]), to_pil(images[i, worst]), meta)
+
+
+def main(output: str = str(PAIRS), train: int = 1024, validation: int = 256) -> None:
+    """Make the toy world's pairs.
+
+    Args:
+        output: Folder for `train/` and `validation/`.
+        train: Pairs on training captions.
+        validation: Pairs on held-out captions.
+    """
+    make_pairs(Path(output) / "validation", "held-out", validation, seed=10_000_000)
+    make_pairs(Path(output) / "train", "train", train)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
