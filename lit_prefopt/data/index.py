@@ -102,6 +102,11 @@ def scan_shard(tar: Path) -> Shard:
     try:
         with tarfile.open(tar, "r:") as members:  # "r:": a compressed tar has no byte offsets
             offsets = list(_starts(tar, members))
+        with tar.open("rb") as file:
+            file.seek(members.offset)
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                # tarfile takes half a header for the end, and the samples behind it were lost
+                raise tarfile.ReadError(f"no header and no end at byte {members.offset}")
     except (tarfile.TarError, OSError) as error:
         raise ValueError(
             f"{tar} cannot be read as a tar ({error}); copy it again, unpacked if it is compressed."

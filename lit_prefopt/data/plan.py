@@ -118,8 +118,9 @@ def stand_ins(position: int, samples: int, global_batch: int) -> Iterator[int]:
     They are the same slot of the next global batches (so they belong to the same rank), around
     the end of the epoch, then the slot beside it, and so on.
     """
-    batches = max(1, samples // global_batch)
-    whole = min(samples, batches * global_batch)
+    global_batch = min(global_batch, samples)
+    batches = samples // global_batch
+    whole = batches * global_batch
     yield position
     for k in range(1, whole):
         yield (position + k * global_batch + k // batches) % whole
