@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,6 +16,10 @@ from lit_prefopt.data.loader import PairLoader, ResumableLoader
 from lit_prefopt.data.plan import Plan, Ranks
 from lit_prefopt.data.read import ShardReader
 from lit_prefopt.data.worker import PairBatches
+
+# Lightning's warnings about what is meant: workers that share the batches out among themselves,
+# and no validation
+NEEDLESS = (".*`IterableDataset` has `__len__` defined", "Total length of `list` across ranks is")
 
 
 class PairShards(LightningDataModule):
@@ -69,6 +74,8 @@ class PairShards(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the indexes, so that wrong paths and changed shards are told at the start."""
+        for message in NEEDLESS:
+            warnings.filterwarnings("ignore", message)
         self._course = None
         if stage in ("fit", None):
             self.reader = ShardReader(_shards(self.shards))

@@ -29,8 +29,8 @@ class Tally:
         allowed = max(HANDFUL, self.share * min(self.read, self.samples)) if self.share else 0
         if len(self.names) > allowed:
             raise TooManyBroken(
-                f"{len(self.names)} samples cannot be read, more than the share of {self.share} "
-                f"that `broken_share` allows; repair or remove them: {self.listed()}."
+                f"Broken samples: {len(self.names)} of the {self.read} read so far, more than the "
+                f"{self.share} that `broken_share` allows; repair or remove them: {self.listed()}."
             )
 
     def listed(self) -> str:
