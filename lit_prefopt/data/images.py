@@ -91,12 +91,12 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(BytesIO(data), formats=tuple(FORMATS))
     except Image.DecompressionBombError as error:
-        raise BrokenSample("is too large; scale it down") from error
+        raise BrokenSample("is too large") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a broken file
         raise BrokenSample("is no png, jpg or webp image") from error
     width, height = image.size
     if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
-        raise BrokenSample(f"is too large with {width} x {height} pixels; scale it down")
+        raise BrokenSample(f"is too large with {width} x {height} pixels")
     return image
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_prefopt.data.course import Course
 from lit_prefopt.data.images import Augment
-from lit_prefopt.data.index import read_index
+from lit_prefopt.data.index import Shard, read_index
 from lit_prefopt.data.loader import PairLoader, ResumableLoader
 from lit_prefopt.data.plan import Plan, Ranks
 from lit_prefopt.data.read import ShardReader
@@ -32,7 +32,8 @@ class PairShards(LightningDataModule):
         resolution: Width and height of the images that come out.
         crop: Which square of an image that is no square is used: the middle, or a random one, the
             same for both sides. Validation always takes the middle.
-        flip: Mirror half of the pairs, both sides alike. Validation never does.
+        flip: Mirror half of the pairs, both sides alike; not for texts that speak of left and
+            right. Validation never does.
         caption_dropout: Share of the training pairs whose prompt is left empty.
         workers: Processes that read and decode, for each rank; 0 does it in the main process.
         seed: Seed of the order, the crops, the flips and whatever else is drawn for a sample.
@@ -49,7 +50,7 @@ class PairShards(LightningDataModule):
         resolution: int,
         validation: str | list[str] | None = None,
         crop: Literal["center", "random"] = "center",
-        flip: bool = True,
+        flip: bool = False,
         caption_dropout: float = 0.0,
         workers: int = 2,
         seed: int = 0,
@@ -133,7 +134,7 @@ class PairShards(LightningDataModule):
         return 1.0 if self.trainer is None else self.trainer.limit_train_batches
 
 
-def _shards(folders: str | list[str]) -> list:
+def _shards(folders: str | list[str]) -> list[Shard]:
     folders = [folders] if isinstance(folders, str) else folders
     return [shard for folder in folders for shard in read_index(folder)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from lit_prefopt.data.plan import Plan, Ranks, stand_ins
 from lit_prefopt.data.read import ShardReader
 from lit_prefopt.data.seeds import sample_seed
 from lit_prefopt.data.tally import Tally, TooManyBroken
+
+log = logging.getLogger(__name__)
 
 
 class Stop(NamedTuple):
@@ -61,6 +64,7 @@ class PairBatches(IterableDataset[ImagePairs | Stop]):
                 yield self.batch(stage.epoch, *self.ranks.stretch(stage.position, batch))
         except ValueError as error:
             # torch would bury the sentence in a worker's traceback
+            log.debug("The reading of batches ended.", exc_info=True)
             yield Stop(str(error))
 
     def batch(self, epoch: int, start: int, stop: int) -> ImagePairs:

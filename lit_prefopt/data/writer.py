@@ -17,7 +17,7 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from lit_prefopt.data.images import FORMATS, open_image
+from lit_prefopt.data.images import FORMATS, BrokenSample, open_image
 from lit_prefopt.data.index import Shard, write_index
 
 Side = bytes | Image.Image | NDArray[np.uint8]
@@ -92,7 +92,7 @@ class ShardWriter:
         """
         sample: dict[str, Any] = {"__key__": f"{self.samples:09d}", "txt": prompt.encode()}
         for name, side in (("chosen", chosen), ("rejected", rejected)):
-            data, extension = encode(side, self.image_format)
+            data, extension = self._encode(name, side)
             sample[f"{name}.{extension}"] = data
         if meta:
             sample["json"] = json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
@@ -100,6 +100,13 @@ class ShardWriter:
             # the mask's name says png, so another encoding is turned into one
             sample["mask.png"] = encode(_decoded(mask), "png")[0]
         self._write(sample)
+
+    def _encode(self, name: str, side: Side) -> tuple[bytes, str]:
+        try:
+            return encode(side, self.image_format)
+        except BrokenSample as error:
+            where = f"The {name} image of sample {self.samples}"
+            raise ValueError(f"{where} {error}; repair it or leave the pair out.") from error
 
     def _write(self, sample: dict[str, Any]) -> None:
         # a header of 512 bytes and up to 511 of padding for each member

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.data import PairShards
+from lit_prefopt.data.plan import Ranks
 
 from .test_loader import data, equal, keys
 
@@ -173,6 +174,18 @@ def test_validation_is_the_same_every_time_and_complete(make_shards, tmp_path):
     assert [text for batch in first for text in batch.texts] == [f"prompt {n}" for n in range(10)]
     module.validation_pairs = 5
     assert len(keys(list(module.val_dataloader()))) == 5
+
+
+@pytest.mark.parametrize(("world", "sizes"), [(1, [4, 4, 2]), (2, [4]), (3, [3]), (7, [1])])
+def test_validation_is_split_evenly_over_ranks(make_shards, monkeypatch, world, sizes):
+    held_out = make_shards(10, name="validation")
+    read = []
+    for rank in range(world):
+        monkeypatch.setattr(PairShards, "_ranks", lambda _, size, r=rank: Ranks(r, world, size))
+        read.append(list(data(make_shards(name=f"{rank}"), validation=held_out).val_dataloader()))
+    assert [[len(batch.keys) for batch in batches] for batches in read] == [sizes] * world
+    everything = [key for batches in read for key in keys(batches)]
+    assert len(set(everything)) == len(everything) == sum(sizes) * world
 
 
 def test_a_test_run_reads_the_held_out_pairs(make_shards, tmp_path):
