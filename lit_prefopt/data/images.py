@@ -1,0 +1,115 @@
+"""Decoding and augmenting: from encoded bytes to tensors, the same way for all sides of a pair."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lit_prefopt.data.seeds import stable_seed
+
+FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # PIL's names, and ours for the files
+MAX_SIDE = 16_384  # the longest side that webp and most encoders know
+MAX_AREA = 64_000_000  # pixels; decoded, this is 192 MB
+
+
+class BrokenSample(ValueError):
+    """A sample that cannot be used; another one stands in for it."""
+
+
+class Crop(NamedTuple):
+    """What happens to all images of one sample."""
+
+    size: tuple[int, int]  # width and height that every side is brought to
+    corner: tuple[int, int]  # left and upper edge of the square that is cut out
+    flip: bool
+
+
+class Augment(NamedTuple):
+    """How the images and the text of a sample are prepared."""
+
+    resolution: int
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    caption_dropout: float = 0.0
+
+    def draw(self, size: tuple[int, int], seed: int) -> tuple[Crop, bool]:
+        """Return what to do with a sample whose best side has this size, and if its text drops.
+
+        Args:
+            size: Width and height of the best side.
+            seed: The sample's seed.
+        """
+        draws = random.Random(stable_seed("augment", seed))
+        # all coins are thrown in any case, so that one option does not change the draws of another
+        across, down, flip, drop = (draws.random() for _ in range(4))
+        if self.crop == "center":
+            across = down = 0.5
+        scale = self.resolution / min(size)
+        width, height = (max(self.resolution, round(side * scale)) for side in size)
+        corner = (
+            round(across * (width - self.resolution)),
+            round(down * (height - self.resolution)),
+        )
+        plan = Crop((width, height), corner, self.flip and flip < 0.5)
+        return plan, drop < self.caption_dropout
+
+    def images(self, sides: Sequence[Image.Image], crop: Crop) -> Tensor:
+        """Return the sides as (K, 3, resolution, resolution) float32 in [-1, 1]."""
+        pixels = np.stack([self._cut(side, sides[0].size, crop) for side in sides])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+
+    def mask(self, mask: Image.Image, size: tuple[int, int], crop: Crop) -> Tensor:
+        """Return the mask as (1, resolution, resolution) float32 in [0, 1]."""
+        return torch.from_numpy(self._cut(mask, size, crop))[None] / 255
+
+    def _cut(self, image: Image.Image, size: tuple[int, int], crop: Crop) -> np.ndarray:
+        bilinear = Image.Resampling.BILINEAR
+        if image.size == size:
+            image = image.resize(crop.size, bilinear)
+        else:  # of another size than the best side: fill the same frame, without distortion
+            image = ImageOps.fit(image, crop.size, bilinear)
+        left, upper = crop.corner
+        image = image.crop((left, upper, left + self.resolution, upper + self.resolution))
+        if crop.flip:
+            image = ImageOps.mirror(image)
+        return np.array(image, np.float32)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Return an image whose header was looked at and whose pixels were not decoded yet.
+
+    Args:
+        data: The encoded image: png, jpg or webp.
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=tuple(FORMATS))
+    except Image.DecompressionBombError as error:
+        raise BrokenSample("is too large") from error
+    except Exception as error:  # PIL's decoders raise nearly anything on a broken file
+        raise BrokenSample("is no png, jpg or webp image") from error
+    width, height = image.size
+    if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
+        raise BrokenSample(f"is too large with {width} x {height} pixels")
+    return image
+
+
+def decode(data: bytes, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """Return a decoded image, upright.
+
+    Args:
+        data: The encoded image: png, jpg or webp.
+        mode: RGB for images, L for masks.
+    """
+    image = open_image(data)
+    try:
+        # cameras store an orientation beside the pixels, and people judged the upright picture
+        return ImageOps.exif_transpose(image).convert(mode)
+    except Exception as error:
+        raise BrokenSample(f"cannot be decoded ({error})") from error

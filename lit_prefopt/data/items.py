@@ -1,0 +1,84 @@
+"""One sample of a batch, from stored bytes to tensors, and the batch that several make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_prefopt.batches import ImagePairs
+from lit_prefopt.data.images import Augment, BrokenSample, decode
+from lit_prefopt.data.read import Sample
+
+
+class Item(NamedTuple):
+    """One sample of a batch."""
+
+    images: Tensor  # (K, 3, H, W)
+    text: str
+    seed: int
+    label: float
+    weight: float
+    key: str
+    mask: Tensor | None  # (1, H, W)
+
+
+def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> Item:
+    """Return a sample decoded and augmented; raise BrokenSample, which names it, if it cannot be.
+
+    Args:
+        sample: The sample as stored.
+        augment: What happens to it.
+        seed: The sample's seed.
+        names: Names of its sides, for messages.
+    """
+    files = [*zip(names, sample.sides, strict=True)]
+    images = [_decoded(sample, name, data, "RGB") for name, data in files]
+    crop, dropped = augment.draw(images[0].size, seed)
+    mask = None
+    if sample.mask is not None:
+        mask = augment.mask(_decoded(sample, "mask", sample.mask, "L"), images[0].size, crop)
+    return Item(
+        images=augment.images(images, crop),
+        text="" if dropped else sample.text,
+        seed=seed,
+        label=_number(sample, "label", 1.0, most=1.0),
+        weight=_number(sample, "weight", 1.0, most=float("inf")),
+        key=sample.name,
+        mask=mask,
+    )
+
+
+def collate(items: list[Item], broken: tuple[str, ...] = ()) -> ImagePairs:
+    """Return the batch that these items make."""
+    masks = None
+    if any(item.mask is not None for item in items):  # where there is none, all may differ
+        all_ones = torch.ones_like(items[0].images[0, :1])
+        masks = torch.stack([all_ones if i.mask is None else i.mask for i in items])
+    return ImagePairs(
+        images=torch.stack([item.images for item in items]),
+        texts=[item.text for item in items],
+        seeds=torch.tensor([item.seed for item in items]),
+        labels=torch.tensor([item.label for item in items]),
+        weights=torch.tensor([item.weight for item in items]),
+        keys=[item.key for item in items],
+        masks=masks,
+        broken=broken,
+    )
+
+
+def _decoded(sample: Sample, name: str, data: bytes, mode: Literal["RGB", "L"]) -> Image.Image:
+    try:
+        return decode(data, mode)
+    except BrokenSample as error:
+        raise BrokenSample(f"{sample.name}: {name} {error}") from error
+
+
+def _number(sample: Sample, name: str, default: float, most: float) -> float:
+    value = sample.meta.get(name, default)
+    if isinstance(value, int | float) and 0 <= value <= most:
+        return float(value)
+    raise BrokenSample(f"{sample.name} has a {name} in its .json that is no number up to {most}")

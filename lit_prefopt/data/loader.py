@@ -1,0 +1,135 @@
+"""The loaders: batches that workers made whole, from wherever the run stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from lit_prefopt.batches import ImagePairs
+from lit_prefopt.data.course import Anchor, Course, Stage
+from lit_prefopt.data.tally import Tally
+from lit_prefopt.data.worker import PairBatches, Stop
+
+log = logging.getLogger(__name__)
+
+
+class PairLoader(DataLoader[ImagePairs]):
+    """Hands out batches that its workers made whole.
+
+    Args:
+        batches: The batches of this rank.
+        length: How many of them an epoch has.
+        workers: Worker processes; 0 reads in the main process.
+    """
+
+    def __init__(self, batches: PairBatches, length: int, workers: int = 0) -> None:
+        super().__init__(
+            batches,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_is,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        self.batches, self.length = batches, length
+        self.tally = Tally(batches.tally.share, batches.samples)
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return self.length
+
+    def stage(self) -> Stage:
+        """Return what is to be read now."""
+        return Stage(0, 0, self.length)
+
+    def __iter__(self) -> Iterator[ImagePairs]:  # type: ignore[override]
+        """Yield the batches from where the run stands to the end of the epoch."""
+        stage = self.stage()
+        self.batches.at[:] = torch.tensor(stage)
+        # range first: the other way round, zip takes one batch too many
+        for _, batch in zip(range(stage.batches), super().__iter__(), strict=False):
+            if isinstance(batch, Stop):
+                raise ValueError(batch.reason)
+            yield self._counted(batch)
+
+    def _counted(self, batch: ImagePairs) -> ImagePairs:
+        self.tally.read += len(batch.keys) + len(batch.broken)
+        for name in batch.broken:
+            if name not in self.tally.names:
+                log.warning("A sample cannot be read and another one stands in: %s.", name)
+            self.tally.add(name)
+        return batch._replace(broken=tuple(batch.broken))  # pinning memory makes it a list
+
+
+class ResumableLoader(PairLoader):
+    """A loader that goes on where a checkpoint was taken, on any number of ranks.
+
+    Args:
+        batches: The batches of this rank.
+        course: Where the run stands.
+        progress: Returns Lightning's counters of batches; None outside of a Trainer.
+        workers: Worker processes; 0 reads in the main process.
+    """
+
+    def __init__(
+        self,
+        batches: PairBatches,
+        course: Course,
+        progress: Callable[[], Any] | None = None,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(batches, course.whole, workers)
+        self.course, self.progress = course, progress
+
+    def stage(self) -> Stage:
+        """Return what the run has still to read of its epoch."""
+        # processed, not ready: a batch that an interrupt cut short counts as not read
+        return self.course.stage(self.progress().total.processed if self.progress else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the data, counted in samples."""
+        stage = self.stage()
+        return {
+            "samples": self.course.samples,
+            "order": self.batches.plan.fingerprint(),
+            "epoch": stage.epoch,
+            "position": stage.position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the place that a checkpoint holds, and let Lightning count our batches."""
+        if state["samples"] != self.course.samples:
+            raise ValueError(
+                f"The checkpoint was made with {state['samples']} training samples, not with "
+                f"{self.course.samples}; give the same shards, or start a new run."
+            )
+        if state["order"] != self.batches.plan.fingerprint():
+            raise ValueError(
+                "The checkpoint was made with another order of the data; give the same shards, "
+                "`seed` and `shards_per_block`, or start a new run."
+            )
+        if self.progress is None:
+            return
+        progress = self.progress()
+        self.course.anchor = Anchor(progress.total.processed, state["epoch"], state["position"])
+        self._recount(progress)
+
+    def _recount(self, progress: Any) -> None:
+        """Turn Lightning's count of this epoch's batches into batches of our size."""
+        current, position = progress.current, self.course.anchor.position
+        if not current.processed:
+            return
+        # position 0 with batches processed: the checkpoint was taken at the end of its epoch
+        done = self.course.done(position) if position else self.course.batches
+        shift = done - current.processed
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(current, name, getattr(current, name) + shift)
+        progress.is_last_batch |= done >= self.course.batches
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

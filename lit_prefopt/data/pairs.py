@@ -1,0 +1,165 @@
+"""The data module of stored pairs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_prefopt.data.course import Course
+from lit_prefopt.data.images import Augment
+from lit_prefopt.data.index import Shard, read_index
+from lit_prefopt.data.loader import PairLoader, ResumableLoader
+from lit_prefopt.data.plan import Plan, Ranks
+from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.worker import PairBatches
+
+# Lightning's warnings about what is meant: workers that share the batches out among themselves,
+# and no validation
+NEEDLESS = (".*`IterableDataset` has `__len__` defined", "Total length of `list` across ranks is")
+
+
+class PairShards(LightningDataModule):
+    """Pairs of images from shards: in an order of their own, resumable on any number of ranks.
+
+    Args:
+        shards: Folder or URL of the shards to train on, with their index.json, or a list of them.
+        validation: Folder or URL of the held-out shards, or a list of them; none: no validation.
+        batch_size: Pairs in a batch of one rank.
+        resolution: Width and height of the images that come out.
+        crop: Which square of an image that is no square is used: the middle, or a random one, the
+            same for both sides. Validation always takes the middle.
+        flip: Mirror half of the pairs, both sides alike; not for texts that speak of left and
+            right. Validation never does.
+        caption_dropout: Share of the training pairs whose prompt is left empty.
+        workers: Processes that read and decode, for each rank; 0 does it in the main process.
+        seed: Seed of the order, the crops, the flips and whatever else is drawn for a sample.
+        shards_per_block: How many shards are shuffled among each other at a time.
+        broken_share: Largest share of unreadable pairs that others may stand in for; 0 stops at
+            the first one.
+        validation_pairs: How many pairs validation uses at most; none: all.
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        batch_size: int,
+        resolution: int,
+        validation: str | list[str] | None = None,
+        crop: Literal["center", "random"] = "center",
+        flip: bool = False,
+        caption_dropout: float = 0.0,
+        workers: int = 2,
+        seed: int = 0,
+        shards_per_block: int = 8,
+        broken_share: float = 0.01,
+        validation_pairs: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check(batch_size, resolution, caption_dropout, shards_per_block)
+        self.shards, self.validation = shards, validation
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.augment = Augment(resolution, crop, flip, caption_dropout)
+        self.shards_per_block, self.broken_share = shards_per_block, broken_share
+        self.validation_pairs = validation_pairs
+        self.loaders: dict[str, PairLoader] = {}
+        self._course: Course | None = None
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the samples that could not be read so far, with the reasons."""
+        return [name for loader in self.loaders.values() for name in loader.tally.names]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the indexes, so that wrong paths and changed shards are told at the start."""
+        for message in NEEDLESS:
+            warnings.filterwarnings("ignore", message)
+        self._course = None
+        if stage in ("fit", None):
+            self.reader = ShardReader(_shards(self.shards))
+        if self.validation is not None:
+            self.validation_reader = ShardReader(_shards(self.validation))
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of the training pairs."""
+        counts = [len(shard.offsets) for shard in self.reader.shards]
+        plan = Plan(counts, self.seed, self.shards_per_block)
+        ranks = self._ranks(self.batch_size)
+        _check_size(self.shards, plan.samples, ranks)
+        if self._course is None:  # kept when the loader is made anew within a run
+            self._course = Course(plan.samples, ranks.global_batch, self._limit())
+            _tell_dropped(plan.samples, ranks)
+        batches = PairBatches(
+            plan, self.reader, ranks, self.augment, plan.samples, self.broken_share
+        )
+        trainer = self.trainer
+        progress = (lambda: trainer.fit_loop.epoch_loop.batch_progress) if trainer else None
+        loader = ResumableLoader(batches, self._course, progress, self.workers)
+        self.loaders["train"] = loader
+        return loader
+
+    def val_dataloader(self) -> PairLoader | list[PairLoader]:
+        """Return the loader of the held-out pairs: the stored order, nothing random."""
+        if self.validation is None:
+            return []
+        counts = [len(shard.offsets) for shard in self.validation_reader.shards]
+        plan = Plan(counts, self.seed, shuffle=False)
+        samples = min(plan.samples, self.validation_pairs or plan.samples)
+        world = self._ranks(1).world
+        # a small set is cut into smaller batches, so that every rank has one
+        ranks = self._ranks(max(1, min(self.batch_size, samples // world)))
+        _check_size(self.validation, samples, ranks)
+        # several ranks need equally many batches; one alone may have a smaller last one
+        length = samples // ranks.global_batch if world > 1 else -(-samples // ranks.batch_size)
+        augment = Augment(self.augment.resolution)
+        batches = PairBatches(
+            plan, self.validation_reader, ranks, augment, samples, self.broken_share
+        )
+        self.loaders["validation"] = PairLoader(batches, length, self.workers)
+        return self.loaders["validation"]
+
+    def test_dataloader(self) -> PairLoader | list[PairLoader]:
+        """Return the loader of the held-out pairs, as for validation."""
+        return self.val_dataloader()
+
+    def _ranks(self, batch_size: int) -> Ranks:
+        if self.trainer is None:
+            return Ranks(0, 1, batch_size)
+        return Ranks(self.trainer.global_rank, self.trainer.world_size, batch_size)
+
+    def _limit(self) -> float:
+        return 1.0 if self.trainer is None else self.trainer.limit_train_batches
+
+
+def _shards(folders: str | list[str]) -> list[Shard]:
+    folders = [folders] if isinstance(folders, str) else folders
+    return [shard for folder in folders for shard in read_index(folder)]
+
+
+def _check(batch_size: int, resolution: int, caption_dropout: float, shards_per_block: int) -> None:
+    numbers = {"batch_size": batch_size, "resolution": resolution}
+    for name, number in {**numbers, "shards_per_block": shards_per_block}.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}; give at least 1.")
+    if not 0 <= caption_dropout <= 1:
+        raise ValueError(f"caption_dropout is {caption_dropout}; give a share from 0 to 1.")
+
+
+def _check_size(shards: Sequence[str] | str, samples: int, ranks: Ranks) -> None:
+    if samples < ranks.global_batch:
+        raise ValueError(
+            f"{shards} holds {samples} pairs, less than one batch of {ranks.batch_size} on each of "
+            f"{ranks.world} ranks; lower `batch_size` or give more pairs."
+        )
+
+
+def _tell_dropped(samples: int, ranks: Ranks) -> None:
+    dropped = samples % ranks.global_batch
+    if dropped:
+        rank_zero_info(
+            f"Each epoch leaves out {dropped} of {samples} pairs, others every time: they fill no "
+            f"batch of {ranks.global_batch}."
+        )

@@ -1,0 +1,166 @@
+"""Reading one sample out of the middle of a shard."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from typing import Any, BinaryIO, NamedTuple
+
+from webdataset.tariterators import group_by_keys
+
+from lit_prefopt.data.files import filesystem, is_local
+from lit_prefopt.data.images import BrokenSample
+from lit_prefopt.data.index import Shard, sample_key
+from lit_prefopt.data.recent import Recent
+
+SIDES = ("chosen", "rejected")  # best side first
+EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+OPEN_FILES = 32  # several blocks' worth of shards
+
+
+class Sample(NamedTuple):
+    """One sample as it is stored."""
+
+    name: str  # "shard.tar/000001"
+    text: str
+    sides: list[bytes]  # encoded images, best side first
+    mask: bytes | None
+    meta: dict[str, Any]
+
+
+class ShardReader:
+    """Reads single samples of local or remote shards.
+
+    Args:
+        shards: The shards, as `read_index` returns them.
+        sides: Names of the images of a sample, best side first.
+    """
+
+    def __init__(self, shards: Sequence[Shard], sides: Sequence[str] = SIDES) -> None:
+        self.shards, self.sides = shards, sides
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels to a worker: no open files."""
+        return {"shards": self.shards, "sides": self.sides}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start in a worker, with no file open."""
+        self.__dict__.update(state)
+        self._forget()
+
+    def __call__(self, shard: int, sample: int) -> Sample:
+        """Return a sample; raise BrokenSample, which names it, if it cannot be used."""
+        source = self.shards[shard]
+        data = self._bytes(source, *source.span(sample))
+        try:
+            members = unpack(data)
+        except BrokenSample as error:
+            raise BrokenSample(f"{source.name}, sample {sample}, {error}") from error
+        name = f"{source.name}/{members['__key__']}"
+        try:
+            return parse(name, members, self.sides)
+        except BrokenSample as error:
+            raise BrokenSample(f"{name} {error}") from error
+
+    def _bytes(self, shard: Shard, start: int, stop: int) -> bytes:
+        if self._process != os.getpid():  # a forked worker must not move its parent's files
+            self._forget()
+        fs, path = filesystem(shard.url)
+        try:
+            if is_local(fs):
+                file = self._files(path)
+                file.seek(start)
+                data = file.read(stop - start)
+            else:
+                if shard.url not in self._checked:
+                    _check_size(shard)
+                    self._checked.add(shard.url)
+                data = fs.cat_file(path, start=start, end=stop)
+        except OSError as error:
+            raise ValueError(f"{shard.url} cannot be read ({error}); check the path.") from error
+        if len(data) != stop - start:
+            raise _changed(shard)
+        return data
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._files: Recent[str, BinaryIO] = Recent(OPEN_FILES, _open, lambda file: file.close())
+        self._checked: set[str] = set()
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """Return the members of one sample by their extension, and its `__key__`."""
+    try:
+        samples = list(group_by_keys(_members(data)))
+    except Exception as error:  # whatever tarfile makes of a broken header
+        raise BrokenSample(f"is no part of a tar ({error})") from error
+    if len(samples) != 1:
+        raise BrokenSample(f"holds {len(samples)} samples where the index says one")
+    return samples[0]
+
+
+def parse(name: str, members: Mapping[str, Any], sides: Sequence[str] = SIDES) -> Sample:
+    """Return the sample that these members make.
+
+    Args:
+        name: Name of the sample, for messages.
+        members: Bytes by extension, as `unpack` returns them; unknown ones are left alone.
+        sides: Names of the images of a sample, best side first.
+    """
+    if "txt" not in members:
+        raise BrokenSample("has no prompt (.txt)")
+    try:
+        text = members["txt"].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BrokenSample("has a prompt that is not UTF-8") from error
+    images = [_image(members, side) for side in sides]
+    return Sample(name, text, images, members.get("mask.png"), _meta(members.get("json", b"{}")))
+
+
+def _members(data: bytes) -> Iterator[dict[str, Any]]:
+    # "r:" and plain files only: a compressed or sparse member could unfold to any size
+    with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                continue
+            file = tar.extractfile(member)
+            if file is not None and sample_key(member.name) is not None:
+                yield {"fname": member.name, "data": file.read(), "__url__": ""}
+
+
+def _image(members: Mapping[str, Any], side: str) -> bytes:
+    for extension in EXTENSIONS:
+        if f"{side}.{extension}" in members:
+            return bytes(members[f"{side}.{extension}"])
+    raise BrokenSample(f"has no {side} image ({', '.join(EXTENSIONS)})")
+
+
+def _meta(data: bytes) -> dict[str, Any]:
+    try:
+        meta = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BrokenSample("has a .json that is no JSON") from error
+    if not isinstance(meta, dict):
+        raise BrokenSample("has a .json that is no mapping")
+    return meta
+
+
+def _open(path: str) -> BinaryIO:
+    return open(path, "rb")
+
+
+def _check_size(shard: Shard) -> None:
+    fs, path = filesystem(shard.url)
+    if fs.size(path) not in (None, shard.size):
+        raise _changed(shard)
+
+
+def _changed(shard: Shard) -> ValueError:
+    return ValueError(
+        f"{shard.url} has changed since it was indexed; "
+        f"make the index again with `lit-prefopt shards index {shard.folder}`."
+    )

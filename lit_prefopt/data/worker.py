@@ -1,0 +1,87 @@
+"""What a worker does: it makes whole batches out of places in shards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lit_prefopt.batches import ImagePairs
+from lit_prefopt.data.course import Stage
+from lit_prefopt.data.images import Augment, BrokenSample
+from lit_prefopt.data.items import Item, collate, make_item
+from lit_prefopt.data.plan import Plan, Ranks, stand_ins
+from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.seeds import sample_seed
+from lit_prefopt.data.tally import Tally, TooManyBroken
+
+log = logging.getLogger(__name__)
+
+
+class Stop(NamedTuple):
+    """What a worker hands out instead of a batch when the run has to end."""
+
+    reason: str
+
+
+class PairBatches(IterableDataset[ImagePairs | Stop]):
+    """The batches of one rank, from wherever the run stands.
+
+    Args:
+        plan: The order of the samples.
+        reader: Reads a sample by (shard number, sample number).
+        ranks: This rank's part of every global batch.
+        augment: What happens to images and text.
+        samples: How many samples of an epoch are used.
+        broken_share: Largest share of unreadable samples.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        reader: ShardReader,
+        ranks: Ranks,
+        augment: Augment,
+        samples: int,
+        broken_share: float,
+    ) -> None:
+        self.plan, self.reader, self.ranks, self.augment = plan, reader, ranks, augment
+        self.samples = samples
+        self.tally = Tally(broken_share, samples)
+        # shared with the workers, which live on from one epoch to the next
+        self.at = torch.zeros(3, dtype=torch.int64).share_memory_()
+
+    def __iter__(self) -> Iterator[ImagePairs | Stop]:
+        """Yield the batches that are this worker's: every n-th one."""
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        stage = Stage(*self.at.tolist())
+        try:
+            for batch in range(first, stage.batches, step):
+                yield self.batch(stage.epoch, *self.ranks.stretch(stage.position, batch))
+        except ValueError as error:
+            # torch would bury the sentence in a worker's traceback
+            log.debug("The reading of batches ended.", exc_info=True)
+            yield Stop(str(error))
+
+    def batch(self, epoch: int, start: int, stop: int) -> ImagePairs:
+        """Return the batch of the positions start to stop."""
+        broken: list[str] = []
+        stop = min(stop, self.samples)
+        items = [self._item(epoch, position, broken) for position in range(start, stop)]
+        return collate(items, tuple(broken))
+
+    def _item(self, epoch: int, position: int, broken: list[str]) -> Item:
+        seed = sample_seed(self.plan.seed, epoch, position)
+        for place in stand_ins(position, self.samples, self.ranks.global_batch):
+            [(shard, sample)] = self.plan.slice(epoch, place, place + 1)
+            self.tally.read += 1
+            try:
+                return make_item(self.reader(shard, sample), self.augment, seed, self.reader.sides)
+            except BrokenSample as error:
+                broken.append(str(error))
+                self.tally.add(str(error))
+        raise TooManyBroken(f"No sample can be read, the first one since {broken[0]}.")

@@ -1,0 +1,162 @@
+"""Writing shards: whole or not at all, and byte for byte the same when made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+from PIL import Image
+
+from lit_prefopt.data.images import FORMATS, BrokenSample, open_image
+from lit_prefopt.data.index import Shard, write_index
+
+Side = bytes | Image.Image | NDArray[np.uint8]
+
+
+class ShardWriter:
+    """Writes pairs into a new folder of shards, which appears when all is written.
+
+    Args:
+        output: The folder to be made.
+        max_count: Most samples in a shard.
+        max_size: Most bytes in a shard; a single larger sample gets a shard of its own.
+        image_format: How images that come decoded are stored: png, jpg or webp.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        max_count: int = 10_000,
+        max_size: int = 1_000_000_000,
+        image_format: str = "png",
+    ) -> None:
+        self.output = Path(output)
+        self.max_count, self.max_size, self.image_format = max_count, max_size, image_format
+        self.samples = 0
+        self.shards: list[Shard] = []
+        self._offsets: list[int] = []
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> ShardWriter:
+        """Make the temporary folder beside the output."""
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            raise ValueError(f"{self.output} exists and is not empty; remove it or name another.")
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        name = f".{self.output.name}."
+        # a sibling, hence on the same file system: the rename at the end is atomic
+        self.folder = Path(tempfile.mkdtemp(prefix=name, dir=self.output.parent))
+        self.folder.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Complete the folder and give it its name, or remove it after an error."""
+        try:
+            self._close_shard()
+            if kind is None:
+                write_index(self.folder, self.shards)
+                os.rename(self.folder, self.output)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(
+        self,
+        prompt: str,
+        chosen: Side,
+        rejected: Side,
+        meta: Mapping[str, Any] | None = None,
+        mask: Side | None = None,
+    ) -> None:
+        """Append a pair.
+
+        Args:
+            prompt: The text that both images were made for.
+            chosen: The better image: encoded as png, jpg or webp, or decoded.
+            rejected: The worse image.
+            meta: What else is known about the pair; goes to its .json.
+            mask: White where the two sides are meant to differ.
+        """
+        sample: dict[str, Any] = {"__key__": f"{self.samples:09d}", "txt": prompt.encode()}
+        for name, side in (("chosen", chosen), ("rejected", rejected)):
+            data, extension = self._encode(name, side)
+            sample[f"{name}.{extension}"] = data
+        if meta:
+            sample["json"] = json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
+        if mask is not None:
+            # the mask's name says png, so another encoding is turned into one
+            sample["mask.png"] = encode(_decoded(mask), "png")[0]
+        self._write(sample)
+
+    def _encode(self, name: str, side: Side) -> tuple[bytes, str]:
+        try:
+            return encode(side, self.image_format)
+        except BrokenSample as error:
+            where = f"The {name} image of sample {self.samples}"
+            raise ValueError(f"{where} {error}; repair it or leave the pair out.") from error
+
+    def _write(self, sample: dict[str, Any]) -> None:
+        # a header of 512 bytes and up to 511 of padding for each member
+        size = sum(len(data) + 1023 for key, data in sample.items() if key != "__key__")
+        full = len(self._offsets) >= self.max_count
+        if self._file is not None and (full or self._tar.tarstream.offset + size > self.max_size):
+            self._close_shard()
+        if self._file is None:
+            self._open_shard()
+        self._offsets.append(self._tar.tarstream.offset)
+        self._tar.write(sample)
+        self.samples += 1
+
+    def _open_shard(self) -> None:
+        self._name = f"pairs-{len(self.shards):06d}.tar"
+        self._file = open(self.folder / self._name, "wb")  # noqa: SIM115 - closed by _close_shard
+        # nothing of the machine or the hour goes into a shard
+        self._tar = webdataset.TarWriter(
+            self._file, encoder=False, mtime=0, user="", group="", mode=0o644
+        )
+
+    def _close_shard(self) -> None:
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        with file:
+            self._tar.close()
+        size = (self.folder / self._name).stat().st_size
+        self.shards.append(Shard(self._name, size, np.asarray(self._offsets, np.int64)))
+        self._offsets = []
+
+
+def encode(image: Side, image_format: str = "png") -> tuple[bytes, str]:
+    """Return an image's bytes and extension; bytes that are encoded already stay as they are.
+
+    Args:
+        image: The image: encoded, or decoded as (H, W, 3) uint8 or as PIL holds it.
+        image_format: How a decoded image is encoded: png, jpg or webp.
+    """
+    if isinstance(image, bytes):
+        return image, FORMATS[str(open_image(image).format)]
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    formats = {extension: name for name, extension in FORMATS.items()}
+    if image_format not in formats:
+        raise ValueError(f"{image_format} is no known format; take one of {', '.join(formats)}.")
+    buffer = BytesIO()
+    image.save(buffer, formats[image_format], quality=95, lossless=False)
+    return buffer.getvalue(), image_format
+
+
+def _decoded(image: Side) -> Side:
+    return open_image(image).convert("L") if isinstance(image, bytes) else image

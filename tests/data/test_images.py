@@ -1,0 +1,123 @@
+"""Decoding refuses before it decodes; augmentation is the same for all sides."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lit_prefopt.data import images
+from lit_prefopt.data.images import Augment, BrokenSample, decode, open_image
+
+from .conftest import picture
+
+
+def ramp(size: tuple[int, int]) -> Image.Image:
+    """Return an image whose red runs to the right and whose green runs down."""
+    across = np.linspace(0, 255, size[0])[None, :].repeat(size[1], 0)
+    down = np.linspace(0, 255, size[1])[:, None].repeat(size[0], 1)
+    return Image.fromarray(np.stack([across, down, 0 * down], -1).astype(np.uint8))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return a png that promises a size and holds nearly nothing."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"x")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_known_formats_come_out_as_rgb(form: str):
+    image = decode(picture(200, form=form))
+    assert image.mode == "RGB"
+    assert abs(image.getpixel((2, 5))[0] - 200) < 6
+
+
+@pytest.mark.parametrize("size", [(1_000_000, 64), (64, 1_000_000), (9_000, 9_000)])
+def test_giants_are_refused_before_decoding(size, monkeypatch):
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(BrokenSample, match="too large"):
+        decode(png_header(*size))
+
+
+def test_the_limits_are_limits():
+    assert open_image(png_header(images.MAX_SIDE, 10)).size == (images.MAX_SIDE, 10)
+    with pytest.raises(BrokenSample, match="too large with 16385 x 10 pixels"):
+        open_image(png_header(images.MAX_SIDE + 1, 10))
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF"])
+def test_other_formats_are_refused(form: str):
+    with pytest.raises(BrokenSample, match="no png, jpg or webp"):
+        decode(picture(1, form=form))
+
+
+def test_what_is_no_image_or_half_of_one_is_refused():
+    with pytest.raises(BrokenSample, match="no png, jpg or webp"):
+        decode(b"GIF89a or so")
+    noise = np.random.RandomState(0).randint(0, 255, (64, 64, 3)).astype(np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    with pytest.raises(BrokenSample, match="cannot be decoded"):
+        decode(buffer.getvalue()[:4000])
+
+
+def test_a_rotated_photograph_comes_out_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    buffer = BytesIO()
+    ramp((20, 10)).save(buffer, "JPEG", exif=exif)
+    assert decode(buffer.getvalue()).size == (10, 20)
+
+
+def test_all_sides_and_the_mask_get_the_same_crop_and_flip():
+    augment = Augment(16, crop="random", flip=True)
+    image = ramp((40, 24))
+    seen = set()
+    for seed in range(30):
+        crop, _ = augment.draw(image.size, seed)
+        sides = augment.images([image, image.copy(), image.copy()], crop)
+        assert sides.shape == (3, 3, 16, 16)
+        assert sides.dtype == torch.float32
+        assert torch.equal(sides[0], sides[1])
+        assert torch.equal(sides[0], sides[2])
+        mask = augment.mask(image.getchannel("R"), image.size, crop)
+        assert torch.allclose(mask, (sides[0, :1] + 1) / 2, atol=1e-6)
+        seen.add((crop.corner, crop.flip))
+    assert len({flip for _, flip in seen}) == 2
+    assert len({corner for corner, _ in seen}) > 5
+
+
+def test_sides_of_unequal_size_show_the_same_place():
+    augment = Augment(32, crop="random", flip=True)
+    for seed in range(5):
+        crop, _ = augment.draw((96, 64), seed)
+        small_and_large = augment.images([ramp((96, 64)), ramp((192, 128)), ramp((48, 32))], crop)
+        assert (small_and_large[0] - small_and_large[1:]).abs().max() < 0.08
+
+
+def test_the_centre_is_cut_and_values_span_minus_one_to_one():
+    crop, _ = Augment(10).draw((30, 10), seed=1)
+    assert crop == ((30, 10), (10, 0), False)
+    black_and_white = [Image.new("RGB", (30, 10), c) for c in ("black", "white")]
+    out = Augment(10).images(black_and_white, crop)
+    assert (out[0] == -1).all()
+    assert (out[1] == 1).all()
+
+
+def test_flips_and_dropout_come_at_their_rates_and_do_not_disturb_each_other():
+    augment = Augment(8, "random", flip=True, caption_dropout=0.2)
+    draws = [augment.draw((20, 8), seed) for seed in range(2000)]
+    assert abs(sum(crop.flip for crop, _ in draws) / 2000 - 0.5) < 0.04
+    assert abs(sum(drop for _, drop in draws) / 2000 - 0.2) < 0.03
+    without = [augment._replace(caption_dropout=0.0).draw((20, 8), seed) for seed in range(2000)]
+    assert [crop for crop, _ in draws] == [crop for crop, _ in without]
+    assert not any(drop for _, drop in without)
