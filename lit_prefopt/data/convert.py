@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from lit_prefopt.data.images import BrokenSample, decode
 from lit_prefopt.data.records import Columns, Ranked, read_ranked, read_records
 from lit_prefopt.data.writer import ShardWriter
+from lit_prefopt.errors import InputError
 
 
 class Summary(NamedTuple):
@@ -70,7 +71,7 @@ def convert(
                 elif best.path in files and worst.path in files:
                     writer.add(text, files[best.path], files[worst.path], _meta(best, worst))
         if not writer.samples:
-            raise ValueError(
+            raise InputError(
                 f"{source} gives no pair ({ties} ties, {len(broken)} broken images"
                 f"{''.join(f'; {name}' for name in list(broken)[:3])}); check its images and ranks."
             )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from lit_prefopt.data.files import filesystem, is_local
+from lit_prefopt.errors import InputError
 
 INDEX = "index.json"
 VERSION = 1
@@ -55,13 +56,13 @@ def read_index(folder: str | Path) -> list[Shard]:
     try:
         content = json.loads(fs.cat_file(f"{path}/{INDEX}"))
     except FileNotFoundError as error:
-        raise ValueError(
+        raise InputError(
             f"{folder} has no {INDEX}; make it with `lit-prefopt shards index {folder}`."
         ) from error
     except ValueError as error:  # neither UTF-8 nor JSON
         raise _stale(folder, "is no JSON") from error
     except OSError as error:
-        raise ValueError(f"{folder}/{INDEX} cannot be read ({error}); check the path.") from error
+        raise InputError(f"{folder}/{INDEX} cannot be read ({error}); check the path.") from error
     shards = _parse(folder, content)
     if is_local(fs):  # sizes of remote shards are looked at when they are opened
         _check_sizes(fs, folder, path, shards)
@@ -90,7 +91,7 @@ def index_shards(folder: str) -> None:
     """
     tars = sorted(Path(folder).glob("*.tar"))
     if not tars:
-        raise ValueError(f"{folder} holds no .tar file; name the folder that the shards are in.")
+        raise InputError(f"{folder} holds no .tar file; name the folder that the shards are in.")
     shards = [scan_shard(tar) for tar in tars]
     write_index(folder, shards)
     samples = sum(len(shard.offsets) for shard in shards)
@@ -108,7 +109,7 @@ def scan_shard(tar: Path) -> Shard:
                 # tarfile takes half a header for the end, and the samples behind it were lost
                 raise tarfile.ReadError(f"no header and no end at byte {members.offset}")
     except (tarfile.TarError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"{tar} cannot be read as a tar ({error}); copy it again, unpacked if it is compressed."
         ) from error
     return Shard(tar.name, tar.stat().st_size, np.asarray(offsets, np.int64), str(tar.parent))
@@ -129,7 +130,7 @@ def _starts(tar: Path, members: tarfile.TarFile) -> Iterable[int]:
         if key is None or key == last:
             continue
         if key in seen:
-            raise ValueError(
+            raise InputError(
                 f"{tar}: the members of sample {key} do not lie side by side; "
                 "make the tar again with `tar --sort=name`."
             )
@@ -177,7 +178,7 @@ def _check_sizes(
             raise _stale(folder, f"is older than {shard.name}, whose size has changed")
 
 
-def _stale(folder: str, what: str) -> ValueError:
-    return ValueError(
+def _stale(folder: str, what: str) -> InputError:
+    return InputError(
         f"{folder}/{INDEX} {what}; make it again with `lit-prefopt shards index {folder}`."
     )

@@ -13,6 +13,7 @@ from lit_prefopt.batches import ImagePairs
 from lit_prefopt.data.course import Anchor, Course, Stage
 from lit_prefopt.data.tally import Tally
 from lit_prefopt.data.worker import PairBatches, Stop
+from lit_prefopt.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class PairLoader(DataLoader[ImagePairs]):
         # range first: the other way round, zip takes one batch too many
         for _, batch in zip(range(stage.batches), super().__iter__(), strict=False):
             if isinstance(batch, Stop):
-                raise ValueError(batch.reason)
+                raise InputError(batch.reason)
             yield self._counted(batch)
 
     def _counted(self, batch: ImagePairs) -> ImagePairs:
@@ -103,12 +104,12 @@ class ResumableLoader(PairLoader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the place that a checkpoint holds, and let Lightning count our batches."""
         if state["samples"] != self.course.samples:
-            raise ValueError(
+            raise InputError(
                 f"The checkpoint was made with {state['samples']} training samples, not with "
                 f"{self.course.samples}; give the same shards, or start a new run."
             )
         if state["order"] != self.batches.plan.fingerprint():
-            raise ValueError(
+            raise InputError(
                 "The checkpoint was made with another order of the data; give the same shards, "
                 "`seed` and `shards_per_block`, or start a new run."
             )

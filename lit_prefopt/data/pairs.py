@@ -16,6 +16,7 @@ from lit_prefopt.data.loader import PairLoader, ResumableLoader
 from lit_prefopt.data.plan import Plan, Ranks
 from lit_prefopt.data.read import ShardReader
 from lit_prefopt.data.worker import PairBatches
+from lit_prefopt.errors import InputError
 
 # Lightning's warnings about what is meant: workers that share the batches out among themselves,
 # and no validation
@@ -143,14 +144,14 @@ def _check(batch_size: int, resolution: int, caption_dropout: float, shards_per_
     numbers = {"batch_size": batch_size, "resolution": resolution}
     for name, number in {**numbers, "shards_per_block": shards_per_block}.items():
         if number < 1:
-            raise ValueError(f"{name} is {number}; give at least 1.")
+            raise InputError(f"{name} is {number}; give at least 1.")
     if not 0 <= caption_dropout <= 1:
-        raise ValueError(f"caption_dropout is {caption_dropout}; give a share from 0 to 1.")
+        raise InputError(f"caption_dropout is {caption_dropout}; give a share from 0 to 1.")
 
 
 def _check_size(shards: Sequence[str] | str, samples: int, ranks: Ranks) -> None:
     if samples < ranks.global_batch:
-        raise ValueError(
+        raise InputError(
             f"{shards} holds {samples} pairs, less than one batch of {ranks.batch_size} on each of "
             f"{ranks.world} ranks; lower `batch_size` or give more pairs."
         )

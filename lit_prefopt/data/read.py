@@ -15,6 +15,7 @@ from lit_prefopt.data.files import filesystem, is_local
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.index import Shard, sample_key
 from lit_prefopt.data.recent import Recent
+from lit_prefopt.errors import InputError
 
 SIDES = ("chosen", "rejected")  # best side first
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
@@ -81,7 +82,7 @@ class ShardReader:
                     self._checked.add(shard.url)
                 data = fs.cat_file(path, start=start, end=stop)
         except OSError as error:
-            raise ValueError(f"{shard.url} cannot be read ({error}); check the path.") from error
+            raise InputError(f"{shard.url} cannot be read ({error}); check the path.") from error
         if len(data) != stop - start:
             raise _changed(shard)
         return data
@@ -159,8 +160,8 @@ def _check_size(shard: Shard) -> None:
         raise _changed(shard)
 
 
-def _changed(shard: Shard) -> ValueError:
-    return ValueError(
+def _changed(shard: Shard) -> InputError:
+    return InputError(
         f"{shard.url} has changed since it was indexed; "
         f"make the index again with `lit-prefopt shards index {shard.folder}`."
     )

@@ -8,6 +8,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_prefopt.errors import InputError
+
 
 class Columns(NamedTuple):
     """The names under which a record holds what we look for."""
@@ -42,16 +44,16 @@ def read_records(source: Path) -> Iterator[tuple[str, Any]]:
                     where = f"{source}, line {n}"
                     yield where, _parse(where, line)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 ({error}); save it as UTF-8.") from error
+        raise InputError(f"{source} is not UTF-8 ({error}); save it as UTF-8.") from error
     except OSError as error:
-        raise ValueError(f"{source} cannot be read ({error}); check the path.") from error
+        raise InputError(f"{source} cannot be read ({error}); check the path.") from error
 
 
 def _parse(where: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON ({error}); repair it.") from error
+        raise InputError(f"{where} is no JSON ({error}); repair it.") from error
 
 
 def read_ranked(
@@ -60,12 +62,12 @@ def read_ranked(
     """Return the text and the images of a record, the better one of a pair first."""
     keys = set(record) if isinstance(record, dict) else set()
     if columns.prompt not in keys or not isinstance(record[columns.prompt], str):
-        raise ValueError(f"{where} has no text under {columns.prompt!r}; name its key as `prompt`.")
+        raise InputError(f"{where} has no text under {columns.prompt!r}; name its key as `prompt`.")
     if columns.images in keys:
         return record[columns.prompt], _ranked(where, record, columns, folder)
     sides = (columns.chosen, columns.rejected)
     if not keys.issuperset(sides) or not all(isinstance(record[side], str) for side in sides):
-        raise ValueError(
+        raise InputError(
             f"{where} has neither {columns.images!r} nor {sides[0]!r} and {sides[1]!r}; name the "
             "keys of its paths as `images`, or as `chosen` and `rejected`."
         )
@@ -81,12 +83,12 @@ def _ranked(where: str, record: Mapping[str, Any], columns: Columns, folder: Pat
         if key in record
     }
     if not known:
-        raise ValueError(
+        raise InputError(
             f"{where} has neither {columns.ranking!r} nor {columns.scores!r}; name the key of its "
             "ranks as `ranking` or of its scores as `scores`."
         )
     if not _texts(paths) or not all(_numbers(v, len(paths)) for v in known.values()):
-        raise ValueError(
+        raise InputError(
             f"{where} has not one number for each path of {columns.images!r}; repair it or leave "
             "it out."
         )

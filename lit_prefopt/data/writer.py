@@ -19,6 +19,7 @@ from PIL import Image
 
 from lit_prefopt.data.images import FORMATS, BrokenSample, open_image
 from lit_prefopt.data.index import Shard, write_index
+from lit_prefopt.errors import InputError
 
 Side = bytes | Image.Image | NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         """Make the temporary folder beside the output."""
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise ValueError(f"{self.output} exists and is not empty; remove it or name another.")
+            raise InputError(f"{self.output} exists and is not empty; remove it or name another.")
         self.output.parent.mkdir(parents=True, exist_ok=True)
         name = f".{self.output.name}."
         # a sibling, hence on the same file system: the rename at the end is atomic
@@ -106,7 +107,7 @@ class ShardWriter:
             return encode(side, self.image_format)
         except BrokenSample as error:
             where = f"The {name} image of sample {self.samples}"
-            raise ValueError(f"{where} {error}; repair it or leave the pair out.") from error
+            raise InputError(f"{where} {error}; repair it or leave the pair out.") from error
 
     def _write(self, sample: dict[str, Any]) -> None:
         # a header of 512 bytes and up to 511 of padding for each member
@@ -152,7 +153,7 @@ def encode(image: Side, image_format: str = "png") -> tuple[bytes, str]:
         image = Image.fromarray(image)
     formats = {extension: name for name, extension in FORMATS.items()}
     if image_format not in formats:
-        raise ValueError(f"{image_format} is no known format; take one of {', '.join(formats)}.")
+        raise InputError(f"{image_format} is no known format; take one of {', '.join(formats)}.")
     buffer = BytesIO()
     image.save(buffer, formats[image_format], quality=95, lossless=False)
     return buffer.getvalue(), image_format
