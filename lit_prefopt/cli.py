@@ -18,6 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import lit_prefopt.backbones
 import lit_prefopt.callbacks
 import lit_prefopt.data
+import lit_prefopt.evaluate.prompts
+import lit_prefopt.judges
 import lit_prefopt.methods
 import lit_prefopt.optimizers
 import lit_prefopt.toy  # noqa: F401

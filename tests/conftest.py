@@ -1,11 +1,15 @@
-"""Fixtures: a very small Stable Diffusion with random weights, made anew in each test session."""
+"""Fixtures: a very small Stable Diffusion with random weights, and pairs for it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt.data import ShardWriter
 from tests.tiny import tiny_pipeline
 
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time
@@ -21,3 +25,29 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def backbone(tiny_folder: str) -> StableDiffusion:
     """A full fine-tune of it, with a frozen copy as reference."""
     return StableDiffusion(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder with 24 pairs that a network can tell apart: bright against dark."""
+    random = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("pairs") / "shards"
+    with ShardWriter(folder, max_count=10) as writer:
+        for i in range(24):
+            dark = random.integers(0, 128, (40, 48, 3), dtype=np.uint8)
+            writer.add(f"picture number {i}", dark + np.uint8(120), dark, {"gap": i / 24})
+    return str(folder)
+
+
+@pytest.fixture
+def recipe(tiny_folder: str, shards: str, tmp_path: Path) -> list[str]:
+    """Arguments of a small Diffusion-DPO run in a folder of its own."""
+    return [
+        *("--config", "toy-diffusion-dpo"),
+        *("--backbone", "StableDiffusion", "--backbone.pretrained", tiny_folder),
+        *("--data", "PairShards", "--data.shards", shards, "--data.validation", shards),
+        *("--data.batch_size", "4", "--data.resolution", "32", "--data.workers", "0"),
+        *("--trainer.default_root_dir", str(tmp_path / "run")),
+        *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2"),
+        *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+    ]

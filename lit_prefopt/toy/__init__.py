@@ -1,8 +1,18 @@
-"""The embedded default: a world of scenes, its exact judge, and its models' trainings."""
+"""The embedded default: a world of scenes, its exact judge, its models and their trainings."""
 
+from lit_prefopt.toy.backbone import ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
 from lit_prefopt.toy.judge import ToyJudge
+from lit_prefopt.toy.pairs import ToyPairs, ToyPrompts
 from lit_prefopt.toy.vae import ToyVAETraining
 from lit_prefopt.toy.web import ToyWeb
 
-__all__ = ["ToyCLIPTraining", "ToyJudge", "ToyVAETraining", "ToyWeb"]
+__all__ = [
+    "ToyCLIPTraining",
+    "ToyDiffusion",
+    "ToyJudge",
+    "ToyPairs",
+    "ToyPrompts",
+    "ToyVAETraining",
+    "ToyWeb",
+]

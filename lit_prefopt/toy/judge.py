@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.judges import Judge
 from lit_prefopt.toy.render import DIRECTIONS, SIZE, Layout, layout, palette, shape_masks
 from lit_prefopt.toy.scenes import BACKGROUNDS, COLOURS, RELATIONS, Scene, parse
 
@@ -29,7 +30,7 @@ class _Seen(NamedTuple):
     dirt: Tensor  # (B,): number of pixels that have no colour of the toy world
 
 
-class ToyJudge:
+class ToyJudge(Judge):
     """Scores pictures of the toy world exactly, attribute by attribute, without any training."""
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt.cli import main
+from lit_prefopt.diffusion.sampling import Sampling, sample
+from lit_prefopt.errors import InputError
+from lit_prefopt.evaluate.comparison import compare, summarise
+from lit_prefopt.evaluate.prompts import PromptFile
+from lit_prefopt.judges import Judge
+
+FAST = Sampling(steps=3, guidance=2.0, eta=1.0, batch_size=8)
+
+
+class Redness(Judge):
+    """How red an image is, and, for prompts that name it, how blue."""
+
+    def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
+        return images[:, 0].mean((1, 2))
+
+    def attributes(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+        blue = images[:, 2].mean((1, 2))
+        applies = torch.tensor(["blue" in text for text in texts])
+        return {"blue": torch.where(applies, blue, torch.nan)}
+
+
+def test_the_base_against_itself(backbone: StableDiffusion) -> None:
+    texts = [f"picture {i}" for i in range(40)] + ["blue"]
+    seeds = torch.arange(41)
+    rows, before, after = compare(backbone, Redness(), texts, seeds, FAST)
+    same = summarise(rows)
+    assert torch.equal(before, after)
+    assert same["difference"] == 0
+    assert same["difference_ci"] == (0, 0)
+    assert same["win_rate"] == 0.5
+    assert same["attributes"]["blue"]["difference"] == 0
+    other = summarise(compare(backbone, Redness(), texts, seeds, FAST, seeds + 1000)[0])
+    low, high = other["win_rate_ci"]
+    assert low < 0.5 < high
+    low, high = other["difference_ci"]
+    assert low < 0 < high
+
+
+def test_an_image_depends_on_its_seed_and_not_on_its_batch(backbone: StableDiffusion) -> None:
+    texts, seeds = ["a", "b", "c"], torch.tensor([5, 6, 7])
+    together = sample(backbone, texts, seeds, FAST)
+    alone = sample(backbone, ["b"], seeds[1:2], FAST)
+    torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(together[1:2], sample(backbone, ["b"], seeds[:1], FAST), atol=1e-2)
+
+
+def test_guidance_one_is_the_prompt_alone(backbone: StableDiffusion) -> None:
+    texts, seeds = ["a cat"], torch.tensor([3])
+    plain = sample(backbone, texts, seeds, Sampling(steps=3, guidance=1.0))
+    nearly = sample(backbone, texts, seeds, Sampling(steps=3, guidance=1.0 + 1e-6))
+    torch.testing.assert_close(plain, nearly, atol=1e-3, rtol=1e-3)
+
+
+def test_summary_by_hand(backbone: StableDiffusion) -> None:
+    rows, *_ = compare(backbone, Redness(), ["blue", "b", "c"], torch.arange(3), FAST)
+    pairs = [(0.2, 0.5), (0.4, 0.4), (0.6, 0.5)]
+    for row, (row.reward_reference, row.reward_policy) in zip(rows, pairs, strict=True):
+        pass
+    summary = summarise(rows)
+    assert summary["reward_reference"] == pytest.approx(0.4)
+    assert summary["difference"] == pytest.approx(0.2 / 3)
+    assert summary["win_rate"] == 0.5  # one win, one tie, one loss
+
+
+def test_evidence_after_fit(recipe: list[str], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a blue house\n\nthe sea\n")
+    arguments = [
+        *("--trainer.callbacks+", "Evaluation"),
+        *("--trainer.callbacks.judge", "tests.callbacks.test_evaluation.Redness"),
+        *("--trainer.callbacks.prompts", "PromptFile"),
+        *("--trainer.callbacks.prompts.path", str(tmp_path / "prompts.txt")),
+        *("--trainer.callbacks.sampling.steps", "2"),
+        *("--trainer.callbacks+", "SampleGrid"),
+        *("--trainer.callbacks.prompts", '["a cat", "a dog", "rain"]'),
+        *("--trainer.callbacks.sampling.steps", "2"),
+    ]
+    main(["fit", *recipe, *arguments])
+    run = tmp_path / "run"
+    summary = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    wanted = "reward_reference reward_policy difference difference_ci win_rate win_rate_ci prompts"
+    assert {*wanted.split(), "seconds_fit"} <= set(summary)
+    assert summary["prompts"] == 2
+    rows = (run / "evaluation" / "per_prompt.jsonl").read_text().splitlines()
+    assert [json.loads(row)["text"] for row in rows] == ["a blue house", "the sea"]
+    assert Image.open(run / "evaluation" / "before-after.png").size[0] > 200
+    grids = sorted(path.name for path in (run / "samples").iterdir())
+    assert grids == ["000002.png", "000004.png"]
+    assert Image.open(run / "samples" / "000002.png").size == (3 * 32, 2 * 32)
+
+
+def test_an_empty_prompt_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("\n \n")
+    with pytest.raises(InputError, match="holds no prompt"):
+        PromptFile(str(tmp_path / "none.txt")).texts()

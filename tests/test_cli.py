@@ -1,0 +1,147 @@
+"""The command line, in-process: one small run from the recipe to the weights, and its refusals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_prefopt import load
+from lit_prefopt.cli import main
+
+
+def scalars(run: Path) -> dict[str, list[float]]:
+    """Everything that was logged, by name."""
+    events = EventAccumulator(str(run / "logs"))
+    events.Reload()
+    return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+LORA = ["--backbone.lora.rank", "4"]
+
+
+@pytest.mark.parametrize("extra", [[], LORA], ids=["full", "lora"])
+def test_fit_from_recipe_to_weights(
+    recipe: list[str], extra: list[str], tmp_path: Path, tiny_folder: str
+) -> None:
+    main(["fit", *recipe, *extra])
+    run = tmp_path / "run"
+    logged = scalars(run)
+    assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert logged["train/accuracy"][0] == 0.5
+    assert logged["train/margin"][0] == 0
+    assert logged["train/loss"][-1] != logged["train/loss"][0]
+    assert len(logged["val/accuracy"]) == 2
+    assert {"train/chosen_log_ratio", "train/rejected_log_ratio", "train/error"} <= set(logged)
+    assert {f"val/accuracy_t{b}" for b in range(4)} <= set(logged)
+
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all("policy.denoiser" in name for name in checkpoint["state_dict"])
+    assert all(("lora" in name) == bool(extra) for name in checkpoint["state_dict"])
+    stored = yaml.safe_load(checkpoint["recipe"])
+    assert stored == yaml.safe_load((run / "recipe.yaml").read_text())
+    assert stored["backbone"]["init_args"]["pretrained"] == tiny_folder
+    assert (run / "weights" / "recipe.yaml").is_file()
+
+    module = load(run / "checkpoints" / "last.ckpt").eval()
+    stock = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    if extra:
+        stock.load_lora_weights(run / "weights", weight_name="pytorch_lora_weights.safetensors")
+    else:
+        stock.unet = UNet2DConditionModel.from_pretrained(run / "weights" / "unet")
+    latents, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
+    prompt = module.backbone.embed(["a cat", "a dog"])
+    with torch.no_grad():
+        ours = module.backbone.predict(latents, t, prompt)
+        theirs = stock.unet(latents, t, prompt.hidden).sample
+        with module.backbone.as_reference():
+            before = module.backbone.predict(latents, t, prompt)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours, before, atol=1e-5)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(recipe: list[str], tmp_path: Path) -> None:
+    averaging = ["--trainer.callbacks+", "WeightAveraging", "--trainer.callbacks.decay", "0.5"]
+    steps = ["--trainer.max_steps", "7", "--trainer.val_check_interval", "3"]
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    main(["fit", *recipe, *averaging, *steps, "--trainer.default_root_dir", whole])
+    stop = ["--trainer.max_steps", "4"]
+    main(["fit", *recipe, *averaging, *steps, *stop, "--trainer.default_root_dir", parts])
+    resume = ["--trainer.default_root_dir", parts, "--ckpt_path", "last"]
+    main(["fit", *recipe, *averaging, *steps, *resume])
+    a, b = (
+        torch.load(Path(folder) / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (whole, parts)
+    )
+    assert a["global_step"] == b["global_step"] == 7
+    for key in ("state_dict", "running_state"):
+        assert all(torch.equal(a[key][name], b[key][name]) for name in a[key]), key
+    assert any(not torch.equal(a["state_dict"][n], a["running_state"][n]) for n in a["state_dict"])
+
+
+def test_another_runs_directory_is_refused(
+    recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", *recipe, "--trainer.max_steps", "1"])
+    with pytest.raises(SystemExit, match="holds another run.*--ckpt_path last"):
+        main(["fit", *recipe])
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(recipe: list[str], tmp_path: Path) -> None:
+    main(["fit", *recipe, "--trainer.max_steps", "1"])
+    last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(SystemExit, match="made by another backbone"):
+        main(["fit", *recipe, *LORA, "--ckpt_path", last])
+
+
+def test_weights_too_coarse_to_learn_are_refused(recipe: list[str]) -> None:
+    with pytest.raises(SystemExit, match="bf16-mixed"):
+        main(["fit", *recipe, "--trainer.precision", "bf16-true"])
+
+
+def test_a_misspelt_key_is_named(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", *recipe, "--model.betta", "3"])
+    assert "betta" in capsys.readouterr().err
+
+
+def test_validate_and_test_measure_a_checkpoint(recipe: list[str], tmp_path: Path) -> None:
+    main(["fit", *recipe])
+    last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    main(["validate", *recipe, "--ckpt_path", last])
+    main(["test", *recipe, "--ckpt_path", last])
+    logged = scalars(tmp_path / "run")
+    # The test set is the validation set, and draws depend on the pair alone.
+    assert logged["test/accuracy"][-1] == logged["val/accuracy"][-1]
+    assert logged["test/margin"][-1] == pytest.approx(logged["val/margin"][-1], abs=1e-6)
+
+
+def test_unknown_names_are_answered_by_the_known_ones() -> None:
+    with pytest.raises(SystemExit, match="no command 'train'; choose one of fit"):
+        main(["train"])
+    with pytest.raises(SystemExit, match="nor one of the shipped recipes:.*toy-diffusion-dpo"):
+        main(["fit", "--config", "toy-dpo"])
+
+
+def test_help_lists_commands_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    text = capsys.readouterr().out
+    for word in ("fit", "shards", "toy-diffusion-dpo", "sd15-sft"):
+        assert word in text
+
+
+def test_shards_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8), {"a": "red", "b": "blue"}[name]).save(tmp_path / f"{name}.png")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a.png", "rejected": "b.png"}')
+    source, output = str(tmp_path / "pairs.jsonl"), str(tmp_path / "shards")
+    main(["shards", "convert", "--source", source, "--output", output])
+    assert (tmp_path / "shards" / "index.json").is_file()
+    assert "1" in capsys.readouterr().out

@@ -1,0 +1,81 @@
+"""Every shipped recipe: it parses, says what runs, and its method files state all their numbers."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_prefopt import methods, toy
+from lit_prefopt.cli import main
+from lit_prefopt.configs import CONFIGS
+
+RECIPES = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
+OTHERS = ["quickstart", "configs/toy/vae.yaml", "configs/toy/clip.yaml", "configs/toy/unet.yaml"]
+GENERAL = [
+    "ModelCheckpoint",
+    "LearningRateMonitor",
+    "RichModelSummary",
+    "TQDMProgressBar",
+    "Export",
+]
+ADDED = {
+    "quickstart": ["Evaluation", "SampleGrid"],
+    "configs/toy/unet.yaml": ["WeightAveraging", "SampleGrid"],
+}
+MAX_STEPS = {
+    "quickstart": 120,
+    "toy-diffusion-dpo": 120,
+    "toy-sft": 120,
+    "sd15-diffusion-dpo": 2000,
+    "sd15-sft": 2000,
+    "configs/toy/unet.yaml": 3000,
+    "configs/toy/vae.yaml": -1,
+    "configs/toy/clip.yaml": -1,
+}
+
+
+def resolved(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The recipe as the command line understands it."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", name, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", RECIPES + OTHERS)
+def test_recipe_parses_to_what_it_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolved(name, capsys)
+    callbacks = [entry["class_path"].split(".")[-1] for entry in config["trainer"]["callbacks"]]
+    assert callbacks == GENERAL + ADDED.get(name, [])
+    assert config["trainer"]["max_steps"] == MAX_STEPS[name]
+    assert config["trainer"]["use_distributed_sampler"] is False
+    assert config["weights_only"] is True
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "method").glob("*.yaml")), ids=lambda p: p.stem)
+def test_method_files_state_all_numbers(path: Path) -> None:
+    """A later layer that changes `class_path` keeps the earlier one's numbers silently."""
+    stated = yaml.safe_load(path.read_text())
+    cls = getattr(methods, stated["class_path"])
+    assert set(stated["init_args"]) == set(inspect.signature(cls).parameters) - {"backbone"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_first_line_says_what_it_is(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+def test_classes_that_recipes_name_explain_every_argument() -> None:
+    for name in [*methods.__all__]:
+        cls = getattr(methods, name)
+        for argument in set(inspect.signature(cls).parameters):
+            documented = "".join(inspect.getdoc(c) or "" for c in cls.__mro__)
+            assert f"{argument}:" in documented, (name, argument)
+    for name in toy.__all__:
+        cls = getattr(toy, name)
+        for argument in set(inspect.signature(cls).parameters) - {"args", "kwargs"}:
+            assert f"{argument}:" in (inspect.getdoc(cls) or ""), (name, argument)
