@@ -67,8 +67,8 @@ def test_guidance_one_is_the_prompt_alone(backbone: StableDiffusion) -> None:
 def test_summary_by_hand(backbone: StableDiffusion) -> None:
     rows, *_ = compare(backbone, Redness(), ["blue", "b", "c"], torch.arange(3), FAST)
     pairs = [(0.2, 0.5), (0.4, 0.4), (0.6, 0.5)]
-    for row, (row.reward_reference, row.reward_policy) in zip(rows, pairs, strict=True):
-        pass
+    for row, (reference, policy) in zip(rows, pairs, strict=True):
+        row.reward_reference, row.reward_policy = reference, policy
     summary = summarise(rows)
     assert summary["reward_reference"] == pytest.approx(0.4)
     assert summary["difference"] == pytest.approx(0.2 / 3)

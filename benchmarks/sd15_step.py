@@ -1,0 +1,142 @@
+"""Diffusion-DPO on the full-size SD 1.5 architecture, from ranked images to a LoRA in use.
+
+    python -m benchmarks.sd15_step --source ranking.json --ranking human_ranking
+
+Weights are random. The floor beside the figure is the step's FLOPs over the matmul peak that this
+machine reaches in the same minute.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from jsonargparse import auto_cli
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from benchmarks.common import random_sd15, write_report
+from lit_prefopt.cli import main as lit_prefopt
+
+TFLOP = {"forward": 0.80, "encode": 1.12}  # measured on meta tensors at 512 x 512
+
+
+class Clock(Callback):
+    """Takes the time of every optimizer step."""
+
+    seconds: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start."""
+        self.start = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.monotonic() - self.start)
+
+
+def peak_gib() -> float:
+    """Return the peak memory of the device, or of the process without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def matmul_peak(dtype: torch.dtype = torch.bfloat16, size: int = 2048) -> float:
+    """Return TFLOP/s of a square matrix product, the best of five."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.monotonic()
+        (a @ a).sum().item()
+        best = min(best, time.monotonic() - start)
+    return 2 * size**3 / best / 1e12
+
+
+@torch.no_grad()
+def lora_changes_the_stock_pipeline(pipeline: Path, weights: Path) -> float:
+    """Return the largest change of the stock pipeline's image by the exported LoRA."""
+    stock = StableDiffusionPipeline.from_pretrained(pipeline, torch_dtype=torch.bfloat16)
+    stock.set_progress_bar_config(disable=True)
+    make = {"prompt": "the sea", "num_inference_steps": 2, "guidance_scale": 1.0}
+    make |= {"height": 256, "width": 256, "output_type": "pt"}
+    before = stock(**make, generator=torch.manual_seed(0)).images
+    stock.load_lora_weights(weights, weight_name="pytorch_lora_weights.safetensors")
+    after = stock(**make, generator=torch.manual_seed(0)).images
+    return float((after - before).abs().max())
+
+
+def main(
+    source: str,
+    ranking: str = "ranking",
+    folder: str = "runs/sd15-step",
+    steps: int = 3,
+    lr: float = 1e-3,
+    report: bool = False,
+) -> None:
+    """Measure.
+
+    Args:
+        source: Ranked images, as `lit-prefopt shards convert` takes them.
+        ranking: Key of the ranks.
+        folder: Where the pipeline, the shards and the run are written.
+        steps: Optimizer steps of one pair each.
+        lr: Learning rate; random weights need a high one to show a change in three steps.
+        report: Write a report as well.
+    """
+    root = Path(folder)
+    pipeline = random_sd15(root / "pipeline")
+    shards, run = root / "shards", root / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not shards.exists():
+        convert = ["--source", source, "--output", str(shards), "--ranking", ranking]
+        lit_prefopt(["shards", "convert", *convert])
+    lora = "configs/backbone/sd15-lora.yaml"
+    lit_prefopt(
+        [
+            *("fit", "--config", "sd15-diffusion-dpo", "--backbone", lora),
+            *("--backbone.pretrained", str(pipeline), "--data.shards", str(shards)),
+            *("--data.batch_size", "1", "--data.workers", "0"),
+            *("--trainer.accumulate_grad_batches", "1", "--trainer.max_steps", str(steps)),
+            *(
+                "--trainer.default_root_dir",
+                str(run),
+                "--trainer.callbacks+",
+                "benchmarks.sd15_step.Clock",
+            ),
+            *("--model.optimizer.lr", str(lr), "--model.optimizer.warmup_steps", "0"),
+            *("--trainer.log_every_n_steps", "1"),
+        ]
+    )
+    from benchmarks.sd15_step import Clock as Used  # the class that the recipe named
+
+    peak, memory = matmul_peak(), peak_gib()
+    change = lora_changes_the_stock_pipeline(pipeline, run / "weights")
+    # of both sides: encoding, reference, policy, its recomputation, backward
+    flops = 2 * (TFLOP["encode"] + TFLOP["forward"] * (1 + 1 + 1 + 2))
+    text = "\n".join(
+        [
+            "Diffusion-DPO, LoRA rank 16, bf16, gradient checkpointing, one pair of 512 x 512.",
+            "",
+            "| figure | value |",
+            "|---|---|",
+            f"| seconds per step | {', '.join(f'{s:.1f}' for s in Used.seconds)} |",
+            f"| floor: {flops:.1f} TFLOP at {peak:.2f} TFLOP/s | {flops / peak:.1f} s |",
+            f"| peak memory | {memory:.2f} GiB |",
+            f"| largest change of the stock pipeline's pixels by the LoRA | {change:.4f} |",
+        ]
+    )
+    print(text)
+    if report:
+        print(write_report("sd15_step", text))
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
