@@ -51,7 +51,12 @@ class OptimizerConfig(ABC):
                 f"The schedule {self.schedule!r} decays to the run's last step: set "
                 "`--trainer.max_steps N`, or take the schedule constant_with_warmup."
             )
-        return get_scheduler(self.schedule, optimizer, self.warmup_steps, max(max_steps, 1))
+        return get_scheduler(
+            self.schedule,
+            optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=max(max_steps, 1),
+        )
 
 
 class AdamW(OptimizerConfig):
