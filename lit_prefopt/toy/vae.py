@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -23,6 +24,8 @@ class ToyVAETraining(LightningModule):
         lr: Peak of the one-cycle learning rate.
         kl_weight: Weight of the KL term (mean over latent elements) beside the mean absolute and
             the mean squared error.
+        rim_weight: By how much more the error counts near the rims of objects, where it is what
+            tells a cross from a circle; most of a picture is flat and soon learned.
         channels: Width of each resolution, from 32×32 down; every one but the last halves the size.
     """
 
@@ -34,6 +37,7 @@ class ToyVAETraining(LightningModule):
         output: str = "runs/toy/vae",
         lr: float = 2e-3,
         kl_weight: float = 1e-4,
+        rim_weight: float = 8.0,
         channels: tuple[int, ...] = (32, 64, 64),
     ) -> None:
         super().__init__()
@@ -41,6 +45,7 @@ class ToyVAETraining(LightningModule):
         self.output = Path(output)
         self.lr = lr
         self.kl_weight = kl_weight
+        self.rim_weight = rim_weight
         self.vae = AutoencoderKL(
             block_out_channels=channels,
             down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -65,7 +70,8 @@ class ToyVAETraining(LightningModule):
         wrong = self.vae.decode(latents).sample - images
         kl = posterior.kl().mean() / latents[0].numel()
         self.log_dict({"train/error": wrong.abs().mean(), "train/kl": kl}, prog_bar=True)
-        return wrong.abs().mean() + wrong.square().mean() + self.kl_weight * kl
+        weight = 1 + self.rim_weight * rims(images)
+        return (weight * (wrong.abs() + wrong.square())).mean() + self.kl_weight * kl
 
     def validation_step(self, batch: ImagePairs) -> None:
         """Log the mean absolute error of the reconstruction, on images in [-1, 1]."""
@@ -90,3 +96,9 @@ class ToyVAETraining(LightningModule):
         self.vae.register_to_config(scaling_factor=round(1 / deviation, 5))
         if self.trainer.is_global_zero:
             self.vae.save_pretrained(self.output)
+
+
+def rims(images: Tensor) -> Tensor:
+    """Return 1 where a picture differs from its 5×5 surroundings, else 0: (B, 1, H, W)."""
+    around = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), "replicate"), 5, stride=1)
+    return ((images - around).abs().amax(1, keepdim=True) > 0.05).float()

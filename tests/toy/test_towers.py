@@ -10,6 +10,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.toy.clip import ToyCLIPTraining, contrastive_loss
 from lit_prefopt.toy.scenes import all_scenes, parse
 from lit_prefopt.toy.tokenizer import save_tokenizer, toy_tokenizer
+from lit_prefopt.toy.vae import rims
 from lit_prefopt.toy.web import web_pictures
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "toy"
@@ -32,6 +33,15 @@ def test_every_word_of_the_grammar_is_one_token(tmp_path: Path) -> None:
     # older readers know the two other files only
     (tmp_path / "tokenizer.json").unlink()
     assert CLIPTokenizer.from_pretrained(tmp_path)(texts[:50]).input_ids == ids[:50]
+
+
+def test_rims_are_where_the_objects_end() -> None:
+    picture = torch.full((1, 3, 32, 32), -1.0)
+    assert rims(picture).sum() == 0
+    picture[:, 0, 10:20, 10:20] = 1
+    found = rims(picture)[0, 0]
+    assert found.sum() == 14**2 - 6**2  # two pixels to either side of the square's outline
+    assert found[15, 15] == 0
 
 
 def test_equal_scenes_are_no_negatives() -> None:
