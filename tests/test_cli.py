@@ -66,7 +66,7 @@ def test_fit_from_recipe_to_weights(
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(recipe: list[str], tmp_path: Path) -> None:
-    averaging = ["--trainer.callbacks+", "WeightAveraging", "--trainer.callbacks.decay", "0.5"]
+    averaging = ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]
     steps = ["--trainer.max_steps", "7", "--trainer.val_check_interval", "3"]
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     main(["fit", *recipe, *averaging, *steps, "--trainer.default_root_dir", whole])

@@ -18,13 +18,11 @@ OTHERS = ["quickstart", "configs/toy/vae.yaml", "configs/toy/clip.yaml", "config
 GENERAL = [
     "ModelCheckpoint",
     "LearningRateMonitor",
-    "RichModelSummary",
-    "TQDMProgressBar",
     "Export",
 ]
 ADDED = {
     "quickstart": ["Evaluation", "SampleGrid"],
-    "configs/toy/unet.yaml": ["WeightAveraging", "SampleGrid"],
+    "configs/toy/unet.yaml": ["PolicyAveraging", "SampleGrid"],
 }
 MAX_STEPS = {
     "quickstart": 120,

@@ -1,8 +1,8 @@
 """What happens beside the training step."""
 
-from lit_prefopt.callbacks.averaging import WeightAveraging
+from lit_prefopt.callbacks.averaging import PolicyAveraging
 from lit_prefopt.callbacks.evaluation import Evaluation
 from lit_prefopt.callbacks.export import Export
 from lit_prefopt.callbacks.samples import SampleGrid
 
-__all__ = ["Evaluation", "Export", "SampleGrid", "WeightAveraging"]
+__all__ = ["Evaluation", "Export", "SampleGrid", "PolicyAveraging"]

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 
-class WeightAveraging(Callback):
+class PolicyAveraging(Callback):
     """Averages what is trained, and nothing else, after every optimizer step.
 
     The average takes the weights' place in validation and testing and when training ends; a
@@ -32,6 +32,8 @@ class WeightAveraging(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights as they are, unless a checkpoint brought an average."""
+        if self._swapped:  # a second fit of the same trainer
+            self._swap(pl_module)
         if not self.average:
             self.average = {n: p.detach().clone() for n, p in _trained(pl_module).items()}
         device = pl_module.device
@@ -49,19 +51,20 @@ class WeightAveraging(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
-        if self.average and not self._swapped:
+        if trainer.state.fn == "fit":
             self._swap(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the running weights."""
-        if self._swapped:
+        if trainer.state.fn == "fit":
             self._swap(pl_module)
 
-    @torch.no_grad()
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the module, for exports and evaluation."""
-        for name, parameter in _trained(pl_module).items():
-            parameter.copy_(self.average[name])
+        """Leave the average in the module, for exports and evaluation.
+
+        The last checkpoint is written after this, and still holds both.
+        """
+        self._swap(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step of the last update."""

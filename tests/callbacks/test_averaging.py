@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_prefopt.callbacks import WeightAveraging
+from lit_prefopt.callbacks import PolicyAveraging
 
 
 class Line(LightningModule):
@@ -27,7 +27,7 @@ class Line(LightningModule):
         return torch.optim.SGD([self.trained], 1.0)
 
 
-def fit(callback: WeightAveraging, accumulate: int = 1) -> Line:
+def fit(callback: PolicyAveraging, accumulate: int = 1) -> Line:
     model = Line()
     loader = torch.utils.data.DataLoader(torch.zeros(4 * accumulate), 1)
     Trainer(
@@ -48,7 +48,7 @@ def fit(callback: WeightAveraging, accumulate: int = 1) -> Line:
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_average_by_hand(accumulate: int) -> None:
     """Weights 0, -1, -2, -3, -4 at decay 1/2: averages -.5, -1.25, -2.125, -3.0625."""
-    callback = WeightAveraging(decay=0.5)
+    callback = PolicyAveraging(decay=0.5)
     model = fit(callback, accumulate)
     assert model.trained.item() == pytest.approx(-3.0625)
     assert model.validated == pytest.approx([-1.25, -3.0625])
@@ -58,5 +58,5 @@ def test_average_by_hand(accumulate: int) -> None:
 
 def test_before_the_start_the_average_is_the_weights() -> None:
     """Two steps are followed, then -2 is averaged with -3 and that with -4."""
-    model = fit(WeightAveraging(decay=0.5, start=2))
+    model = fit(PolicyAveraging(decay=0.5, start=2))
     assert model.validated == pytest.approx([-2.0, -3.25])
