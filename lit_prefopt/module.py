@@ -120,11 +120,9 @@ class PreferenceDiffusionModule(LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every == 0:
             means = self.window.means("train/")
-            shown = {
-                name: means.pop(name) for name in ("train/loss", "train/accuracy") if name in means
-            }
-            self.log_dict(means, sync_dist=True, batch_size=len(losses))
-            self.log_dict(shown, prog_bar=True, sync_dist=True, batch_size=len(losses))
+            for name, mean in means.items():
+                shown = name in ("train/loss", "train/accuracy")
+                self.log(name, mean, prog_bar=shown, sync_dist=True, batch_size=len(losses))
         return loss
 
     def validation_step(self, batch: ImagePairs | Pairs, batch_idx: int) -> None:
