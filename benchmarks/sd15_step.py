@@ -98,7 +98,7 @@ def main(
     if not shards.exists():
         convert = ["--source", source, "--output", str(shards), "--ranking", ranking]
         lit_prefopt(["shards", "convert", *convert])
-    lora = "configs/backbone/sd15-lora.yaml"
+    lora = "backbone/sd15-lora.yaml"
     lit_prefopt(
         [
             *("fit", "--config", "sd15-diffusion-dpo", "--backbone", lora),

@@ -85,16 +85,19 @@ def run_lightning(args: Sequence[str]) -> None:
 
 
 def named_recipes(args: Sequence[str]) -> list[str]:
-    """Return the arguments with names of shipped recipes replaced by their paths."""
+    """Return the arguments with names of shipped recipes and their parts replaced by paths."""
     resolved: list[str] = []
-    for before, arg in zip(("", *args), args, strict=False):
-        if before in ("--config", "-c"):
-            resolved.append(str(find_config(arg)))
-        elif arg.startswith("--config="):
-            resolved.append(f"--config={find_config(arg.removeprefix('--config='))}")
-        else:
-            resolved.append(arg)
+    separated = [part for arg in args for part in _separate(arg)]
+    for before, arg in zip(("", *separated), separated, strict=False):
+        part = before in ("--model", "--backbone", "--data", "--trainer") and arg.endswith(".yaml")
+        named = before in ("--config", "-c") or part
+        resolved.append(str(find_config(arg)) if named else arg)
     return resolved
+
+
+def _separate(arg: str) -> list[str]:
+    """Return `--config=NAME` as two arguments, and any other as it is."""
+    return arg.split("=", 1) if arg.startswith("--config=") else [arg]
 
 
 def shards(args: Sequence[str]) -> None:

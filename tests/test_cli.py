@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_prefopt import load
@@ -82,6 +83,29 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe: list[str], tmp_path: 
     for key in ("state_dict", "running_state"):
         assert all(torch.equal(a[key][name], b[key][name]) for name in a[key]), key
     assert any(not torch.equal(a["state_dict"][n], a["running_state"][n]) for n in a["state_dict"])
+
+
+def test_a_resolved_recipe_runs_again_to_the_same_weights(
+    recipe: list[str], tmp_path: Path
+) -> None:
+    main(["fit", *recipe, *LORA])
+    again = str(tmp_path / "again")
+    stored = str(tmp_path / "run" / "recipe.yaml")
+    main(["fit", "--config", stored, "--trainer.default_root_dir", again])
+    a, b = (
+        load_file(tmp_path / run / "weights" / "pytorch_lora_weights.safetensors")
+        for run in ("run", "again")
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (tmp_path / "run" / "logs" / "version_0").exists()
+
+
+def test_parts_of_recipes_go_by_name_too(
+    recipe: list[str], tmp_path: Path, tiny_folder: str
+) -> None:
+    part = ["--backbone", "backbone/sd15-lora.yaml", "--backbone.pretrained", tiny_folder]
+    main(["fit", *recipe, *part])
+    assert (tmp_path / "run" / "weights" / "pytorch_lora_weights.safetensors").is_file()
 
 
 def test_another_runs_directory_is_refused(

@@ -1,0 +1,30 @@
+"""On a CUDA device: the same step, in the precisions that people train in."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_prefopt.cli import main
+from tests.test_cli import LORA, scalars
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("extra", [[], LORA], ids=["full", "lora"])
+def test_step_zero_and_fit(
+    recipe: list[str], tmp_path: Path, precision: str, extra: list[str]
+) -> None:
+    device = ["--trainer.accelerator", "gpu", "--trainer.precision", precision]
+    main(["fit", *recipe, *extra, *device])
+    logged = scalars(tmp_path / "run")
+    assert logged["train/margin"][0] == 0
+    assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert all(math.isfinite(loss) for loss in logged["train/loss"])
