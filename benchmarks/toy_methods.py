@@ -40,9 +40,7 @@ def main(seeds: int = 3, folder: str = "runs/toy-methods", report: bool = False)
         folder: Where the runs lie.
         report: Write a report as well.
     """
-    head = (
-        "| method | seed | reward before | after | difference (95 %) | win rate (95 %) | fit, s |"
-    )
+    head = "| method | seed | reward before | after | difference | win rate | fit, s |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for name, method in METHODS.items():
         for seed in range(seeds):

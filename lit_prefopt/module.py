@@ -42,7 +42,7 @@ class PreferenceDiffusionModule(LightningModule):
         self.optimizer = optimizer
         self.validation_draws = validation_draws
         self.window = Window()
-        self.held_out = HeldOut(backbone.process.steps)
+        self.held_out = HeldOut(backbone.process.steps, validation_draws)
         self.strict_loading = False  # frozen parts come from the backbone, not from checkpoints
 
     # The three questions ------------------------------------------------------------------------

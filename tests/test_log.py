@@ -49,6 +49,7 @@ def test_held_out_by_bin_of_the_timestep() -> None:
     assert means["val/accuracy_t1"] == 1
     assert means["val/accuracy_t3"] == 0.5
     assert means["val/margin"] == pytest.approx(0.5)
+    assert means["val/coin"] == pytest.approx(0.5 + 0.98 / 2)  # four pairs
     assert "val/accuracy_t2" not in means
     assert "val/reference_error" not in means
     held_out.reset()

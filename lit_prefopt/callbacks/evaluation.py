@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
 from lit_prefopt.diffusion.sampling import Sampling
@@ -51,6 +52,7 @@ class Evaluation(Callback):
         self.folder = folder
         self._started = 0.0
         self._seconds: dict[str, float] = {}
+        self._curve: list[tuple[int, float]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the prompts now, so that a missing file stops the run before it has begun."""
@@ -59,6 +61,17 @@ class Evaluation(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the held-out accuracy, and print it beside what a coin would reach."""
+        metrics = trainer.callback_metrics
+        if trainer.state.fn == "fit" and "val/accuracy" in metrics:
+            accuracy, coin = (float(metrics[f"val/{name}"]) for name in ("accuracy", "coin"))
+            self._curve.append((trainer.global_step, round(accuracy, 4)))
+            rank_zero_info(
+                f"step {trainer.global_step}: held-out accuracy {accuracy:.3f} (a coin: 0.5, and "
+                f"below {coin:.3f} in 39 of 40 cases)"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -84,6 +97,7 @@ class Evaluation(Callback):
             rows, before, after = compare(module.backbone, self.judge, texts, seeds, self.sampling)
         summary: dict[str, Any] = summarise(rows)
         summary |= {**self._seconds, "seconds_evaluation": round(time.monotonic() - begun, 1)}
+        summary["held_out_accuracy"] = self._curve
         folder = Path(trainer.default_root_dir) / self.folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
