@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 
 from lit_prefopt.batches import LogRatios, Pairs
 
@@ -79,7 +79,8 @@ class HeldOut(nn.Module):
         self.steps, self.draws, self.bins = steps, draws, bins
         names = ["accuracy", "margin", "error", "reference_error"]
         names += [f"accuracy_t{b}" for b in range(bins)]
-        metrics = {name: MeanMetric() for name in names} | {"measured": SumMetric()}
+        metrics: dict[str, Metric | MetricCollection] = {name: MeanMetric() for name in names}
+        metrics["measured"] = SumMetric()
         self.metrics = MetricCollection(metrics, compute_groups=False)
 
     @torch.no_grad()

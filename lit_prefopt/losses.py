@@ -2,7 +2,7 @@
 
 They know log-ratios, not where these come from. beta multiplies log-ratios whose denoising form
 already holds the factor 1/2 of the released Diffusion-DPO code and a *mean* over C, H and W
-(see `diffusion.errors`), so published betas work as they stand.
+(see `diffusion.denoising`), so published betas work as they stand.
 """
 
 from __future__ import annotations

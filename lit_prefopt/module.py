@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import ImagePairs, LogRatios, Pairs
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.errors import Errors, Noised, denoising_errors, error_log_ratios
+from lit_prefopt.diffusion.denoising import Errors, Noised, denoising_errors, error_log_ratios
 from lit_prefopt.errors import InputError
 from lit_prefopt.log import HeldOut, Window, summary
 from lit_prefopt.optimizers import OptimizerConfig

@@ -84,6 +84,6 @@ class Policy(nn.Module):
         return self
 
 
-def frozen(net: nn.Module) -> nn.Module:
-    """Return the network, set never to be trained."""
+def freeze(net: nn.Module) -> nn.Module:
+    """Return the network, never to be trained."""
     return net.requires_grad_(False).eval()

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lit_prefopt.backbones.backbone import Backbone
 from lit_prefopt.backbones.lora import LoRA
-from lit_prefopt.backbones.reference import Policy, frozen
+from lit_prefopt.backbones.reference import Policy, freeze
 from lit_prefopt.batches import Prompt
 from lit_prefopt.configs import find_config
 from lit_prefopt.diffusion.process import DiscreteProcess
@@ -68,7 +68,8 @@ class StableDiffusion(Backbone):
             pretrained, subfolder="text_encoder", dtype=frozen_dtype, variant=variant
         )
         self.tokenizer = CLIPTokenizer.from_pretrained(pretrained, subfolder="tokenizer")
-        frozen(self.vae), frozen(self.text_encoder)
+        freeze(self.vae)
+        freeze(self.text_encoder)
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Prompt:
@@ -124,9 +125,9 @@ class StableDiffusion(Backbone):
 def _policy(unet: UNet2DConditionModel, lora: LoRA | None, reference: str) -> Policy:
     speaker: UNet2DConditionModel | Literal["adapter-off"] | None = None
     if reference not in ("initial", "none"):
-        speaker = frozen(_load_unet(reference, unet.dtype))
+        speaker = freeze(_load_unet(reference, unet.dtype))
     elif reference == "initial":
-        speaker = "adapter-off" if lora else frozen(copy.deepcopy(unet))
+        speaker = "adapter-off" if lora else freeze(copy.deepcopy(unet))
     if lora is not None:
         lora.add_to(unet)
     return Policy(unet, speaker)

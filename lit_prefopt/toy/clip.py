@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from lit_prefopt.batches import ImagePairs
+from lit_prefopt.toy.one_cycle import one_cycle
 from lit_prefopt.toy.render import SIZE
 from lit_prefopt.toy.scenes import Scene, parse
 from lit_prefopt.toy.tokenizer import save_tokenizer, toy_tokenizer
@@ -102,13 +103,8 @@ class ToyCLIPTraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW under a one-cycle schedule over the whole run."""
-        optimizer = torch.optim.AdamW(self.clip.parameters(), self.lr, weight_decay=0.01)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, steps, pct_start=0.1)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return one_cycle(self.clip.parameters(), self.lr, 0.01, steps)
 
     def on_fit_end(self) -> None:
         """Write text encoder, tokenizer and the whole CLIP."""

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lit_prefopt.batches import ImagePairs
+from lit_prefopt.toy.one_cycle import one_cycle
 
 
 class ToyVAETraining(LightningModule):
@@ -82,13 +83,8 @@ class ToyVAETraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW under a one-cycle schedule over the whole run."""
-        optimizer = torch.optim.AdamW(self.vae.parameters(), self.lr, weight_decay=1e-4)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, steps, pct_start=0.1)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return one_cycle(self.vae.parameters(), self.lr, 1e-4, steps)
 
     def on_fit_end(self) -> None:
         """Set the scaling factor and write the VAE."""

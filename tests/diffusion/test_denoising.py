@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prefopt.batches import Pairs, Prompt
-from lit_prefopt.diffusion.errors import Noised, denoising_errors, error_log_ratios
+from lit_prefopt.diffusion.denoising import Noised, denoising_errors, error_log_ratios
 from lit_prefopt.diffusion.process import DiscreteProcess
 from lit_prefopt.errors import InputError
 
