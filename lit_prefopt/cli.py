@@ -6,27 +6,12 @@ a class's arguments.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from jsonargparse import auto_cli
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
-# Imported so that a recipe may name their classes without the whole path.
-import lit_prefopt.backbones
-import lit_prefopt.callbacks
-import lit_prefopt.data
-import lit_prefopt.evaluate.prompts
-import lit_prefopt.judges
-import lit_prefopt.methods
-import lit_prefopt.optimizers
-import lit_prefopt.toy  # noqa: F401
-from lit_prefopt.backbones import Backbone
 from lit_prefopt.configs import BASE, find_config
 from lit_prefopt.errors import InputError
-from lit_prefopt.run_directory import RunDirectory, prepare_run_directory
 
 COMMANDS = ("fit", "validate", "test", "predict")
 HELP = """usage: lit-prefopt COMMAND [--config RECIPE] [--KEY VALUE ...]
@@ -37,7 +22,6 @@ commands:
   fit        train by a recipe: lit-prefopt fit --config toy-diffusion-dpo
   validate   held-out preference accuracy of a checkpoint
   test       compare policy and reference on held-out prompts
-  predict    run a generator
   shards     convert | index: turn your images into pair shards
 
 `--config` takes a path or the name of a shipped recipe; COMMAND --help lists every key,
@@ -45,43 +29,6 @@ commands:
 
 shipped recipes:
 """
-
-
-class PreferenceCLI(LightningCLI):
-    """LightningCLI with a `backbone` of its own, handed to the model when both are built."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the `backbone` key and its link to the model."""
-        parser.add_subclass_arguments(Backbone, "backbone", required=False)
-        parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
-
-    def before_instantiate_classes(self) -> None:
-        """Give the run its directory."""
-        assert self.subcommand is not None
-        prepare_run_directory(self.config[self.subcommand], fitting=self.subcommand == "fit")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse `args`, which are the process's own or a test's."""
-        self.config = parser.parse_args(args)
-
-    def _parse_ckpt_path(self) -> None:
-        """Leave the recipe as it is: Lightning would let the checkpoint's numbers override it."""
-
-
-def run_lightning(args: Sequence[str]) -> None:
-    """Run one of the trainer's commands."""
-    PreferenceCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunDirectory,
-        save_config_kwargs={"config_filename": "recipe.yaml", "save_to_log_dir": False},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_kwargs={command: {"default_config_files": [str(BASE)]} for command in COMMANDS},
-        args=named_recipes(args),
-    )
 
 
 def named_recipes(args: Sequence[str]) -> list[str]:
@@ -102,6 +49,8 @@ def _separate(arg: str) -> list[str]:
 
 def shards(args: Sequence[str]) -> None:
     """Run `lit-prefopt shards convert | index`."""
+    from jsonargparse import auto_cli
+
     from lit_prefopt.data.convert import convert
     from lit_prefopt.data.index import index_shards
 
@@ -130,7 +79,11 @@ def _run(args: list[str]) -> None:
     if args[0] == "shards":
         shards(args[1:])
     elif args[0] in COMMANDS:
-        run_lightning(args)
+        # What transformers says at import about packages that are not needed here helps nobody.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        from lit_prefopt.lightning_cli import run_lightning
+
+        run_lightning(named_recipes(args))
     else:
         known = ", ".join((*COMMANDS, "shards"))
         raise InputError(f"There is no command {args[0]!r}; choose one of {known}.")

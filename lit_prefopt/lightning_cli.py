@@ -1,0 +1,61 @@
+"""The trainer's commands: a LightningCLI that knows backbones and run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# Imported so that a recipe may name their classes without the whole path.
+import lit_prefopt.backbones
+import lit_prefopt.callbacks
+import lit_prefopt.data
+import lit_prefopt.evaluate.prompts
+import lit_prefopt.judges
+import lit_prefopt.methods
+import lit_prefopt.optimizers
+import lit_prefopt.toy  # noqa: F401
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.configs import BASE
+from lit_prefopt.run_directory import RunDirectory, prepare_run_directory
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+class PreferenceCLI(LightningCLI):
+    """LightningCLI with a `backbone` of its own, handed to the model when both are built."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the `backbone` key and its link to the model."""
+        parser.add_subclass_arguments(Backbone, "backbone", required=False)
+        parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its directory."""
+        assert self.subcommand is not None
+        prepare_run_directory(self.config[self.subcommand], fitting=self.subcommand == "fit")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse `args`, which are the process's own or a test's."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the recipe as it is: Lightning would let the checkpoint's numbers override it."""
+
+
+def run_lightning(args: Sequence[str]) -> None:
+    """Run one of the trainer's commands."""
+    PreferenceCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=RunDirectory,
+        save_config_kwargs={"config_filename": "recipe.yaml", "save_to_log_dir": False},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={command: {"default_config_files": [str(BASE)]} for command in COMMANDS},
+        args=list(args),
+    )
