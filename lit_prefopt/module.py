@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -147,7 +148,10 @@ class PreferenceDiffusionModule(LightningModule):
         self.held_out.reset()
 
     def on_fit_start(self) -> None:
-        """Refuse weights too coarse to learn."""
+        """Set the policy to training, and refuse weights too coarse to learn."""
+        self.train()  # diffusers loads networks in evaluation mode, and Lightning keeps modes
+        # Lightning warns of modules in evaluation; here all that is frozen is meant to be.
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         coarse = {p.dtype for p in self.parameters() if p.requires_grad} - {torch.float32}
         if coarse:
             raise InputError(

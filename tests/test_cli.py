@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -64,6 +66,27 @@ def test_fit_from_recipe_to_weights(
             before = module.backbone.predict(latents, t, prompt)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours, before, atol=1e-5)
+
+
+class Modes(Callback):
+    """Notes what is in training mode at each step, before and after a validation."""
+
+    seen: list[dict[str, bool]] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        parts = dict(pl_module.backbone.named_children())
+        parts |= {"reference": parts["policy"].frozen, "denoiser": parts["policy"].denoiser}
+        self.seen.append({name: part.training for name, part in parts.items()})
+
+
+def test_the_policy_trains_and_all_else_stays_in_evaluation(recipe: list[str]) -> None:
+    Modes.seen.clear()
+    main(["fit", *recipe, "--trainer.callbacks+", "tests.test_cli.Modes"])
+    assert len(Modes.seen) == 4  # with a validation after the second
+    for modes in Modes.seen:
+        assert {name for name, training in modes.items() if training} == {"policy", "denoiser"}
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(recipe: list[str], tmp_path: Path) -> None:
