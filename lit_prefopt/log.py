@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
+from torch import Tensor
+from torchmetrics import Metric
 
 from lit_prefopt.batches import LogRatios, Pairs
 
@@ -62,7 +62,7 @@ class Window:
         return {prefix + name: value / self.count for name, value in self.sums.items()}
 
 
-class HeldOut(nn.Module):
+class HeldOut(Metric):
     """Held-out preference over all ranks, and by bin of the timestep (bin 0 is the cleanest).
 
     Beside the accuracy stands `coin`, which a policy that knows nothing exceeds in one of 40 cases
@@ -74,36 +74,39 @@ class HeldOut(nn.Module):
         bins: Number of equal ranges of the timestep.
     """
 
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
     def __init__(self, steps: int, draws: int = 1, bins: int = 4) -> None:
         super().__init__()
         self.steps, self.draws, self.bins = steps, draws, bins
-        names = ["accuracy", "margin", "error", "reference_error"]
-        names += [f"accuracy_t{b}" for b in range(bins)]
-        metrics: dict[str, Metric | MetricCollection] = {name: MeanMetric() for name in names}
-        metrics["measured"] = SumMetric()
-        self.metrics = MetricCollection(metrics, compute_groups=False)
+        self.names = ["accuracy", "margin", "error", "reference_error"]
+        self.names += [f"accuracy_t{b}" for b in range(bins)]
+        # One row for all names: every rank reduces the same, whatever it has measured itself.
+        self.add_state("sums", torch.zeros(len(self.names)), "sum")
+        self.add_state("counts", torch.zeros(len(self.names)), "sum")
 
     @torch.no_grad()
-    def add(self, ratios: LogRatios, pairs: Pairs, beta: float) -> None:
+    def update(self, ratios: LogRatios, pairs: Pairs, beta: float) -> None:
         """Add a batch of held-out pairs."""
         named = (("error", ratios.policy_error), ("reference_error", ratios.reference_error))
         measured = {name: values for name, values in named if values is not None}
         if pairs.sides > 1:
             margin = beta * (ratios.chosen - ratios.rejected)
             right = accuracy(margin)
-            measured |= {"accuracy": right, "margin": margin, "measured": torch.ones_like(right)}
+            measured |= {"accuracy": right, "margin": margin}
             bins = ratios.t * self.bins // self.steps
-            measured |= {f"accuracy_t{b}": right[bins == b] for b in bins.unique().tolist()}
+            measured |= {f"accuracy_t{b}": right[bins == b] for b in range(self.bins)}
         for name, values in measured.items():
-            self.metrics[name].update(values)
+            self.sums[self.names.index(name)] += values.sum()
+            self.counts[self.names.index(name)] += values.numel()
 
-    def means(self, prefix: str) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, Tensor]:
         """Return the means of what was measured at all."""
-        means = {name: m.compute() for name, m in self.metrics.items() if m.update_called}
-        if "measured" in means:
-            means["coin"] = 0.5 + 1.96 * 0.5 * (self.draws / means.pop("measured")).sqrt()
-        return {prefix + name: value for name, value in means.items()}
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        self.metrics.reset()
+        rows = zip(self.names, self.sums, self.counts, strict=True)
+        means = {name: total / count for name, total, count in rows if count > 0}
+        if "accuracy" in means:
+            pairs = self.counts[self.names.index("accuracy")] / self.draws
+            means["coin"] = 0.5 + 1.96 * 0.5 / pairs.sqrt()
+        return means

@@ -131,12 +131,11 @@ class PreferenceDiffusionModule(LightningModule):
         pairs = self.form_pairs(batch)
         for draw in range(self.validation_draws):
             seeded = pairs._replace(seeds=pairs.seeds + draw)
-            self.held_out.add(self.log_ratios(seeded), seeded, self.beta)
+            self.held_out.update(self.log_ratios(seeded), seeded, self.beta)
 
     def on_validation_epoch_end(self) -> None:
         """Log held-out accuracy and margin, over all timesteps and by quarter of them."""
-        self.log_dict(self.held_out.means("val/"))
-        self.held_out.reset()
+        self._log_held_out("val")
 
     def test_step(self, batch: ImagePairs | Pairs, batch_idx: int) -> None:
         """Measure held-out preference, as in validation."""
@@ -144,7 +143,11 @@ class PreferenceDiffusionModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log what validation logs, under `test/`."""
-        self.log_dict(self.held_out.means("test/"))
+        self._log_held_out("test")
+
+    def _log_held_out(self, stage: str) -> None:
+        means = self.held_out.compute()  # already over all ranks
+        self.log_dict({f"{stage}/{name}": mean for name, mean in means.items()}, sync_dist=True)
         self.held_out.reset()
 
     def on_fit_start(self) -> None:

@@ -42,18 +42,18 @@ def test_summary_by_hand() -> None:
 def test_held_out_by_bin_of_the_timestep() -> None:
     held_out = HeldOut(steps=1000)
     values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
-    held_out.add(LogRatios(values, torch.tensor([0, 249, 250, 999])), pairs(4), beta=2.0)
-    means = {name: value.item() for name, value in held_out.means("val/").items()}
-    assert means["val/accuracy"] == pytest.approx(2.5 / 4)
-    assert means["val/accuracy_t0"] == 0.5
-    assert means["val/accuracy_t1"] == 1
-    assert means["val/accuracy_t3"] == 0.5
-    assert means["val/margin"] == pytest.approx(0.5)
-    assert means["val/coin"] == pytest.approx(0.5 + 0.98 / 2)  # four pairs
-    assert "val/accuracy_t2" not in means
-    assert "val/reference_error" not in means
+    held_out.update(LogRatios(values, torch.tensor([0, 249, 250, 999])), pairs(4), beta=2.0)
+    means = {name: value.item() for name, value in held_out.compute().items()}
+    assert means["accuracy"] == pytest.approx(2.5 / 4)
+    assert means["accuracy_t0"] == 0.5
+    assert means["accuracy_t1"] == 1
+    assert means["accuracy_t3"] == 0.5
+    assert means["margin"] == pytest.approx(0.5)
+    assert means["coin"] == pytest.approx(0.5 + 0.98 / 2)  # four pairs
+    assert "accuracy_t2" not in means
+    assert "reference_error" not in means
     held_out.reset()
-    assert held_out.means("val/") == {}
+    assert held_out.compute() == {}
 
 
 def test_window_covers_the_micro_batches_since_the_last_logged_step() -> None:

@@ -32,3 +32,5 @@ def test_two_ranks_agree(rank: int, tmp_path: Path, tiny_folder: str, shards: st
         assert mine.abs().max() > 0
         assert torch.equal(mine, others)
     assert torch.equal(a["weights"], b["weights"])
+    assert a["accuracy"] == b["accuracy"]
+    assert a["coin"].item() == pytest.approx(0.5 + 0.98 / 24**0.5)  # the pairs of both ranks
