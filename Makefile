@@ -28,7 +28,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The shipped toy checkpoint and pairs, made again from nothing into runs/toy (about 40 minutes).
+# The shipped toy checkpoint and pairs, made again from nothing into runs/toy (about an hour).
 toy-world: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config configs/toy/vae.yaml
 	$(BIN)/lit-prefopt fit --config configs/toy/clip.yaml
@@ -36,6 +36,7 @@ toy-world: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config configs/toy/unet.yaml
 	$(BIN)/python -m lit_prefopt.toy.assemble --parts runs/toy --unet runs/toy/unet/weights/unet \
 		--output runs/toy/checkpoint
+	$(BIN)/python -m lit_prefopt.toy.pairs --checkpoint runs/toy/checkpoint --output runs/toy/pairs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

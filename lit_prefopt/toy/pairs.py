@@ -1,7 +1,6 @@
 """The toy world's preference pairs: the base model's own samples, ranked by the exact judge.
 
-The shipped shards were made by `python -m lit_prefopt.toy.pairs --output FOLDER`, in about ten
-minutes on two cores.
+The shipped shards were made by `python -m lit_prefopt.toy.pairs --output FOLDER`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ import torch
 from jsonargparse import auto_cli
 from rich.progress import track
 
+from lit_prefopt.backbones import Backbone, StableDiffusion
 from lit_prefopt.data import PairShards, ShardWriter
 from lit_prefopt.diffusion.sampling import Sampling, sample
 from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.evaluate.report import to_pil
-from lit_prefopt.toy.backbone import ToyDiffusion
+from lit_prefopt.toy.backbone import CHECKPOINT
 from lit_prefopt.toy.judge import ToyJudge
 from lit_prefopt.toy.scenes import Split, prompts
 
@@ -73,17 +73,20 @@ class ToyPairs(PairShards):
         )
 
 
-def make_pairs(output: Path, of: Split, count: int, samples: int = 4, seed: int = 0) -> None:
+def make_pairs(
+    backbone: Backbone, output: Path, of: Split, count: int, samples: int = 4, seed: int = 0
+) -> None:
     """Write the best and the worst of some samples for each caption.
 
     Args:
+        backbone: Makes the samples.
         output: Folder of shards to be made.
         of: Which captions: `train` or `held-out`.
         count: Number of captions, and of pairs.
         samples: Samples per caption.
         seed: Seed of the first sample; the others follow.
     """
-    backbone, judge, texts = ToyDiffusion(reference="none").eval(), ToyJudge(), prompts(count, of)
+    judge, texts = ToyJudge(), prompts(count, of)
     at_once = SAMPLING.batch_size // samples
     with ShardWriter(output) as writer:
         for first in track(range(0, count, at_once), f"{output.name} pairs"):
@@ -104,16 +107,23 @@ def make_pairs(output: Path, of: Split, count: int, samples: int = 4, seed: int 
                 writer.add(text, to_pil(images[i, best]), to_pil(images[i, worst]), meta)
 
 
-def main(output: str = str(PAIRS), train: int = 1024, validation: int = 256) -> None:
+def main(
+    checkpoint: str = str(CHECKPOINT),
+    output: str = str(PAIRS),
+    train: int = 1024,
+    validation: int = 256,
+) -> None:
     """Make the toy world's pairs.
 
     Args:
+        checkpoint: Folder of the pipeline that makes the samples.
         output: Folder for `train/` and `validation/`.
         train: Pairs on training captions.
         validation: Pairs on held-out captions.
     """
-    make_pairs(Path(output) / "validation", "held-out", validation, seed=10_000_000)
-    make_pairs(Path(output) / "train", "train", train)
+    backbone = StableDiffusion(checkpoint, reference="none").eval()
+    make_pairs(backbone, Path(output) / "validation", "held-out", validation, seed=10_000_000)
+    make_pairs(backbone, Path(output) / "train", "train", train)
 
 
 if __name__ == "__main__":
