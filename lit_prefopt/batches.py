@@ -20,7 +20,7 @@ class ImagePairs(NamedTuple):
     texts: list[str]  # B prompts; "" where the caption was dropped
     seeds: Tensor  # (B,) int64: all that is random about the sample is drawn from it
     labels: Tensor  # (B,) float32: probability that the first side is the better one; 1 as a rule
-    weights: Tensor  # (B,) float32: weight of the pair in the batch's mean; 1 as a rule
+    weights: Tensor  # (B,) float32: factor of the pair's loss before the mean; 1 as a rule
     keys: list[str]  # B names "shard.tar/000001", for messages
     masks: Tensor | None = None  # (B, 1, H, W) float32: 1 where the sides are meant to differ
     broken: tuple[str, ...] = ()  # names of unreadable samples that others stand in for

@@ -1,4 +1,4 @@
-"""The command line: `lit-prefopt fit | validate | test | predict`, and `lit-prefopt shards ...`.
+"""The command line: `lit-prefopt fit | validate | test`, and `lit-prefopt shards ...`.
 
 Every key of a recipe is an argument of a class; `lit-prefopt fit --model.help DiffusionDPO` prints
 a class's arguments.
@@ -71,8 +71,20 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     try:
         _run(args)
-    except InputError as error:
-        sys.exit(f"lit-prefopt: {error}")
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        sys.exit(f"lit-prefopt: {sentence}")
+
+
+def _sentence(error: BaseException | None) -> str | None:
+    """Return what an InputError says, wherever others were raised from it."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _run(args: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that a recipe may name their classes without the whole path.
@@ -19,7 +19,13 @@ import lit_prefopt.optimizers
 import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.configs import BASE
-from lit_prefopt.run_directory import RunDirectory, prepare_run_directory
+from lit_prefopt.run_directory import (
+    RunDirectory,
+    check_run_directory,
+    lead_checkpoints,
+    logger_arguments,
+    run_directory,
+)
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -33,9 +39,22 @@ class PreferenceCLI(LightningCLI):
         parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Give the run its directory."""
-        assert self.subcommand is not None
-        prepare_run_directory(self.config[self.subcommand], fitting=self.subcommand == "fit")
+        """Look at the run's directory before anything is loaded."""
+        config = self.config[self.subcommand]
+        self.root = run_directory(config)
+        fitting = self.subcommand == "fit"
+        check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
+        if config.trainer.logger is False:  # LearningRateMonitor refuses to run without one
+            needing = "LearningRateMonitor"
+            kept = [c for c in config.trainer.callbacks if not c.class_path.endswith(needing)]
+            config.trainer.callbacks = kept
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer, whose output goes into the run's directory; the recipe stays."""
+        arguments = logger_arguments(self.config[self.subcommand], self.root)
+        trainer = super().instantiate_trainer(**arguments, **kwargs)
+        lead_checkpoints(trainer, self.root)
+        return trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`, which are the process's own or a test's."""

@@ -35,7 +35,8 @@ def summary(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[
         if errors is not None:
             means[name] = errors.mean()
             means[f"chosen_{name}"] = errors[:, 0].mean()
-            means[f"rejected_{name}"] = errors[:, -1].mean()
+            if pairs.sides > 1:
+                means[f"rejected_{name}"] = errors[:, -1].mean()
     return means
 
 

@@ -35,6 +35,9 @@ class PreferenceDiffusionModule(LightningModule):
     beta: float = 1.0
     """What the margin is measured in; methods with a pull to the reference set their own."""
 
+    masked: bool = False
+    """Whether errors count only where a pair's mask says so, if it has one."""
+
     def __init__(
         self, backbone: Backbone, optimizer: OptimizerConfig, validation_draws: int = 4
     ) -> None:
@@ -101,6 +104,7 @@ class PreferenceDiffusionModule(LightningModule):
         t = self.draw_timesteps(draws.uniform(pairs.seeds, "t"))
         # The same noise on all sides: its variance cancels in their difference.
         noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise")
+        pairs = pairs if self.masked else pairs._replace(masks=None)
         return Noised.of(self.backbone.process, pairs, t, noise)
 
     def errors(self, noised: Noised) -> Errors:
@@ -116,7 +120,7 @@ class PreferenceDiffusionModule(LightningModule):
         pairs = self.form_pairs(batch)
         ratios = self.log_ratios(pairs)
         losses = self.losses(ratios, pairs)
-        loss = (pairs.weights * losses).sum() / pairs.weights.sum()
+        loss = (pairs.weights * losses).mean()
         self.window.add(summary(ratios, pairs, loss, self.beta), self.global_step)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every == 0:

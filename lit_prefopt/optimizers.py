@@ -84,7 +84,5 @@ class AdamW(OptimizerConfig):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Return torch's AdamW, fused: one kernel for all parameters."""
-        return torch.optim.AdamW(
-            parameters, self.lr, self.betas, self.eps, self.weight_decay, fused=True
-        )
+        """Return torch's AdamW, not fused: Lightning's mixed precision cannot clip with that."""
+        return torch.optim.AdamW(parameters, self.lr, self.betas, self.eps, self.weight_decay)

@@ -120,7 +120,9 @@ def test_a_resolved_recipe_runs_again_to_the_same_weights(
         for run in ("run", "again")
     )
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not (tmp_path / "run" / "logs" / "version_0").exists()
+    for run in ("run", "again"):
+        assert [path.name for path in (tmp_path / run / "checkpoints").glob("*")] == ["last.ckpt"]
+        assert len([*(tmp_path / run / "logs").glob("events*")]) == 1
 
 
 def test_parts_of_recipes_go_by_name_too(
@@ -129,6 +131,47 @@ def test_parts_of_recipes_go_by_name_too(
     part = ["--backbone", "backbone/sd15-lora.yaml", "--backbone.pretrained", tiny_folder]
     main(["fit", *recipe, *part])
     assert (tmp_path / "run" / "weights" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_last_checkpoint_is_the_last_state(recipe: list[str], tmp_path: Path) -> None:
+    every = ["--trainer.callbacks+", "Checkpoints", "--trainer.callbacks.every_n_train_steps", "2"]
+    every += ["--trainer.callbacks.save_last", "true", "--trainer.max_steps", "3"]
+    main(["fit", *recipe, *every])
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+
+
+def test_mixed_precision_with_clipped_gradients(recipe: list[str], tmp_path: Path) -> None:
+    mixed = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1.0"]
+    main(["fit", *recipe, *mixed])
+    logged = scalars(tmp_path / "run")
+    assert logged["train/margin"][0] == 0
+    assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert logged["train/loss"][-1] != logged["train/loss"][0]
+
+
+def test_a_run_without_a_logger(recipe: list[str], tmp_path: Path) -> None:
+    main(["fit", *recipe, "--trainer.logger", "false"])
+    assert (tmp_path / "run" / "weights" / "unet" / "config.json").is_file()
+    assert not (tmp_path / "run" / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--ckpt_path", "last"], "holds no checkpoint to go on from"),
+        (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
+        (["--backbone.pretrained", "no/such-model"], "no/such-model is neither a local folder"),
+        (["--data.shards", "nowhere"], "nowhere"),
+        (["--data.batch_size", "25"], "lower `batch_size` or give more pairs"),
+    ],
+)
+def test_bad_input_is_answered_by_a_sentence(
+    recipe: list[str], change: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit, match=sentence):
+        main(["fit", *recipe, *change])
 
 
 def test_another_runs_directory_is_refused(

@@ -16,7 +16,7 @@ from lit_prefopt.configs import CONFIGS
 RECIPES = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
 OTHERS = ["quickstart", "configs/toy/vae.yaml", "configs/toy/clip.yaml", "configs/toy/unet.yaml"]
 GENERAL = [
-    "ModelCheckpoint",
+    "Checkpoints",
     "LearningRateMonitor",
     "Export",
 ]

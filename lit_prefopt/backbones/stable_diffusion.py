@@ -37,9 +37,9 @@ class StableDiffusion(Backbone):
         reference: `initial` for the weights that training starts from (with LoRA the UNet without
             its adapter, else a frozen copy), `none`, or a folder with another UNet.
         gradient_checkpointing: Compute activations twice instead of keeping them.
-        dtype: Precision of the frozen parts (under LoRA the UNet is one of them); what is trained
-            is float32.
-        variant: Variant of the files to load, such as `fp16`.
+        dtype: Precision of VAE and text encoder, and under LoRA of the UNet below it. What is
+            trained is float32, and so is a frozen copy of it, since the two must agree exactly.
+        variant: Variant of the pipeline's files, such as `fp16`.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class StableDiffusion(Backbone):
         _check_folder(pretrained)
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         self_dtype = frozen_dtype if lora else torch.float32
-        unet = _load_unet(denoiser or pretrained, self_dtype, variant)
+        config = _scheduler_config(pretrained)
+        unet = _load_unet(denoiser or pretrained, self_dtype, None if denoiser else variant)
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        config = DDPMScheduler.load_config(pretrained, subfolder="scheduler")
         super().__init__(_policy(unet, lora, reference), DiscreteProcess(config))
         self.dtype = self_dtype
         self.vae = AutoencoderKL.from_pretrained(
@@ -142,6 +142,17 @@ def _load_unet(source: str, dtype: torch.dtype, variant: str | None = None) -> U
     return UNet2DConditionModel.from_pretrained(
         source, subfolder=None if own_folder else "unet", torch_dtype=dtype, variant=variant
     )
+
+
+def _scheduler_config(pretrained: str) -> dict:
+    """Return the scheduler's configuration: the first thing that is asked of a checkpoint."""
+    try:
+        return DDPMScheduler.load_config(pretrained, subfolder="scheduler")
+    except OSError as error:
+        raise InputError(
+            f"{pretrained} is neither a local folder in diffusers' layout nor a name that the hub "
+            "answers to now: check the spelling, the connection, and access to gated models."
+        ) from error
 
 
 def _check_folder(pretrained: str) -> None:

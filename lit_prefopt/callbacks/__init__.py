@@ -1,8 +1,9 @@
 """What happens beside the training step."""
 
 from lit_prefopt.callbacks.averaging import PolicyAveraging
+from lit_prefopt.callbacks.checkpoints import Checkpoints
 from lit_prefopt.callbacks.evaluation import Evaluation
 from lit_prefopt.callbacks.export import Export
 from lit_prefopt.callbacks.samples import SampleGrid
 
-__all__ = ["Evaluation", "Export", "SampleGrid", "PolicyAveraging"]
+__all__ = ["Checkpoints", "Evaluation", "Export", "SampleGrid", "PolicyAveraging"]

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+
+from lit_prefopt.errors import InputError
 
 
 class PolicyAveraging(Callback):
@@ -32,6 +35,12 @@ class PolicyAveraging(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights as they are, unless a checkpoint brought an average."""
+        saving = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        if any(callback.save_weights_only for callback in saving):
+            raise InputError(
+                "Checkpoints of weights only hold no average: leave `save_weights_only` of the "
+                "checkpoint callback false, or drop PolicyAveraging."
+            )
         if self._swapped:  # a second fit of the same trainer
             self._swap(pl_module)
         if not self.average:
@@ -94,6 +103,7 @@ class PolicyAveraging(Callback):
         if self.RUNNING not in checkpoint or trainer.state.fn != "fit":
             return
         trained = _trained(pl_module)
+        self._swapped = False
         self.average = {name: checkpoint["state_dict"][name].clone() for name in trained}
         for name, parameter in trained.items():
             parameter.copy_(checkpoint[self.RUNNING][name])

@@ -18,6 +18,7 @@ from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.evaluate.report import before_after, table
 from lit_prefopt.judges import Judge
 from lit_prefopt.module import PreferenceDiffusionModule
+from lit_prefopt.whole_files import write_whole
 
 
 class Evaluation(Callback):
@@ -51,12 +52,15 @@ class Evaluation(Callback):
         self.pictures = pictures
         self.folder = folder
         self._started = 0.0
-        self._seconds: dict[str, float] = {}
-        self._curve: list[tuple[int, float]] = []
+        self._seconds = 0.0
+        self._curve: list[list[float]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the prompts now, so that a missing file stops the run before it has begun."""
+        """Find out now what would stop the evaluation after the training."""
         self.prompts.texts()
+        if isinstance(pl_module, PreferenceDiffusionModule):
+            with pl_module.backbone.as_reference():
+                pass
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -67,7 +71,7 @@ class Evaluation(Callback):
         metrics = trainer.callback_metrics
         if trainer.state.fn == "fit" and "val/accuracy" in metrics:
             accuracy, coin = (float(metrics[f"val/{name}"]) for name in ("accuracy", "coin"))
-            self._curve.append((trainer.global_step, round(accuracy, 4)))
+            self._curve.append([trainer.global_step, round(accuracy, 4)])
             rank_zero_info(
                 f"step {trainer.global_step}: held-out accuracy {accuracy:.3f} (a coin: 0.5, and "
                 f"below {coin:.3f} in 39 of 40 cases)"
@@ -75,34 +79,55 @@ class Evaluation(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self._seconds = {"seconds_fit": round(time.monotonic() - self._started, 1)}
+        self._seconds += time.monotonic() - self._started
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds and the curve so far, so that a resumed run tells the whole."""
+        running = time.monotonic() - self._started if self._started else 0.0
+        return {"seconds": self._seconds + running, "curve": self._curve}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from them."""
+        self._seconds, self._curve = state_dict["seconds"], list(state_dict["curve"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate what was trained."""
-        self.run(trainer, pl_module)
+        facts = {"seconds_fit": round(self._seconds, 1), "held_out_accuracy": self._curve}
+        self.run(trainer, pl_module, self.folder, facts)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate a checkpoint."""
-        self.run(trainer, pl_module)
+        """Evaluate a checkpoint, into `test/`: the evidence of the run itself stays."""
+        self.run(trainer, pl_module, "test", {})
 
-    def run(self, trainer: Trainer, module: LightningModule) -> None:
-        """Compare the two models and write the evidence (rank zero)."""
+    def run(
+        self, trainer: Trainer, module: LightningModule, name: str, facts: dict[str, Any]
+    ) -> None:
+        """Compare the two models and write the evidence (rank zero).
+
+        Args:
+            trainer: Knows the run's directory, the device and the precision.
+            module: Holds policy and reference.
+            name: Folder inside the run's directory.
+            facts: What else goes into `evaluation.json`.
+        """
         if not trainer.is_global_zero or not isinstance(module, PreferenceDiffusionModule):
             return
-        texts = self.prompts.texts()
+        texts, begun = self.prompts.texts(), time.monotonic()
         seeds = torch.arange(len(texts)) + self.seed
-        begun = time.monotonic()
         module.eval()
+        module.to(trainer.strategy.root_device)  # when a fit ends, Lightning leaves it on the CPU
         with trainer.precision_plugin.forward_context():
-            rows, before, after = compare(module.backbone, self.judge, texts, seeds, self.sampling)
-        summary: dict[str, Any] = summarise(rows)
-        summary |= {**self._seconds, "seconds_evaluation": round(time.monotonic() - begun, 1)}
-        summary["held_out_accuracy"] = self._curve
-        folder = Path(trainer.default_root_dir) / self.folder
+            result = compare(
+                module.backbone, self.judge, texts, seeds, self.sampling, pictures=self.pictures
+            )
+        module.cpu()
+        summary = summarise(result.rows) | facts
+        summary["seconds_evaluation"] = round(time.monotonic() - begun, 1)
+        folder = Path(trainer.default_root_dir) / name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
-        write_rows(rows, folder / "per_prompt.jsonl")
-        some = slice(0, self.pictures)
-        before_after(rows[some], before[some], after[some]).save(folder / "before-after.png")
+        write_rows(result.rows, folder / "per_prompt.jsonl")
+        before_after(*result).save(folder / "before-after.png")
+        write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
         Console().print(table(summary))
         print(f"Evidence: {folder}/evaluation.json, per_prompt.jsonl, before-after.png")

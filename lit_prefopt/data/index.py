@@ -7,9 +7,7 @@ and optionally 000001.json and 000001.mask.png, side by side. `index.json` lies 
 from __future__ import annotations
 
 import json
-import os
 import tarfile
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from webdataset.tariterators import base_plus_ext
 
 from lit_prefopt.data.files import filesystem, is_local
 from lit_prefopt.errors import InputError
+from lit_prefopt.whole_files import write_whole
 
 INDEX = "index.json"
 VERSION = 1
@@ -72,15 +71,8 @@ def read_index(folder: str | Path) -> list[Shard]:
 def write_index(folder: str | Path, shards: Iterable[Shard]) -> None:
     """Write the index of a local folder, whole or not at all."""
     rows = [{"name": s.name, "size": s.size, "offsets": s.offsets.tolist()} for s in shards]
-    file, temporary = tempfile.mkstemp(prefix=f".{INDEX}.", dir=folder)
-    try:
-        with os.fdopen(file, "w") as stream:
-            json.dump({"version": VERSION, "shards": rows}, stream, separators=(",", ":"))
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
-        os.replace(temporary, Path(folder) / INDEX)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    text = json.dumps({"version": VERSION, "shards": rows}, separators=(",", ":"))
+    write_whole(Path(folder) / INDEX, text)
 
 
 def index_shards(folder: str) -> None:

@@ -46,5 +46,9 @@ class DiscreteProcess(nn.Module):
         return noise
 
     def sampler(self) -> DDIMScheduler:
-        """Return a fresh DDIM sampler of this process."""
-        return DDIMScheduler.from_config(self.scheduler.config)
+        """Return a fresh DDIM sampler of this process.
+
+        Latents are not clipped and timesteps start at 1, as in the stock pipeline, whatever
+        sampler the checkpoint was saved with.
+        """
+        return DDIMScheduler.from_config(self.scheduler.config, clip_sample=False, steps_offset=1)

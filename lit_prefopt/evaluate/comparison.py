@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.diffusion.sampling import Sampling, sample
 from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
 from lit_prefopt.judges import Judge
+from lit_prefopt.whole_files import write_whole
 
 
 @dataclass
@@ -29,6 +31,14 @@ class Compared:
     attributes_policy: dict[str, float]
 
 
+class Comparison(NamedTuple):
+    """What a comparison leaves behind."""
+
+    rows: list[Compared]
+    before: Tensor  # the reference's first images, (P, 3, H, W) in [-1, 1], on the CPU
+    after: Tensor  # the policy's
+
+
 @torch.no_grad()
 def compare(
     backbone: Backbone,
@@ -37,8 +47,9 @@ def compare(
     seeds: Tensor,
     how: Sampling,
     reference_seeds: Tensor | None = None,
-) -> tuple[list[Compared], Tensor, Tensor]:
-    """Sample both models on every prompt and judge the images.
+    pictures: int = 8,
+) -> Comparison:
+    """Sample both models on every prompt and judge the images, a batch at a time.
 
     Args:
         backbone: Holds policy and reference.
@@ -47,20 +58,29 @@ def compare(
         seeds: (N,) int64.
         how: Settings of the sampler.
         reference_seeds: Other seeds for the reference; the same where not given.
-
-    Returns:
-        A row per prompt, the reference's images and the policy's, (N, 3, H, W) in [-1, 1].
+        pictures: How many images of each model are kept.
     """
-    with backbone.as_reference():
-        other = seeds if reference_seeds is None else reference_seeds
-        before = sample(backbone, texts, other, how)
-    after = sample(backbone, texts, seeds, how)
+    other = seeds if reference_seeds is None else reference_seeds
+    rows: list[Compared] = []
+    kept: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for start in range(0, len(texts), how.batch_size):
+        part = slice(start, start + how.batch_size)
+        with backbone.as_reference():
+            before = sample(backbone, texts[part], other[part], how)
+        after = sample(backbone, texts[part], seeds[part], how)
+        rows += _judged(judge, texts[part], seeds[part], before, after)
+        for images, keep in zip((before, after), kept, strict=True):
+            keep += list(images[: max(0, pictures - len(keep))].cpu())
+    return Comparison(rows, torch.stack(kept[0]), torch.stack(kept[1]))
+
+
+def _judged(
+    judge: Judge, texts: list[str], seeds: Tensor, before: Tensor, after: Tensor
+) -> list[Compared]:
     scores = [judge.score(images, texts).tolist() for images in (before, after)]
-    attributes = [
-        _by_prompt(judge.attributes(images, texts), len(texts)) for images in (before, after)
-    ]
-    rows = zip(texts, seeds.tolist(), *scores, *attributes, strict=True)
-    return [Compared(*row) for row in rows], before, after
+    attributes = [_by_prompt(judge.attributes(x, texts), len(texts)) for x in (before, after)]
+    columns = zip(texts, seeds.tolist(), *scores, *attributes, strict=True)
+    return [Compared(*column) for column in columns]
 
 
 def _by_prompt(attributes: dict[str, Tensor], count: int) -> list[dict[str, float]]:
@@ -107,5 +127,11 @@ def _attributes(rows: list[Compared]) -> dict[str, dict[str, Any]]:
 
 
 def write_rows(rows: list[Compared], path: Path) -> None:
-    """Write one JSON object a line."""
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    """Write one JSON object a line; an attribute that does not apply to a prompt is null."""
+    lines = []
+    for row in rows:
+        record = asdict(row)
+        for key in ("attributes_reference", "attributes_policy"):
+            record[key] = {k: None if math.isnan(v) else v for k, v in record[key].items()}
+        lines.append(json.dumps(record, allow_nan=False) + "\n")
+    write_whole(path, "".join(lines))

@@ -29,7 +29,12 @@ class PromptFile(Prompts):
 
     def texts(self) -> list[str]:
         """Return the lines that are not empty."""
-        lines = [line.strip() for line in Path(self.path).read_text("utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in Path(self.path).read_text("utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.path} cannot be read as UTF-8 text ({error}); name a file of prompts."
+            ) from error
         texts = [line for line in lines if line][: self.count]
         if not texts:
             raise InputError(f"{self.path} holds no prompt; write one a line.")

@@ -42,13 +42,14 @@ def before_after(
     """Return a picture with a column per prompt: the reference's image over the policy's.
 
     Args:
-        rows: As `evaluate.comparison.compare` returns them.
-        before: The reference's images, (N, 3, H, W) in [-1, 1].
-        after: The policy's images, (N, 3, H, W) in [-1, 1].
+        rows: As `evaluate.comparison.compare` returns them; the first ones have pictures.
+        before: The reference's images, (P, 3, H, W) in [-1, 1].
+        after: The policy's images, (P, 3, H, W) in [-1, 1].
         width: Width of one image in pixels; small ones are enlarged without smoothing.
     """
     margin = 70
     tile = width + TEXT_HEIGHT
+    rows = rows[: len(before)]
     sheet = Image.new("RGB", (margin + len(rows) * (width + 4), 2 * tile), "white")
     draw = ImageDraw.Draw(sheet)
     for line, (name, images) in enumerate((("reference", before), ("policy", after))):

@@ -51,11 +51,14 @@ class DiffusionDPO(PreferenceDiffusionModule):
     def losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor:
         """Return the link's loss of every pair, (B,) (Eq. 14)."""
         chosen, rejected = ratios.chosen, ratios.rejected
-        assert ratios.policy_error is not None
-        assert ratios.overlap is not None
         if self.spare_chosen is not None:
+            assert ratios.policy_error is not None
+            assert ratios.overlap is not None
             scale = loser_scale(ratios.policy_error[:, 0], ratios.overlap[:, -1], self.spare_chosen)
             rejected = scale_gradient(rejected, scale)
         labels = smooth(pairs.labels, self.label_smoothing)
         losses = preference_loss(chosen - rejected, labels, self.beta, self.link)
-        return losses + self.anchor * ratios.policy_error[:, 0]
+        if self.anchor:
+            assert ratios.policy_error is not None
+            losses = losses + self.anchor * ratios.policy_error[:, 0]
+        return losses

@@ -83,14 +83,21 @@ def test_summary_by_hand(backbone: StableDiffusion) -> None:
     assert summary["win_rate"] == 0.5  # one win, one tie, one loss
 
 
-def test_evidence_after_fit(recipe: list[str], tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a blue house\n\nthe sea\n")
-    arguments = [
+def evaluation(folder: Path) -> list[str]:
+    """Arguments that add an evaluation on the prompts of a file."""
+    return [
         *("--trainer.callbacks+", "Evaluation"),
         *("--trainer.callbacks.judge", "tests.callbacks.test_evaluation.Redness"),
         *("--trainer.callbacks.prompts", "PromptFile"),
-        *("--trainer.callbacks.prompts.path", str(tmp_path / "prompts.txt")),
+        *("--trainer.callbacks.prompts.path", str(folder / "prompts.txt")),
         *("--trainer.callbacks.sampling.steps", "2"),
+    ]
+
+
+def test_evidence_after_fit(recipe: list[str], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a blue house\n\nthe sea\n")
+    arguments = [
+        *evaluation(tmp_path),
         *("--trainer.callbacks+", "SampleGrid"),
         *("--trainer.callbacks.prompts", '["a cat", "a dog", "rain"]'),
         *("--trainer.callbacks.sampling.steps", "2"),
@@ -103,10 +110,44 @@ def test_evidence_after_fit(recipe: list[str], tmp_path: Path) -> None:
     assert summary["prompts"] == 2
     rows = (run / "evaluation" / "per_prompt.jsonl").read_text().splitlines()
     assert [json.loads(row)["text"] for row in rows] == ["a blue house", "the sea"]
+    assert json.loads(rows[1])["attributes_policy"] == {"blue": None}
+    assert [step for step, _ in summary["held_out_accuracy"]] == [2, 4]
     assert Image.open(run / "evaluation" / "before-after.png").size[0] > 200
     grids = sorted(path.name for path in (run / "samples").iterdir())
     assert grids == ["000002.png", "000004.png"]
     assert Image.open(run / "samples" / "000002.png").size == (3 * 32, 2 * 32)
+
+
+def test_a_resumed_run_tells_the_whole_and_a_test_leaves_it(
+    recipe: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a blue house")
+    recipe = [*recipe, *evaluation(tmp_path)]
+    main(["fit", *recipe, "--trainer.max_steps", "2"])
+    main(["fit", *recipe, "--ckpt_path", "last"])
+    evidence = tmp_path / "run" / "evaluation" / "evaluation.json"
+    summary = json.loads(evidence.read_text())
+    assert [step for step, _ in summary["held_out_accuracy"]] == [2, 4]
+    main(["test", *recipe, "--ckpt_path", "last"])
+    assert json.loads(evidence.read_text()) == summary
+    again = json.loads((tmp_path / "run" / "test" / "evaluation.json").read_text())
+    assert again["difference"] == pytest.approx(summary["difference"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--backbone.reference", "none"], "--backbone.reference initial"),
+        (["--trainer.callbacks.prompts.path", "nowhere.txt"], "name a file of prompts"),
+    ],
+)
+def test_what_would_stop_the_evaluation_stops_the_run_at_its_start(
+    recipe: list[str], tmp_path: Path, change: list[str], sentence: str
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a blue house")
+    with pytest.raises(SystemExit, match=sentence):
+        main(["fit", *recipe, *evaluation(tmp_path), *change])
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_an_empty_prompt_file_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,16 @@ def test_noising_and_target(prediction: str) -> None:
     torch.testing.assert_close(process.target(latents, noise, t), target, atol=1e-5, rtol=1e-5)
 
 
+def test_latents_are_never_clipped_whatever_sampler_the_checkpoint_names() -> None:
+    """Euler's configuration has no `clip_sample`, and DDIM's default would clip to one."""
+    config = {**SD15, "prediction_type": "epsilon", "_class_name": "EulerDiscreteScheduler"}
+    del config["clip_sample"]
+    sampler = DiscreteProcess(config).sampler()
+    assert sampler.config.clip_sample is False
+    sampler.set_timesteps(20)
+    assert sampler.timesteps.tolist() == list(range(951, 0, -50))
+
+
 def test_other_predictions_are_refused() -> None:
     with pytest.raises(InputError, match="prediction_type 'sample'"):
         DiscreteProcess({**SD15, "prediction_type": "sample"})

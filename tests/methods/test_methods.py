@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_prefopt import losses
@@ -100,8 +101,11 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(
 def test_dpo_raises_the_margin(any_backbone: StableDiffusion) -> None:
     module = dpo(any_backbone, beta=100.0)
     pairs = module.form_pairs(image_pairs())
-    for _ in range(3):
-        one_step(module, lr=1e-2)
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=5e-3)
+    for _ in range(6):
+        optimizer.zero_grad()
+        module.losses(module.log_ratios(pairs), pairs).mean().backward()
+        optimizer.step()
     ratios = module.log_ratios(pairs)
     assert (ratios.chosen - ratios.rejected).mean() > 0
 
@@ -170,6 +174,34 @@ def test_without_a_reference_there_is_none(tiny_folder: str) -> None:
     ratios = module.log_ratios(module.form_pairs(image_pairs()))
     assert ratios.reference_error is None
     assert torch.equal(ratios.values, -0.5 * ratios.policy_error)
+
+
+def test_weights_scale_their_pair_alone(backbone: StableDiffusion) -> None:
+    """A single pair of weight 2 costs twice, and a batch of weight 0 costs nothing."""
+    module = dpo(backbone, anchor=1.0)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.log = lambda *_, **__: None
+    pairs = module.form_pairs(image_pairs(1))
+    one, two, none = (
+        module.training_step(pairs._replace(weights=torch.tensor([weight])), 0)
+        for weight in (1.0, 2.0, 0.0)
+    )
+    assert two == 2 * one
+    assert none == 0
+
+
+def test_masks_count_only_where_a_method_says_so(backbone: StableDiffusion) -> None:
+    batch = image_pairs()
+    masked = batch._replace(masks=torch.zeros(3, 1, 32, 32))
+    masked.masks[:, :, :16] = 1
+    plain, module = dpo(backbone), dpo(backbone)
+    module.masked = True
+    errors = [
+        m.log_ratios(m.form_pairs(b)).policy_error
+        for m, b in ((plain, batch), (plain, masked), (module, masked))
+    ]
+    assert torch.equal(errors[0], errors[1])
+    assert not torch.allclose(errors[0], errors[2], atol=1e-3)
 
 
 def test_ranked_lists_pass(backbone: StableDiffusion) -> None:
