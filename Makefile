@@ -36,7 +36,8 @@ toy-world: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config configs/toy/unet.yaml
 	$(BIN)/python -m lit_prefopt.toy.assemble --parts runs/toy --unet runs/toy/unet/weights/unet \
 		--output runs/toy/checkpoint
-	$(BIN)/python -m lit_prefopt.toy.pairs --checkpoint runs/toy/checkpoint --output runs/toy/pairs
+	$(BIN)/python -m lit_prefopt.toy.make_pairs --checkpoint runs/toy/checkpoint \
+		--output runs/toy/pairs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

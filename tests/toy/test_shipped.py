@@ -14,7 +14,8 @@ from lit_prefopt.data import PairShards
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.toy import ToyDiffusion, ToyJudge, ToyPairs, ToyPrompts
 from lit_prefopt.toy.backbone import CHECKPOINT
-from lit_prefopt.toy.pairs import PAIRS, SAMPLING
+from lit_prefopt.toy.make_pairs import SAMPLING
+from lit_prefopt.toy.pairs import PAIRS
 from lit_prefopt.toy.scenes import split
 
 
