@@ -45,8 +45,8 @@ class PreferenceCLI(LightningCLI):
         fitting = self.subcommand == "fit"
         check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
         if config.trainer.logger is False:  # LearningRateMonitor refuses to run without one
-            needing = "LearningRateMonitor"
-            kept = [c for c in config.trainer.callbacks if not c.class_path.endswith(needing)]
+            needing, callbacks = "LearningRateMonitor", config.trainer.callbacks or []
+            kept = [c for c in callbacks if not c.class_path.endswith(needing)]
             config.trainer.callbacks = kept
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -167,9 +167,8 @@ def test_a_run_without_a_logger(recipe: list[str], tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_answered_by_a_sentence(
-    recipe: list[str], change: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+    recipe: list[str], change: list[str], sentence: str
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SystemExit, match=sentence):
         main(["fit", *recipe, *change])
 

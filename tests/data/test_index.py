@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_a_changed_shard_and_a_missing_or_damaged_index_are_refused(make_shards)
 def test_writing_leaves_the_old_index_after_an_error(make_shards, monkeypatch):
     folder = Path(make_shards())
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(json, "dump", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_index(folder, read_index(folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
