@@ -35,7 +35,7 @@ class DiffusionDPO(PreferenceDiffusionModule):
         backbone: Backbone,
         optimizer: OptimizerConfig,
         beta: float,
-        link: Callable[[Tensor, float], Tensor] = sigmoid,
+        link: Callable = sigmoid,
         label_smoothing: float = 0.0,
         anchor: float = 0.0,
         spare_chosen: float | None = None,
