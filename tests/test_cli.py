@@ -68,6 +68,21 @@ def test_fit_from_recipe_to_weights(
     assert not torch.allclose(ours, before, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "at_zero"),
+    [
+        (["--model.link", "lit_prefopt.losses.ipo", "--model.beta", "2"], 1 / (4 * 2**2)),
+        (["--model.link", "lit_prefopt.losses.hinge"], 1.0),
+        (["--model.label_smoothing", "0.1", "--model.spare_chosen", "0.9"], math.log(2)),
+    ],
+)
+def test_options_of_the_loss(
+    recipe: list[str], options: list[str], at_zero: float, tmp_path: Path
+) -> None:
+    main(["fit", *recipe, *options])
+    assert scalars(tmp_path / "run")["train/loss"][0] == pytest.approx(at_zero, abs=1e-6)
+
+
 class Modes(Callback):
     """Notes what is in training mode at each step, before and after a validation."""
 
