@@ -88,5 +88,5 @@ def write_report(name: str, text: str) -> Path:
     ]
     path = REPORTS / f"{date.today()}-{name}.md"
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(head) + text.rstrip() + "\n")
+    path.write_text("\n".join([*head, text.rstrip(), ""]))
     return path

@@ -19,10 +19,11 @@ GENERAL = [
     "Checkpoints",
     "LearningRateMonitor",
     "Export",
+    "SampleGrid",
 ]
 ADDED = {
-    "quickstart": ["Evaluation", "SampleGrid"],
-    "configs/toy/unet.yaml": ["PolicyAveraging", "SampleGrid"],
+    "quickstart": ["Evaluation"],
+    "configs/toy/unet.yaml": ["PolicyAveraging"],
 }
 MAX_STEPS = {
     "quickstart": 120,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_prefopt.backbones.reference import Policy
 from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion.process import DiscreteProcess
+from lit_prefopt.diffusion.settings import Sampling
 
 
 class Backbone(nn.Module, ABC):
@@ -62,6 +63,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image's latents at the size that the checkpoint was made for."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How this family's images are sampled where nothing else is said."""
+        return Sampling()
 
     @property
     def has_reference(self) -> bool:

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
-from lit_prefopt.diffusion.sampling import Sampling
+from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.evaluate.comparison import compare, summarise, write_rows
 from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.evaluate.report import before_after, table
@@ -30,7 +30,7 @@ class Evaluation(Callback):
     Args:
         judge: Scores the images.
         prompts: Held-out prompts.
-        sampling: Settings of the sampler.
+        sampling: Settings of the sampler; the backbone's own where they are not given.
         seed: Seed of the first prompt's image; the others follow.
         pictures: Number of prompts in the picture.
         folder: Name of the folder inside the run's directory.
@@ -47,7 +47,7 @@ class Evaluation(Callback):
     ) -> None:
         self.judge = judge
         self.prompts = prompts
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling
         self.seed = seed
         self.pictures = pictures
         self.folder = folder
@@ -117,10 +117,9 @@ class Evaluation(Callback):
         seeds = torch.arange(len(texts)) + self.seed
         module.eval()
         module.to(trainer.strategy.root_device)  # when a fit ends, Lightning leaves it on the CPU
+        how = self.sampling or module.backbone.sampling
         with trainer.precision_plugin.forward_context():
-            result = compare(
-                module.backbone, self.judge, texts, seeds, self.sampling, pictures=self.pictures
-            )
+            result = compare(module.backbone, self.judge, texts, seeds, how, pictures=self.pictures)
         module.cpu()
         summary = summarise(result.rows) | facts
         summary["seconds_evaluation"] = round(time.monotonic() - begun, 1)

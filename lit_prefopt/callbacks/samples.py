@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
 
-from lit_prefopt.diffusion.sampling import Sampling, sample
+from lit_prefopt.batches import ImagePairs
+from lit_prefopt.diffusion.sampling import sample
+from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.evaluate.report import to_pil
 from lit_prefopt.module import PreferenceDiffusionModule
 
@@ -23,25 +26,43 @@ class SampleGrid(Callback):
     directory.
 
     Args:
-        prompts: One column each.
-        sampling: Settings of the sampler.
+        prompts: One column each; the first held-out prompts where they are not given.
+        count: How many held-out prompts to take.
+        sampling: Settings of the sampler; the backbone's own where they are not given.
         seed: Seed of the first column; the others follow.
     """
 
-    def __init__(self, prompts: list[str], sampling: Sampling | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        prompts: list[str] | None = None,
+        count: int = 4,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> None:
         self.prompts = prompts
-        self.sampling = sampling or Sampling()
+        self.count = count
+        self.sampling = sampling
         self.seed = seed
+        self._held_out: list[str] = []
         self._reference: Tensor | None = None
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
+    ) -> None:
+        """Note the first held-out prompts."""
+        if isinstance(batch, ImagePairs) and len(self._held_out) < self.count:
+            new = [text for text in dict.fromkeys(batch.texts) if text not in self._held_out]
+            self._held_out = [*self._held_out, *new][: self.count]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, write and log the grid (rank zero)."""
         if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
-        if not isinstance(pl_module, PreferenceDiffusionModule):
+        prompts = self.prompts or self._held_out
+        if not prompts or not isinstance(pl_module, PreferenceDiffusionModule):
             return
         with trainer.precision_plugin.forward_context():
-            grid = self._grid(pl_module)
+            grid = self._grid(pl_module, prompts)
         path = Path(trainer.default_root_dir) / "samples" / f"{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
@@ -54,13 +75,14 @@ class SampleGrid(Callback):
             elif isinstance(logger, WandbLogger):
                 logger.log_image("samples", [grid], trainer.global_step)
 
-    def _grid(self, module: PreferenceDiffusionModule) -> Image.Image:
-        seeds = torch.arange(len(self.prompts)) + self.seed
+    def _grid(self, module: PreferenceDiffusionModule, prompts: list[str]) -> Image.Image:
+        seeds = torch.arange(len(prompts)) + self.seed
         backbone = module.backbone
+        how = self.sampling or backbone.sampling
         if self._reference is None and backbone.has_reference:
             with backbone.as_reference():
-                self._reference = sample(backbone, self.prompts, seeds, self.sampling)
-        rows = [sample(backbone, self.prompts, seeds, self.sampling)]
+                self._reference = sample(backbone, prompts, seeds, how).cpu()
+        rows = [sample(backbone, prompts, seeds, how).cpu()]
         if self._reference is not None:
             rows.insert(0, self._reference)
         return to_pil(torch.cat([torch.cat([*row], dim=-1) for row in rows], dim=-2))

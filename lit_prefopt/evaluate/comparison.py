@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.diffusion.sampling import Sampling, sample
+from lit_prefopt.diffusion.sampling import sample
+from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
 from lit_prefopt.judges import Judge
 from lit_prefopt.whole_files import write_whole

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
+from lit_prefopt.diffusion.settings import Sampling
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+TOY_SAMPLING = Sampling(steps=20, guidance=2.0, eta=1.0, batch_size=64)
 
 
 class ToyDiffusion(StableDiffusion):
@@ -29,3 +31,8 @@ class ToyDiffusion(StableDiffusion):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(str(CHECKPOINT), denoiser, lora, reference, gradient_checkpointing)
+
+    @property
+    def sampling(self) -> Sampling:
+        """Few steps; eta 1 and a low guidance keep the samples of one prompt different."""
+        return TOY_SAMPLING

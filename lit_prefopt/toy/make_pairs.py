@@ -15,14 +15,11 @@ from rich.progress import track
 
 from lit_prefopt.backbones import Backbone, StableDiffusion
 from lit_prefopt.data import ShardWriter
-from lit_prefopt.diffusion.sampling import Sampling, sample
+from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.evaluate.report import to_pil
-from lit_prefopt.toy.backbone import CHECKPOINT
+from lit_prefopt.toy.backbone import CHECKPOINT, TOY_SAMPLING
 from lit_prefopt.toy.judge import ToyJudge
 from lit_prefopt.toy.scenes import Split, prompts
-
-SAMPLING = Sampling(steps=20, guidance=2.0, eta=1.0, batch_size=64)
-"""eta 1 and a low guidance keep the samples of one prompt different from each other."""
 
 
 def make_pairs(
@@ -39,13 +36,13 @@ def make_pairs(
         seed: Seed of the first sample; the others follow.
     """
     judge, texts = ToyJudge(), prompts(count, of)
-    at_once = SAMPLING.batch_size // samples
+    at_once = TOY_SAMPLING.batch_size // samples
     with ShardWriter(output) as writer:
         for first in track(range(0, count, at_once), f"{output.name} pairs"):
             some = texts[first : first + at_once]
             repeated = [text for text in some for _ in range(samples)]
             seeds = torch.arange(len(repeated)) + seed + first * samples
-            images = sample(backbone, repeated, seeds, SAMPLING).unflatten(0, (-1, samples))
+            images = sample(backbone, repeated, seeds, TOY_SAMPLING).unflatten(0, (-1, samples))
             rewards = judge.score(images.flatten(0, 1), repeated).unflatten(0, (-1, samples))
             for i, text in enumerate(some):
                 best, worst = int(rewards[i].argmax()), int(rewards[i].argmin())

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.diffusion.sampling import Sampling, sample
+from lit_prefopt.diffusion.sampling import sample
+from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.comparison import compare, summarise
 from lit_prefopt.evaluate.prompts import PromptFile
@@ -98,9 +99,6 @@ def test_evidence_after_fit(recipe: list[str], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a blue house\n\nthe sea\n")
     arguments = [
         *evaluation(tmp_path),
-        *("--trainer.callbacks+", "SampleGrid"),
-        *("--trainer.callbacks.prompts", '["a cat", "a dog", "rain"]'),
-        *("--trainer.callbacks.sampling.steps", "2"),
     ]
     main(["fit", *recipe, *arguments])
     run = tmp_path / "run"
@@ -115,7 +113,7 @@ def test_evidence_after_fit(recipe: list[str], tmp_path: Path) -> None:
     assert Image.open(run / "evaluation" / "before-after.png").size[0] > 200
     grids = sorted(path.name for path in (run / "samples").iterdir())
     assert grids == ["000002.png", "000004.png"]
-    assert Image.open(run / "samples" / "000002.png").size == (3 * 32, 2 * 32)
+    assert Image.open(run / "samples" / "000002.png").size == (4 * 32, 2 * 32)
 
 
 def test_a_resumed_run_tells_the_whole_and_a_test_leaves_it(

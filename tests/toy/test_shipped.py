@@ -13,8 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from lit_prefopt.data import PairShards
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.toy import ToyDiffusion, ToyJudge, ToyPairs, ToyPrompts
-from lit_prefopt.toy.backbone import CHECKPOINT
-from lit_prefopt.toy.make_pairs import SAMPLING
+from lit_prefopt.toy.backbone import CHECKPOINT, TOY_SAMPLING
 from lit_prefopt.toy.pairs import PAIRS
 from lit_prefopt.toy.scenes import split
 
@@ -47,7 +46,7 @@ def test_the_stock_pipeline_draws_what_it_is_told() -> None:
 
 def test_the_base_is_good_and_not_perfect() -> None:
     texts, seeds = ToyPrompts(count=32).texts(), torch.arange(32)
-    images = sample(ToyDiffusion(reference="none").eval(), texts, seeds, SAMPLING)
+    images = sample(ToyDiffusion(reference="none").eval(), texts, seeds, TOY_SAMPLING)
     assert 0.6 < ToyJudge().score(images, texts).mean() < 0.95
 
 
