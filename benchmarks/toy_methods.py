@@ -40,8 +40,8 @@ def main(seeds: int = 3, folder: str = "runs/toy-methods", report: bool = False)
         folder: Where the runs lie.
         report: Write a report as well.
     """
-    head = "| method | seed | reward before | after | difference | win rate | fit, s |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
+    head = "| method | seed | reward before | after | difference | win rate |"
+    lines = [head, "|---|---|---|---|---|---|"]
     for name, method in METHODS.items():
         for seed in range(seeds):
             e = run(method, seed, Path(folder))
@@ -49,7 +49,7 @@ def main(seeds: int = 3, folder: str = "runs/toy-methods", report: bool = False)
             lines.append(
                 f"| {name} | {seed} | {e['reward_reference']:.4f} | {e['reward_policy']:.4f} "
                 f"| {e['difference']:+.4f} ({d[0]:+.4f} to {d[1]:+.4f}) "
-                f"| {e['win_rate']:.3f} ({w[0]:.3f} to {w[1]:.3f}) | {e['seconds_fit']:.0f} |"
+                f"| {e['win_rate']:.3f} ({w[0]:.3f} to {w[1]:.3f}) |"
             )
     print("\n".join(lines))
     if report:
