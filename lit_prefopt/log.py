@@ -41,26 +41,23 @@ def summary(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[
 
 
 class Window:
-    """Means over the micro-batches since the last optimizer step that was logged."""
+    """Means over the batches since the last logged step, accumulated micro-batches included."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.count = 0
-        self.logged_at: int | None = None
 
-    def add(self, means: dict[str, Tensor], step: int) -> None:
-        """Add a batch, in a new window if the last one was logged at an earlier step."""
-        if self.logged_at is not None and step > self.logged_at:
-            self.sums, self.count, self.logged_at = {}, 0, None
+    def add(self, means: dict[str, Tensor]) -> None:
+        """Add a batch."""
         for name, value in means.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.count += 1
-        self.step = step
 
-    def means(self, prefix: str) -> dict[str, Tensor]:
-        """Return the window's means; the window ends with this optimizer step."""
-        self.logged_at = self.step
-        return {prefix + name: value / self.count for name, value in self.sums.items()}
+    def close(self) -> dict[str, Tensor]:
+        """Return the window's means and begin another."""
+        means = {name: value / self.count for name, value in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
 
 
 class HeldOut(Metric):

@@ -46,6 +46,7 @@ class PreferenceDiffusionModule(LightningModule):
         self.optimizer = optimizer
         self.validation_draws = validation_draws
         self.window = Window()
+        self.logged_step = 0
         self.held_out = HeldOut(backbone.process.steps, validation_draws)
         self.strict_loading = False  # frozen parts come from the backbone, not from checkpoints
 
@@ -121,14 +122,18 @@ class PreferenceDiffusionModule(LightningModule):
         ratios = self.log_ratios(pairs)
         losses = self.losses(ratios, pairs)
         loss = (pairs.weights * losses).mean()
-        self.window.add(summary(ratios, pairs, loss, self.beta), self.global_step)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every == 0:
-            means = self.window.means("train/")
-            for name, mean in means.items():
-                shown = name in ("train/loss", "train/accuracy")
-                self.log(name, mean, prog_bar=shown, sync_dist=True, batch_size=len(losses))
+        self.window.add(summary(ratios, pairs, loss, self.beta))
         return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Log what was seen since the last logged step, at each n-th optimizer step."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step == self.logged_step or self.global_step % every:
+            return
+        self.logged_step = self.global_step
+        for name, mean in self.window.close().items():
+            shown = name in ("loss", "accuracy")
+            self.log(f"train/{name}", mean, prog_bar=shown, sync_dist=True, batch_size=1)
 
     def validation_step(self, batch: ImagePairs | Pairs, batch_idx: int) -> None:
         """Measure held-out preference on draws that depend on the pair alone."""

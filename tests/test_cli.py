@@ -165,6 +165,18 @@ def test_mixed_precision_with_clipped_gradients(recipe: list[str], tmp_path: Pat
     assert logged["train/loss"][-1] != logged["train/loss"][0]
 
 
+def test_logs_are_means_over_the_micro_batches(recipe: list[str], tmp_path: Path) -> None:
+    """Without an effective learning rate, six batches logged by twos average to all six alone."""
+    still = ["--model.optimizer.lr", "1e-12", "--trainer.val_check_interval", "6"]
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    main(["fit", *recipe, *still, "--trainer.max_steps", "6", "--trainer.default_root_dir", one])
+    accumulate = ["--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "3"]
+    main(["fit", *recipe, *still, *accumulate, "--trainer.default_root_dir", two])
+    each, pairs = (scalars(Path(run))["train/chosen_error"] for run in (one, two))
+    assert len(each) == 6
+    assert pairs == pytest.approx([(a + b) / 2 for a, b in zip(each[::2], each[1::2], strict=True)])
+
+
 def test_a_run_without_a_logger(recipe: list[str], tmp_path: Path) -> None:
     main(["fit", *recipe, "--trainer.logger", "false"])
     assert (tmp_path / "run" / "weights" / "unet" / "config.json").is_file()

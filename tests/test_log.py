@@ -56,12 +56,10 @@ def test_held_out_by_bin_of_the_timestep() -> None:
     assert held_out.compute() == {}
 
 
-def test_window_covers_the_micro_batches_since_the_last_logged_step() -> None:
+def test_window_covers_the_batches_since_the_last_logged_step() -> None:
     window = Window()
-    for value, step in ((1.0, 0), (3.0, 0)):
-        window.add({"loss": torch.tensor(value)}, step)
-    assert window.means("train/")["train/loss"] == 2
-    window.add({"loss": torch.tensor(5.0)}, 0)  # the last micro-batch of the logged step
-    assert window.means("train/")["train/loss"] == 3
-    window.add({"loss": torch.tensor(9.0)}, 1)
-    assert window.means("train/")["train/loss"] == 9
+    for value in (1.0, 3.0, 5.0):
+        window.add({"loss": torch.tensor(value)})
+    assert window.close()["loss"] == 3
+    window.add({"loss": torch.tensor(9.0)})
+    assert window.close()["loss"] == 9

@@ -54,13 +54,13 @@ class StableDiffusion(Backbone):
     ) -> None:
         _check_folder(pretrained)
         frozen_dtype: torch.dtype = getattr(torch, dtype)
-        self_dtype = frozen_dtype if lora else torch.float32
+        unet_dtype = frozen_dtype if lora else torch.float32
         config = _scheduler_config(pretrained)
-        unet = _load_unet(denoiser or pretrained, self_dtype, None if denoiser else variant)
+        unet = _load_unet(denoiser or pretrained, unet_dtype, None if denoiser else variant)
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         super().__init__(_policy(unet, lora, reference), DiscreteProcess(config))
-        self.dtype = self_dtype
+        self.dtype = unet_dtype
         self.vae = AutoencoderKL.from_pretrained(
             pretrained, subfolder="vae", torch_dtype=frozen_dtype, variant=variant
         )
