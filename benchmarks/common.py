@@ -11,10 +11,10 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lit_prefopt.toy.assemble import SCHEDULER
+from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
 from tests.tiny import tiny_tokenizer
 
 REPORTS = Path(__file__).parent / "reports"
@@ -42,18 +42,9 @@ def random_sd15(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
         layers_per_block=2,
         sample_size=512,
     )
-    StableDiffusionPipeline(
-        vae=vae.to(dtype),
-        text_encoder=CLIPTextModel(text).to(dtype),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).to(
-            dtype
-        ),
-        scheduler=DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    parts = (vae.to(dtype), CLIPTextModel(text).to(dtype), tokenizer, unet.to(dtype))
+    save_pipeline(folder, *parts, DDIMScheduler(**SCHEDULER))
     return folder
 
 

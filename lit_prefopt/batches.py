@@ -74,3 +74,13 @@ class LogRatios(NamedTuple):
     def rejected(self) -> Tensor:
         """Log-ratio of the worst side: (B,) or (B, S)."""
         return self.values[:, -1]
+
+    @property
+    def errors(self) -> dict[str, Tensor]:
+        """The errors (B, K) that there are, by the name under which they are logged."""
+        named = {"error": self.policy_error, "reference_error": self.reference_error}
+        return {name: errors for name, errors in named.items() if errors is not None}
+
+    def margin(self, beta: float) -> Tensor:
+        """Return beta times chosen minus rejected log-ratio: (B,) or (B, S)."""
+        return beta * (self.chosen - self.rejected)

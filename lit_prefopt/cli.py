@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lit_prefopt.configs import BASE, find_config
+from lit_prefopt.configs import find_config, recipe_names
 from lit_prefopt.errors import InputError
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -66,8 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command; `args` defaults to the process's own."""
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
-        recipes = sorted(path.stem for path in (BASE.parent / "recipes").glob("*.yaml"))
-        print(HELP + "\n".join(f"  {name}" for name in recipes))
+        print(HELP + "\n".join(f"  {name}" for name in recipe_names()))
         return
     try:
         _run(args)

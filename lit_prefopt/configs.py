@@ -11,6 +11,11 @@ CONFIGS = next(p for p in (_HERE / "_configs", _HERE.parent / "configs") if p.is
 BASE = CONFIGS / "base.yaml"
 
 
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes."""
+    return sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
+
+
 def find_config(name: str) -> Path:
     """Return the file that `--config NAME` means.
 
@@ -26,5 +31,5 @@ def find_config(name: str) -> Path:
     for candidate in (short, f"{short}.yaml", f"recipes/{short}.yaml"):
         if (CONFIGS / candidate).is_file():
             return (CONFIGS / candidate).resolve()
-    known = ", ".join(sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml")))
+    known = ", ".join(recipe_names())
     raise InputError(f"{name} is neither a file nor one of the shipped recipes: {known}.")

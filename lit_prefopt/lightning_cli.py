@@ -27,8 +27,6 @@ from lit_prefopt.run_directory import (
     run_directory,
 )
 
-COMMANDS = ("fit", "validate", "test", "predict")
-
 
 class PreferenceCLI(LightningCLI):
     """LightningCLI with a `backbone` of its own, handed to the model when both are built."""
@@ -66,15 +64,18 @@ class PreferenceCLI(LightningCLI):
 
 def run_lightning(args: Sequence[str]) -> None:
     """Run one of the trainer's commands."""
+    base = {"default_config_files": [str(BASE)]}
     PreferenceCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=RunDirectory,
-        save_config_kwargs={"config_filename": "recipe.yaml", "save_to_log_dir": False},
+        save_config_kwargs={"save_to_log_dir": False},  # it writes recipe.yaml itself
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={command: {"default_config_files": [str(BASE)]} for command in COMMANDS},
+        parser_kwargs={
+            command: {"default_config_files": [str(BASE)]} for command in LightningCLI.subcommands()
+        },
         args=list(args),
     )

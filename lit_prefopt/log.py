@@ -22,7 +22,7 @@ def summary(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[
     """
     means = {"loss": loss.detach(), "t": ratios.t.float().mean()}
     if pairs.sides > 1:
-        margin = beta * (ratios.chosen - ratios.rejected)
+        margin = ratios.margin(beta)
         means |= {
             "accuracy": accuracy(margin).mean(),
             "margin": margin.mean(),
@@ -30,13 +30,11 @@ def summary(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[
             "chosen_log_ratio": ratios.chosen.mean(),
             "rejected_log_ratio": ratios.rejected.mean(),
         }
-    named = (("error", ratios.policy_error), ("reference_error", ratios.reference_error))
-    for name, errors in named:
-        if errors is not None:
-            means[name] = errors.mean()
-            means[f"chosen_{name}"] = errors[:, 0].mean()
-            if pairs.sides > 1:
-                means[f"rejected_{name}"] = errors[:, -1].mean()
+    for name, errors in ratios.errors.items():
+        means[name] = errors.mean()
+        means[f"chosen_{name}"] = errors[:, 0].mean()
+        if pairs.sides > 1:
+            means[f"rejected_{name}"] = errors[:, -1].mean()
     return means
 
 
@@ -88,10 +86,9 @@ class HeldOut(Metric):
     @torch.no_grad()
     def update(self, ratios: LogRatios, pairs: Pairs, beta: float) -> None:
         """Add a batch of held-out pairs."""
-        named = (("error", ratios.policy_error), ("reference_error", ratios.reference_error))
-        measured = {name: values for name, values in named if values is not None}
+        measured = ratios.errors
         if pairs.sides > 1:
-            margin = beta * (ratios.chosen - ratios.rejected)
+            margin = ratios.margin(beta)
             right = accuracy(margin)
             measured |= {"accuracy": right, "margin": margin}
             bins = ratios.t * self.bins // self.steps

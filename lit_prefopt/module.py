@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_prefopt.backbones import Backbone
+from lit_prefopt.backbones import Backbone, trained
 from lit_prefopt.batches import ImagePairs, LogRatios, Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import Errors, Noised, denoising_errors, error_log_ratios
@@ -164,7 +164,7 @@ class PreferenceDiffusionModule(LightningModule):
         self.train()  # diffusers loads networks in evaluation mode, and Lightning keeps modes
         # Lightning warns of modules in evaluation; here all that is frozen is meant to be.
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
-        coarse = {p.dtype for p in self.parameters() if p.requires_grad} - {torch.float32}
+        coarse = {p.dtype for p in trained(self).values()} - {torch.float32}
         if coarse:
             raise InputError(
                 f"The trained weights are {coarse.pop()}, in which steps of usual learning rates "
@@ -173,7 +173,7 @@ class PreferenceDiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over what is trained."""
-        optimizer = self.optimizer.build([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.optimizer.build(trained(self).values())
         schedule = self.optimizer.build_schedule(optimizer, self.trainer.max_steps)
         return {
             "optimizer": optimizer,
@@ -182,14 +182,12 @@ class PreferenceDiffusionModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained weights alone."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+        checkpoint["state_dict"] = {name: state[name] for name in trained(self)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not hold exactly what is trained here."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        differing = trained ^ set(checkpoint["state_dict"])
+        differing = set(trained(self)) ^ set(checkpoint["state_dict"])
         if differing:
             raise InputError(
                 f"The checkpoint was made by another backbone: {len(differing)} of its trained "

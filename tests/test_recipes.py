@@ -11,9 +11,9 @@ import yaml
 
 from lit_prefopt import methods, toy
 from lit_prefopt.cli import main
-from lit_prefopt.configs import CONFIGS
+from lit_prefopt.configs import CONFIGS, recipe_names
 
-RECIPES = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
+RECIPES = recipe_names()
 OTHERS = ["quickstart", "configs/toy/vae.yaml", "configs/toy/clip.yaml", "configs/toy/unet.yaml"]
 GENERAL = [
     "Checkpoints",

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
 
 
 def tiny_tokenizer(folder: Path, length: int = 16) -> CLIPTokenizer:
@@ -64,23 +66,6 @@ def tiny_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
         mid_block_add_attention=False,
         sample_size=32,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=tiny_unet(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    scheduler = DDIMScheduler(**SCHEDULER, prediction_type=prediction)
+    save_pipeline(folder, vae, text, tokenizer, tiny_unet(), scheduler)
     return folder

@@ -2,7 +2,7 @@
 
 from lit_prefopt.backbones.backbone import Backbone
 from lit_prefopt.backbones.lora import LoRA
-from lit_prefopt.backbones.reference import Policy
+from lit_prefopt.backbones.reference import Policy, trained
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
 
-__all__ = ["Backbone", "LoRA", "Policy", "StableDiffusion"]
+__all__ = ["Backbone", "LoRA", "Policy", "StableDiffusion", "trained"]

@@ -8,6 +8,8 @@ import torch
 from diffusers import ModelMixin
 from peft import LoraConfig
 
+from lit_prefopt.backbones.reference import trained
+
 
 @dataclass
 class LoRA:
@@ -37,6 +39,5 @@ class LoRA:
                 init_lora_weights="gaussian",
             )
         )
-        for parameter in denoiser.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.float32)
+        for parameter in trained(denoiser).values():
+            parameter.data = parameter.data.to(torch.float32)

@@ -84,6 +84,11 @@ class Policy(nn.Module):
         return self
 
 
+def trained(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by name."""
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
 def freeze(net: nn.Module) -> nn.Module:
     """Return the network, never to be trained."""
     return net.requires_grad_(False).eval()

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import Tensor
 
+from lit_prefopt.backbones import trained
 from lit_prefopt.errors import InputError
 
 
@@ -44,7 +45,7 @@ class PolicyAveraging(Callback):
         if self._swapped:  # a second fit of the same trainer
             self._swap(pl_module)
         if not self.average:
-            self.average = {n: p.detach().clone() for n, p in _trained(pl_module).items()}
+            self.average = {n: p.detach().clone() for n, p in trained(pl_module).items()}
         device = pl_module.device
         self.average = {name: value.to(device) for name, value in self.average.items()}
 
@@ -55,7 +56,7 @@ class PolicyAveraging(Callback):
             return
         self._step = trainer.global_step
         decay = self.decay if self._step > self.start else 0.0
-        weights = [p.detach() for p in _trained(pl_module).values()]
+        weights = [p.detach() for p in trained(pl_module).values()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,20 +103,16 @@ class PolicyAveraging(Callback):
         """Take up average and running weights; a checkpoint without an average starts one."""
         if self.RUNNING not in checkpoint or trainer.state.fn != "fit":
             return
-        trained = _trained(pl_module)
+        weights = trained(pl_module)
         self._swapped = False
-        self.average = {name: checkpoint["state_dict"][name].clone() for name in trained}
-        for name, parameter in trained.items():
+        self.average = {name: checkpoint["state_dict"][name].clone() for name in weights}
+        for name, parameter in weights.items():
             parameter.copy_(checkpoint[self.RUNNING][name])
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
-        for name, parameter in _trained(pl_module).items():
+        for name, parameter in trained(pl_module).items():
             running = parameter.detach().clone()
             parameter.copy_(self.average[name])
             self.average[name].copy_(running)
         self._swapped = not self._swapped
-
-
-def _trained(module: LightningModule) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -35,8 +35,7 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     scheduler = backbone.process.sampler()
     scheduler.set_timesteps(how.steps)
     prompt = backbone.embed(texts)
-    empty = backbone.embed([""]).repeat(len(texts))
-    both = Prompt(*(torch.cat(fields) for fields in zip(empty, prompt, strict=True)))
+    both = prompt if how.guidance == 1 else _with_empty(backbone, prompt, len(texts))
     device = prompt.hidden.device
     latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
     for i, t in enumerate(scheduler.timesteps):
@@ -47,8 +46,16 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
             twice = backbone.predict(latents.repeat(2, 1, 1, 1), times.repeat(2), both).float()
             without, with_prompt = twice.chunk(2)
             prediction = without + how.guidance * (with_prompt - without)
-        noise = draws.normal(seeds, backbone.latent_shape, f"step {i}").to(device)
+        noise = None
+        if how.eta > 0:
+            noise = draws.normal(seeds, backbone.latent_shape, f"step {i}").to(device)
         latents = scheduler.step(
-            prediction, t, latents, eta=how.eta, variance_noise=noise if how.eta > 0 else None
+            prediction, t, latents, eta=how.eta, variance_noise=noise
         ).prev_sample
     return backbone.decode(latents)
+
+
+def _with_empty(backbone: Backbone, prompt: Prompt, count: int) -> Prompt:
+    """Return the empty prompt `count` times and then the prompts, (2 B, ...)."""
+    empty = backbone.embed([""]).repeat(count)
+    return Prompt(*(torch.cat(fields) for fields in zip(empty, prompt, strict=True)))

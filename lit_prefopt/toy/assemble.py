@@ -27,6 +27,27 @@ SCHEDULER = {
 """The scheduler of Stable Diffusion 1.5."""
 
 
+def save_pipeline(
+    folder: Path,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+) -> None:
+    """Write a whole Stable Diffusion pipeline of these parts, without a safety checker."""
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
 def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT)) -> None:
     """Write a Stable Diffusion pipeline in half precision.
 
@@ -46,16 +67,8 @@ def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT))
         for name, part in {**named, "scheduler": scheduler}.items():
             part.save_pretrained(target / name)
         return
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel.from_pretrained(unet, torch_dtype=half),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(target)
+    denoiser = UNet2DConditionModel.from_pretrained(unet, torch_dtype=half)
+    save_pipeline(target, vae, text_encoder, tokenizer, denoiser, scheduler)
 
 
 if __name__ == "__main__":
