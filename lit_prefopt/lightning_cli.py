@@ -74,8 +74,6 @@ def run_lightning(args: Sequence[str]) -> None:
         save_config_kwargs={"save_to_log_dir": False},  # it writes recipe.yaml itself
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={
-            command: {"default_config_files": [str(BASE)]} for command in LightningCLI.subcommands()
-        },
+        parser_kwargs={command: dict(base) for command in LightningCLI.subcommands()},
         args=list(args),
     )
