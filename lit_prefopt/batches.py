@@ -8,8 +8,10 @@ S  steps of a trajectory, where a method averages over steps
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -24,16 +26,43 @@ class ImagePairs(NamedTuple):
     keys: list[str]  # B names "shard.tar/000001", for messages
     masks: Tensor | None = None  # (B, 1, H, W) float32: 1 where the sides are meant to differ
     broken: tuple[str, ...] = ()  # names of unreadable samples that others stand in for
+    frames: Tensor | None = None  # (B, K, 6) int64: see `Prompt`; unknown where not given
+
+    def best(self) -> ImagePairs:
+        """Return the chosen side alone (K = 1)."""
+        frames = None if self.frames is None else self.frames[:, :1]
+        return self._replace(images=self.images[:, :1], frames=frames)
 
 
 class Prompt(NamedTuple):
-    """Embedded text, one row a prompt."""
+    """What the denoiser is told beside the timestep, one row a prompt.
 
-    hidden: Tensor  # (B, N, D)
+    A model family reads what it knows. A frame says which part of which picture an image is, in
+    pixels: the height and width of the original, the upper and left edge of the crop in the
+    resized (and, where it was, mirrored) picture, the height and width of what was cut out.
+    """
+
+    hidden: Tensor  # (B, N, D): the embedded text, token by token
+    pooled: Tensor | None = None  # (B, P): the embedded text as a whole
+    frames: Tensor | None = None  # (B, 6) int64; a whole image of the latents' size if not given
+    guidance: Tensor | None = None  # (B,) float32: guidance scale, for denoisers that take one
 
     def repeat(self, times: int) -> Prompt:
         """Return every row `times` times in a row: (B * times, ...), one for each side."""
-        return Prompt(*(field.repeat_interleave(times, 0) for field in self))
+        return self._map(lambda field: field.repeat_interleave(times, 0))
+
+    def after(self, other: Prompt) -> Prompt:
+        """Return the rows of the other prompt and then these; both know the same fields."""
+        joined = [_joined(*pair) for pair in zip(other, self, strict=True)]
+        return self._replace(**dict(zip(self._fields, joined, strict=True)))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Prompt:
+        known = {name: field for name, field in self._asdict().items() if field is not None}
+        return self._replace(**{name: change(field) for name, field in known.items()})
+
+
+def _joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else torch.cat([first, second])
 
 
 class Pairs(NamedTuple):
@@ -45,6 +74,7 @@ class Pairs(NamedTuple):
     labels: Tensor  # (B,) float32
     weights: Tensor  # (B,) float32
     masks: Tensor | None = None  # (B, 1, H, W) float32 at the latents' size
+    frames: Tensor | None = None  # (B, K, 6) int64: see `Prompt`
 
     @property
     def sides(self) -> int:
@@ -53,7 +83,14 @@ class Pairs(NamedTuple):
 
     def best(self) -> Pairs:
         """Return the chosen side alone (K = 1)."""
-        return self._replace(latents=self.latents[:, :1])
+        frames = None if self.frames is None else self.frames[:, :1]
+        return self._replace(latents=self.latents[:, :1], frames=frames)
+
+    @property
+    def prompt_per_side(self) -> Prompt:
+        """What the denoiser is told of every side: B * K rows."""
+        prompt = self.prompt.repeat(self.sides)
+        return prompt if self.frames is None else prompt._replace(frames=self.frames.flatten(0, 1))
 
 
 class LogRatios(NamedTuple):

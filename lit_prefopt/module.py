@@ -70,7 +70,7 @@ class PreferenceDiffusionModule(LightningModule):
         if batch.masks is not None:
             masks = torch.nn.functional.interpolate(batch.masks, latents.shape[-2:], mode="area")
         prompt = self.backbone.embed(batch.texts)
-        return Pairs(latents, prompt, batch.seeds, batch.labels, batch.weights, masks)
+        return Pairs(latents, prompt, batch.seeds, batch.labels, batch.weights, masks, batch.frames)
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
         """Return how much likelier the policy finds each side than the reference does.

@@ -6,14 +6,24 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
 
 
-def tiny_tokenizer(folder: Path, length: int = 16) -> CLIPTokenizer:
+def tiny_tokenizer(folder: Path, length: int = 16, **options: str) -> CLIPTokenizer:
     """Return a CLIP tokenizer that spells every word letter by letter."""
     letters = sorted(ByteLevel.alphabet())
     vocabulary = letters + [f"{letter}</w>" for letter in letters]
@@ -23,49 +33,95 @@ def tiny_tokenizer(folder: Path, length: int = 16) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(words))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        model_max_length=length,
+        **options,
     )
 
 
-def tiny_unet() -> UNet2DConditionModel:
+def tiny_unet(**changes: object) -> UNet2DConditionModel:
     """Return a UNet of some 100 thousand parameters for 8 x 8 latents."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    return UNet2DConditionModel(**config | changes)
 
 
-def tiny_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
+def tiny_xl_unet(**changes: object) -> UNet2DConditionModel:
+    """Return a UNet of SDXL's form: two encoders' width, pooled text and six sizes."""
+    config = {
+        "cross_attention_dim": 32 + 24,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 20,
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+    }
+    return tiny_unet(**config | changes)
+
+
+def tiny_text_config(tokenizer: CLIPTokenizer, **changes: object) -> CLIPTextConfig:
+    """Return the configuration of a text encoder of two layers."""
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return CLIPTextConfig(**config | changes)
+
+
+def tiny_vae(**changes: object) -> AutoencoderKL:
+    """Return a VAE that makes 8 x 8 latents of 32 x 32 pixels."""
+    config = {
+        "block_out_channels": (8, 8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "mid_block_add_attention": False,
+        "sample_size": 32,
+    }
+    return AutoencoderKL(**config | changes)
+
+
+def tiny_pipeline(folder: Path, prediction: str = "epsilon", **unet: object) -> Path:
     """Write a whole Stable Diffusion pipeline and return its folder."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(folder / "made-from")
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=32,
-    )
+    text = CLIPTextModel(tiny_text_config(tokenizer))
     scheduler = DDIMScheduler(**SCHEDULER, prediction_type=prediction)
-    save_pipeline(folder, vae, text, tokenizer, tiny_unet(), scheduler)
+    save_pipeline(folder, tiny_vae(), text, tokenizer, tiny_unet(**unet), scheduler)
+    return folder
+
+
+def tiny_xl_pipeline(folder: Path, prediction: str = "epsilon", **unet: object) -> Path:
+    """Write a whole SDXL pipeline and return its folder."""
+    torch.manual_seed(0)
+    first = tiny_tokenizer(folder / "made-from")
+    second = tiny_tokenizer(folder / "made-from", pad_token="!")
+    wider = {"hidden_size": 24, "projection_dim": 20, "hidden_act": "gelu"}
+    StableDiffusionXLPipeline(
+        vae=tiny_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(tiny_text_config(first)),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_text_config(second, **wider)),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=tiny_xl_unet(**unet),
+        scheduler=DDIMScheduler(**SCHEDULER, prediction_type=prediction),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    ).save_pretrained(folder)
     return folder

@@ -28,7 +28,7 @@ class Noised(NamedTuple):
         noise, times = noise.repeat_interleave(sides, 0), t.repeat_interleave(sides)
         target = process.target(latents, noise, times).unflatten(0, pairs.latents.shape[:2])
         noised = process.add_noise(latents, noise, times)
-        return cls(noised, t, pairs.prompt.repeat(sides), target, pairs.masks)
+        return cls(noised, t, pairs.prompt_per_side, target, pairs.masks)
 
     @property
     def t_per_side(self) -> Tensor:

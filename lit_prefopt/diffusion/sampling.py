@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.settings import Sampling
 
@@ -35,7 +34,8 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     scheduler = backbone.process.sampler()
     scheduler.set_timesteps(how.steps)
     prompt = backbone.embed(texts)
-    both = prompt if how.guidance == 1 else _with_empty(backbone, prompt, len(texts))
+    # the empty prompt's rows first, then the prompts'
+    both = prompt if how.guidance == 1 else prompt.after(backbone.embed([""]).repeat(len(texts)))
     device = prompt.hidden.device
     latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
     for i, t in enumerate(scheduler.timesteps):
@@ -53,9 +53,3 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
             prediction, t, latents, eta=how.eta, variance_noise=noise
         ).prev_sample
     return backbone.decode(latents)
-
-
-def _with_empty(backbone: Backbone, prompt: Prompt, count: int) -> Prompt:
-    """Return the empty prompt `count` times and then the prompts, (2 B, ...)."""
-    empty = backbone.embed([""]).repeat(count)
-    return Prompt(*(torch.cat(fields) for fields in zip(empty, prompt, strict=True)))

@@ -17,7 +17,7 @@ class SupervisedFineTuning(PreferenceDiffusionModule):
     def form_pairs(self, batch: ImagePairs | Pairs) -> Pairs:
         """Return the chosen side alone while training."""
         if self.training and isinstance(batch, ImagePairs):
-            batch = batch._replace(images=batch.images[:, :1])
+            batch = batch.best()
         pairs = super().form_pairs(batch)
         return pairs.best() if self.training else pairs
 
