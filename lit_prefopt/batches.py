@@ -8,7 +8,6 @@ S  steps of a trajectory, where a method averages over steps
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -49,16 +48,15 @@ class Prompt(NamedTuple):
 
     def repeat(self, times: int) -> Prompt:
         """Return every row `times` times in a row: (B * times, ...), one for each side."""
-        return self._map(lambda field: field.repeat_interleave(times, 0))
+        return Prompt(*(_repeated(field, times) for field in self))  # type: ignore[arg-type]
 
     def after(self, other: Prompt) -> Prompt:
         """Return the rows of the other prompt and then these; both know the same fields."""
-        joined = [_joined(*pair) for pair in zip(other, self, strict=True)]
-        return self._replace(**dict(zip(self._fields, joined, strict=True)))
+        return Prompt(*map(_joined, other, self))  # type: ignore[arg-type]
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Prompt:
-        known = {name: field for name, field in self._asdict().items() if field is not None}
-        return self._replace(**{name: change(field) for name, field in known.items()})
+
+def _repeated(field: Tensor | None, times: int) -> Tensor | None:
+    return None if field is None else field.repeat_interleave(times, 0)
 
 
 def _joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
