@@ -1,0 +1,73 @@
+"""What the original Stable Diffusion code calls the layers that diffusers calls otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+BLOCK = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(\w+?)\.(\d+)\.(.+)")
+
+
+def unet_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a UNet's original names by diffusers' names, of modules or of parameters.
+
+    Original blocks are counted through, each with one residual layer, its attention if it has
+    one, and at a block's end the change of size; so all names are needed to know one.
+
+    Args:
+        names: All names, in diffusers' spelling.
+    """
+    names = [name for name in names if name]
+    layers = 1 + max(
+        int(found[1])
+        for name in names
+        if (found := re.match(r"down_blocks\.0\.resnets\.(\d+)", name))
+    )
+    attended = {m[1] for n in names if (m := re.match(r"(up_blocks\.\d+)\.attentions\.", n))}
+    return {name: _unet_name(name, layers, attended) for name in names}
+
+
+def _unet_name(name: str, layers: int, attended: set[str]) -> str:
+    found = BLOCK.fullmatch(name)
+    if found is None:
+        return _replaced(name, UNET_ENDS)
+    side, block, kind, layer, rest = found.groups()
+    first = int(block or 0) * (layers + 1)
+    if kind == "resnets":
+        rest = _replaced(rest, UNET_RESNET)
+    position = 1 if kind == "attentions" else 0
+    if side == "mid":
+        return f"middle_block.{position or 2 * int(layer)}.{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{first + layers + 1}.0.{rest.replace('conv', 'op', 1)}"
+    if kind == "upsamplers":
+        position = 2 if f"up_blocks.{block}" in attended else 1
+        return f"output_blocks.{first + layers}.{position}.{rest}"
+    if side == "down":
+        return f"input_blocks.{1 + first + int(layer)}.{position}.{rest}"
+    return f"output_blocks.{first + int(layer)}.{position}.{rest}"
+
+
+def _replaced(name: str, table: dict[str, str]) -> str:
+    """Return the name with its beginning (whole words) exchanged by the table."""
+    for ours, theirs in table.items():
+        if name == ours or name.startswith(f"{ours}."):
+            return theirs + name[len(ours) :]
+    return name
