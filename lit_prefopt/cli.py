@@ -1,4 +1,4 @@
-"""The command line: `lit-prefopt fit | validate | test`, and `lit-prefopt shards ...`.
+"""The command line: `lit-prefopt fit | validate | test`, `lit-prefopt shards ...` and `export`.
 
 Every key of a recipe is an argument of a class; `lit-prefopt fit --model.help DiffusionDPO` prints
 a class's arguments.
@@ -23,6 +23,7 @@ commands:
   validate   held-out preference accuracy of a checkpoint
   test       compare policy and reference on held-out prompts
   shards     convert | index: turn your images into pair shards
+  export     trained weights for diffusers, A1111 and ComfyUI: LoRA, pipeline or single file
 
 `--config` takes a path or the name of a shipped recipe; COMMAND --help lists every key,
 `lit-prefopt fit --model.help DiffusionDPO` the arguments of a class.
@@ -62,6 +63,15 @@ def shards(args: Sequence[str]) -> None:
     )
 
 
+def export_weights(args: Sequence[str]) -> None:
+    """Run `lit-prefopt export`."""
+    from jsonargparse import auto_cli
+
+    from lit_prefopt.export.command import export
+
+    auto_cli(export, args=list(args), as_positional=False, prog="lit-prefopt export")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; `args` defaults to the process's own."""
     args = list(sys.argv[1:] if args is None else args)
@@ -89,6 +99,9 @@ def _sentence(error: BaseException | None) -> str | None:
 def _run(args: list[str]) -> None:
     if args[0] == "shards":
         shards(args[1:])
+    elif args[0] == "export":
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        export_weights(args[1:])
     elif args[0] in COMMANDS:
         # What transformers says at import about packages that are not needed here helps nobody.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -96,7 +109,7 @@ def _run(args: list[str]) -> None:
 
         run_lightning(named_recipes(args))
     else:
-        known = ", ".join((*COMMANDS, "shards"))
+        known = ", ".join((*COMMANDS, "shards", "export"))
         raise InputError(f"There is no command {args[0]!r}; choose one of {known}.")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,3 +21,17 @@ def write_whole(path: str | Path, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+@contextmanager
+def whole_output(path: Path) -> Iterator[Path]:
+    """Lend a temporary path for a file or folder, which gets its name when the block ends well.
+
+    Args:
+        path: The name that it gets; nothing goes by it yet.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a sibling, hence on the same file system: the rename at the end is atomic
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        os.rename(Path(folder) / path.name, path)

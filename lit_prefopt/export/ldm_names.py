@@ -22,6 +22,36 @@ UNET_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+VAE_WORDS = {
+    "conv_norm_out": "norm_out",
+    "down_blocks": "down",
+    "up_blocks": "up",
+    "resnets": "block",
+    "conv_shortcut": "nin_shortcut",
+    "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1",
+}
+VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+OPEN_CLIP_WORDS = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+    "final_layer_norm": "ln_final",
+}
 BLOCK = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(\w+?)\.(\d+)\.(.+)")
 
 
@@ -42,6 +72,31 @@ def unet_names(names: Iterable[str]) -> dict[str, str]:
     )
     attended = {m[1] for n in names if (m := re.match(r"(up_blocks\.\d+)\.attentions\.", n))}
     return {name: _unet_name(name, layers, attended) for name in names}
+
+
+def vae_name(name: str, blocks: int) -> str:
+    """Return the original name of a VAE's parameter.
+
+    Args:
+        name: Its name in diffusers.
+        blocks: How many blocks the decoder has; the original code counts them from the image.
+    """
+    if found := re.match(r"decoder\.up_blocks\.(\d+)", name):
+        name = f"decoder.up_blocks.{blocks - 1 - int(found[1])}{name[found.end() :]}"
+    words = VAE_WORDS | (VAE_ATTENTION if ".attentions." in name else {})
+    return _exchanged(name, words)
+
+
+def open_clip_name(name: str) -> str:
+    """Return OpenCLIP's name of a text encoder's parameter, without `text_model.` before it."""
+    return _exchanged(name, OPEN_CLIP_WORDS)
+
+
+def _exchanged(name: str, words: dict[str, str]) -> str:
+    """Return the name with whole words exchanged, longer ones first."""
+    for ours in sorted(words, key=len, reverse=True):
+        name = re.sub(rf"(?<![^.]){re.escape(ours)}(?![^.])", words[ours], name)
+    return name
 
 
 def _unet_name(name: str, layers: int, attended: set[str]) -> str:

@@ -107,6 +107,20 @@ def test_alphas_by_layer(tiny_folder: str, tmp_path: Path) -> None:
     assert {name.endswith("attn1_to_q") for name, alpha in alphas.items() if alpha == 4} == {False}
 
 
+def test_alphas_by_layer_in_kohya_files(tiny_folder: str, tmp_path: Path) -> None:
+    family = Family(StableDiffusionPipeline, tiny_folder)
+    lora = kohya_file(family, tmp_path, alpha=2.5, original=False)
+    state = load_file(lora)
+    one = next(key for key in state if key.endswith("attn1_to_q.alpha"))
+    del state[one.replace("to_q", "to_v")]  # the rank, by kohya's convention
+    save_file(state | {one: torch.tensor(8.0)}, lora)
+    alphas = {name: layer.alpha for (_, name), layer in read_lora(lora).layers.items()}
+    name = one.removeprefix("lora_unet_").removesuffix(".alpha")
+    assert alphas.pop(name) == 8
+    assert alphas.pop(name.replace("to_q", "to_v")) == 4
+    assert set(alphas.values()) == {2.5}
+
+
 def test_merging_into_half_precision_rounds_once(tiny_folder: str, tmp_path: Path) -> None:
     family = Family(StableDiffusionPipeline, tiny_folder)
     lora = write_lora(family, tmp_path)

@@ -1,0 +1,82 @@
+"""A whole pipeline as one file in the original layout, as A1111 and ComfyUI load it."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor, nn
+
+from lit_prefopt.export.ldm_names import open_clip_name, unet_names, vae_name
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+CLIP = "transformer.text_model."
+OPEN_CLIP = "model."
+TEXT = {
+    "sd1": ("cond_stage_model." + CLIP,),
+    "sd2": ("cond_stage_model." + OPEN_CLIP,),
+    "sdxl": ("conditioner.embedders.0." + CLIP, "conditioner.embedders.1." + OPEN_CLIP),
+}
+"""What the text encoders' names begin with, by family; OpenCLIP's layout is another."""
+
+
+def single_file_state(pipeline: DiffusionPipeline, family: str) -> dict[str, Tensor]:
+    """Return all weights of a pipeline under their original names.
+
+    Args:
+        pipeline: Stable Diffusion or SDXL.
+        family: `sd1`, `sd2` or `sdxl`.
+    """
+    state = {UNET + name: tensor for name, tensor in unet_state(pipeline.unet).items()}
+    state |= {VAE + name: tensor for name, tensor in vae_state(pipeline.vae).items()}
+    for part, prefix in zip(("text_encoder", "text_encoder_2"), TEXT[family], strict=False):
+        encoder = getattr(pipeline, part)
+        inner = open_clip_state(encoder) if prefix.endswith(OPEN_CLIP) else clip_state(encoder)
+        state |= {prefix + name: tensor for name, tensor in inner.items()}
+    if family == "sdxl" and pipeline.scheduler.config.prediction_type == "v_prediction":
+        # nothing else in an SDXL file tells; ComfyUI looks for this key
+        state["v_pred"] = torch.zeros(0)
+        if pipeline.scheduler.config.get("rescale_betas_zero_snr"):
+            state["ztsnr"] = torch.zeros(0)
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def unet_state(unet: nn.Module) -> dict[str, Tensor]:
+    """Return a UNet's weights under their original names."""
+    state = unet.state_dict()
+    names = unet_names(state)
+    return {names[name]: tensor for name, tensor in state.items()}
+
+
+def vae_state(vae: AutoencoderKL) -> dict[str, Tensor]:
+    """Return a VAE's weights under their original names; its attention was convolutions."""
+    blocks = len(vae.config.up_block_types)
+    state = {}
+    for name, tensor in vae.state_dict().items():
+        linear = ".attentions." in name and tensor.ndim == 2
+        state[vae_name(name, blocks)] = tensor[:, :, None, None] if linear else tensor
+    return state
+
+
+def clip_state(encoder: nn.Module) -> dict[str, Tensor]:
+    """Return a text encoder's weights without `text_model.`, which transformers may put before."""
+    return {name.removeprefix("text_model."): t for name, t in encoder.state_dict().items()}
+
+
+def open_clip_state(encoder: nn.Module) -> dict[str, Tensor]:
+    """Return a text encoder's weights in OpenCLIP's layout: query, key and value are one matrix."""
+    state = clip_state(encoder)
+    out = {}
+    for name, tensor in state.items():
+        if name == "text_projection.weight":
+            out["text_projection"] = tensor.T
+        elif found := re.fullmatch(r"(.+)\.self_attn\.([qkv])_proj\.(weight|bias)", name):
+            layer, letter, kind = found.groups()
+            if letter == "q":
+                fused = [state[f"{layer}.self_attn.{x}_proj.{kind}"] for x in "qkv"]
+                out[f"{open_clip_name(layer)}.attn.in_proj_{kind}"] = torch.cat(fused)
+        else:
+            out[open_clip_name(name)] = tensor
+    return out

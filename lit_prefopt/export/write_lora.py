@@ -1,0 +1,150 @@
+"""LoRA files for others: diffusers' layout, and kohya's, which A1111 and ComfyUI load."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lit_prefopt.export.base import Base
+from lit_prefopt.export.facts import base_version, modelspec
+from lit_prefopt.export.ldm_names import unet_names
+from lit_prefopt.export.lora_files import LoRALayer, flat_name
+
+Layers = Mapping[tuple[str, str], LoRALayer]
+
+
+def combine(first: Layers, second: Layers) -> dict[tuple[str, str], LoRALayer]:
+    """Return one LoRA that changes as much as two do together, exactly.
+
+    Both updates of a layer are kept side by side, so that its rank is the sum of theirs, and their
+    alphas are taken into the weights.
+
+    Args:
+        first: Layers by part and module, as `match_lora` returns them.
+        second: The same, of another LoRA for the same base.
+    """
+    return {
+        key: _beside([lora[key] for lora in (first, second) if key in lora])
+        for key in {**first, **second}
+    }
+
+
+def _beside(layers: list[LoRALayer]) -> LoRALayer:
+    if len(layers) == 1:
+        return layers[0]
+    down = torch.cat([layer.down.float() for layer in layers])
+    up = torch.cat([layer.up.float() * (layer.alpha / layer.rank) for layer in layers], dim=1)
+    return LoRALayer(down, up, len(down))
+
+
+def write_diffusers_lora(layers: Layers, path: Path, base: Base, dtype: torch.dtype) -> None:
+    """Write a LoRA that `load_lora_weights` takes, ranks and alphas in its metadata.
+
+    Args:
+        layers: Layers by part and module.
+        path: The file.
+        base: The pipeline that they belong to.
+        dtype: Precision of the file.
+    """
+    arguments: dict[str, object] = {}
+    for part in dict.fromkeys(part for part, _ in layers):
+        own = {name: layer for (owner, name), layer in layers.items() if owner == part}
+        # peft's own names: files that mix them with diffusers' older ones lose half when loaded
+        arguments[f"{part}_lora_layers"] = {
+            f"{name}.lora_{half}.weight": tensor.to(dtype).contiguous()
+            for name, layer in own.items()
+            for half, tensor in (("A", layer.down), ("B", layer.up))
+        }
+        arguments[f"{part}_lora_adapter_metadata"] = _adapter_config(own).to_dict()
+    base.kind.save_lora_weights(path.parent, weight_name=path.name, **arguments)
+
+
+def _adapter_config(layers: dict[str, LoRALayer]) -> LoraConfig:
+    """Return what peft must know of the layers, by what most of them have in common."""
+    rank = _most_common(layer.rank for layer in layers.values())
+    alpha = _number(_most_common(layer.alpha for layer in layers.values()))
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        rank_pattern={n: x.rank for n, x in layers.items() if x.rank != rank},
+        alpha_pattern={n: _number(x.alpha) for n, x in layers.items() if x.alpha != alpha},
+        target_modules=sorted(layers),
+    )
+
+
+def write_kohya_lora(layers: Layers, path: Path, base: Base, dtype: torch.dtype) -> None:
+    """Write a LoRA in kohya's layout.
+
+    SDXL's layers are named as in the original code and those of SD 1.x and 2.x as in diffusers,
+    because that is what kohya's own trainer writes for each, and so what every other program knows.
+
+    Args:
+        layers: Layers by part and module.
+        path: The file.
+        base: The pipeline that they belong to.
+        dtype: Precision of the file.
+    """
+    skeleton = base.skeleton()
+    layers = _one_alpha(layers)
+    state: dict[str, Tensor] = {}
+    for (part, name), layer in layers.items():
+        key = _kohya_key(part, name, base.family, skeleton[part])
+        state[f"{key}.lora_down.weight"] = layer.down.to(dtype).contiguous()
+        state[f"{key}.lora_up.weight"] = layer.up.to(dtype).contiguous()
+        state[f"{key}.alpha"] = torch.tensor(layer.alpha)
+    ranks, (alpha,) = ({getattr(x, a) for x in layers.values()} for a in ("rank", "alpha"))
+    save_file(
+        state,
+        path,
+        modelspec(base, path.stem, lora=True)
+        | {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+            "ss_network_alpha": str(_number(alpha)),
+            "ss_base_model_version": base_version(base),
+            "ss_sd_model_name": Path(base.name).name if Path(base.name).exists() else base.name,
+            "ss_v2": str(base.family == "sd2"),
+        },
+    )
+
+
+def _kohya_key(part: str, name: str, family: str, net: nn.Module) -> str:
+    if part == "unet":
+        original = unet_names(n for n, _ in net.named_modules()) if family == "sdxl" else {}
+        return f"lora_unet_{flat_name(original.get(name, name))}"
+    prefix = (
+        "lora_te2" if part == "text_encoder_2" else "lora_te1" if family == "sdxl" else "lora_te"
+    )
+    short = name.removeprefix("text_model.")
+    inner = short if short == "text_projection" else f"text_model.{short}"
+    return f"{prefix}_{flat_name(inner)}"
+
+
+def _one_alpha(layers: Layers) -> dict[tuple[str, str], LoRALayer]:
+    """Return layers that do the same, all with one alpha.
+
+    Kohya's layout has an alpha for each layer, but diffusers 0.42 overlooks on attention layers
+    those that differ from the most common one.
+    """
+    alpha = _most_common(layer.alpha for layer in layers.values()) or 1.0
+    return {
+        key: layer
+        if layer.alpha == alpha
+        else LoRALayer(layer.down, layer.up.float() * (layer.alpha / alpha), alpha)
+        for key, layer in layers.items()
+    }
+
+
+def _most_common(values: Iterable[float]) -> float:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _number(value: float) -> float:
+    """Return whole numbers as such: 16, not 16.0."""
+    return int(value) if value == int(value) else value
