@@ -47,8 +47,8 @@ class Base:
         self.single = name.endswith(".safetensors")
         if self.single and config is None:
             raise InputError(
-                f"{name} is a single file: name a pipeline of the same form as `--config`, such as "
-                "stable-diffusion-v1-5/stable-diffusion-v1-5 or a local folder."
+                f"{name} is a single file: name a pipeline of the same form as `--base_config`, "
+                "such as stable-diffusion-v1-5/stable-diffusion-v1-5 or a local folder."
             )
         self.config = config if self.single and config else name
         try:

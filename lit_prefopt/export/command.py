@@ -33,7 +33,7 @@ def export(
     base: str | None = None,
     plus: str | None = None,
     dtype: DType = "float32",
-    config: str | None = None,
+    base_config: str | None = None,
     variant: str | None = None,
 ) -> None:
     """Write trained weights in the layout that another program wants.
@@ -50,7 +50,7 @@ def export(
             recipe says where it is not given.
         plus: Another LoRA that is taken in too, such as the one that training started from.
         dtype: Precision of what is written; merging is done in float32.
-        config: Where the base is a single file: hub name or folder of a pipeline of its form.
+        base_config: Where the base is a single file: hub name or folder of a pipeline of its form.
         variant: Variant of the base's files, such as `fp16`.
     """
     target = Path(output)
@@ -58,7 +58,7 @@ def export(
     origin = read_origin(source)
     if base is not None:
         origin = origin._replace(base=base, config=None, variant=None, denoiser=None)
-    origin = origin._replace(config=config or origin.config, variant=variant or origin.variant)
+    origin = origin._replace(config=base_config or origin.config, variant=variant or origin.variant)
     if origin.lora is None:
         _check_full(origin, plus, to)
     loras = [read_lora(plus)] if plus else []
@@ -122,7 +122,7 @@ def _merged_writer(
     for lora in loras:
         merge_lora(unet, [getattr(pipeline, part) for part in base.encoders], lora)
     for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
+        if isinstance(part, nn.Module) and part.dtype != dtype:
             part.to(dtype)
     if to == "pipeline":
         return pipeline.save_pretrained

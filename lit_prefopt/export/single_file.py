@@ -33,7 +33,7 @@ def single_file_state(pipeline: DiffusionPipeline, family: str) -> dict[str, Ten
     state |= {VAE + name: tensor for name, tensor in vae_state(pipeline.vae).items()}
     for part, prefix in zip(("text_encoder", "text_encoder_2"), TEXT[family], strict=False):
         encoder = getattr(pipeline, part)
-        inner = open_clip_state(encoder) if prefix.endswith(OPEN_CLIP) else clip_state(encoder)
+        inner = clip_state(encoder) if prefix.endswith(CLIP) else open_clip_state(encoder)
         state |= {prefix + name: tensor for name, tensor in inner.items()}
     if family == "sdxl" and pipeline.scheduler.config.prediction_type == "v_prediction":
         # nothing else in an SDXL file tells; ComfyUI looks for this key

@@ -100,30 +100,28 @@ def test_half_precision(family: Family, tmp_path: Path) -> None:
     assert kinds == {torch.float16}
 
 
-def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+def refused(*args: object) -> str:
     """What the command says when it refuses."""
     with pytest.raises(SystemExit) as stop:
         main(["export", *map(str, args)])
     return str(stop.value)
 
 
-def test_refusals_name_the_cure(
-    tiny_folder: str, tiny_xl_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refusals_name_the_cure(tiny_folder: str, tiny_xl_folder: str, tmp_path: Path) -> None:
     family = Family(StableDiffusionXLPipeline, tiny_xl_folder)
     lora = write_lora(family, tmp_path / "lora")
     out = tmp_path / "out.safetensors"
     common = ("--source", lora, "--to", "kohya", "--output")
     base = ("--base", tiny_xl_folder)
-    assert "name it as `--base`" in refused(capsys, *common, out)
-    assert "another model family" in refused(capsys, *common, out, "--base", tiny_folder)
-    assert "nor a name that the hub answers" in refused(capsys, *common, out, "--base", "no/where")
-    assert "let its name end in .safetensors" in refused(capsys, *common, tmp_path / "out", *base)
-    assert "exists; remove it" in refused(capsys, *common, lora, *base)
+    assert "name it as `--base`" in refused(*common, out)
+    assert "another model family" in refused(*common, out, "--base", tiny_folder)
+    assert "nor a name that the hub answers" in refused(*common, out, "--base", "no/where")
+    assert "let its name end in .safetensors" in refused(*common, tmp_path / "out", *base)
+    assert "exists; remove it" in refused(*common, lora, *base)
     (tmp_path / "x.pt").write_bytes(b"\x80\x04pickled")
     text = ("--to", "kohya", "--output", out, *base)
-    assert "no safetensors file" in refused(capsys, "--source", tmp_path / "x.pt", *text)
-    assert "does not exist" in refused(capsys, "--source", tmp_path / "nothing", *text)
-    assert "holds neither weights nor" in refused(capsys, "--source", tmp_path, *text)
+    assert "no safetensors file" in refused("--source", tmp_path / "x.pt", *text)
+    assert "does not exist" in refused("--source", tmp_path / "nothing", *text)
+    assert "holds neither weights nor" in refused("--source", tmp_path, *text)
     assert not out.exists()
     assert {p.name for p in tmp_path.iterdir()} == {"lora", "x.pt"}  # and nothing half-written
