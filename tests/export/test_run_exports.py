@@ -1,0 +1,135 @@
+"""Runs and their checkpoints on their way out, and what a stranger's checkpoint may not do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from diffusers import UNet2DConditionModel as UNet
+from safetensors.torch import load_file
+
+from lit_prefopt.cli import main
+from tests.export.conftest import Family, picture
+from tests.export.test_lora_exports import export, refused
+
+LORA = ["--backbone.lora.rank", "4", "--backbone.lora.alpha", "6"]
+FAST = ["--model.optimizer.lr", "0.01", "--trainer.limit_val_batches", "0"]
+
+
+def checkpoint_of(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("extra", [[], LORA], ids=["full", "lora"])
+def test_a_run_and_its_checkpoint_export_the_same(
+    recipe: list[str], extra: list[str], tmp_path: Path, tiny_folder: str
+) -> None:
+    main(["fit", *recipe, *extra, *FAST])
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    stock = Family(StableDiffusionPipeline, tiny_folder)
+    if extra:
+        expected = picture(stock.pipeline(run / "weights" / "pytorch_lora_weights.safetensors"))
+    else:
+        trained = stock.pipeline()
+        trained.unet = UNet.from_pretrained(run / "weights" / "unet")
+        expected = picture(trained)
+    assert (expected - picture(stock.pipeline())).abs().max() > 1e-3
+    sources = {"run": run, "weights": run / "weights", "checkpoint": last}
+    for name, source in sources.items():
+        out = export(source, "pipeline", tmp_path / f"{name}-pipeline")
+        ours = picture(Family(StableDiffusionPipeline, str(out)).pipeline())
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0, msg=name)
+    if extra:
+        out = export(last, "kohya", tmp_path / "kohya.safetensors")
+        ours = picture(stock.pipeline(out))
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+        assert {float(v) for k, v in load_file(out).items() if k.endswith(".alpha")} == {6}
+    else:
+        (run / "weights").rename(run / "moved")  # then the last checkpoint speaks
+        out = export(run, "unet", tmp_path / "unet")
+        ours, theirs = UNet.from_pretrained(out), UNet.from_pretrained(run / "moved" / "unet")
+        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+def test_the_toy_world_is_its_own_base(tmp_path: Path) -> None:
+    """Its recipes name no pipeline."""
+    recipe = {"backbone": {"class_path": "lit_prefopt.toy.ToyDiffusion", "init_args": {}}}
+    toy = Path(sys.modules["lit_prefopt"].__file__ or "").parent / "toy" / "checkpoint"
+    state = UNet.from_pretrained(toy / "unet").state_dict()
+    state = {f"backbone.policy.denoiser.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": state, "recipe": yaml.safe_dump(recipe)}, tmp_path / "toy.ckpt")
+    out = export(tmp_path / "toy.ckpt", "unet", tmp_path / "unet")
+    assert UNet.from_pretrained(out).config.sample_size == 8
+
+
+def stranger(folder: Path, recipe: str, state: dict[str, Any]) -> Path:
+    torch.save({"state_dict": state, "recipe": recipe}, folder / "stranger.ckpt")
+    return folder / "stranger.ckpt"
+
+
+def test_nothing_that_a_recipe_names_is_imported(
+    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil_backbone.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = {"pretrained": tiny_folder, "lora": {"class_path": "evil_backbone.L", "rank": 2}}
+    backbone = {"class_path": "evil_backbone.Backbone", "init_args": arguments}
+    key = "backbone.policy.denoiser.mid_block.attentions.0.proj_in"
+    state = {
+        f"{key}.lora_A.default.weight": torch.ones(2, 32, 1, 1),
+        f"{key}.lora_B.default.weight": torch.ones(32, 2, 1, 1),
+    }
+    source = stranger(tmp_path, yaml.safe_dump({"backbone": backbone}), state)
+    out = export(source, "kohya", tmp_path / "out.safetensors")
+    assert len(load_file(out)) == 3
+    assert "evil_backbone" not in sys.modules
+
+    (tmp_path / "recipe.yaml").write_text("backbone: !!python/object/apply:os.getcwd []")
+    lora = ("--source", out, "--to", "kohya", "--output", tmp_path / "again.safetensors")
+    assert "names no backbone; it is damaged" in refused(*lora)
+
+
+class Payload:
+    """What a pickle does to those who open it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("opened"),))
+
+
+def test_checkpoints_that_are_none_are_refused(
+    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = yaml.safe_dump({"backbone": {"class_path": "X", "init_args": {}}})
+    to = ("--to", "unet", "--output", tmp_path / "out", "--source")
+    source = stranger(tmp_path, recipe, {"payload": Payload()})
+    assert "nothing that would have to be run" in refused(*to, source)
+    assert not Path("opened").exists()
+    source.write_text("no checkpoint")
+    assert "is no checkpoint that `lit-prefopt fit` wrote" in refused(*to, source)
+    source = stranger(tmp_path, recipe, {"backbone.vae.x": torch.ones(1)})
+    assert "holds backbone.vae.x, which has no place" in refused(*to, source)
+    weights = {"backbone.policy.denoiser.conv_in.weight": torch.ones(1)}
+    source = stranger(tmp_path, recipe, weights)
+    assert "name it as `--base`" in refused(*to, source)
+    assert "the weights of another UNet" in refused(*to, source, "--base", tiny_folder)
+
+
+def test_a_base_that_names_its_own_code_is_refused(tiny_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    for path in Path(tiny_folder).iterdir():
+        (tmp_path / "base" / path.name).symlink_to(path)
+    index = tmp_path / "base" / "model_index.json"
+    text = index.read_text().replace('"transformers"', '"evil_library"')
+    index.unlink()
+    index.write_text(text)
+    to = ("--to", "single-file", "--output", tmp_path / "x.safetensors")
+    assert "wants code of evil_library" in refused("--source", index.parent, *to)
+    index.write_text('{"_class_name": "FluxPipeline"}')
+    assert "is a FluxPipeline; exports know" in refused("--source", index.parent, *to)
