@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -114,22 +118,24 @@ class Base:
 
     def unet(self) -> UNet2DConditionModel:
         """Return its UNet in float32."""
-        if self.single:
-            return UNet2DConditionModel.from_single_file(
-                self.name, config=self.config, subfolder="unet", torch_dtype=torch.float32
+        with self._readable():
+            if self.single:
+                return UNet2DConditionModel.from_single_file(
+                    self.name, config=self.config, subfolder="unet", torch_dtype=torch.float32
+                )
+            return UNet2DConditionModel.from_pretrained(
+                self.name, subfolder="unet", variant=self.variant, use_safetensors=True
             )
-        return UNet2DConditionModel.from_pretrained(
-            self.name, subfolder="unet", variant=self.variant, use_safetensors=True
-        )
 
     def pipeline(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
         """Return the whole pipeline with another UNet in it; the other parts are float32."""
         self.check_form(unet)
-        if self.single:
-            return self.kind.from_single_file(self.name, config=self.config, unet=unet)
-        return self.kind.from_pretrained(
-            self.name, unet=unet, variant=self.variant, use_safetensors=True
-        )
+        with self._readable():
+            if self.single:
+                return self.kind.from_single_file(self.name, config=self.config, unet=unet)
+            return self.kind.from_pretrained(
+                self.name, unet=unet, variant=self.variant, use_safetensors=True
+            )
 
     def check_form(self, unet: UNet2DConditionModel) -> None:
         """Refuse a UNet that is not of this base's form."""
@@ -140,6 +146,17 @@ class Base:
                     f"The UNet's {key} is {theirs}, that of {self.name} {ours}: name the pipeline "
                     "that was trained as `--base`."
                 )
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Say in a sentence what the many errors of loading mean."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError) as e:
+            raise InputError(
+                f"{self.name} does not hold all weights of a pipeline as .safetensors (others are "
+                "never opened): name one that does as `--base`, with `--variant` if it needs one."
+            ) from e
 
     def _text_config(self, part: str) -> CLIPTextConfig:
         return CLIPTextConfig.from_pretrained(self.config, subfolder=part)

@@ -116,6 +116,8 @@ def _kohya_layers(file: Path, tensors: dict[str, Tensor]) -> dict[tuple[str, str
     layers = {}
     for (part, name), found in halves.items():
         alpha = found.pop("alpha", None)
+        if alpha is not None and alpha.numel() != 1:
+            raise InputError(f"{file} is damaged: the alpha of its layer {name!r} is no number.")
         down, up = _pair(file, name, found, "lora_down.weight", "lora_up.weight")
         layers[part, name] = LoRALayer(down, up, len(down) if alpha is None else float(alpha))
     return layers
@@ -130,7 +132,7 @@ def _diffusers_layers(
             f"{file} is a peft adapter, whose alpha lies in another file: load it with peft and "
             "write it anew with diffusers' `save_lora_weights`."
         )
-    facts = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    facts = _adapter_facts(file, metadata)
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         part = next((p for p in set(KOHYA_PARTS.values()) if key.startswith(f"{p}.")), "unet")
@@ -149,6 +151,14 @@ def _diffusers_layers(
     return layers
 
 
+def _adapter_facts(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Return what the file's metadata says of its adapters."""
+    try:
+        return dict(json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged: its adapter metadata cannot be read.") from error
+
+
 def _peft_names(file: Path, part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return one part's tensors under `NAME.lora_A.weight` and `NAME.lora_B.weight`."""
     if all(".lora_A." in key or ".lora_B." in key for key in state):
@@ -164,8 +174,7 @@ def _peft_names(file: Path, part: str, state: dict[str, Tensor]) -> dict[str, Te
 def _alpha(config: dict[str, Any], name: str, rank: int) -> float:
     """Return a layer's alpha by the file's adapter metadata; its rank where there is none."""
     patterns = config.get("alpha_pattern") or {}
-    pattern = get_pattern_key(patterns.keys(), name)
-    alpha = float(patterns.get(pattern, config.get("lora_alpha", rank)))
+    alpha = float(patterns.get(get_pattern_key(patterns, name), config.get("lora_alpha", rank)))
     return alpha * rank**0.5 if config.get("use_rslora") else alpha
 
 
@@ -178,6 +187,7 @@ def _pair(
             f"{file} holds {', '.join(sorted(found))} for its layer {name!r} instead of {down} and "
             f"{up}: it is damaged, or more than a plain LoRA."
         )
-    if found[down].shape[0] != found[up].shape[1]:
+    shapes = found[down].shape, found[up].shape
+    if min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1] or shapes[0][0] == 0:
         raise InputError(f"{file} is damaged: the two halves of its layer {name!r} do not fit.")
     return found[down], found[up]

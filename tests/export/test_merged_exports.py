@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,21 @@ def test_refusals(tiny_folder: str, tiny_xl_folder: str, tmp_path: Path) -> None
         *unet, "single-file", *file, "--base", "x.safetensors"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"full"}
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
+def test_a_base_without_its_weights_is_refused(
+    single: bool, tiny_folder: str, tmp_path: Path
+) -> None:
+    family = Family(StableDiffusionPipeline, tiny_folder)
+    lora = write_lora(family, tmp_path / "lora")
+    base = ("--base", str(lora), "--base_config", tiny_folder)
+    if not single:
+        shutil.copytree(tiny_folder, tmp_path / "base")
+        weights = tmp_path / "base" / "text_encoder" / "model.safetensors"
+        torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+        weights.unlink()
+        base = ("--base", str(tmp_path / "base"))
+    out = ("--to", "pipeline", "--output", tmp_path / "out")
+    assert "does not hold all weights" in refused("--source", lora, *out, *base)
+    assert not (tmp_path / "out").exists()
