@@ -33,5 +33,10 @@ def whole_output(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a sibling, hence on the same file system: the rename at the end is atomic
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        yield Path(folder) / path.name
-        os.rename(Path(folder) / path.name, path)
+        temporary = Path(folder) / path.name
+        yield temporary
+        files = [temporary] if temporary.is_file() else temporary.rglob("*")
+        for file in files:
+            if file.is_file():
+                file.chmod(0o644)  # safetensors' files are for their owner alone
+        os.rename(temporary, path)

@@ -101,10 +101,13 @@ class Base:
         return self.scheduler_config.get("prediction_type") == "v_prediction"
 
     @property
-    def side(self) -> int:
-        """Height and width of the images that it was made for, in pixels."""
+    def side(self) -> int | None:
+        """Height and width of the images that it was made for, in pixels, if it tells."""
+        size = self.unet_config.get("sample_size")
+        if not isinstance(size, int):
+            return None
         blocks = AutoencoderKL.load_config(self.config, subfolder="vae")["block_out_channels"]
-        return int(self.unet_config["sample_size"]) * 2 ** (len(blocks) - 1)
+        return size * 2 ** (len(blocks) - 1)
 
     def skeleton(self) -> dict[str, nn.Module]:
         """Return UNet and text encoders without weights: names and shapes."""

@@ -27,11 +27,12 @@ def modelspec(base: Base, title: str, lora: bool) -> dict[str, str]:
         "sd2": "stable-diffusion-v2-768-v" if base.v_prediction else "stable-diffusion-v2-512",
         "sdxl": "stable-diffusion-xl-v1-base",
     }[base.family]
-    return {
+    side = base.side
+    resolution = {} if side is None else {"modelspec.resolution": f"{side}x{side}"}
+    return resolution | {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture + ("/lora" if lora else ""),
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": title,
-        "modelspec.resolution": f"{base.side}x{base.side}",
         "modelspec.prediction_type": "v" if base.v_prediction else "epsilon",
     }

@@ -124,10 +124,11 @@ def test_original_names(tmp_path: Path) -> None:
 
 
 def test_sdxl_files_tell_that_they_predict_v(tmp_path: Path) -> None:
-    folder = tiny_xl_pipeline(tmp_path / "xl", prediction="v_prediction")
+    folder = tiny_xl_pipeline(tmp_path / "xl", prediction="v_prediction", sample_size=None)
     out = export(folder, "single-file", tmp_path / "model.safetensors")
     assert load_file(out)["v_pred"].numel() == 0
     assert metadata(out)["modelspec.prediction_type"] == "v"
+    assert "modelspec.resolution" not in metadata(out)  # nothing tells it here
     family = Family(StableDiffusionXLPipeline, str(folder))
     assert_equal_parts(from_single_file(family, out), family.pipeline())
 

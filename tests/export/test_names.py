@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
+from diffusers.utils import convert_unet_state_dict_to_peft
 
+from lit_prefopt.export.ldm_names import unet_names
+from lit_prefopt.export.lora_files import flat_name
 from lit_prefopt.export.single_file import UNET, VAE, unet_state, vae_state
 
 SD1 = {"cross_attention_dim": 768}
@@ -82,3 +85,23 @@ def test_vae_of_real_size() -> None:
     back = convert_ldm_vae_checkpoint({VAE + k: v for k, v in original.items()}, vae.config)
     state = vae.state_dict()
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state.items()}
+
+
+def test_diffusers_reads_sdxl_layers_in_the_original_spelling() -> None:
+    """At the real size its reading has more blocks to count than a tiny model has."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SDXL)
+    names = unet_names(name for name, _ in unet.named_modules())
+    attention = [n for n in names if n.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
+    assert len(attention) == 70 * 8
+    assert "up_blocks.0.attentions.2.transformer_blocks.9.attn2.to_q" in attention
+    half = torch.ones(1, 1)
+    kohya = {
+        f"lora_unet_{flat_name(names[name])}.lora_{side}.weight": half
+        for name in attention
+        for side in ("down", "up")
+    }
+    read, _ = StableDiffusionXLPipeline.lora_state_dict(kohya, unet_config=unet.config)
+    read = convert_unet_state_dict_to_peft(read)
+    expected = {f"unet.{name}.lora_{side}.weight" for name in attention for side in "AB"}
+    assert {key.replace(".processor", "") for key in read} == expected

@@ -1,0 +1,31 @@
+"""Outputs are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lit_prefopt.whole_files import whole_output
+
+
+def test_a_whole_output_gets_its_name_and_can_be_read_by_others(tmp_path: Path) -> None:
+    with whole_output(tmp_path / "new" / "x.safetensors") as path:
+        save_file({"x": torch.ones(1)}, path)
+        assert not (tmp_path / "new" / "x.safetensors").exists()
+    assert (tmp_path / "new" / "x.safetensors").stat().st_mode & 0o777 == 0o644
+    with whole_output(tmp_path / "folder") as path:
+        (path / "inner").mkdir(parents=True)
+        save_file({"x": torch.ones(1)}, path / "inner" / "x.safetensors")
+    assert (tmp_path / "folder" / "inner" / "x.safetensors").stat().st_mode & 0o777 == 0o644
+    assert {p.name for p in tmp_path.iterdir()} == {"new", "folder"}
+
+
+def test_a_broken_output_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="half way"), whole_output(tmp_path / "folder") as path:
+        path.mkdir()
+        (path / "half").write_text("written")
+        raise RuntimeError("half way")
+    assert not list(tmp_path.iterdir())
