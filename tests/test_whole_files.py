@@ -23,9 +23,14 @@ def test_a_whole_output_gets_its_name_and_can_be_read_by_others(tmp_path: Path) 
     assert {p.name for p in tmp_path.iterdir()} == {"new", "folder"}
 
 
-def test_a_broken_output_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="half way"), whole_output(tmp_path / "folder") as path:
+def write_half(output: Path) -> None:
+    with whole_output(output) as path:
         path.mkdir()
         (path / "half").write_text("written")
         raise RuntimeError("half way")
+
+
+def test_a_broken_output_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half(tmp_path / "folder")
     assert not list(tmp_path.iterdir())

@@ -75,7 +75,8 @@ class Base:
         if kind not in KINDS:
             raise InputError(f"{self.config} is a {kind}; exports know {' and '.join(KINDS)}.")
         libraries = {value[0] for value in index.values() if isinstance(value, list)}
-        if strange := libraries - LIBRARIES:
+        files = {str(path) for path in Path(self.config).glob("*/*.py")}
+        if strange := (libraries - LIBRARIES) | files:
             raise InputError(
                 f"{self.config} wants code of {', '.join(sorted(strange))}, which is not run: name "
                 "a pipeline that diffusers and transformers load by themselves."
