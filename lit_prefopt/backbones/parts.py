@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -108,13 +110,15 @@ class FolderParts(Parts):
 
     def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
         """Return the text encoder of that name."""
-        return kind.from_pretrained(  # type: ignore[attr-defined]
-            self.pretrained, subfolder=name, dtype=dtype, variant=self.variant
-        )
+        with _loading(self.pretrained, name):
+            return kind.from_pretrained(  # type: ignore[attr-defined]
+                self.pretrained, subfolder=name, dtype=dtype, variant=self.variant
+            )
 
     def tokenizer(self, name: str) -> Any:
         """Return the tokenizer of that name."""
-        return CLIPTokenizer.from_pretrained(self.pretrained, subfolder=name)
+        with _loading(self.pretrained, name):
+            return CLIPTokenizer.from_pretrained(self.pretrained, subfolder=name)
 
 
 class FileParts(Parts):
@@ -124,6 +128,7 @@ class FileParts(Parts):
         pipeline: The stock pipeline's class.
         pretrained: The file.
         prefixes: The file's parts, and the beginning of the keys that belong to each.
+        dtype: The finest precision that any part will be asked for.
         config: Hub name or folder of a pipeline of the same architecture; none: what diffusers
             takes from the hub for such a file.
         passed: Parts that come from elsewhere.
@@ -134,11 +139,12 @@ class FileParts(Parts):
         pipeline: type[DiffusionPipeline],
         pretrained: str,
         prefixes: dict[str, str],
+        dtype: torch.dtype,
         config: str | None = None,
         passed: dict[str, nn.Module] | None = None,
     ) -> None:
         super().__init__(pipeline, pretrained)
-        self.config, self.passed = config, passed or {}
+        self.dtype, self.config, self.passed = dtype, config, passed or {}
         if config is not None:
             check_family(pipeline, config)
         keys = _keys(pretrained)
@@ -159,7 +165,7 @@ class FileParts(Parts):
             return self.pipeline.from_single_file(
                 self.pretrained,
                 config=self.config,
-                torch_dtype=torch.float32,
+                torch_dtype=self.dtype,
                 safety_checker=None,
                 **self.passed,
             )
@@ -220,13 +226,21 @@ def load_part(
         alone = kind.load_config(source).get("_class_name") == kind.__name__
     except OSError:
         alone = False
-    try:
+    with _loading(source, name):
         return kind.from_pretrained(
             source, subfolder=None if alone else name, torch_dtype=dtype, variant=variant
         )
-    except OSError as error:
+
+
+@contextmanager
+def _loading(source: str, name: str) -> Iterator[None]:
+    """Turn what diffusers and transformers raise over files into a sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{source} holds no {name}: name a folder or a hub name of one, or of a pipeline."
+            f"{source} holds no {name} that can be loaded ({str(error).splitlines()[0]}): name a "
+            "folder or a hub name of one, or of a whole pipeline."
         ) from error
 
 

@@ -87,7 +87,7 @@ class UNetBackbone(Backbone):
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         unet_dtype = frozen_dtype if lora else torch.float32
         own_vae = load_part(AutoencoderKL, vae, "vae", frozen_dtype) if vae else None
-        parts = self._parts(pretrained, variant, config, own_vae)
+        parts = self._parts(pretrained, unet_dtype, variant, config, own_vae)
         process = DiscreteProcess(parts.scheduler(), prediction)
         own_unet = (
             load_part(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
@@ -181,11 +181,16 @@ class UNetBackbone(Backbone):
         return config.in_channels, height, width
 
     def _parts(
-        self, pretrained: str, variant: str | None, config: str | None, vae: nn.Module | None
+        self,
+        pretrained: str,
+        dtype: torch.dtype,
+        variant: str | None,
+        config: str | None,
+        vae: nn.Module | None,
     ) -> Parts:
         if Path(pretrained).suffix in (".safetensors", ".ckpt", ".pt", ".bin", ".pth"):
             passed = {} if vae is None else {"vae": vae}
-            return FileParts(self.PIPELINE, pretrained, self.FILE_PREFIXES, config, passed)
+            return FileParts(self.PIPELINE, pretrained, self.FILE_PREFIXES, dtype, config, passed)
         needed = ["scheduler", *(["vae"] if vae is None else [])]
         for name in self.ENCODERS:
             needed += [name, name.replace("text_encoder", "tokenizer")]

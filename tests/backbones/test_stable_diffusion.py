@@ -120,6 +120,16 @@ def test_a_folder_without_a_vae_is_refused(tiny_folder: str, tmp_path: Path) -> 
         StableDiffusion(str(broken))
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_truncated_part_is_named(part: str, tiny_folder: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    [weights] = (broken / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match=f"holds no {part} that can be loaded"):
+        StableDiffusion(str(broken))
+
+
 def test_a_prediction_that_cannot_be_trained_is_refused(tiny_folder: str, tmp_path: Path) -> None:
     other = tmp_path / "sample"
     shutil.copytree(tiny_folder, other)
