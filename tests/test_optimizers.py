@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.optimizers import AdamW
+from lit_prefopt.optimizers import Adafactor, AdamW
 
 
 def test_warmup_rises_to_the_learning_rate() -> None:
@@ -24,3 +24,13 @@ def test_a_decaying_schedule_needs_an_end() -> None:
     optimizer = config.build([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(InputError, match="--trainer.max_steps"):
         config.build_schedule(optimizer, max_steps=-1)
+
+
+def test_adafactor_keeps_rows_and_columns_and_bounds_its_step() -> None:
+    weight = torch.nn.Parameter(torch.zeros(16, 8))
+    optimizer = Adafactor(0.01, clip_threshold=0.5, weight_decay=0.0).build([weight])
+    weight.grad = torch.randn(16, 8) * torch.logspace(-3, 3, 8)
+    optimizer.step()
+    assert weight.detach().square().mean().sqrt() == pytest.approx(0.01 * 0.5, rel=1e-4)
+    kept = [v for v in optimizer.state[weight].values() if torch.is_tensor(v) and v.dim()]
+    assert sorted(tuple(v.shape) for v in kept) == [(8,), (16,)]

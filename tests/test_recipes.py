@@ -31,6 +31,8 @@ MAX_STEPS = {
     "toy-sft": 120,
     "sd15-diffusion-dpo": 2000,
     "sd15-sft": 2000,
+    "sdxl-diffusion-dpo": 2000,
+    "sdxl-sft": 2000,
     "configs/toy/unet.yaml": 2400,
     "configs/toy/vae.yaml": -1,
     "configs/toy/clip.yaml": -1,

@@ -4,5 +4,6 @@ from lit_prefopt.backbones.backbone import Backbone
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.reference import Policy, trained
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
+from lit_prefopt.backbones.stable_diffusion_xl import StableDiffusionXL
 
-__all__ = ["Backbone", "LoRA", "Policy", "StableDiffusion", "trained"]
+__all__ = ["Backbone", "LoRA", "Policy", "StableDiffusion", "StableDiffusionXL", "trained"]

@@ -70,6 +70,11 @@ class Backbone(nn.Module, ABC):
         return Sampling()
 
     @property
+    def takes_guidance(self) -> bool:
+        """Whether the denoiser is told the guidance scale, so that one forward is enough."""
+        return False
+
+    @property
     def has_reference(self) -> bool:
         """Whether there is anything to hold the policy back."""
         return self.policy.has_reference

@@ -13,6 +13,7 @@ class DiscreteProcess(nn.Module):
 
     Args:
         config: The checkpoint's scheduler configuration, as diffusers stores it.
+        prediction: What the denoiser predicts, where the configuration says it wrongly.
 
     Raises:
         InputError: The denoiser predicts something that cannot be trained here.
@@ -20,9 +21,10 @@ class DiscreteProcess(nn.Module):
 
     PREDICTIONS = ("epsilon", "v_prediction")
 
-    def __init__(self, config: dict) -> None:
+    def __init__(self, config: dict, prediction: str | None = None) -> None:
         super().__init__()
-        self.scheduler = DDPMScheduler.from_config(config)
+        stated = {} if prediction is None else {"prediction_type": prediction}
+        self.scheduler = DDPMScheduler.from_config(config, **stated)
         self.prediction = self.scheduler.config["prediction_type"]
         if self.prediction not in self.PREDICTIONS:
             raise InputError(

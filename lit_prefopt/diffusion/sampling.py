@@ -34,13 +34,16 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     scheduler = backbone.process.sampler()
     scheduler.set_timesteps(how.steps)
     prompt = backbone.embed(texts)
-    # the empty prompt's rows first, then the prompts'
-    both = prompt if how.guidance == 1 else prompt.after(backbone.embed([""]).repeat(len(texts)))
     device = prompt.hidden.device
+    once = how.guidance == 1 or backbone.takes_guidance
+    if backbone.takes_guidance:
+        prompt = prompt._replace(guidance=torch.full((len(texts),), how.guidance, device=device))
+    # the empty prompt's rows first, then the prompts'
+    both = prompt if once else prompt.after(backbone.embed([""]).repeat(len(texts)))
     latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
     for i, t in enumerate(scheduler.timesteps):
         times = t.to(device).expand(len(texts))
-        if how.guidance == 1:
+        if once:
             prediction = backbone.predict(latents, times, prompt).float()
         else:
             twice = backbone.predict(latents.repeat(2, 1, 1, 1), times.repeat(2), both).float()

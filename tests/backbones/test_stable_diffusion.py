@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from diffusers import StableDiffusionPipeline
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.batches import Prompt
+from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.sampling import sample
+from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.methods import DiffusionDPO
+from lit_prefopt.optimizers import AdamW
+from tests.batches import image_pairs
+from tests.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +120,16 @@ def test_a_folder_without_a_vae_is_refused(tiny_folder: str, tmp_path: Path) -> 
         StableDiffusion(str(broken))
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_truncated_part_is_named(part: str, tiny_folder: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    [weights] = (broken / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match=f"holds no {part} that can be loaded"):
+        StableDiffusion(str(broken))
+
+
 def test_a_prediction_that_cannot_be_trained_is_refused(tiny_folder: str, tmp_path: Path) -> None:
     other = tmp_path / "sample"
     shutil.copytree(tiny_folder, other)
@@ -119,3 +137,80 @@ def test_a_prediction_that_cannot_be_trained_is_refused(tiny_folder: str, tmp_pa
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
     with pytest.raises(InputError, match="cannot be trained"):
         StableDiffusion(str(other))
+
+
+def test_a_unet_of_another_family_is_refused(tiny_folder: str, tiny_xl_folder: str) -> None:
+    with pytest.raises(InputError, match="cross_attention_dim 56 where .* need 32"):
+        StableDiffusion(tiny_folder, denoiser=f"{tiny_xl_folder}/unet")
+    with pytest.raises(InputError, match="is a StableDiffusionXLPipeline and not"):
+        StableDiffusion(tiny_xl_folder)
+
+
+def test_an_inpainting_unet_is_refused(tmp_path: Path) -> None:
+    folder = tiny_pipeline(tmp_path / "inpainting", in_channels=9)
+    with pytest.raises(InputError, match="takes 9 channels and gives 4"):
+        StableDiffusion(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "unet"),
+    [
+        ("epsilon", {}),
+        ("v_prediction", {"use_linear_projection": True}),  # as Stable Diffusion 2.1
+        ("epsilon", {"time_cond_proj_dim": 16}),  # as guidance-distilled models
+    ],
+    ids=["1.x", "2.x", "distilled"],
+)
+def test_images_are_the_stock_pipelines(
+    prediction: str, unet: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tiny_pipeline(tmp_path / "tiny", prediction, **unet)
+    stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    stock.set_progress_bar_config(disable=True)
+    seeds, how = torch.tensor([5]), Sampling(steps=4, guidance=3.0)
+    theirs = stock(
+        "a cat",
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        latents=draws.normal(seeds, (4, 8, 8), "start"),
+        output_type="pt",
+    ).images
+    ours = sample(StableDiffusion(str(folder)), ["a cat"], seeds, how)
+    torch.testing.assert_close((ours + 1) / 2, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_distilled_unet_is_told_the_guidance(tmp_path: Path) -> None:
+    folder = str(tiny_pipeline(tmp_path / "tiny", time_cond_proj_dim=16))
+    backbone = StableDiffusion(folder, guidance=4.0)
+    inputs, prompt = (torch.randn(2, 4, 8, 8), torch.tensor([3, 900])), backbone.embed(["a", "b"])
+    stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    told = stock.get_guidance_scale_embedding(torch.full((2,), 3.0), 16)
+    theirs = stock.unet(*inputs, prompt.hidden, timestep_cond=told).sample
+    torch.testing.assert_close(backbone.predict(*inputs, prompt), theirs, atol=1e-5, rtol=1e-4)
+    other = backbone.predict(*inputs, prompt._replace(guidance=torch.tensor([4.0, 9.0])))
+    torch.testing.assert_close(other[0], theirs[0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(other[1], theirs[1], atol=1e-3)
+
+
+def test_a_prediction_that_the_checkpoint_states_wrongly(tiny_folder: str) -> None:
+    assert StableDiffusion(tiny_folder).process.prediction == "epsilon"
+    stated = StableDiffusion(tiny_folder, prediction="v_prediction")
+    assert stated.process.prediction == "v_prediction"
+
+
+def test_the_error_of_v_is_the_converted_error_of_epsilon(tmp_path: Path) -> None:
+    """x_t and v tell the noise: eps = sqrt(1 - abar) x_t + sqrt(abar) v."""
+    backbone = StableDiffusion(str(tiny_pipeline(tmp_path / "v", "v_prediction")))
+    module = DiffusionDPO(backbone, AdamW(1e-3), beta=10.0)
+    pairs = module.form_pairs(image_pairs(6))
+    noised = module.add_noise(pairs)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar = (1 - betas).cumprod(0)[noised.t].view(-1, 1, 1, 1, 1)
+    x = noised.latents.unflatten(0, (6, 2)).double()
+    v = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
+    noise = draws.normal(pairs.seeds, (4, 8, 8), "noise")[:, None].double()
+    epsilon = (1 - abar).sqrt() * x + abar.sqrt() * v.unflatten(0, (6, 2)).double()
+    of_epsilon = (epsilon - noise).square().mean((2, 3, 4))
+    torch.testing.assert_close(
+        module.errors(noised).value.double() * abar.view(-1, 1), of_epsilon, atol=1e-5, rtol=1e-4
+    )

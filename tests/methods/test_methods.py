@@ -12,28 +12,32 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_prefopt import losses
-from lit_prefopt.backbones import LoRA, StableDiffusion
+from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
+from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.methods import DiffusionDPO, SupervisedFineTuning
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import AdamW
 from tests.batches import image_pairs
 
+COARSE = {"lora": LoRA(4), "dtype": "bfloat16", "gradient_checkpointing": True}
 BACKBONES = {
-    "full": {},
-    "full, checkpointing": {"gradient_checkpointing": True},
-    "lora": {"lora": LoRA(4)},
-    "lora, bfloat16, checkpointing": {
-        "lora": LoRA(4),
-        "dtype": "bfloat16",
-        "gradient_checkpointing": True,
-    },
+    "full": (StableDiffusion, {}),
+    "full, checkpointing": (StableDiffusion, {"gradient_checkpointing": True}),
+    "lora": (StableDiffusion, {"lora": LoRA(4)}),
+    "lora, bfloat16, checkpointing": (StableDiffusion, COARSE),
+    "sdxl, full": (StableDiffusionXL, {}),
+    "sdxl, lora, bfloat16, checkpointing": (StableDiffusionXL, COARSE),
 }
 
 
 @pytest.fixture(params=BACKBONES, ids=str)
-def any_backbone(request: pytest.FixtureRequest, tiny_folder: str) -> StableDiffusion:
-    """Each way to hold a reference."""
-    return StableDiffusion(tiny_folder, **BACKBONES[request.param])
+def any_backbone(
+    request: pytest.FixtureRequest, tiny_folder: str, tiny_xl_folder: str
+) -> UNetBackbone:
+    """Each family, and each way to hold a reference."""
+    family, options = BACKBONES[request.param]
+    folder = tiny_xl_folder if family is StableDiffusionXL else tiny_folder
+    return family(folder, **options)
 
 
 def dpo(backbone: StableDiffusion, beta: float = 5000.0, **options: object) -> DiffusionDPO:
@@ -58,7 +62,7 @@ def one_step(module: PreferenceDiffusionModule, lr: float = 1e-3) -> None:
     ],
 )
 def test_step_zero(
-    any_backbone: StableDiffusion, link: Callable[[Tensor, float], Tensor], at_zero: float
+    any_backbone: UNetBackbone, link: Callable[[Tensor, float], Tensor], at_zero: float
 ) -> None:
     """Policy and reference agree to the last bit, so the margin is zero and not nearly zero."""
     module = dpo(any_backbone, link=link).train()
@@ -68,7 +72,7 @@ def test_step_zero(
     assert module.losses(ratios, pairs).tolist() == pytest.approx([at_zero] * 3, rel=1e-6)
 
 
-def test_the_reference_never_moves(any_backbone: StableDiffusion) -> None:
+def test_the_reference_never_moves(any_backbone: UNetBackbone) -> None:
     module = dpo(any_backbone)
     before = copy.deepcopy(any_backbone.state_dict())
     frozen = {n for n, p in any_backbone.named_parameters() if not p.requires_grad}
@@ -89,7 +93,7 @@ def test_the_reference_never_moves(any_backbone: StableDiffusion) -> None:
 
 
 def test_gradients_reach_all_that_is_trained_and_nothing_else(
-    any_backbone: StableDiffusion,
+    any_backbone: UNetBackbone,
 ) -> None:
     module = dpo(any_backbone, beta=10.0)
     pairs = module.form_pairs(image_pairs())
@@ -98,7 +102,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-def test_dpo_raises_the_margin(any_backbone: StableDiffusion) -> None:
+def test_dpo_raises_the_margin(any_backbone: UNetBackbone) -> None:
     module = dpo(any_backbone, beta=100.0)
     pairs = module.form_pairs(image_pairs())
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=5e-3)
@@ -150,8 +154,8 @@ def test_spare_chosen_changes_the_gradient_and_not_the_loss(backbone: StableDiff
     assert not torch.allclose(grad, spared_grad)
 
 
-def test_sft_learns_the_chosen_side_alone(backbone: StableDiffusion) -> None:
-    module = SupervisedFineTuning(backbone, AdamW(1e-3)).train()
+def test_sft_learns_the_chosen_side_alone(any_backbone: UNetBackbone) -> None:
+    module = SupervisedFineTuning(any_backbone, AdamW(1e-3)).train()
     batch = image_pairs()
     pairs = module.form_pairs(batch)
     assert pairs.sides == 1

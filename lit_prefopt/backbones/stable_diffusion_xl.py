@@ -1,0 +1,87 @@
+"""SDXL: two text encoders, a pooled prompt, and the frame of the picture as conditions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from lit_prefopt.backbones.unet import UNetBackbone
+from lit_prefopt.batches import Prompt
+from lit_prefopt.diffusion.settings import Sampling
+
+
+class StableDiffusionXL(UNetBackbone):
+    """SDXL (arXiv 2307.01952): the hub, a diffusers folder, or a single .safetensors file.
+
+    The UNet is told each picture's true original size and crop. A dropped caption is embedded as
+    the stock pipeline embeds a missing one: by zeros, unless the checkpoint says otherwise.
+    """
+
+    text_encoder: Any
+    text_encoder_2: Any
+    tokenizer: Any
+    tokenizer_2: Any
+
+    PIPELINE = StableDiffusionXLPipeline
+    ENCODERS: ClassVar = {
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    FILE_PREFIXES: ClassVar = {
+        "unet": "model.diffusion_model.",
+        "vae": "first_stage_model.",
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    }
+    ADDITION = "text_time"
+    EMPTY_IS_ZERO = True
+
+    @torch.no_grad()
+    def embed(self, texts: list[str]) -> Prompt:
+        """Embed B prompts.
+
+        Tokens are the last but one states of both encoders side by side, before any final layer
+        norm; the pooled prompt is the second encoder's projection.
+        """
+        first = self._encode(self.tokenizer, self.text_encoder, texts)
+        second = self._encode(self.tokenizer_2, self.text_encoder_2, texts)
+        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        pooled = second.text_embeds
+        if self.empty_is_zero:
+            empty = torch.tensor([text == "" for text in texts], device=hidden.device)
+            hidden = hidden.masked_fill(empty[:, None, None], 0)
+            pooled = pooled.masked_fill(empty[:, None], 0)
+        return Prompt(hidden, pooled)
+
+    def told(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
+        """Return what the UNet is told: beside the tokens the pooled prompt and the frames."""
+        assert prompt.pooled is not None
+        frames = prompt.frames
+        if frames is None:
+            height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
+            frame = torch.tensor([height, width, 0, 0, height, width], device=latents.device)
+            frames = frame.expand(len(latents), -1)
+        added = {"text_embeds": prompt.pooled.to(self.dtype), "time_ids": frames}
+        return super().told(prompt, latents) | {"added_cond_kwargs": added}
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """How many pixels of the image one side of a latent stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The stock pipeline's guidance, and few images at a time."""
+        return Sampling(guidance=5.0, batch_size=4)
+
+    def _encode(self, tokenizer: Any, encoder: Any, texts: list[str]) -> Any:
+        tokens = tokenizer(
+            texts, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        device = encoder.device
+        with torch.autocast(device.type, enabled=False):
+            return encoder(tokens.to(device), output_hidden_states=True)

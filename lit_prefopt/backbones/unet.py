@@ -1,0 +1,232 @@
+"""What the families of latent diffusion with a UNet share: everything but the prompt."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from lit_prefopt.backbones.backbone import Backbone
+from lit_prefopt.backbones.lora import LoRA
+from lit_prefopt.backbones.parts import FileParts, FolderParts, Parts, load_part
+from lit_prefopt.backbones.reference import Policy, freeze
+from lit_prefopt.batches import Prompt
+from lit_prefopt.diffusion.process import DiscreteProcess
+from lit_prefopt.errors import InputError
+from lit_prefopt.export.lora_files import read_lora
+from lit_prefopt.export.merge import merge_lora
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class UNetBackbone(Backbone):
+    """A UNet over the latents of a VAE; a family adds its text encoders.
+
+    Args:
+        pretrained: Hub name or folder of a whole pipeline in diffusers' layout, or a single
+            .safetensors file in the layout of the original release.
+        denoiser: What training starts from: hub name or folder of another UNet, or a .json
+            configuration for one with fresh weights; the pipeline's own where it is not given.
+        lora: Train an adapter of this form; all weights of the UNet where it is not given.
+        reference: `initial` for the weights that training starts from (with LoRA the UNet without
+            its adapter, else a frozen copy), `none`, or hub name or folder of another UNet.
+        gradient_checkpointing: Compute activations twice instead of keeping them.
+        dtype: Precision of VAE and text encoders, and under LoRA of the UNet below it. What is
+            trained is float32, and so is a frozen copy of it, since the two must agree exactly.
+        variant: Variant of the pipeline's files, such as `fp16`.
+        vae: Hub name or folder of another VAE.
+        start_lora: A LoRA to start from, in diffusers' or kohya's layout: it is merged into the
+            UNet and the text encoders before training, so policy and reference both have it.
+        config: Hub name or folder of a pipeline of the same architecture as a single file; what
+            diffusers takes from the hub where it is not given.
+        prediction: What the denoiser predicts, where the checkpoint's scheduler says it wrongly.
+        guidance: Guidance scale that a guidance-distilled UNet is told in training.
+    """
+
+    vae: Any  # Any: diffusers and transformers are untyped
+
+    PIPELINE: ClassVar[type[DiffusionPipeline]]
+    """The stock pipeline of the family."""
+
+    ENCODERS: ClassVar[dict[str, type[nn.Module]]]
+    """Names and classes of its text encoders."""
+
+    FILE_PREFIXES: ClassVar[dict[str, str]]
+    """Parts of a single file, and the beginning of the keys that belong to each."""
+
+    ADDITION: ClassVar[str | None] = None
+    """What else the UNet is told, as its configuration calls it."""
+
+    EMPTY_IS_ZERO: ClassVar[bool] = False
+    """Whether the empty prompt is embedded as zeros, where the pipeline does not say."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        denoiser: str | None = None,
+        lora: LoRA | None = None,
+        reference: str = "initial",
+        gradient_checkpointing: bool = False,
+        dtype: DType = "float32",
+        variant: str | None = None,
+        vae: str | None = None,
+        start_lora: str | None = None,
+        config: str | None = None,
+        prediction: Literal["epsilon", "v_prediction"] | None = None,
+        guidance: float = 7.5,
+    ) -> None:
+        frozen_dtype: torch.dtype = getattr(torch, dtype)
+        unet_dtype = frozen_dtype if lora else torch.float32
+        own_vae = load_part(AutoencoderKL, vae, "vae", frozen_dtype) if vae else None
+        parts = self._parts(pretrained, unet_dtype, variant, config, own_vae)
+        process = DiscreteProcess(parts.scheduler(), prediction)
+        own_unet = (
+            load_part(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
+        )
+        unet = own_unet or parts.unet(unet_dtype)
+        encoders = {
+            name: parts.text_encoder(name, kind, frozen_dtype)
+            for name, kind in self.ENCODERS.items()
+        }
+        self._check_unet(unet, [*encoders.values()], denoiser or pretrained)
+        if start_lora is not None:
+            merge_lora(unet, [*encoders.values()], read_lora(start_lora))
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        super().__init__(_policy(unet, lora, reference), process)
+        self.dtype = unet_dtype
+        self.guidance = guidance
+        self.vae = freeze(_precise_enough(own_vae or parts.vae(frozen_dtype)))
+        for name, encoder in encoders.items():
+            setattr(self, name, freeze(encoder))
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            setattr(self, tokenizer, parts.tokenizer(tokenizer))
+        self.empty_is_zero = parts.option("force_zeros_for_empty_prompt", self.EMPTY_IS_ZERO)
+
+    @abstractmethod
+    def embed(self, texts: list[str]) -> Prompt:
+        """Embed B prompts."""
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the scaled latents, float32."""
+        with torch.autocast(images.device.type, enabled=False):
+            posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        scale = self.vae.config.scaling_factor
+        return posterior.mean.float() * scale, posterior.std.float() * scale
+
+    def predict(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+        """Return the prediction of the network that speaks now, (B, C, H, W)."""
+        told = self.told(prompt, latents)
+        return self.policy.net(latents.to(self.dtype), t, **told).sample
+
+    def told(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
+        """Return what the UNet is told beside latents and timestep, as its arguments.
+
+        Args:
+            prompt: B embedded prompts.
+            latents: (B, C, H, W); read for their number, size and device.
+        """
+        told: dict[str, Any] = {"encoder_hidden_states": prompt.hidden.to(self.dtype)}
+        if self.takes_guidance:
+            scale = prompt.guidance
+            if scale is None:
+                scale = torch.full((len(latents),), self.guidance, device=latents.device)
+            # As in consistency distillation (arXiv 2310.04378), the scale 1 counts from zero.
+            width = self.policy.denoiser.config.time_cond_proj_dim
+            embedded = get_timestep_embedding((scale - 1) * 1000, width)
+            told["timestep_cond"] = embedded.to(self.dtype)
+        return told
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the UNet is told the guidance scale, so that one forward is enough."""
+        return self.policy.denoiser.config.time_cond_proj_dim is not None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images in [-1, 1], float32."""
+        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.vae.decode(scaled).sample.float().clamp(-1, 1)
+
+    def save(self, folder: Path) -> Path:
+        """Write a LoRA file that `load_lora_weights` takes, or a UNet for `from_pretrained`."""
+        unet = self.policy.denoiser
+        if not self.policy.adapter:
+            unet.save_pretrained(folder / "unet")
+            return folder / "unet"
+        self.PIPELINE.save_lora_weights(
+            folder,
+            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
+            **_collate_lora_metadata({"unet": unet}),
+        )
+        return folder / "pytorch_lora_weights.safetensors"
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the latents at the checkpoint's own size."""
+        config = self.policy.denoiser.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
+
+    def _parts(
+        self,
+        pretrained: str,
+        dtype: torch.dtype,
+        variant: str | None,
+        config: str | None,
+        vae: nn.Module | None,
+    ) -> Parts:
+        if Path(pretrained).suffix in (".safetensors", ".ckpt", ".pt", ".bin", ".pth"):
+            passed = {} if vae is None else {"vae": vae}
+            return FileParts(self.PIPELINE, pretrained, self.FILE_PREFIXES, dtype, config, passed)
+        needed = ["scheduler", *(["vae"] if vae is None else [])]
+        for name in self.ENCODERS:
+            needed += [name, name.replace("text_encoder", "tokenizer")]
+        return FolderParts(self.PIPELINE, pretrained, needed, variant)
+
+    def _check_unet(self, unet: UNet2DConditionModel, encoders: list[Any], source: str) -> None:
+        """Refuse a UNet that was not made for these text encoders or for these latents."""
+        width = sum(encoder.config.hidden_size for encoder in encoders)
+        expected = {"cross_attention_dim": width, "addition_embed_type": self.ADDITION}
+        for name, value in expected.items():
+            stated = getattr(unet.config, name)
+            if stated != value and not (name == "cross_attention_dim" and stated == [value]):
+                raise InputError(
+                    f"The UNet of {source} has {name} {stated} where {type(self).__name__} and its "
+                    f"text encoders need {value}: it belongs to another family; name one of this."
+                )
+        if unet.config.in_channels != unet.config.out_channels:
+            raise InputError(
+                f"The UNet of {source} takes {unet.config.in_channels} channels and gives "
+                f"{unet.config.out_channels}: an inpainting model cannot be trained here; name a "
+                "text-to-image model."
+            )
+
+
+def _policy(unet: UNet2DConditionModel, lora: LoRA | None, reference: str) -> Policy:
+    speaker: UNet2DConditionModel | Literal["adapter-off"] | None = None
+    if reference not in ("initial", "none"):
+        speaker = freeze(load_part(UNet2DConditionModel, reference, "unet", unet.dtype))
+    elif reference == "initial":
+        speaker = "adapter-off" if lora else freeze(copy.deepcopy(unet))
+    if lora is not None:
+        lora.add_to(unet)
+    return Policy(unet, speaker)
+
+
+def _precise_enough(vae: AutoencoderKL) -> AutoencoderKL:
+    """Return the VAE in float32 if it says that it overflows in float16."""
+    overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+    return vae.float() if overflows else vae

@@ -1,0 +1,101 @@
+"""Starting from an existing LoRA: it belongs to the policy and to the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from lit_prefopt import load
+from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
+from lit_prefopt.backbones.unet import UNetBackbone
+from lit_prefopt.cli import main
+from lit_prefopt.errors import InputError
+from lit_prefopt.methods import DiffusionDPO
+from lit_prefopt.optimizers import AdamW
+from tests.batches import image_pairs
+
+
+def made(backbone: UNetBackbone, folder: Path) -> str:
+    """Save a LoRA with random weights and return its file."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in backbone.policy.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+    return str(backbone.save(folder))
+
+
+@pytest.fixture(params=["1.x", "sdxl"])
+def start(
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_folder: str, tiny_xl_folder: str
+) -> tuple[type[UNetBackbone], str, str]:
+    """A family, its checkpoint, and a LoRA for it."""
+    family, folder = {
+        "1.x": (StableDiffusion, tiny_folder),
+        "sdxl": (StableDiffusionXL, tiny_xl_folder),
+    }[request.param]
+    return family, folder, made(family(folder, lora=LoRA(3, alpha=6)), tmp_path / "start")
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])
+def test_policy_and_reference_start_from_it(
+    start: tuple[type[UNetBackbone], str, str], lora: LoRA | None
+) -> None:
+    family, folder, file = start
+    stock = {StableDiffusion: StableDiffusionPipeline, StableDiffusionXL: StableDiffusionXLPipeline}
+    pipeline = stock[family].from_pretrained(folder)
+    pipeline.load_lora_weights(file)
+    backbone = family(folder, lora=lora, start_lora=file)
+    module = DiffusionDPO(backbone, AdamW(1e-3), 10.0)
+    pairs = module.form_pairs(image_pairs())
+    noised = module.add_noise(pairs)
+    told = backbone.told(noised.prompt, noised.latents)
+    theirs = pipeline.unet(noised.latents, noised.t_per_side, **told).sample
+    ours = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    with backbone.as_reference():
+        reference = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
+    assert torch.equal(reference, ours)
+    assert (module.log_ratios(pairs).values == 0).all()
+
+
+def test_a_resumed_run_keeps_its_reference(
+    recipe: list[str], tmp_path: Path, tiny_folder: str
+) -> None:
+    """Other projects load the starting adapter a second time into what was trained from it."""
+    file = made(StableDiffusion(tiny_folder, lora=LoRA(3)), tmp_path / "start")
+    options = ["--backbone.start_lora", file, "--backbone.lora.rank", "4"]
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    main(["fit", *recipe, *options, "--trainer.default_root_dir", whole])
+    stop = ["--trainer.max_steps", "2", "--trainer.default_root_dir", parts]
+    main(["fit", *recipe, *options, *stop])
+    go_on = ["--trainer.default_root_dir", parts, "--ckpt_path", "last"]
+    main(["fit", *recipe, *options, *go_on])
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([300])
+    spoken = []
+    for run in (whole, parts):
+        backbone = load(Path(run) / "checkpoints" / "last.ckpt").eval().backbone
+        prompt = backbone.embed(["a cat"])
+        with torch.no_grad():
+            policy = backbone.predict(*inputs, prompt)
+            with backbone.as_reference():
+                spoken.append((policy, backbone.predict(*inputs, prompt)))
+    for ours, theirs in zip(*spoken, strict=True):
+        assert torch.equal(ours, theirs)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    pipeline.load_lora_weights(file)
+    with torch.no_grad():
+        started = pipeline.unet(*inputs, prompt.hidden).sample
+    torch.testing.assert_close(spoken[0][1], started, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(spoken[0][0], started, atol=1e-5)
+
+
+def test_a_lora_of_another_family_is_refused(
+    tmp_path: Path, tiny_folder: str, tiny_xl_folder: str
+) -> None:
+    file = made(StableDiffusionXL(tiny_xl_folder, lora=LoRA(3)), tmp_path / "start")
+    with pytest.raises(InputError, match="LoRA of another model family"):
+        StableDiffusion(tiny_folder, start_lora=file)
