@@ -14,20 +14,30 @@ from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
     DiffusionPipeline,
+    LatentConsistencyModelPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lit_prefopt.configs import find_config
+from lit_prefopt.backbones.parts import load_part
 from lit_prefopt.errors import InputError
+from lit_prefopt.export.lora_files import read_safetensors
 from lit_prefopt.export.merge import pipeline_parts
 
-KINDS = {kind.__name__: kind for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+KINDS = {
+    "StableDiffusionPipeline": StableDiffusionPipeline,
+    "StableDiffusionImg2ImgPipeline": StableDiffusionPipeline,
+    "LatentConsistencyModelPipeline": LatentConsistencyModelPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+    "StableDiffusionXLImg2ImgPipeline": StableDiffusionXLPipeline,
+}
+"""Pipelines that can be exported, and as what."""
+
 LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
 """Where the parts of such a pipeline come from; a folder may not name any other."""
 
@@ -39,22 +49,25 @@ class Base:
 
     Args:
         name: Hub name, folder in diffusers' layout, or single .safetensors file.
-        config: For a single file, the hub name or folder of a pipeline of the same form.
+        config: For a single file, the hub name or folder of a pipeline of the same architecture;
+            what diffusers takes from the hub where it is not given.
         variant: Variant of the pipeline's files, such as `fp16`.
+        prediction: What the denoiser predicts, where the scheduler says it wrongly.
 
     Raises:
         InputError: There is no such pipeline, or it is of another kind.
     """
 
-    def __init__(self, name: str, config: str | None = None, variant: str | None = None) -> None:
-        self.name, self.variant = name, variant
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        variant: str | None = None,
+        prediction: str | None = None,
+    ) -> None:
+        self.name, self.variant, self.prediction = name, variant, prediction
         self.single = name.endswith(".safetensors")
-        if self.single and config is None:
-            raise InputError(
-                f"{name} is a single file: name a pipeline of the same form as `--base_config`, "
-                "such as stable-diffusion-v1-5/stable-diffusion-v1-5 or a local folder."
-            )
-        self.config = config if self.single and config else name
+        self.config = (config or _hub_config(name)) if self.single else name
         try:
             index = DiffusionPipeline.load_config(self.config)
             self.unet_config: dict[str, Any] = UNet2DConditionModel.load_config(
@@ -64,16 +77,19 @@ class Base:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.config} is neither a whole pipeline in diffusers' layout nor a name that "
-                "the hub answers to now: name the pipeline that was trained as `--base`."
+                "the hub answers to now: name the pipeline that was trained as `--base`, and one "
+                "of the same architecture as `--base_config` if that is a single file."
             ) from error
         self._check(index)
-        self.kind = KINDS[index["_class_name"]]
 
     def _check(self, index: dict[str, Any]) -> None:
         """Refuse other families, and folders that name code of their own."""
         kind = index.get("_class_name")
         if kind not in KINDS:
-            raise InputError(f"{self.config} is a {kind}; exports know {' and '.join(KINDS)}.")
+            raise InputError(f"{self.config} is a {kind}; exports know {', '.join(KINDS)}.")
+        self.kind = KINDS[kind]
+        if missing := [name for name in self.encoders if not index.get(name, [None])[0]]:
+            raise InputError(f"{self.config} has no {' and no '.join(missing)}: name a whole one.")
         libraries = {value[0] for value in index.values() if isinstance(value, list)}
         files = {str(path) for path in Path(self.config).glob("*/*.py")}
         if strange := (libraries - LIBRARIES) | files:
@@ -99,7 +115,8 @@ class Base:
     @property
     def v_prediction(self) -> bool:
         """Whether the denoiser says v instead of the noise."""
-        return self.scheduler_config.get("prediction_type") == "v_prediction"
+        stated = self.prediction or self.scheduler_config.get("prediction_type")
+        return stated == "v_prediction"
 
     @property
     def side(self) -> int | None:
@@ -131,15 +148,27 @@ class Base:
                 self.name, subfolder="unet", variant=self.variant, use_safetensors=True
             )
 
-    def pipeline(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
-        """Return the whole pipeline with another UNet in it; the other parts are float32."""
+    def pipeline(self, unet: UNet2DConditionModel, vae: str | None) -> DiffusionPipeline:
+        """Return the whole pipeline in float32.
+
+        Args:
+            unet: The UNet that it gets, in the place of its own.
+            vae: Hub name or folder of the VAE that it gets, if it is another.
+        """
         self.check_form(unet)
+        parts: dict[str, Any] = {"unet": unet}
+        if vae is not None:
+            parts["vae"] = load_part(AutoencoderKL, vae, "vae", torch.float32)
         with self._readable():
             if self.single:
-                return self.kind.from_single_file(self.name, config=self.config, unet=unet)
-            return self.kind.from_pretrained(
-                self.name, unet=unet, variant=self.variant, use_safetensors=True
-            )
+                pipeline = self.kind.from_single_file(self.name, config=self.config, **parts)
+            else:
+                pipeline = self.kind.from_pretrained(
+                    self.name, variant=self.variant, use_safetensors=True, **parts
+                )
+        if self.prediction is not None:
+            pipeline.scheduler.register_to_config(prediction_type=self.prediction)
+        return pipeline
 
     def check_form(self, unet: UNet2DConditionModel) -> None:
         """Refuse a UNet that is not of this base's form."""
@@ -166,25 +195,7 @@ class Base:
         return CLIPTextConfig.from_pretrained(self.config, subfolder=part)
 
 
-def load_unet(source: str) -> UNet2DConditionModel:
-    """Return the UNet of a folder or hub name, of its own or of a pipeline, in float32."""
-    try:
-        return UNet2DConditionModel.from_pretrained(
-            source, subfolder=_subfolder(source), use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{source} holds no whole UNet in diffusers' layout (config.json and .safetensors)."
-        ) from error
-
-
-def load_unet_config(source: str) -> dict[str, Any]:
-    """Return the configuration of a UNet: of a folder, of a hub name, or a .json."""
-    if source.endswith(".json"):
-        read: dict[str, Any] = json.loads(find_config(source).read_text("utf-8"))
-        return read
-    return UNet2DConditionModel.load_config(source, subfolder=_subfolder(source))
-
-
-def _subfolder(source: str) -> str | None:
-    return None if (Path(source) / "config.json").is_file() else "unet"
+def _hub_config(file: str) -> str:
+    """Return the hub name of the pipeline whose architecture a single file has."""
+    tensors, _ = read_safetensors(Path(file))
+    return str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])

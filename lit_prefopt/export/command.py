@@ -17,7 +17,7 @@ from lit_prefopt.export.facts import modelspec
 from lit_prefopt.export.lora_files import LoRAFile, read_lora
 from lit_prefopt.export.merge import match_lora, merge_lora
 from lit_prefopt.export.origin import Origin, missing_base, read_origin
-from lit_prefopt.export.single_file import single_file_state
+from lit_prefopt.export.single_file import check_single_file, single_file_state
 from lit_prefopt.export.write_lora import combine, write_diffusers_lora, write_kohya_lora
 from lit_prefopt.whole_files import whole_output
 
@@ -46,24 +46,25 @@ def export(
             diffusers folder; `single-file` for one checkpoint that A1111, ComfyUI and
             `from_single_file` load.
         output: The file (.safetensors) or folder to be made.
-        base: Hub name, folder or single file of the pipeline that was trained; what the run's
-            recipe says where it is not given.
-        plus: Another LoRA that is taken in too, such as the one that training started from.
+        base: Hub name, folder or single file of the pipeline that was trained. Where it is not
+            given, the run's recipe tells, also of a denoiser or VAE from another place.
+        plus: Another LoRA that is taken in too. Where it is not given, the one that training
+            started from, if the run's recipe names one; `none` for none.
         dtype: Precision of what is written; merging is done in float32.
-        base_config: Where the base is a single file: hub name or folder of a pipeline of its form.
+        base_config: Where the base is a single file: hub name or folder of a pipeline of the same
+            architecture; what diffusers takes from the hub where it is not given.
         variant: Variant of the base's files, such as `fp16`.
     """
     target = Path(output)
     _check_output(target, to)
-    origin = read_origin(source)
-    if base is not None:
-        origin = origin._replace(base=base, config=None, variant=None, denoiser=None)
-    origin = origin._replace(config=base_config or origin.config, variant=variant or origin.variant)
-    if origin.lora is None:
-        _check_full(origin, plus, to)
-    loras = [read_lora(plus)] if plus else []
-    loras += [origin.lora] if origin.lora else []
-    place = Base(origin.base, origin.config, origin.variant) if origin.base else None
+    origin = _at(read_origin(source), base, base_config, variant)
+    loras = _loras(origin, plus, to)
+    recipe = origin.recipe
+    place = (
+        Base(recipe.pretrained, recipe.config, recipe.variant, recipe.prediction)
+        if recipe.pretrained
+        else None
+    )
     if to in LORA_WRITERS:
         write = _lora_writer(loras, to, place, origin.name, getattr(torch, dtype))
     else:
@@ -82,18 +83,35 @@ def _check_output(target: Path, to: Layout) -> None:
         raise InputError(f"What is written to {target} is a {kind} .safetensors.")
 
 
-def _check_full(origin: Origin, plus: str | None, to: Layout) -> None:
-    """Refuse what cannot be done with a UNet of which all weights were trained."""
+def _at(origin: Origin, base: str | None, config: str | None, variant: str | None) -> Origin:
+    """Return the origin with its pipeline where the command line says that it lies."""
+    recipe = origin.recipe
+    if base is not None:
+        recipe = recipe._replace(
+            pretrained=base, config=None, variant=None, denoiser=None, vae=None
+        )
+    recipe = recipe._replace(config=config or recipe.config, variant=variant or recipe.variant)
+    return origin._replace(recipe=recipe)
+
+
+def _loras(origin: Origin, plus: str | None, to: Layout) -> list[LoRAFile]:
+    """Return the LoRAs that are not in the UNet yet: what training started from, and its own."""
+    start = plus or origin.recipe.start_lora
+    before = [read_lora(start)] if start not in (None, "none") else []
+    if origin.lora is not None:
+        return [*before, origin.lora]
     if to in LORA_WRITERS:
         raise InputError(
             f"{origin.name} is a UNet of which all weights were trained, not a LoRA: export it to "
             "unet, pipeline or single-file."
         )
-    if plus is not None:
+    if plus is not None and origin.recipe.start_lora is None:
         raise InputError(
-            f"{origin.name} is a UNet of which all weights were trained, and holds what training "
-            "started from: leave `--plus` away."
+            f"{origin.name} is a UNet of which all weights were trained, and no LoRA is named in "
+            "its recipe: leave `--plus` away."
         )
+    # The UNet holds it already, the text encoders do not.
+    return [lora.without("unet") for lora in before]
 
 
 def _lora_writer(
@@ -113,12 +131,14 @@ def _merged_writer(
     """Return what writes the weights with all LoRAs merged into them."""
     unet = origin.load_unet(base)
     if to == "unet":
-        for lora in loras:
+        for lora in loras if origin.lora else []:
             merge_lora(unet, [], lora)
         return unet.to(dtype).save_pretrained
     if base is None:
         raise missing_base(origin.name)
-    pipeline = base.pipeline(unet)
+    if to == "single-file":
+        check_single_file(unet)
+    pipeline = base.pipeline(unet, origin.recipe.vae)
     for lora in loras:
         merge_lora(unet, [getattr(pipeline, part) for part in base.encoders], lora)
     for part in pipeline.components.values():

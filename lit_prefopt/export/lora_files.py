@@ -59,6 +59,10 @@ class LoRAFile(NamedTuple):
     source: str
     layers: dict[tuple[str, str], LoRALayer]  # by part (`unet`, `text_encoder`, ...) and flat name
 
+    def without(self, part: str) -> LoRAFile:
+        """Return it without the layers of one part."""
+        return self._replace(layers={key: x for key, x in self.layers.items() if key[0] != part})
+
 
 def read_lora(path: str | Path) -> LoRAFile:
     """Return the LoRA of a .safetensors file in diffusers' or kohya's layout.

@@ -56,7 +56,8 @@ def match_lora(parts: Parts, lora: LoRAFile) -> dict[tuple[Part, str], LoRALayer
     if missing := {part for part, _ in lora.layers} - set(known):
         raise InputError(
             f"{lora.source} also changes the {' and the '.join(sorted(missing))}, which cannot be "
-            f"kept here: give a LoRA of the {' and '.join(known)} alone."
+            "kept here: export a whole pipeline, or give a LoRA of the "
+            f"{' and '.join(known)} alone."
         )
     strange = [key for key in lora.layers if key[1] not in known[key[0]]]
     if strange:

@@ -1,42 +1,36 @@
-"""What is exported: a LoRA file, a UNet, a checkpoint of a run, or the run's folder.
-
-A recipe that lies beside the weights is read as plain data. It may come from a stranger, so nothing
-that it names is imported or built.
-"""
+"""What is exported: a LoRA file, a UNet, a checkpoint of a run, or the run's folder."""
 
 from __future__ import annotations
 
 import pickle
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import yaml
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from lit_prefopt.backbones.parts import load_part
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base import Base, load_unet, load_unet_config
+from lit_prefopt.export.base import Base
 from lit_prefopt.export.lora_files import WEIGHTS, LoRAFile, LoRALayer, flat_name, read_lora
+from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_beside
 
-RECIPE = "recipe.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
 DENOISER = "backbone.policy.denoiser."
-TOY = Path(__file__).parent.parent / "toy" / "checkpoint"
-"""The base of the toy world, whose recipes need not name it."""
 
 
 class Origin(NamedTuple):
-    """Trained weights, and what is known about the pipeline that they belong to."""
+    """Trained weights, and what is known about the pipeline that they belong to.
+
+    They are a LoRA, or all weights of a UNet, in a folder or by name.
+    """
 
     name: str
+    recipe: Recipe
     lora: LoRAFile | None = None
-    unet: Path | dict[str, Tensor] | None = None  # all weights, by folder or by name
-    base: str | None = None
-    config: str | None = None
-    variant: str | None = None
-    denoiser: str | None = None  # the UNet that training started from, if not the base's own
+    unet: Path | dict[str, Tensor] | None = None
 
     def load_unet(self, base: Base | None) -> UNet2DConditionModel:
         """Return the UNet with what was trained, or the one that a LoRA is to be merged into.
@@ -45,13 +39,14 @@ class Origin(NamedTuple):
             base: The pipeline that was trained; only a UNet's folder can do without.
         """
         if isinstance(self.unet, Path):
-            return load_unet(str(self.unet))
+            return load_part(UNet2DConditionModel, str(self.unet), "unet", torch.float32)
         if base is None:
             raise missing_base(self.name)
+        denoiser = self.recipe.denoiser
+        own = load_part(UNet2DConditionModel, denoiser, "unet", torch.float32) if denoiser else None
         if self.unet is None:
-            return base.unet() if self.denoiser is None else load_unet(self.denoiser)
-        config = load_unet_config(self.denoiser) if self.denoiser else base.unet_config
-        unet = UNet2DConditionModel.from_config(config)
+            return own or base.unet()
+        unet = own or UNet2DConditionModel.from_config(base.unet_config)
         try:
             unet.load_state_dict(self.unet)
         except RuntimeError as error:
@@ -87,19 +82,19 @@ def read_origin(source: str) -> Origin:
         raise InputError(f"{source} does not exist; name a LoRA file, a UNet, a .ckpt or a run.")
     if path.suffix == ".ckpt":
         return _checkpoint(path)
-    return Origin(source, read_lora(path), **_facts_beside(path.parent))
+    return Origin(source, recipe_beside(path.parent), read_lora(path))
 
 
 def _folder(folder: Path) -> Origin:
     name = str(folder)
     if (folder / "config.json").is_file():
-        return Origin(name, unet=folder, **_facts_beside(folder.parent))
+        return Origin(name, recipe_beside(folder.parent), unet=folder)
     if (folder / "model_index.json").is_file():
-        return Origin(name, unet=folder / "unet", base=name)
+        return Origin(name, Recipe(pretrained=name), unet=folder / "unet")
     if (folder / WEIGHTS).is_file():
-        return Origin(name, read_lora(folder), **_facts_beside(folder))
+        return Origin(name, recipe_beside(folder), read_lora(folder))
     if (folder / "unet" / "config.json").is_file():
-        return Origin(name, unet=folder / "unet", **_facts_beside(folder))
+        return Origin(name, recipe_beside(folder), unet=folder / "unet")
     if (folder / "weights").is_dir():
         return _folder(folder / "weights")
     if (folder / LAST).is_file():
@@ -110,41 +105,17 @@ def _folder(folder: Path) -> Origin:
     )
 
 
-def _facts_beside(folder: Path) -> dict[str, Any]:
-    """Return what the recipe beside the weights says, if there is one."""
-    recipe = folder / RECIPE
-    return _facts(_backbone(recipe.read_text("utf-8"), recipe)) if recipe.is_file() else {}
-
-
-def _backbone(text: str, where: Path) -> dict[str, Any]:
-    """Return a recipe's arguments of the backbone, as plain data."""
-    try:
-        recipe = yaml.safe_load(text)
-        backbone = recipe["backbone"]
-        arguments: dict[str, Any] = dict(backbone.get("init_args") or {})
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"The recipe of {where} names no backbone; it is damaged.") from error
-    if str(backbone.get("class_path")).endswith(".ToyDiffusion"):
-        arguments["pretrained"] = str(TOY)
-    return arguments
-
-
-def _facts(backbone: dict[str, Any]) -> dict[str, Any]:
-    names = {"base": "pretrained", "config": "config", "variant": "variant", "denoiser": "denoiser"}
-    return {ours: str(backbone[key]) for ours, key in names.items() if backbone.get(key)}
-
-
 def _checkpoint(path: Path) -> Origin:
     """Return the trained weights of a training checkpoint."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state, recipe = checkpoint["state_dict"], checkpoint["recipe"]
+        state, text = checkpoint["state_dict"], checkpoint["recipe"]
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise InputError(
             f"{path} is no checkpoint that `lit-prefopt fit` wrote (weights and a recipe, and "
             "nothing that would have to be run)."
         ) from error
-    backbone = _backbone(recipe, path)
+    recipe = read_recipe(text, path)
     weights = {k.removeprefix(DENOISER): v for k, v in state.items() if k.startswith(DENOISER)}
     others = [k for k in state if k.startswith("backbone.") and not k.startswith(DENOISER)]
     if others or not weights:
@@ -152,12 +123,12 @@ def _checkpoint(path: Path) -> Origin:
             f"{path} holds {others[0] if others else 'no denoiser'}, which has no place in an "
             "export: only a trained denoiser has."
         )
-    if backbone.get("lora") is None:
-        return Origin(str(path), unet=weights, **_facts(backbone))
-    return Origin(str(path), _adapter(path, weights, backbone["lora"]), **_facts(backbone))
+    if recipe.lora is None:
+        return Origin(str(path), recipe, unet=weights)
+    return Origin(str(path), recipe, _adapter(path, weights, recipe.lora.get("alpha")))
 
 
-def _adapter(path: Path, weights: dict[str, Tensor], lora: dict[str, Any]) -> LoRAFile:
+def _adapter(path: Path, weights: dict[str, Tensor], alpha: float | None) -> LoRAFile:
     """Return the LoRA of a checkpoint; its alpha stands in the recipe."""
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in weights.items():
@@ -165,7 +136,6 @@ def _adapter(path: Path, weights: dict[str, Tensor], lora: dict[str, Any]) -> Lo
         if found is None:
             raise InputError(f"{path} holds {key!r}, which is no plain LoRA.")
         halves.setdefault(found[1], {})[found[2]] = tensor
-    alpha = lora.get("alpha")
     return LoRAFile(
         str(path),
         {

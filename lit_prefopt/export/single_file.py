@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.export.ldm_names import open_clip_name, unet_names, vae_name
 
 UNET = "model.diffusion_model."
@@ -41,6 +42,15 @@ def single_file_state(pipeline: DiffusionPipeline, family: str) -> dict[str, Ten
         if pipeline.scheduler.config.get("rescale_betas_zero_snr"):
             state["ztsnr"] = torch.zeros(0)
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def check_single_file(unet: UNet2DConditionModel) -> None:
+    """Refuse a UNet that the original code does not know."""
+    if unet.config.time_cond_proj_dim is not None:
+        raise InputError(
+            "This UNet is told the guidance scale, for which the original layout has no place: "
+            "export it to unet or pipeline."
+        )
 
 
 def unet_state(unet: nn.Module) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ def test_refusals(tiny_folder: str, tiny_xl_folder: str, tmp_path: Path) -> None
     )
     (tmp_path / "full").mkdir()
     assert "exists; remove it" in refused(*unet, "unet", "--output", tmp_path / "full")
-    assert "name a pipeline of the same form" in refused(
+    assert "x.safetensors does not exist" in refused(
         *unet, "single-file", *file, "--base", "x.safetensors"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"full"}

@@ -1,0 +1,59 @@
+"""What a run's recipe says of the pipeline that was trained, read as plain data.
+
+A recipe that lies beside weights may come from a stranger: nothing that it names is imported or
+built as the class that it asks for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lit_prefopt.errors import InputError
+
+RECIPE = "recipe.yaml"
+TOY = Path(__file__).parent.parent / "toy" / "checkpoint"
+"""The pipeline of the toy world, whose recipes need not name it."""
+
+
+class Recipe(NamedTuple):
+    """Where the parts of the trained pipeline lie; the words are those of the backbones."""
+
+    pretrained: str | None = None
+    config: str | None = None
+    variant: str | None = None
+    denoiser: str | None = None
+    vae: str | None = None
+    prediction: str | None = None
+    start_lora: str | None = None
+    lora: dict[str, Any] | None = None
+
+
+def read_recipe(text: str, where: Path) -> Recipe:
+    """Return what a recipe says.
+
+    Args:
+        text: The recipe, as YAML.
+        where: The file that it was found in.
+
+    Raises:
+        InputError: It names no backbone.
+    """
+    try:
+        backbone = yaml.safe_load(text)["backbone"]
+        arguments = dict(backbone.get("init_args") or {})
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"The recipe of {where} names no backbone; it is damaged.") from error
+    if str(backbone.get("class_path")).endswith(".ToyDiffusion"):
+        arguments["pretrained"] = str(TOY)
+    lora = arguments.pop("lora", None)
+    places = {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
+    return Recipe(**places, lora=lora if isinstance(lora, dict) else None)
+
+
+def recipe_beside(folder: Path) -> Recipe:
+    """Return what the recipe in a folder says; nothing where there is none."""
+    file = folder / RECIPE
+    return read_recipe(file.read_text("utf-8"), file) if file.is_file() else Recipe()
