@@ -96,10 +96,8 @@ def _at(origin: Origin, base: str | None, config: str | None, variant: str | Non
 
 def _loras(origin: Origin, plus: str | None, to: Layout) -> list[LoRAFile]:
     """Return the LoRAs that are not in the UNet yet: what training started from, and its own."""
-    start = plus or origin.recipe.start_lora
-    before = [read_lora(start)] if start not in (None, "none") else []
     if origin.lora is not None:
-        return [*before, origin.lora]
+        return [*_start(origin, plus), origin.lora]
     if to in LORA_WRITERS:
         raise InputError(
             f"{origin.name} is a UNet of which all weights were trained, not a LoRA: export it to "
@@ -111,7 +109,20 @@ def _loras(origin: Origin, plus: str | None, to: Layout) -> list[LoRAFile]:
             "its recipe: leave `--plus` away."
         )
     # The UNet holds it already, the text encoders do not.
-    return [lora.without("unet") for lora in before]
+    return [] if to == "unet" else [lora.without("unet") for lora in _start(origin, plus)]
+
+
+def _start(origin: Origin, plus: str | None) -> list[LoRAFile]:
+    """Return the LoRA that is taken in too, if there is one."""
+    start = plus or origin.recipe.start_lora
+    if start in (None, "none"):
+        return []
+    if plus is None and not Path(start).exists():
+        raise InputError(
+            f"{origin.name} was trained from the LoRA {start}, which is not there: say where it "
+            "lies by `--plus`, or leave it out by `--plus none`."
+        )
+    return [read_lora(start)]
 
 
 def _lora_writer(
@@ -131,7 +142,7 @@ def _merged_writer(
     """Return what writes the weights with all LoRAs merged into them."""
     unet = origin.load_unet(base)
     if to == "unet":
-        for lora in loras if origin.lora else []:
+        for lora in loras:
             merge_lora(unet, [], lora)
         return unet.to(dtype).save_pretrained
     if base is None:

@@ -160,6 +160,18 @@ def test_refusals(tiny_folder: str, tiny_xl_folder: str, tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"full"}
 
 
+def test_a_distilled_unet_has_no_single_file(tmp_path: Path) -> None:
+    lcm = tiny_pipeline(tmp_path / "lcm", time_cond_proj_dim=8)
+    index = lcm / "model_index.json"
+    name = "LatentConsistencyModelPipeline"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", name))
+    to = ("--source", lcm, "--output")
+    file = tmp_path / "x.safetensors"
+    assert "the original layout has no place" in refused(*to, file, "--to", "single-file")
+    out = export(lcm, "pipeline", tmp_path / "out")
+    assert type(DiffusionPipeline.from_pretrained(out)).__name__ == name
+
+
 @pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
 def test_a_base_without_its_weights_is_refused(
     single: bool, tiny_folder: str, tmp_path: Path

@@ -14,8 +14,9 @@ from diffusers import UNet2DConditionModel as UNet
 from safetensors.torch import load_file
 
 from lit_prefopt.cli import main
-from tests.export.conftest import Family, picture
+from tests.export.conftest import Family, picture, write_lora
 from tests.export.test_lora_exports import export, refused
+from tests.tiny import tiny_unet, tiny_vae
 
 LORA = ["--backbone.lora.rank", "4", "--backbone.lora.alpha", "6"]
 FAST = ["--model.optimizer.lr", "0.01", "--trainer.limit_val_batches", "0"]
@@ -55,6 +56,56 @@ def test_a_run_and_its_checkpoint_export_the_same(
         out = export(run, "unet", tmp_path / "unet")
         ours, theirs = UNet.from_pretrained(out), UNet.from_pretrained(run / "moved" / "unet")
         assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("extra", [[], LORA], ids=["full", "lora"])
+def test_a_run_that_started_from_a_lora_takes_it_along(
+    recipe: list[str], extra: list[str], tmp_path: Path, tiny_folder: str
+) -> None:
+    stock = Family(StableDiffusionPipeline, tiny_folder)
+    start = write_lora(stock, tmp_path / "start", text=True)
+    main(["fit", *recipe, *extra, *FAST, "--backbone.start_lora", str(start)])
+    run = tmp_path / "run"
+    pipeline = stock.pipeline(start)
+    if extra:
+        trained = run / "weights" / "pytorch_lora_weights.safetensors"
+        pipeline.load_lora_weights(trained.parent, weight_name=trained.name, adapter_name="own")
+        pipeline.unet.set_adapters(["default_0", "own"])
+        out = export(run, "kohya", tmp_path / "kohya.safetensors")
+        ours = stock.pipeline(out)
+    else:
+        pipeline.unet = UNet.from_pretrained(run / "weights" / "unet")
+        out = export(run, "pipeline", tmp_path / "pipeline")
+        ours = Family(StableDiffusionPipeline, str(out)).pipeline()
+    torch.testing.assert_close(picture(ours), picture(pipeline), atol=1e-4, rtol=0)
+    start.rename(tmp_path / "moved.safetensors")
+    to = ("--source", run, "--to", "pipeline", "--output", tmp_path / "again")
+    assert "which is not there: say where it lies by `--plus`" in refused(*to)
+    again = export(run, "pipeline", tmp_path / "a", "--plus", str(tmp_path / "moved.safetensors"))
+    ours = Family(StableDiffusionPipeline, str(again)).pipeline()
+    torch.testing.assert_close(picture(ours), picture(pipeline), atol=1e-4, rtol=0)
+
+
+def test_the_recipe_tells_denoiser_vae_and_prediction(tiny_folder: str, tmp_path: Path) -> None:
+    """The LoRA was trained on another UNet than the pipeline's, with another VAE."""
+    family = Family(StableDiffusionPipeline, tiny_folder)
+    lora = write_lora(family, tmp_path / "run" / "weights")
+    torch.manual_seed(4)
+    unet, vae = tiny_unet(), tiny_vae()
+    unet.save_pretrained(tmp_path / "unet")
+    vae.save_pretrained(tmp_path / "vae")
+    places = {"denoiser": str(tmp_path / "unet"), "vae": str(tmp_path / "vae")}
+    arguments = {"pretrained": tiny_folder, **places, "prediction": "v_prediction"}
+    recipe = {"backbone": {"class_path": "StableDiffusion", "init_args": arguments}}
+    (lora.parent / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    out = export(tmp_path / "run", "pipeline", tmp_path / "out")
+    expected = family.pipeline()
+    expected.unet, expected.vae = unet, vae
+    expected.scheduler.register_to_config(prediction_type="v_prediction")
+    expected.load_lora_weights(lora.parent, weight_name=lora.name)
+    ours = Family(StableDiffusionPipeline, str(out)).pipeline()
+    assert ours.scheduler.config.prediction_type == "v_prediction"
+    torch.testing.assert_close(picture(ours), picture(expected), atol=1e-4, rtol=0)
 
 
 def test_the_toy_world_is_its_own_base(tmp_path: Path) -> None:
