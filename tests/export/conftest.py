@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,12 +29,19 @@ class Family(NamedTuple):
 
     def pipeline(self, lora: Path | None = None) -> DiffusionPipeline:
         """Return the stock pipeline, with a LoRA loaded as its users load it."""
-        extra = {"safety_checker": None} if self.kind is StableDiffusionPipeline else {}
-        pipeline = self.kind.from_pretrained(self.folder, **extra)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = copy.deepcopy(_stock(self.kind, self.folder))
         if lora is not None:
             pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
         return pipeline
+
+
+@functools.cache
+def _stock(kind: type[DiffusionPipeline], folder: str) -> DiffusionPipeline:
+    """Return a pipeline that is read once."""
+    extra = {"safety_checker": None} if kind is StableDiffusionPipeline else {}
+    pipeline = kind.from_pretrained(folder, **extra)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.fixture(params=["sd", "sdxl"])
