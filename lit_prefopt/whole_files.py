@@ -24,11 +24,12 @@ def write_whole(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def whole_output(path: Path) -> Iterator[Path]:
+def whole_output(path: Path, replace: bool = False) -> Iterator[Path]:
     """Lend a temporary path for a file or folder, which gets its name when the block ends well.
 
     Args:
-        path: The name that it gets; nothing goes by it yet.
+        path: The name that it gets.
+        replace: Whether something may go by it already, which then gives way at the end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # a sibling, hence on the same file system: the rename at the end is atomic
@@ -39,4 +40,6 @@ def whole_output(path: Path) -> Iterator[Path]:
         for file in files:
             if file.is_file():
                 file.chmod(0o644)  # safetensors' files are for their owner alone
+        if replace and path.exists():
+            os.rename(path, Path(folder) / "before")
         os.rename(temporary, path)

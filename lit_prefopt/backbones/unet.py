@@ -11,7 +11,6 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.training_utils import _collate_lora_metadata
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -167,7 +166,8 @@ class UNetBackbone(Backbone):
             return folder / "unet"
         self.PIPELINE.save_lora_weights(
             folder,
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
+            # peft's own names: beside diffusers' older ones, half of a mixed file would be lost
+            unet_lora_layers=get_peft_model_state_dict(unet),
             **_collate_lora_metadata({"unet": unet}),
         )
         return folder / "pytorch_lora_weights.safetensors"

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.run_directory import RECIPE
+from lit_prefopt.whole_files import whole_output
 
 
 class Export(Callback):
@@ -30,9 +31,9 @@ class Export(Callback):
         if not trainer.is_global_zero or not isinstance(pl_module, PreferenceDiffusionModule):
             return
         root = Path(trainer.default_root_dir)
-        folder = root / self.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        where = pl_module.backbone.save(folder)
-        if (root / RECIPE).is_file():
-            shutil.copyfile(root / RECIPE, folder / RECIPE)
-        rank_zero_info(f"Weights in diffusers' layout: {where}")
+        with whole_output(root / self.folder, replace=True) as folder:
+            folder.mkdir()
+            name = pl_module.backbone.save(folder).name
+            if (root / RECIPE).is_file():
+                shutil.copyfile(root / RECIPE, folder / RECIPE)
+        rank_zero_info(f"Weights in diffusers' layout: {root / self.folder / name}")

@@ -90,8 +90,11 @@ def test_lora_is_float32_over_a_coarser_base(tiny_folder: str) -> None:
         assert parameter.dtype == (torch.float32 if trained else torch.bfloat16), name
 
 
-def test_lora_file_keeps_its_alpha(tiny_folder: str, tmp_path: Path) -> None:
-    backbone = StableDiffusion(tiny_folder, lora=LoRA(4, alpha=16))
+@pytest.mark.parametrize("targets", [["to_q", "to_v"], ["to_q", "proj_in", "conv1"]])
+def test_lora_file_keeps_its_alpha_and_all_its_layers(
+    tiny_folder: str, tmp_path: Path, targets: list[str]
+) -> None:
+    backbone = StableDiffusion(tiny_folder, lora=LoRA(4, alpha=16, targets=targets))
     with torch.no_grad():
         for parameter in backbone.policy.parameters():
             if parameter.requires_grad:
