@@ -1,0 +1,70 @@
+"""Parquet files, such as data sets on the hub are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import Any
+
+from lit_prefopt.errors import InputError
+from lit_prefopt.intake.rows import Row, Rows
+
+BATCH = 16  # rows in memory at a time: each may hold two images of some megabytes
+
+
+def parquet(paths: list[Path], names: Set[str]) -> Rows:
+    """Return the records of some files; only columns with these names are read."""
+    files = [(path, _open(path)) for path in paths]
+    for path, file in files:
+        columns = file.schema_arrow.names
+        if not names & set(columns):
+            raise InputError(
+                f"{path} has the columns {', '.join(columns)} and none that is looked for; name "
+                "them, for example `--columns.prompt caption`."
+            )
+    total = sum(file.metadata.num_rows for _, file in files)
+    return Rows((row for path, file in files for row in _rows(path, file, names)), total)
+
+
+def _open(path: Path) -> Any:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs pyarrow to be read; `pip install lit-prefopt[parquet]` brings it."
+        ) from error
+    try:
+        # pages are read one after the other, whole row groups of images would fill the memory
+        return ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    except (ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as parquet ({_line(error)}); copy it again."
+        ) from error
+
+
+def _rows(path: Path, file: Any, names: Set[str]) -> Iterator[Row]:
+    from pyarrow import ArrowException
+
+    wanted = [name for name in file.schema_arrow.names if name in names]
+    number = 0
+    try:
+        for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
+            for index in range(batch.num_rows):
+                number += 1
+                yield _row(f"{path}, row {number}", batch, index, path)
+    except (ArrowException, OSError) as error:
+        # the rest of the file is lost, the other files are not
+        yield Row(f"{path}, row {number + 1}", {}, path.parent, f"cannot be read ({_line(error)})")
+
+
+def _row(where: str, batch: Any, index: int, path: Path) -> Row:
+    try:
+        values = {name: batch[name][index].as_py() for name in batch.schema.names}
+    except UnicodeDecodeError:
+        return Row(where, {}, path.parent, "holds a text that is not UTF-8")
+    return Row(where, values, path.parent)
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
