@@ -11,7 +11,8 @@ from typing import Any, TextIO
 from lit_prefopt.errors import InputError
 from lit_prefopt.intake.rows import Row
 
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # letters that are read at a time
+LARGEST = 64  # times as many in one record; more is a file that is broken there
 
 
 def json_lines(path: Path) -> Iterator[Row]:
@@ -91,6 +92,8 @@ def _values(path: Path, file: TextIO) -> Iterator[Any]:
                 break  # not whole yet, or broken: the end of the file tells
             yield value
         text = text[start:]
+        if len(text) > LARGEST * CHUNK:
+            break
     if text.strip(" \t\r\n,") not in ("]" if listed else "", ""):
         raise InputError(
             f"{path} is no JSON from {text.strip()[:40]!r} on; repair it, or write a record a line "
