@@ -35,7 +35,7 @@ def _open(path: Path) -> Any:
             f"{path} needs pyarrow to be read; `pip install lit-prefopt[parquet]` brings it."
         ) from error
     try:
-        # pages are read one after the other, whole row groups of images would fill the memory
+        # page by page: a page holds up to about a thousand rows, a row group of images gigabytes
         return ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except (ArrowException, OSError) as error:
         raise InputError(

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from lit_prefopt.cli import main
@@ -187,3 +188,11 @@ def test_the_exit_code_tells_whether_a_run_would_stop(
     assert "A run would stop here" in out
     with pytest.raises(SystemExit, match="has no index.json"):
         main(["shards", "validate", "--shards", str(Path(bad).parent)])
+
+
+def test_remote_shards_are_looked_at_too(make_shards: Maker):
+    files = fsspec.filesystem("memory")
+    files.put(make_shards(samples=8, broken={5: b"no image"}) + "/", "/shards", recursive=True)
+    report = validate("memory://shards")
+    assert (report.samples, report.broken.count) == (8, 1)
+    files.rm("/shards", recursive=True)
