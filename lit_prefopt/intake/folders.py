@@ -53,5 +53,5 @@ def _text(folder: Path, name: str) -> str | None:
     for place in TEXTS:
         path = folder / place / f"{name}.txt"
         if path.is_file():
-            return path.read_text("utf-8-sig", errors="surrogateescape").strip()
+            return path.read_text("utf-8-sig", errors="surrogateescape")
     return None

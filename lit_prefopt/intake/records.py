@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -83,7 +84,7 @@ def _text(row: Row, columns: Columns) -> str:
         raise BrokenRecord("has a text that is not UTF-8") from error
     if not text.strip():
         raise BrokenRecord("has an empty text")
-    return text
+    return text.strip()  # a text file ends with a line break that belongs to no prompt
 
 
 def _ordered(row: Row, columns: Columns, text: str, folder: Path) -> Record:
@@ -146,11 +147,19 @@ def _picture(cell: Any, name: str, folder: Path) -> Picture:
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
         return Picture(name, None, cell)
-    if not isinstance(cell, str) or not cell or "\0" in cell:
+    if not isinstance(cell, str) or not cell or not _nameable(cell):
         raise BrokenRecord(f"names its images neither by path nor by bytes ({name})")
     if "://" in cell:
         raise BrokenRecord(f"names the remote image {cell}; download it first")
     return Picture(str(folder / cell), folder / cell)
+
+
+def _nameable(path: str) -> bool:
+    """Return whether a file can have this name."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _numbers(values: Any, count: int, name: str) -> list[float]:

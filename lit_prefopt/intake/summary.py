@@ -20,7 +20,8 @@ class Named:
         """Count one more."""
         self.count += 1
         if len(self.names) < NAMED:
-            self.names.append(name)
+            # a file's name need not be UTF-8, what is printed must
+            self.names.append(name.encode(errors="backslashreplace").decode())
 
     def lines(self) -> list[str]:
         """Return the names, a line each, and how many there are besides."""

@@ -101,6 +101,8 @@ def test_a_broken_image_of_a_list_costs_only_its_own_pairs(source: Path, tmp_pat
         ({"prompt": "a cat", "rejected": "1.png"}, "line 1 has no image under 'chosen'"),
         ({"prompt": "a cat", "jpg_0": "1.png", "label": 1}, "no image under 'jpg_1' or 'image_1'"),
         ({"prompt": "a cat", "chosen": 1, "rejected": 2}, "neither by path nor by bytes"),
+        (pair() | {"chosen": "\ud800.png"}, "neither by path nor by bytes"),
+        (pair() | {"chosen": "a\0.png"}, "neither by path nor by bytes"),
         (pair() | {"chosen": "https://a.b/c.png"}, "remote image https://a.b/c.png; download it"),
         ({**ranked(), "images": "1.png"}, "has no list of images under 'images'"),
         (ranked(), "no order under 'ranking', 'scores', 'votes'"),
@@ -123,11 +125,13 @@ def test_broken_records_are_named_and_the_conversion_goes_on(
 
 def test_bytes_that_are_no_utf8_cost_one_record(source: Path, tmp_path: Path):
     good = json.dumps(pair()).encode()
-    source.write_bytes(good.replace(b"cat", b"c\xfft") + b"\n" + good + b"\n{broken\n")
+    lines = [good.replace(b"cat", b"c\xfft"), good, b"{broken", good.replace(b"2.png", b"\xff.png")]
+    source.write_bytes(b"\n".join(lines))
     summary = convert(str(source), str(tmp_path / "out"))
     assert summary.pairs == 1
     assert "line 1 has a text that is not UTF-8" in summary.broken.names[0]
     assert "line 3 is no JSON" in summary.broken.names[1]
+    assert "\\udcff.png cannot be read" in summary.broken.names[2]
 
 
 def test_records_without_a_preference_are_counted(source: Path, tmp_path: Path):
