@@ -14,16 +14,17 @@ BATCH = 16  # rows in memory at a time: each may hold two images of some megabyt
 
 def parquet(paths: list[Path], names: Set[str]) -> Rows:
     """Return the records of some files; only columns with these names are read."""
-    files = [(path, _open(path)) for path in paths]
-    for path, file in files:
-        columns = file.schema_arrow.names
+    total = 0
+    for path in paths:  # all are looked at before any is read; a data set may have hundreds
+        with _open(path) as file:
+            total += file.metadata.num_rows
+            columns = file.schema_arrow.names
         if not names & set(columns):
             raise InputError(
                 f"{path} has the columns {', '.join(columns)} and none that is looked for; name "
                 "them, for example `--columns.prompt caption`."
             )
-    total = sum(file.metadata.num_rows for _, file in files)
-    return Rows((row for path, file in files for row in _rows(path, file, names)), total)
+    return Rows((row for path in paths for row in _rows(path, names)), total)
 
 
 def _open(path: Path) -> Any:
@@ -37,25 +38,27 @@ def _open(path: Path) -> Any:
     try:
         # page by page: a page holds up to about a thousand rows, a row group of images gigabytes
         return ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:  # the latter for names of columns
         raise InputError(
             f"{path} cannot be read as parquet ({_line(error)}); copy it again."
         ) from error
 
 
-def _rows(path: Path, file: Any, names: Set[str]) -> Iterator[Row]:
+def _rows(path: Path, names: Set[str]) -> Iterator[Row]:
     from pyarrow import ArrowException
 
-    wanted = [name for name in file.schema_arrow.names if name in names]
     number = 0
-    try:
-        for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
-            for index in range(batch.num_rows):
-                number += 1
-                yield _row(f"{path}, row {number}", batch, index, path)
-    except (ArrowException, OSError) as error:
-        # the rest of the file is lost, the other files are not
-        yield Row(f"{path}, row {number + 1}", {}, path.parent, f"cannot be read ({_line(error)})")
+    with _open(path) as file:
+        wanted = [name for name in file.schema_arrow.names if name in names]
+        try:
+            for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield _row(f"{path}, row {number}", batch, index, path)
+        except (ArrowException, OSError) as error:
+            # the rest of the file is lost, the other files are not
+            reason = f"cannot be read ({_line(error)})"
+            yield Row(f"{path}, row {number + 1}", {}, path.parent, reason)
 
 
 def _row(where: str, batch: Any, index: int, path: Path) -> Row:

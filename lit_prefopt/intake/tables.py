@@ -33,33 +33,41 @@ def json_file(path: Path) -> Iterator[Row]:
 
     It is read piece by piece, because published lists are larger than memory should be.
     """
+    number = 0
     with _open(path) as file:
-        for number, value in enumerate(_values(path, file), 1):
-            yield _row(f"{path}, record {number}", value, path)
+        try:
+            for number, value in enumerate(_values(file), 1):
+                yield _row(f"{path}, record {number}", value, path)
+        except ValueError as error:  # the rest of the file is lost
+            yield Row(f"{path}, record {number + 1}", {}, path.parent, str(error))
 
 
 def separated(path: Path, delimiter: str) -> Iterator[Row]:
     """Yield the records of a table whose first row names the columns."""
     with _open(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
-        header = next(reader, [])
+        header: list[str] | None = None
         while True:
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Row(
-                    f"{path}, line {reader.line_num}", {}, path.parent, f"is no row ({error})"
-                )
+                where = f"{path}, line {reader.line_num}"
+                yield Row(where, {}, path.parent, f"is no row ({error})")
                 continue
-            where = f"{path}, line {reader.line_num}"
-            if len(cells) > len(header):
-                reason = f"has {len(cells)} cells where the header names {len(header)} columns"
-                yield Row(where, {}, path.parent, reason)
+            if header is None:
+                header = cells
             elif cells:
-                filled = zip(header, cells, strict=False)
-                yield Row(where, {name: cell for name, cell in filled if cell}, path.parent)
+                yield _cells(f"{path}, line {reader.line_num}", header, cells, path)
+
+
+def _cells(where: str, header: list[str], cells: list[str], path: Path) -> Row:
+    if len(cells) > len(header):
+        reason = f"has {len(cells)} cells where the header names {len(header)} columns"
+        return Row(where, {}, path.parent, reason)
+    filled = zip(header, cells, strict=False)
+    return Row(where, {name: cell for name, cell in filled if cell}, path.parent)
 
 
 def _row(where: str, value: Any, path: Path) -> Row:
@@ -76,7 +84,7 @@ def _open(path: Path, newline: str | None = None) -> TextIO:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
 
-def _values(path: Path, file: TextIO) -> Iterator[Any]:
+def _values(file: TextIO) -> Iterator[Any]:
     """Yield the elements of a list, or values that stand one after the other."""
     decoder, text, listed = json.JSONDecoder(), "", False
     while piece := file.read(CHUNK):
@@ -95,10 +103,7 @@ def _values(path: Path, file: TextIO) -> Iterator[Any]:
         if len(text) > LARGEST * CHUNK:
             break
     if text.strip(" \t\r\n,") not in ("]" if listed else "", ""):
-        raise InputError(
-            f"{path} is no JSON from {text.strip()[:40]!r} on; repair it, or write a record a line "
-            "(.jsonl), so that a broken one costs only itself."
-        )
+        raise ValueError(f"is no JSON from {text.strip()[:40]!r} on")
 
 
 def _skip(text: str, start: int) -> int:

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from lit_prefopt.intake import Columns, convert
+from lit_prefopt.intake import convert
 from lit_prefopt.intake import tables as tables_module
 from tests.data.conftest import picture
 
@@ -106,7 +105,7 @@ def test_broken_rows_of_a_table_are_named(source: Path, tmp_path: Path):
     path = tmp_path / "table.csv"
     path.write_bytes(
         b"prompt,chosen,rejected\na cat,1.png,2.png\na cat,1.png\na,b,c,d\n\xff,1.png,2.png\n"
-        + b"x" * 200_000
+        + b"x" * 200_000  # more than a cell may have
         + b",1.png,2.png\n"
     )
     summary = convert(str(path), str(tmp_path / "out"))
@@ -143,6 +142,10 @@ def test_broken_parquet_is_named(source: Path, tmp_path: Path):
         convert(str(path), str(tmp_path / "out"))
     pq.write_table(pa.table({"words": ["a cat"], "left": [b""]}), path)
     with pytest.raises(InputError, match="has the columns words, left and none that is looked for"):
+        convert(str(path), str(tmp_path / "out"))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"words", b"\xff\xfe\xfdds"))
+    with pytest.raises(InputError, match="cannot be read as parquet"):
         convert(str(path), str(tmp_path / "out"))
     # a page that was overwritten costs the rest of its file, not the files before it
     folder = tmp_path / "data"
@@ -260,62 +263,16 @@ def test_missing_sources_are_refused(tmp_path: Path, name: str, message: str):
         convert(str(tmp_path / name), str(tmp_path / "out"))
 
 
-def test_json_that_breaks_off_is_refused(
+def test_json_that_breaks_off_costs_the_rest(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     one = tmp_path / "one.json"
-    one.write_text(json.dumps([pair(), pair(2, 3)])[:-9])
-    with pytest.raises(
-        InputError, match="is no JSON from .*chosen.*; repair it, or write a record"
-    ):
-        convert(str(one), str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    one.write_text(json.dumps([pair(1, 2), pair(2, 3)])[:-9])
+    summary = convert(str(one), str(tmp_path / "out"))
+    assert sides(tmp_path / "out") == CATS[:1]
+    assert "one.json, record 2 is no JSON from '{" in summary.broken.names[0]
     monkeypatch.setattr(tables_module, "CHUNK", 2)  # what never ends is not read to the end
     one.write_text('["' + "x" * 1000)
-    with pytest.raises(InputError, match="is no JSON from '\"xxx"):
-        convert(str(one), str(tmp_path / "out"))
-
-
-HPD2 = {"prompt": "a cat", "human_preference": [0, 1], "user_hash": "x"}
-THREE = {"prompt": "a cat", "image_path": ["1.png", "2.png", "3.png"], "rank": [1, 2, 2]}
-ONES = {"raw_annotations": [{"rank": [1, 2, 3]}, {"rank": [2, 1, 3]}]}
-HPD3 = {"prompt": "a cat", "path1": "1.png", "path2": "2.png", "confidence": None}
-PICK = {"caption": "a cat", "jpg_0": "1.png", "jpg_1": "2.png"}
-
-
-@pytest.mark.parametrize(
-    ("columns", "record", "expected"),
-    [
-        ("hpdv2", {**HPD2, "file_path": ["2.png", "1.png"]}, [(1, 2)]),
-        ("hpdv2", {**THREE, **ONES}, [(1, 2), (1, 3)]),
-        ("hpdv3", {**HPD3, "choice_dist": [3, 9]}, [(1, 2)]),
-        ("hpdv3", {**HPD3, "choice_dist": None}, [(1, 2)]),
-        ("pickapic", {**PICK, "label_0": 0.0, "has_label": True}, [(2, 1)]),
-        ("open-image-preferences", pair(1, 2), [(1, 2)]),
-    ],
-)
-def test_shipped_columns_by_name(
-    source: Path, tmp_path: Path, columns: str, record: dict, expected: list
-):
-    one = tmp_path / "one.json"
-    one.write_text(json.dumps([record]))
-    output = str(tmp_path / "out")
-    args = ["shards", "convert", "--source", str(one), "--output", output, "--columns", columns]
-    main(args)
-    found = [(chosen, rejected) for _, chosen, rejected in sides(output)]
-    assert found == [(picture(chosen), picture(rejected)) for chosen, rejected in expected]
-
-
-def test_columns_on_the_command_line(source: Path, tmp_path: Path):
-    write(source, {"words": "a cat", "path1": "1.png", "path2": "2.png"})
-    arguments = ["shards", "convert", "--source", str(source), "--output", str(tmp_path / "out")]
-    main([*arguments, "--columns=hpdv3", "--columns.prompt", "words"])
-    assert sides(tmp_path / "out") == CATS[:1]
-    with pytest.raises(SystemExit, match="nope is neither a file nor .*hpdv2, hpdv3"):
-        main([*arguments, "--columns", "nope"])
-
-
-def test_columns_know_all_their_names():
-    columns = Columns(prompt="words", images=["one", "other"])
-    assert {"words", "one", "other", "jpg_0", "has_label"} <= columns.all()
-    assert "caption" not in columns.all()
+    with pytest.raises(InputError, match="gives no pair: 1 broken; .*is no JSON from '\"xxx"):
+        convert(str(one), str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
