@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lit_prefopt.data import PairShards
 from lit_prefopt.intake import convert
 from lit_prefopt.intake.pairs import Ties
 from tests.data.conftest import picture
@@ -113,3 +114,13 @@ def test_soft_takes_opinions_as_probability_and_they_outvote_the_ranking(
     assert order(tmp_path / "out") == [(1, 0, 0.75), (0, 2, 0.75), (1, 2, 0.875)]
     convert(str(source), str(tmp_path / "hard"))
     assert order(tmp_path / "hard") == [(0, 1, None), (0, 2, None), (1, 2, None)]
+
+
+def test_training_reads_the_labels(source: Path, tmp_path: Path):
+    records = [labelled(0.7), labelled(0.5, "a dog"), labelled(1.0, "a cow")]
+    convert(write(source, *records), str(tmp_path / "out"), ties="soft")
+    data = PairShards(str(tmp_path / "out"), batch_size=3, resolution=8, workers=0)
+    data.setup()
+    [batch] = data.train_dataloader()
+    labels = dict(zip(batch.texts, batch.labels.tolist(), strict=True))
+    assert labels == pytest.approx({"a cat": 0.7, "a dog": 0.5, "a cow": 1.0})
