@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lit_prefopt.configs import find_config, recipe_names
+from lit_prefopt.configs import find_columns, find_config, recipe_names
 from lit_prefopt.errors import InputError
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -22,7 +22,7 @@ commands:
   fit        train by a recipe: lit-prefopt fit --config toy-diffusion-dpo
   validate   held-out preference accuracy of a checkpoint
   test       compare policy and reference on held-out prompts
-  shards     convert | index: turn your images into pair shards
+  shards     convert | validate | preview | index: turn your images into pair shards
   export     trained weights for diffusers, A1111 and ComfyUI: LoRA, pipeline or single file
 
 `--config` takes a path or the name of a shipped recipe; COMMAND --help lists every key,
@@ -43,24 +43,35 @@ def named_recipes(args: Sequence[str]) -> list[str]:
     return resolved
 
 
-def _separate(arg: str) -> list[str]:
+def _separate(arg: str, start: str = "--config=") -> list[str]:
     """Return `--config=NAME` as two arguments, and any other as it is."""
-    return arg.split("=", 1) if arg.startswith("--config=") else [arg]
+    return arg.split("=", 1) if arg.startswith(start) else [arg]
 
 
 def shards(args: Sequence[str]) -> None:
-    """Run `lit-prefopt shards convert | index`."""
+    """Run `lit-prefopt shards convert | validate | preview | index`."""
     from jsonargparse import auto_cli
 
-    from lit_prefopt.data.convert import convert
     from lit_prefopt.data.index import index_shards
+    from lit_prefopt.intake import Report, convert, preview, validate
 
-    auto_cli(
-        {"convert": convert, "index": index_shards},
-        args=list(args),
+    result = auto_cli(
+        {"convert": convert, "validate": validate, "preview": preview, "index": index_shards},
+        args=named_columns(args),
         as_positional=False,
         prog="lit-prefopt shards",
     )
+    if isinstance(result, Report) and result.stops:
+        sys.exit(1)
+
+
+def named_columns(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the name of shipped columns replaced by its path."""
+    separated = [part for arg in args for part in _separate(arg, "--columns=")]
+    return [
+        str(find_columns(arg)) if before == "--columns" else arg
+        for before, arg in zip(("", *separated), separated, strict=False)
+    ]
 
 
 def export_weights(args: Sequence[str]) -> None:

@@ -33,3 +33,21 @@ def find_config(name: str) -> Path:
             return (CONFIGS / candidate).resolve()
     known = ", ".join(recipe_names())
     raise InputError(f"{name} is neither a file nor one of the shipped recipes: {known}.")
+
+
+def find_columns(name: str) -> Path:
+    """Return the file that `shards convert --columns NAME` means.
+
+    Args:
+        name: A path, or the name of a shipped set of columns such as `hpdv2`.
+
+    Raises:
+        InputError: Neither a file nor a shipped set has that name.
+    """
+    shipped = {path.stem: path for path in sorted((CONFIGS / "intake").glob("*.yaml"))}
+    if Path(name).is_file():
+        return Path(name).resolve()
+    if name in shipped:
+        return shipped[name].resolve()
+    known = ", ".join(shipped)
+    raise InputError(f"{name} is neither a file nor one of the shipped columns: {known}.")

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file under a temporary name beside it, and give it its name at the end."""
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file under a temporary name beside it, and give it its name at the end."""
     path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
     file, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(file, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(file, "wb") as stream:
+            stream.write(data)
         os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
         os.replace(temporary, path)
     except BaseException:

@@ -1,10 +1,9 @@
 """Data: shards of pairs, the plan that says who reads what, and what writes them."""
 
-from lit_prefopt.data.convert import convert
 from lit_prefopt.data.index import index_shards
 from lit_prefopt.data.pairs import PairShards
 from lit_prefopt.data.plan import Plan
 from lit_prefopt.data.seeds import sample_seed
 from lit_prefopt.data.writer import ShardWriter
 
-__all__ = ["PairShards", "Plan", "ShardWriter", "convert", "index_shards", "sample_seed"]
+__all__ = ["PairShards", "Plan", "ShardWriter", "index_shards", "sample_seed"]
