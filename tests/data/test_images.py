@@ -79,7 +79,7 @@ def test_a_rotated_photograph_comes_out_upright():
 
 
 def test_all_sides_and_the_mask_get_the_same_crop_and_flip():
-    augment = Augment(16, crop="random", flip=True)
+    augment = Augment((16, 16), crop="random", flip=True)
     image = ramp((40, 24))
     seen = set()
     for seed in range(30):
@@ -97,7 +97,7 @@ def test_all_sides_and_the_mask_get_the_same_crop_and_flip():
 
 
 def test_sides_of_unequal_size_show_the_same_place():
-    augment = Augment(32, crop="random", flip=True)
+    augment = Augment((32, 32), crop="random", flip=True)
     for seed in range(5):
         crop, _ = augment.draw((96, 64), seed)
         small_and_large = augment.images([ramp((96, 64)), ramp((192, 128)), ramp((48, 32))], crop)
@@ -105,16 +105,16 @@ def test_sides_of_unequal_size_show_the_same_place():
 
 
 def test_the_centre_is_cut_and_values_span_minus_one_to_one():
-    crop, _ = Augment(10).draw((30, 10), seed=1)
+    crop, _ = Augment((10, 10)).draw((30, 10), seed=1)
     assert crop == ((30, 10), (10, 0), False)
     black_and_white = [Image.new("RGB", (30, 10), c) for c in ("black", "white")]
-    out = Augment(10).images(black_and_white, crop)
+    out = Augment((10, 10)).images(black_and_white, crop)
     assert (out[0] == -1).all()
     assert (out[1] == 1).all()
 
 
 def test_flips_and_dropout_come_at_their_rates_and_do_not_disturb_each_other():
-    augment = Augment(8, "random", flip=True, caption_dropout=0.2)
+    augment = Augment((8, 8), "random", flip=True, caption_dropout=0.2)
     draws = [augment.draw((20, 8), seed) for seed in range(2000)]
     assert abs(sum(crop.flip for crop, _ in draws) / 2000 - 0.5) < 0.04
     assert abs(sum(drop for _, drop in draws) / 2000 - 0.2) < 0.03

@@ -140,7 +140,7 @@ def test_masks_labels_and_weights_come_along():
     sides = [picture(200), picture(10)]
     plain = Sample("a.tar/1", "text", sides, None, {})
     masked = plain._replace(mask=picture(255), meta={"label": 0.5, "weight": 2})
-    augment = Augment(8, crop="random", flip=True)
+    augment = Augment((8, 8), crop="random", flip=True)
     items = [make_item(sample, augment, 5, SIDES) for sample in (plain, masked)]
     batch = collate(items)
     assert (batch.labels.tolist(), batch.weights.tolist()) == ([1.0, 0.5], [1.0, 2.0])
@@ -155,4 +155,4 @@ def test_masks_labels_and_weights_come_along():
 def test_numbers_out_of_range_make_a_sample_broken(meta):
     sample = Sample("a.tar/1", "text", [picture(1)] * 2, None, meta)
     with pytest.raises(ValueError, match="a.tar/1 has a .* that is no number up to"):
-        make_item(sample, Augment(8), 5, SIDES)
+        make_item(sample, Augment((8, 8)), 5, SIDES)
