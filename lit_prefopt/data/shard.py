@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,10 +84,9 @@ def _row(shard: Shard) -> dict[str, Any]:
 def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
     for key in ("offsets", "sizes"):
         if isinstance(row.get(key), list):
-            try:
+            # what is ragged stays a list, which is refused later
+            with suppress(ValueError, OverflowError):
                 row[key] = np.asarray(row[key])
-            except (ValueError, OverflowError):  # ragged, or no numbers at all
-                row[key] = None
     return row
 
 
