@@ -21,7 +21,7 @@ from lit_prefopt.data.files import filesystem, is_local, retried
 from lit_prefopt.data.shard import Shard
 from lit_prefopt.errors import InputError
 
-POLL = 0.2  # seconds between two looks for room
+POLL = 0.1  # seconds between two looks for room
 
 
 class ShardCache:
@@ -46,6 +46,9 @@ class ShardCache:
         remote = sorted(
             (s.size for s in shards if not is_local(filesystem(s.url)[0])), reverse=True
         )
+        if not remote:
+            return
+        self._make_folder()
         # at the seam of two blocks some processes read the one and some the other
         needed = sum(remote[: 2 * shards_per_block])
         if needed > self.limit:
@@ -144,7 +147,7 @@ def default_folder() -> Path:
 class _WrongSizeError(Exception):
     """What came is not what was indexed; a transfer cut short looks the same, so it may pass."""
 
-    attempts = 3  # each may cost a whole transfer
+    cost = 3  # attempts: each may be a whole transfer
 
     def __init__(self, size: Any, shard: Shard) -> None:
         super().__init__(

@@ -7,6 +7,8 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from itertools import count
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import fsspec
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 TIMEOUT = 60.0  # seconds without a single byte
 ATTEMPTS = 8
 FIRST_WAIT = 1.0  # seconds; doubled after each attempt, up to a minute
-AGAIN = (408, 425, 429)  # answers of the 4xx kind that ask to come back later
+FINAL = (401, 403, 405, 410)  # answers that will not change; aiohttp says 400 of broken ones, too
 # of this machine: to ask the server again does not help
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 BUGS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
@@ -54,16 +56,18 @@ def retried(url: str, action: Callable[[], T]) -> T:
     Args:
         url: What is fetched, for the sentence that ends the last attempt. A file that does not
             exist is left to the caller as FileNotFoundError.
-        action: Fetches it; an error of its own may name the `attempts` that it is worth.
+        action: Fetches it; an error's own `cost` says how many attempts it counts for.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    left = ATTEMPTS
+    for attempt in count(1):
         try:
             return action()
         except (FileNotFoundError, NotADirectoryError, InputError, *BUGS):
             raise
         except Exception as error:  # each protocol has a family of its own
-            reason = str(error) or type(error).__name__
-            if attempt >= getattr(error, "attempts", ATTEMPTS) or not _may_pass(error):
+            reason = shorten(str(error) or type(error).__name__, 200)
+            left -= getattr(error, "cost", 1)
+            if left <= 0 or not _may_pass(error):
                 raise InputError(
                     f"{url} cannot be fetched ({reason}; attempt {attempt}); check the address and "
                     "the connection, then resume."
@@ -83,7 +87,7 @@ def _may_pass(error: Exception) -> bool:
         return False
     response = getattr(error, "response", None)  # where httpx and requests keep the answer
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
-    return not (isinstance(status, int) and 400 <= status < 500 and status not in AGAIN)
+    return status not in FINAL
 
 
 def _options(scheme: str) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def _glob(pattern: str) -> list[str]:
             f"{pattern} cannot be searched ({error}); write out a range such as {{000..009}}."
         ) from error
     if not found:
-        raise InputError(f"{pattern} matches nothing; check the pattern.")
+        raise InputError(
+            f"{pattern} matches nothing; check it, or write out a range such as {{000..009}}."
+        )
     return [fs.unstrip_protocol(path) if "://" in pattern else path for path in found]
 
 
