@@ -195,10 +195,8 @@ def main(shards: int = 10_000, samples: int = 10_000_000, report: bool = False) 
     def bucketed() -> BucketPlan:
         return BucketPlan(Plan(counts), *choose_buckets(sizes, shapes, BATCH), BATCH)
 
-    lines = [
-        f"{RANKS:,} ranks x {WORKERS} workers, batches of {BATCH}, {shards:,} shards of "
-        f"{counts.min():,} to {counts.max():,} samples, {samples:,} samples.",
-    ]
+    head = f"{RANKS:,} ranks x {WORKERS} workers, batches of {BATCH}, {shards:,} shards of "
+    lines = [head + f"{counts.min():,} to {counts.max():,} samples, {samples:,} samples."]
     plan, buckets = Plan(counts), bucketed()
     parts: dict[str, list[Callable[[], Rows]]] = {
         "index": [lambda: of_index(counts, sizes)],

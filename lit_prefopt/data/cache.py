@@ -43,14 +43,14 @@ class ShardCache:
             shards: The shards of a run.
             shards_per_block: How many of them are read at a time.
         """
-        remote = sorted(
-            (s.size for s in shards if not is_local(filesystem(s.url)[0])), reverse=True
-        )
+        folders = {shard.folder for shard in shards}
+        remote = {folder for folder in folders if not is_local(filesystem(folder)[0])}
         if not remote:
             return
         self._make_folder()
+        sizes = sorted((s.size for s in shards if s.folder in remote), reverse=True)
         # at the seam of two blocks some processes read the one and some the other
-        needed = sum(remote[: 2 * shards_per_block])
+        needed = sum(sizes[: 2 * shards_per_block])
         if needed > self.limit:
             raise InputError(
                 f"The shards of two blocks have {needed} bytes, more than the {self.limit} of the "

@@ -12,6 +12,8 @@ from lit_prefopt.data.index import read_index
 from lit_prefopt.data.shard import Shard
 from lit_prefopt.errors import InputError
 
+ALL = ""
+
 
 def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
     """Return the shards that paths, URLs and patterns name, in their order.
@@ -19,19 +21,18 @@ def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
     Args:
         patterns: Folders that hold shards and their index.json, or single .tar files of such
             folders. {000..009} and {a,b} stand for each of their alternatives, `*` for anything
-            where the file system can list a folder (http cannot).
+            where the file system can list a folder (http cannot). What is named twice comes once.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise InputError("No shards are named; give a folder or a URL.")
-    folders: dict[str, list[str]] = {}  # the tars that are named, none: all
-    for pattern in patterns:
-        for path in _expand(pattern):
-            folder, _, name = path.rpartition("/")
-            if name.endswith(".tar"):
-                folders.setdefault(folder or ".", []).append(name)
-            else:
-                folders[path] = []
+    folders: dict[str, list[str]] = {}  # the tars that are named; ALL: every one
+    for path in (path for pattern in patterns for path in _expand(pattern)):
+        folder, _, name = path.rpartition("/")
+        if name.endswith(".tar"):
+            folders.setdefault(folder or ".", []).append(name)
+        else:
+            folders.setdefault(path.rstrip("/"), []).append(ALL)
     return [shard for folder, names in folders.items() for shard in _chosen(folder, names)]
 
 
@@ -64,7 +65,7 @@ def _glob(pattern: str) -> list[str]:
 
 def _chosen(folder: str, names: list[str]) -> list[Shard]:
     shards = read_index(folder)
-    if not names:
+    if ALL in names:
         return shards
     by_name = {shard.name: shard for shard in shards}
     missing = [name for name in names if name not in by_name]
@@ -73,4 +74,4 @@ def _chosen(folder: str, names: list[str]) -> list[Shard]:
             f"{folder} has no {missing[0]} in its index; check the pattern, or make the index "
             f"again with `lit-prefopt shards index {folder}`."
         )
-    return [by_name[name] for name in names]
+    return [by_name[name] for name in dict.fromkeys(names)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_prefopt.cli import main
 from lit_prefopt.data import PairShards, ShardWriter
 from lit_prefopt.data.plan import Ranks
 from lit_prefopt.errors import InputError
@@ -173,3 +174,14 @@ def test_the_writer_and_the_scan_agree_on_sizes(mixed: str):
         for s in shard["sizes"]
     ]
     assert sizes == [list(size_of(n)) for n in range(45)]
+
+
+@pytest.mark.slow
+def test_a_real_model_trains_in_buckets(recipe: list[str], mixed: str, tmp_path: Path):
+    buckets = ["--data.aspect_buckets", "true", "--data.bucket_step", "8"]
+    main(["fit", *recipe, "--data.shards", mixed, *buckets])
+    [last] = (tmp_path / "run/checkpoints").glob("last.ckpt")
+    place = torch.load(last, weights_only=True)["loops"]["fit_loop"]["state_dict"]
+    assert place["combined_loader"][0]["position"] % 4 == 0
+    assert place["combined_loader"][0]["samples"] == 40
+    assert list((tmp_path / "run/weights").rglob("*.safetensors"))
