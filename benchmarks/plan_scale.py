@@ -8,10 +8,9 @@ is handed out is counted.
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def unequal(shards: int, samples: int) -> NDArray[np.int64]:
     """Return how many samples each shard holds: up to three times as many in one as in another."""
     shares = np.random.default_rng(0).uniform(0.5, 1.5, shards)
     counts = (shares / shares.sum() * samples).astype(np.int64)
-    counts[0] += samples - counts.sum()
+    counts[: samples - counts.sum()] += 1
     return counts
 
 
@@ -52,21 +51,15 @@ def image_sizes(counts: NDArray[np.int64]) -> list[NDArray[np.int32]]:
 
 
 def measured(action: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds and the MB that an action takes in a process of its own."""
-
-    def run(pipe: multiprocessing.connection.Connection) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.perf_counter()
-        action()
-        seconds = time.perf_counter() - start
-        pipe.send((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000))
-
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=run, args=(theirs,))
-    process.start()
-    result: tuple[float, float] = ours.recv()
-    process.join()
-    return result
+    """Return the seconds that an action takes, and the MB at its peak, which are counted apart."""
+    start = time.perf_counter()
+    action()
+    seconds = time.perf_counter() - start
+    tracemalloc.start()
+    action()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return seconds, peak / 1e6
 
 
 class Reading:
@@ -101,7 +94,7 @@ def everyone(order: Order, counts: NDArray[np.int64]) -> Rows:
     start = time.perf_counter()
     batches = sum(1 for _ in reading.epoch(RANKS))
     seconds = time.perf_counter() - start
-    left = order.samples - reading.read
+    left, queued = order.samples - reading.read, int(counts.sum()) - order.samples
     assert reading.times.max() == 1
     assert batches % RANKS == 0
     assert 0 <= left < RANKS * BATCH
@@ -109,6 +102,7 @@ def everyone(order: Order, counts: NDArray[np.int64]) -> Rows:
     return [
         ("samples read twice", str(int((reading.times > 1).sum()))),
         (f"samples left out, of a global batch of {RANKS * BATCH:,}", f"{left:,}"),
+        ("samples left in the queues of buckets", f"{queued:,}"),
         ("batches of every rank", f"{batches // RANKS}"),
         ("batches of its workers", ", ".join(map(str, per_worker))),
         ("time to ask for a batch", f"{seconds / batches * 1e6:.0f} µs"),
@@ -161,7 +155,6 @@ def of_index(counts: NDArray[np.int64], sizes: list[NDArray[np.int32]]) -> Rows:
             offsets = np.arange(count) * step
             shards.append(Shard(name, int(count) * step, offsets, folder, known))
         written, _ = measured(lambda: write_index(folder, shards))
-        write_index(folder, shards)
         size = (Path(folder) / "index.json").stat().st_size
         seconds, memory = measured(lambda: read_index(folder))
     return [
