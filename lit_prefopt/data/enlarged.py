@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,7 +13,7 @@ SAMPLES = 256  # that are looked at where the sizes are not known beforehand
 CURE = "blurred images teach blur; leave them out by `min_side`, or lower `resolution`"
 
 
-def warn_enlarged(sizes: Sequence[NDArray[np.int32]], targets: Sequence[NDArray[np.int64]]) -> None:
+def warn_enlarged(sizes: Iterable[NDArray[np.int32]], targets: Iterable[NDArray[np.int64]]) -> None:
     """Warn of the share of pairs whose best side has to be enlarged.
 
     Args:
@@ -21,8 +21,10 @@ def warn_enlarged(sizes: Sequence[NDArray[np.int32]], targets: Sequence[NDArray[
         targets: For each shard the (samples, 2) widths and heights that they are brought to;
             zeros for samples that are not used.
     """
-    count = sum(int((s < t).any(axis=1).sum()) for s, t in zip(sizes, targets, strict=True))
-    used = sum(int((target > 0).all(axis=1).sum()) for target in targets)
+    count = used = 0
+    for stored, target in zip(sizes, targets, strict=True):
+        count += int((stored < target).any(axis=1).sum())
+        used += int((target > 0).all(axis=1).sum())
     if count:
         rank_zero_warn(
             f"{count / used:.1%} of the {used} training pairs have a best side that has to be "

@@ -52,7 +52,7 @@ def write_index(folder: str | Path, shards: Iterable[Shard]) -> None:
 
 
 def index_shards(folder: str) -> None:
-    """Write the index.json of a folder of tars that somebody else made.
+    """Write the index.json of a folder of tars: where every sample lies, and how large it is.
 
     Args:
         folder: A local folder of plain, uncompressed tars in webdataset's layout.

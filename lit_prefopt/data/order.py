@@ -69,7 +69,7 @@ def tell_enlarged(shards: Sequence[Shard], order: Order, shapes: Sequence[Size])
     sizes = [shard.sizes for shard in shards if shard.sizes is not None]
     if len(sizes) < len(shards):
         return False
-    warn_enlarged(sizes, [_targets(order, shapes, n, len(s)) for n, s in enumerate(sizes)])
+    warn_enlarged(sizes, (_targets(order, shapes, n, len(s)) for n, s in enumerate(sizes)))
     return True
 
 
