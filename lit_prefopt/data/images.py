@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from lit_prefopt.data.seeds import stable_seed
@@ -19,6 +19,9 @@ MAX_SIDE = 16_384  # the longest side that webp and most encoders know
 MAX_AREA = 64_000_000  # pixels; decoded, this is 192 MB
 
 
+Size = tuple[int, int]  # width and height, as PIL has them
+
+
 class BrokenSample(ValueError):
     """A sample that cannot be used; another one stands in for it."""
 
@@ -26,20 +29,20 @@ class BrokenSample(ValueError):
 class Crop(NamedTuple):
     """What happens to all images of one sample."""
 
-    size: tuple[int, int]  # width and height that every side is brought to
-    corner: tuple[int, int]  # left and upper edge of the square that is cut out
+    size: Size  # that every side is brought to
+    corner: tuple[int, int]  # left and upper edge of what is cut out
     flip: bool
 
 
 class Augment(NamedTuple):
     """How the images and the text of a sample are prepared."""
 
-    resolution: int
+    size: Size  # width and height of what comes out
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     caption_dropout: float = 0.0
 
-    def draw(self, size: tuple[int, int], seed: int) -> tuple[Crop, bool]:
+    def draw(self, size: Size, seed: int) -> tuple[Crop, bool]:
         """Return what to do with a sample whose best side has this size, and if its text drops.
 
         Args:
@@ -51,45 +54,56 @@ class Augment(NamedTuple):
         across, down, flip, drop = (draws.random() for _ in range(4))
         if self.crop == "center":
             across = down = 0.5
-        scale = self.resolution / min(size)
-        width, height = (max(self.resolution, round(side * scale)) for side in size)
-        corner = (
-            round(across * (width - self.resolution)),
-            round(down * (height - self.resolution)),
-        )
+        scale = max(self.size[0] / size[0], self.size[1] / size[1])
+        width = max(self.size[0], round(size[0] * scale))
+        height = max(self.size[1], round(size[1] * scale))
+        corner = round(across * (width - self.size[0])), round(down * (height - self.size[1]))
         plan = Crop((width, height), corner, self.flip and flip < 0.5)
         return plan, drop < self.caption_dropout
 
+    def frame(self, size: Size, crop: Crop) -> list[int]:
+        """Return which part of which picture a side shows, as `batches.Prompt` says it.
+
+        Args:
+            size: Width and height of the side as it is stored.
+            crop: What happens to it.
+        """
+        left, upper = crop.corner
+        if crop.flip:  # the picture was mirrored and then cut: the edges change places
+            left = crop.size[0] - self.size[0] - left
+        return [size[1], size[0], upper, left, self.size[1], self.size[0]]
+
     def images(self, sides: Sequence[Image.Image], crop: Crop) -> Tensor:
-        """Return the sides as (K, 3, resolution, resolution) float32 in [-1, 1]."""
+        """Return the sides as (K, 3, H, W) float32 in [-1, 1]."""
         pixels = np.stack([self._cut(side, sides[0].size, crop) for side in sides])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
 
-    def mask(self, mask: Image.Image, size: tuple[int, int], crop: Crop) -> Tensor:
-        """Return the mask as (1, resolution, resolution) float32 in [0, 1]."""
+    def mask(self, mask: Image.Image, size: Size, crop: Crop) -> Tensor:
+        """Return the mask as (1, H, W) float32 in [0, 1]."""
         return torch.from_numpy(self._cut(mask, size, crop))[None] / 255
 
-    def _cut(self, image: Image.Image, size: tuple[int, int], crop: Crop) -> np.ndarray:
+    def _cut(self, image: Image.Image, size: Size, crop: Crop) -> np.ndarray:
         bilinear = Image.Resampling.BILINEAR
         if image.size == size:
             image = image.resize(crop.size, bilinear)
         else:  # of another size than the best side: fill the same frame, without distortion
             image = ImageOps.fit(image, crop.size, bilinear)
         left, upper = crop.corner
-        image = image.crop((left, upper, left + self.resolution, upper + self.resolution))
+        image = image.crop((left, upper, left + self.size[0], upper + self.size[1]))
         if crop.flip:
             image = ImageOps.mirror(image)
         return np.array(image, np.float32)
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes | IO[bytes]) -> Image.Image:
     """Return an image whose header was looked at and whose pixels were not decoded yet.
 
     Args:
-        data: The encoded image: png, jpg or webp.
+        data: The encoded image, or a file that holds it: png, jpg or webp.
     """
+    file = BytesIO(data) if isinstance(data, bytes) else data
     try:
-        image = Image.open(BytesIO(data), formats=tuple(FORMATS))
+        image = Image.open(file, formats=tuple(FORMATS))
     except Image.DecompressionBombError as error:
         raise BrokenSample("is too large") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a broken file
@@ -98,6 +112,25 @@ def open_image(data: bytes) -> Image.Image:
     if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
         raise BrokenSample(f"is too large with {width} x {height} pixels")
     return image
+
+
+def upright_size(data: bytes | IO[bytes]) -> Size:
+    """Return the size that an image will have when it is decoded, from its header alone.
+
+    Args:
+        data: The encoded image, or a file that holds it.
+
+    Returns:
+        Width and height; (0, 0) for what is no usable image.
+    """
+    try:
+        image = open_image(data)
+        # the base class's: png's own decodes the pixels to find what may stand behind them
+        turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    except Exception:  # whatever PIL makes of a broken header or of broken EXIF data
+        return 0, 0
+    width, height = image.size
+    return (height, width) if turn in (5, 6, 7, 8) else (width, height)
 
 
 def decode(data: bytes, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:

@@ -24,6 +24,7 @@ class Item(NamedTuple):
     weight: float
     key: str
     mask: Tensor | None  # (1, H, W)
+    frames: list[list[int]]  # (K, 6)
 
 
 def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> Item:
@@ -35,6 +36,11 @@ def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str])
         seed: The sample's seed.
         names: Names of its sides, for messages.
     """
+    if not sample.text.strip():
+        raise BrokenSample(
+            f"{sample.name} has an empty prompt (.txt): write one, or leave the pair out; to train "
+            "without prompts is what `caption_dropout` is for"
+        )
     files = [*zip(names, sample.sides, strict=True)]
     images = [_decoded(sample, name, data, "RGB") for name, data in files]
     crop, dropped = augment.draw(images[0].size, seed)
@@ -49,6 +55,7 @@ def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str])
         weight=_number(sample, "weight", 1.0, most=float("inf")),
         key=sample.name,
         mask=mask,
+        frames=[augment.frame(image.size, crop) for image in images],
     )
 
 
@@ -67,6 +74,7 @@ def collate(items: list[Item], broken: tuple[str, ...] = ()) -> ImagePairs:
         keys=[item.key for item in items],
         masks=masks,
         broken=broken,
+        frames=torch.tensor([item.frames for item in items]),
     )
 
 

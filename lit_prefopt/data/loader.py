@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.data.course import Anchor, Course, Stage
+from lit_prefopt.data.enlarged import Enlarged
 from lit_prefopt.data.tally import Tally
 from lit_prefopt.data.worker import PairBatches, Stop
 from lit_prefopt.errors import InputError
@@ -38,6 +39,7 @@ class PairLoader(DataLoader[ImagePairs]):
         )
         self.batches, self.length = batches, length
         self.tally = Tally(batches.tally.share, batches.samples)
+        self.enlarged: Enlarged | None = None  # where the sizes are not known beforehand
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
@@ -52,12 +54,17 @@ class PairLoader(DataLoader[ImagePairs]):
         stage = self.stage()
         self.batches.at[:] = torch.tensor(stage)
         # range first: the other way round, zip takes one batch too many
-        for _, batch in zip(range(stage.batches), super().__iter__(), strict=False):
+        for number, batch in zip(range(stage.batches), super().__iter__(), strict=False):
             if isinstance(batch, Stop):
                 raise InputError(batch.reason)
-            yield self._counted(batch)
+            batch = self._counted(batch)
+            if self.enlarged is not None and number + 1 == stage.batches:
+                self.enlarged.tell()  # a small set has fewer samples than are waited for
+            yield batch
 
     def _counted(self, batch: ImagePairs) -> ImagePairs:
+        if self.enlarged is not None and batch.frames is not None:
+            self.enlarged.count(batch.frames)
         self.tally.read += len(batch.keys) + len(batch.broken)
         for name in batch.broken:
             if name not in self.tally.names:
@@ -103,16 +110,15 @@ class ResumableLoader(PairLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the place that a checkpoint holds, and let Lightning count our batches."""
+        same = "give the same shards, `seed`, `shards_per_block` and `min_side`, and with "
+        same += "`aspect_buckets` the same sizes and `batch_size`, or start a new run"
         if state["samples"] != self.course.samples:
             raise InputError(
                 f"The checkpoint was made with {state['samples']} training samples, not with "
-                f"{self.course.samples}; give the same shards, or start a new run."
+                f"{self.course.samples}; {same}."
             )
         if state["order"] != self.batches.plan.fingerprint():
-            raise InputError(
-                "The checkpoint was made with another order of the data; give the same shards, "
-                "`seed` and `shards_per_block`, or start a new run."
-            )
+            raise InputError(f"The checkpoint was made with another order of the data; {same}.")
         if self.progress is None:
             return
         progress = self.progress()

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 
+from lit_prefopt.data.cache import ShardCache
 from lit_prefopt.data.course import Course
+from lit_prefopt.data.enlarged import Enlarged
+from lit_prefopt.data.folders import find_shards
 from lit_prefopt.data.images import Augment
-from lit_prefopt.data.index import Shard, read_index
 from lit_prefopt.data.loader import PairLoader, ResumableLoader
+from lit_prefopt.data.order import Shaping, make_order, tell_dropped, tell_enlarged
 from lit_prefopt.data.plan import Plan, Ranks
 from lit_prefopt.data.read import ShardReader
 from lit_prefopt.data.worker import PairBatches
@@ -27,11 +29,12 @@ class PairShards(LightningDataModule):
     """Pairs of images from shards: in an order of their own, resumable on any number of ranks.
 
     Args:
-        shards: Folder or URL of the shards to train on, with their index.json, or a list of them.
-        validation: Folder or URL of the held-out shards, or a list of them; none: no validation.
+        shards: Folder or URL (https, s3, hf) of the shards to train on, with their index.json, or a
+            list of them; {000..009} and {a,b} stand for each of their alternatives.
+        validation: The held-out shards, named in the same way; none: no validation.
         batch_size: Pairs in a batch of one rank.
         resolution: Width and height of the images that come out.
-        crop: Which square of an image that is no square is used: the middle, or a random one, the
+        crop: Which part of an image of another shape is used: the middle, or a random one, the
             same for both sides. Validation always takes the middle.
         flip: Mirror half of the pairs, both sides alike; not for texts that speak of left and
             right. Validation never does.
@@ -42,6 +45,14 @@ class PairShards(LightningDataModule):
         broken_share: Largest share of unreadable pairs that others may stand in for; 0 stops at
             the first one.
         validation_pairs: How many pairs validation uses at most; none: all.
+        aspect_buckets: Bring each pair to the one of several shapes that is nearest to its best
+            side, each with about as many pixels as the square; a batch has one shape. Validation
+            keeps to squares.
+        bucket_step: Widths and heights of the shapes are multiples of it, in pixels.
+        min_side: Leave out training pairs whose best side is shorter or narrower, in pixels.
+        cache: Folder that remote shards are kept in, shared by all processes of a machine; none:
+            `lit-prefopt` in $XDG_CACHE_HOME or ~/.cache.
+        cache_size: Most bytes that they take; those opened longest ago make room.
     """
 
     def __init__(
@@ -58,12 +69,19 @@ class PairShards(LightningDataModule):
         shards_per_block: int = 8,
         broken_share: float = 0.01,
         validation_pairs: int | None = None,
+        aspect_buckets: bool = False,
+        bucket_step: int = 64,
+        min_side: int = 0,
+        cache: str | None = None,
+        cache_size: int = 64_000_000_000,
     ) -> None:
         super().__init__()
         _check(batch_size, resolution, caption_dropout, shards_per_block)
         self.shards, self.validation = shards, validation
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.augment = Augment(resolution, crop, flip, caption_dropout)
+        self.shaping = Shaping(resolution, aspect_buckets, bucket_step, min_side)
+        self.augment = Augment(self.shaping.square, crop, flip, caption_dropout)
+        self.cache = ShardCache(cache, cache_size)
         self.shards_per_block, self.broken_share = shards_per_block, broken_share
         self.validation_pairs = validation_pairs
         self.loaders: dict[str, PairLoader] = {}
@@ -80,25 +98,28 @@ class PairShards(LightningDataModule):
             warnings.filterwarnings("ignore", message)
         self._course = None
         if stage in ("fit", None):
-            self.reader = ShardReader(_shards(self.shards))
+            self.reader = self._reader(self.shards)
+            plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
+            made = make_order(self.reader.shards, plan, self.shaping, self.batch_size)
+            self.order, self.shapes = made
         if self.validation is not None:
-            self.validation_reader = ShardReader(_shards(self.validation))
+            self.validation_reader = self._reader(self.validation)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the training pairs."""
-        counts = [len(shard.offsets) for shard in self.reader.shards]
-        plan = Plan(counts, self.seed, self.shards_per_block)
-        ranks = self._ranks(self.batch_size)
-        _check_size(self.shards, plan.samples, ranks)
-        if self._course is None:  # kept when the loader is made anew within a run
-            self._course = Course(plan.samples, ranks.global_batch, self._limit())
-            _tell_dropped(plan.samples, ranks)
-        batches = PairBatches(
-            plan, self.reader, ranks, self.augment, plan.samples, self.broken_share
-        )
+        order, ranks = self.order, self._ranks(self.batch_size)
+        _check_size(self.shards, order.samples, ranks)
+        augments = [self.augment._replace(size=shape) for shape in self.shapes]
+        batches = PairBatches(order, self.reader, ranks, augments, order.samples, self.broken_share)
         trainer = self.trainer
         progress = (lambda: trainer.fit_loop.epoch_loop.batch_progress) if trainer else None
+        known = True
+        if self._course is None:  # kept when the loader is made anew within a run
+            self._course = Course(order.samples, ranks.global_batch, self._limit())
+            tell_dropped(order, ranks)
+            known = tell_enlarged(self.reader.shards, order, self.shapes)
         loader = ResumableLoader(batches, self._course, progress, self.workers)
+        loader.enlarged = None if known else Enlarged()
         self.loaders["train"] = loader
         return loader
 
@@ -106,8 +127,7 @@ class PairShards(LightningDataModule):
         """Return the loader of the held-out pairs: the stored order, nothing random."""
         if self.validation is None:
             return []
-        counts = [len(shard.offsets) for shard in self.validation_reader.shards]
-        plan = Plan(counts, self.seed, shuffle=False)
+        plan = Plan(self.validation_reader.counts, self.seed, shuffle=False)
         samples = min(plan.samples, self.validation_pairs or plan.samples)
         world = self._ranks(1).world
         # a small set is cut into smaller batches, so that every rank has one
@@ -115,9 +135,9 @@ class PairShards(LightningDataModule):
         _check_size(self.validation, samples, ranks)
         # several ranks need equally many batches; one alone may have a smaller last one
         length = samples // ranks.global_batch if world > 1 else -(-samples // ranks.batch_size)
-        augment = Augment(self.augment.resolution)
+        augments = [Augment(self.shaping.square)]
         batches = PairBatches(
-            plan, self.validation_reader, ranks, augment, samples, self.broken_share
+            plan, self.validation_reader, ranks, augments, samples, self.broken_share
         )
         self.loaders["validation"] = PairLoader(batches, length, self.workers)
         return self.loaders["validation"]
@@ -126,6 +146,11 @@ class PairShards(LightningDataModule):
         """Return the loader of the held-out pairs, as for validation."""
         return self.val_dataloader()
 
+    def _reader(self, patterns: str | list[str]) -> ShardReader:
+        shards = find_shards(patterns)
+        self.cache.check(shards, self.shards_per_block)
+        return ShardReader(shards, cache=self.cache)
+
     def _ranks(self, batch_size: int) -> Ranks:
         if self.trainer is None:
             return Ranks(0, 1, batch_size)
@@ -133,11 +158,6 @@ class PairShards(LightningDataModule):
 
     def _limit(self) -> float:
         return 1.0 if self.trainer is None else self.trainer.limit_train_batches
-
-
-def _shards(folders: str | list[str]) -> list[Shard]:
-    folders = [folders] if isinstance(folders, str) else folders
-    return [shard for folder in folders for shard in read_index(folder)]
 
 
 def _check(batch_size: int, resolution: int, caption_dropout: float, shards_per_block: int) -> None:
@@ -154,13 +174,4 @@ def _check_size(shards: Sequence[str] | str, samples: int, ranks: Ranks) -> None
         raise InputError(
             f"{shards} holds {samples} pairs, less than one batch of {ranks.batch_size} on each of "
             f"{ranks.world} ranks; lower `batch_size` or give more pairs."
-        )
-
-
-def _tell_dropped(samples: int, ranks: Ranks) -> None:
-    dropped = samples % ranks.global_batch
-    if dropped:
-        rank_zero_info(
-            f"Each epoch leaves out {dropped} of {samples} pairs, others every time: they fill no "
-            f"batch of {ranks.global_batch}."
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2s
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,25 @@ class Layout(NamedTuple):
 
     shards: Ints  # the permuted shard numbers
     starts: Ints  # (shards + 1,): position of each one's first sample, and the end
+
+
+class Order(Protocol):
+    """What a loader asks of a plan; positions count samples."""
+
+    samples: int  # of an epoch
+    seed: int
+
+    def slice(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return (shard number, sample number) of the positions start to stop of an epoch."""
+        ...
+
+    def bucket(self, epoch: int, position: int) -> int:
+        """Return the number of the bucket that a position's images are brought to."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a short text that two plans share only if they have the same order."""
+        ...
 
 
 class Plan:
@@ -57,22 +76,36 @@ class Plan:
         while start < stop:
             block = int(np.searchsorted(starts, start, side="right")) - 1
             end = int(starts[block + 1]) if block + 1 < len(starts) else self.samples
-            places += self._places(epoch, block, start, min(stop, end))
-            start = min(stop, end)
+            first, end = int(starts[block]), min(stop, end)
+            shards, samples = self._find(epoch, block, start - first, end - first)
+            places += zip(shards.tolist(), samples.tolist(), strict=True)
+            start = end
         return places
+
+    def bucket(self, epoch: int, position: int) -> int:
+        """Return the number of a position's bucket: here all share one."""
+        return 0
+
+    def layout(self, epoch: int) -> Layout:
+        """Return how the shards of an epoch lie behind each other."""
+        return self._layouts(epoch)
+
+    def block(self, epoch: int, number: int) -> tuple[Ints, Ints]:
+        """Return the shard numbers and the sample numbers of one block, in its order."""
+        return self._find(epoch, number)
 
     def fingerprint(self) -> str:
         """Return a short text that two plans share only if they have the same order."""
         parts = f"{self.seed}/{self.shards_per_block}/{self.shuffle}/".encode()
         return blake2s(parts + self.counts.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
-    def _places(self, epoch: int, block: int, start: int, stop: int) -> list[tuple[int, int]]:
+    def _find(
+        self, epoch: int, block: int, start: int = 0, stop: int | None = None
+    ) -> tuple[Ints, Ints]:
         shards, starts = self._layouts(epoch)
-        first = block * self.shards_per_block
-        begin = starts[first]
-        inside = self._blocks((epoch, block))[start - begin : stop - begin] + begin
+        inside = self._blocks((epoch, block))[start:stop] + starts[block * self.shards_per_block]
         rows = np.searchsorted(starts, inside, side="right") - 1
-        return list(zip(shards[rows].tolist(), (inside - starts[rows]).tolist(), strict=True))
+        return shards[rows], inside - starts[rows]
 
     def _make_layout(self, epoch: int) -> Layout:
         shards = self._order(len(self.counts), "shards", epoch)

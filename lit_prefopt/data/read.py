@@ -11,14 +11,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 from webdataset.tariterators import group_by_keys
 
+from lit_prefopt.data.cache import ShardCache
 from lit_prefopt.data.files import filesystem, is_local
 from lit_prefopt.data.images import BrokenSample
-from lit_prefopt.data.index import Shard, sample_key
+from lit_prefopt.data.index import sample_key
 from lit_prefopt.data.recent import Recent
+from lit_prefopt.data.shard import EXTENSIONS, SIDES, Shard
 from lit_prefopt.errors import InputError
 
-SIDES = ("chosen", "rejected")  # best side first
-EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 OPEN_FILES = 32  # several blocks' worth of shards
 
 
@@ -38,15 +38,27 @@ class ShardReader:
     Args:
         shards: The shards, as `read_index` returns them.
         sides: Names of the images of a sample, best side first.
+        cache: Where remote shards are kept once they were fetched; none: the user's own folder.
     """
 
-    def __init__(self, shards: Sequence[Shard], sides: Sequence[str] = SIDES) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        sides: Sequence[str] = SIDES,
+        cache: ShardCache | None = None,
+    ) -> None:
         self.shards, self.sides = shards, sides
+        self.cache = cache or ShardCache()
         self._forget()
+
+    @property
+    def counts(self) -> list[int]:
+        """How many samples each shard holds."""
+        return [len(shard.offsets) for shard in self.shards]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what travels to a worker: no open files."""
-        return {"shards": self.shards, "sides": self.sides}
+        return {"shards": self.shards, "sides": self.sides, "cache": self.cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start in a worker, with no file open."""
@@ -56,7 +68,7 @@ class ShardReader:
     def __call__(self, shard: int, sample: int) -> Sample:
         """Return a sample; raise BrokenSample, which names it, if it cannot be used."""
         source = self.shards[shard]
-        data = self._bytes(source, *source.span(sample))
+        data = self._bytes(shard, *source.span(sample))
         try:
             members = unpack(data)
         except BrokenSample as error:
@@ -67,30 +79,42 @@ class ShardReader:
         except BrokenSample as error:
             raise BrokenSample(f"{name} {error}") from error
 
-    def _bytes(self, shard: Shard, start: int, stop: int) -> bytes:
+    def _bytes(self, number: int, start: int, stop: int) -> bytes:
         if self._process != os.getpid():  # a forked worker must not move its parent's files
             self._forget()
-        fs, path = filesystem(shard.url)
+        shard = self.shards[number]
         try:
-            if is_local(fs):
-                file = self._files(path)
-                file.seek(start)
-                data = file.read(stop - start)
-            else:
-                if shard.url not in self._checked:
-                    _check_size(shard)
-                    self._checked.add(shard.url)
-                data = fs.cat_file(path, start=start, end=stop)
+            file = self._files(number)
+            file.seek(start)
+            data = file.read(stop - start)
         except OSError as error:
             raise InputError(f"{shard.url} cannot be read ({error}); check the path.") from error
         if len(data) != stop - start:
             raise _changed(shard)
         return data
 
+    def _open(self, number: int) -> BinaryIO:
+        shard = self.shards[number]
+        fs, path = filesystem(shard.url)
+        if not is_local(fs):
+            self._let_go()
+            return self.cache.open(shard)
+        file = open(path, "rb")  # noqa: SIM115 - closed when it has to make room
+        if os.fstat(file.fileno()).st_size != shard.size:
+            file.close()
+            raise _changed(shard)
+        return file
+
+    def _let_go(self) -> None:
+        """Close what the cache has removed: only then does the disk get its room back."""
+        for number, file in list(self._files.values.items()):
+            if not os.fstat(file.fileno()).st_nlink:
+                self._files.values.pop(number).close()
+
     def _forget(self) -> None:
         self._process = os.getpid()
-        self._files: Recent[str, BinaryIO] = Recent(OPEN_FILES, _open, lambda file: file.close())
-        self._checked: set[str] = set()
+        self._files: Recent[int, BinaryIO]
+        self._files = Recent(OPEN_FILES, self._open, lambda file: file.close())
 
 
 def unpack(data: bytes) -> dict[str, Any]:
@@ -98,7 +122,10 @@ def unpack(data: bytes) -> dict[str, Any]:
     try:
         samples = list(group_by_keys(_members(data)))
     except Exception as error:  # whatever tarfile makes of a broken header
-        raise BrokenSample(f"is no part of a tar ({error})") from error
+        raise BrokenSample(
+            f"is no part of a tar ({error}): the shard is damaged or was changed after it was "
+            "indexed"
+        ) from error
     if len(samples) != 1:
         raise BrokenSample(f"holds {len(samples)} samples where the index says one")
     return samples[0]
@@ -148,16 +175,6 @@ def _meta(data: bytes) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise BrokenSample("has a .json that is no mapping")
     return meta
-
-
-def _open(path: str) -> BinaryIO:
-    return open(path, "rb")
-
-
-def _check_size(shard: Shard) -> None:
-    fs, path = filesystem(shard.url)
-    if fs.size(path) not in (None, shard.size):
-        raise _changed(shard)
 
 
 def _changed(shard: Shard) -> InputError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from lit_prefopt.errors import InputError
+
 HANDFUL = 5  # a few broken files in a small set are no reason to stop
 NAMED = 10  # names in the message
 
 
-class TooManyBroken(ValueError):
+class TooManyBroken(InputError):
     """More samples are broken than a run may pass over."""
 
 

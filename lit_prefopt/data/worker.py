@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from lit_prefopt.batches import ImagePairs
 from lit_prefopt.data.course import Stage
 from lit_prefopt.data.images import Augment, BrokenSample
 from lit_prefopt.data.items import Item, collate, make_item
-from lit_prefopt.data.plan import Plan, Ranks, stand_ins
+from lit_prefopt.data.plan import Order, Ranks, stand_ins
 from lit_prefopt.data.read import ShardReader
 from lit_prefopt.data.seeds import sample_seed
 from lit_prefopt.data.tally import Tally, TooManyBroken
+from lit_prefopt.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -34,21 +35,21 @@ class PairBatches(IterableDataset[ImagePairs | Stop]):
         plan: The order of the samples.
         reader: Reads a sample by (shard number, sample number).
         ranks: This rank's part of every global batch.
-        augment: What happens to images and text.
+        augments: What happens to images and text, for each bucket.
         samples: How many samples of an epoch are used.
         broken_share: Largest share of unreadable samples.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Order,
         reader: ShardReader,
         ranks: Ranks,
-        augment: Augment,
+        augments: Sequence[Augment],
         samples: int,
         broken_share: float,
     ) -> None:
-        self.plan, self.reader, self.ranks, self.augment = plan, reader, ranks, augment
+        self.plan, self.reader, self.ranks, self.augments = plan, reader, ranks, augments
         self.samples = samples
         self.tally = Tally(broken_share, samples)
         # shared with the workers, which live on from one epoch to the next
@@ -62,7 +63,7 @@ class PairBatches(IterableDataset[ImagePairs | Stop]):
         try:
             for batch in range(first, stage.batches, step):
                 yield self.batch(stage.epoch, *self.ranks.stretch(stage.position, batch))
-        except ValueError as error:
+        except InputError as error:  # anything else is a bug and keeps its trace
             # torch would bury the sentence in a worker's traceback
             log.debug("The reading of batches ended.", exc_info=True)
             yield Stop(str(error))
@@ -76,11 +77,13 @@ class PairBatches(IterableDataset[ImagePairs | Stop]):
 
     def _item(self, epoch: int, position: int, broken: list[str]) -> Item:
         seed = sample_seed(self.plan.seed, epoch, position)
+        # of the position, also for a stand-in: a batch has one shape
+        augment = self.augments[self.plan.bucket(epoch, position)]
         for place in stand_ins(position, self.samples, self.ranks.global_batch):
             [(shard, sample)] = self.plan.slice(epoch, place, place + 1)
             self.tally.read += 1
             try:
-                return make_item(self.reader(shard, sample), self.augment, seed, self.reader.sides)
+                return make_item(self.reader(shard, sample), augment, seed, self.reader.sides)
             except BrokenSample as error:
                 broken.append(str(error))
                 self.tally.add(str(error))

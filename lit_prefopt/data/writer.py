@@ -17,8 +17,9 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from lit_prefopt.data.images import FORMATS, BrokenSample, open_image
-from lit_prefopt.data.index import Shard, write_index
+from lit_prefopt.data.images import FORMATS, BrokenSample, Size, open_image, upright_size
+from lit_prefopt.data.index import write_index
+from lit_prefopt.data.shard import Shard
 from lit_prefopt.errors import InputError
 
 Side = bytes | Image.Image | NDArray[np.uint8]
@@ -46,6 +47,7 @@ class ShardWriter:
         self.samples = 0
         self.shards: list[Shard] = []
         self._offsets: list[int] = []
+        self._sizes: list[Size] = []  # of the best sides
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -92,15 +94,17 @@ class ShardWriter:
             mask: White where the two sides are meant to differ.
         """
         sample: dict[str, Any] = {"__key__": f"{self.samples:09d}", "txt": prompt.encode()}
+        sizes = []
         for name, side in (("chosen", chosen), ("rejected", rejected)):
             data, extension = self._encode(name, side)
             sample[f"{name}.{extension}"] = data
+            sizes.append(upright_size(data))
         if meta:
             sample["json"] = json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
         if mask is not None:
             # the mask's name says png, so another encoding is turned into one
             sample["mask.png"] = encode(_decoded(mask), "png")[0]
-        self._write(sample)
+        self._write(sample, sizes[0])
 
     def _encode(self, name: str, side: Side) -> tuple[bytes, str]:
         try:
@@ -109,7 +113,7 @@ class ShardWriter:
             where = f"The {name} image of sample {self.samples}"
             raise InputError(f"{where} {error}; repair it or leave the pair out.") from error
 
-    def _write(self, sample: dict[str, Any]) -> None:
+    def _write(self, sample: dict[str, Any], best: Size) -> None:
         # a header of 512 bytes and up to 511 of padding for each member
         size = sum(len(data) + 1023 for key, data in sample.items() if key != "__key__")
         full = len(self._offsets) >= self.max_count
@@ -118,6 +122,7 @@ class ShardWriter:
         if self._file is None:
             self._open_shard()
         self._offsets.append(self._tar.tarstream.offset)
+        self._sizes.append(best)
         self._tar.write(sample)
         self.samples += 1
 
@@ -136,8 +141,10 @@ class ShardWriter:
         with file:
             self._tar.close()
         size = (self.folder / self._name).stat().st_size
-        self.shards.append(Shard(self._name, size, np.asarray(self._offsets, np.int64)))
-        self._offsets = []
+        offsets = np.asarray(self._offsets, np.int64)
+        sizes = np.asarray(self._sizes, np.int32).reshape(-1, 2)
+        self.shards.append(Shard(self._name, size, offsets, sizes=sizes))
+        self._offsets, self._sizes = [], []
 
 
 def encode(image: Side, image_format: str = "png") -> tuple[bytes, str]:

@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_prefopt.data.read import EXTENSIONS
+from lit_prefopt.data.shard import EXTENSIONS, SIDES
 from lit_prefopt.intake.rows import Row, Rows
 
-SIDES = ("chosen", "rejected")
 TEXTS = (*SIDES, "prompts", "txt")  # where NAME.txt is looked for, in this order
 
 

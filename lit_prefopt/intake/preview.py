@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lit_prefopt.data.images import BrokenSample, decode
 from lit_prefopt.data.index import read_index
-from lit_prefopt.data.read import SIDES, Sample, ShardReader
+from lit_prefopt.data.read import Sample, ShardReader
+from lit_prefopt.data.shard import SIDES
 from lit_prefopt.errors import InputError
 from lit_prefopt.whole_files import write_whole
 

@@ -10,8 +10,8 @@ from webdataset.tariterators import base_plus_ext
 
 from lit_prefopt.data.files import filesystem
 from lit_prefopt.data.images import BrokenSample, decode
-from lit_prefopt.data.index import Shard
-from lit_prefopt.data.read import EXTENSIONS, SIDES, Sample, parse, unpack
+from lit_prefopt.data.read import Sample, parse, unpack
+from lit_prefopt.data.shard import EXTENSIONS, SIDES, Shard
 from lit_prefopt.errors import InputError
 from lit_prefopt.intake.check import File, check, digest
 

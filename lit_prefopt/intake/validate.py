@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_prefopt.data.files import filesystem, is_local
-from lit_prefopt.data.index import INDEX, Shard, read_index
+from lit_prefopt.data.index import read_index
+from lit_prefopt.data.shard import INDEX, Shard
 from lit_prefopt.data.tally import HANDFUL
 from lit_prefopt.errors import InputError
 from lit_prefopt.intake.parallel import in_order

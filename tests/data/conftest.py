@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_prefopt.data import ShardWriter
+from lit_prefopt.data import ShardWriter, files
 
 Maker = Callable[..., str]
 
@@ -22,6 +22,14 @@ def picture(number: int, size: tuple[int, int] = (12, 10), form: str = "PNG") ->
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, form)
     return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that remote shards are kept in, none of the user's; retries are quick."""
+    monkeypatch.setattr(files, "FIRST_WAIT", 0.01)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    return tmp_path / ".cache" / "lit-prefopt"
 
 
 @pytest.fixture

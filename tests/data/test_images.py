@@ -9,10 +9,10 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from lit_prefopt.data import images
-from lit_prefopt.data.images import Augment, BrokenSample, decode, open_image
+from lit_prefopt.data.images import Augment, BrokenSample, decode, open_image, upright_size
 
 from .conftest import picture
 
@@ -79,7 +79,7 @@ def test_a_rotated_photograph_comes_out_upright():
 
 
 def test_all_sides_and_the_mask_get_the_same_crop_and_flip():
-    augment = Augment(16, crop="random", flip=True)
+    augment = Augment((16, 16), crop="random", flip=True)
     image = ramp((40, 24))
     seen = set()
     for seed in range(30):
@@ -97,7 +97,7 @@ def test_all_sides_and_the_mask_get_the_same_crop_and_flip():
 
 
 def test_sides_of_unequal_size_show_the_same_place():
-    augment = Augment(32, crop="random", flip=True)
+    augment = Augment((32, 32), crop="random", flip=True)
     for seed in range(5):
         crop, _ = augment.draw((96, 64), seed)
         small_and_large = augment.images([ramp((96, 64)), ramp((192, 128)), ramp((48, 32))], crop)
@@ -105,19 +105,60 @@ def test_sides_of_unequal_size_show_the_same_place():
 
 
 def test_the_centre_is_cut_and_values_span_minus_one_to_one():
-    crop, _ = Augment(10).draw((30, 10), seed=1)
+    crop, _ = Augment((10, 10)).draw((30, 10), seed=1)
     assert crop == ((30, 10), (10, 0), False)
     black_and_white = [Image.new("RGB", (30, 10), c) for c in ("black", "white")]
-    out = Augment(10).images(black_and_white, crop)
+    out = Augment((10, 10)).images(black_and_white, crop)
     assert (out[0] == -1).all()
     assert (out[1] == 1).all()
 
 
 def test_flips_and_dropout_come_at_their_rates_and_do_not_disturb_each_other():
-    augment = Augment(8, "random", flip=True, caption_dropout=0.2)
+    augment = Augment((8, 8), "random", flip=True, caption_dropout=0.2)
     draws = [augment.draw((20, 8), seed) for seed in range(2000)]
     assert abs(sum(crop.flip for crop, _ in draws) / 2000 - 0.5) < 0.04
     assert abs(sum(drop for _, drop in draws) / 2000 - 0.2) < 0.03
     without = [augment._replace(caption_dropout=0.0).draw((20, 8), seed) for seed in range(2000)]
     assert [crop for crop, _ in draws] == [crop for crop, _ in without]
     assert not any(drop for _, drop in without)
+
+
+@pytest.mark.parametrize("target", [(16, 16), (24, 16), (16, 32)])
+def test_a_frame_says_what_is_seen_of_the_mirrored_picture(target: tuple[int, int]):
+    augment = Augment(target, crop="random", flip=True)
+    image = ramp((40, 24))
+    flipped = set()
+    for seed in range(20):
+        crop, _ = augment.draw(image.size, seed)
+        height, width, top, left, *cut = augment.frame(image.size, crop)
+        assert ((width, height), cut) == ((40, 24), [target[1], target[0]])
+        whole = image.resize(crop.size, Image.Resampling.BILINEAR)
+        whole = ImageOps.mirror(whole) if crop.flip else whole
+        seen = whole.crop((left, top, left + target[0], top + target[1]))
+        [shown] = augment.images([image], crop)
+        assert (np.asarray(seen) == ((shown.permute(1, 2, 0) + 1) * 127.5).round().numpy()).all()
+        flipped.add(crop.flip)
+    assert flipped == {False, True}
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_headers_tell_the_upright_size(form: str, orientation: int | None):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    buffer = BytesIO()
+    ramp((20, 10)).save(buffer, form, exif=exif)
+    assert upright_size(buffer.getvalue()) == decode(buffer.getvalue()).size
+    assert upright_size(buffer.getvalue()) == ((10, 20) if orientation in (6, 8) else (20, 10))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", picture(1, form="GIF")])
+def test_what_is_no_image_has_no_size(data: bytes):
+    assert upright_size(data) == (0, 0)
+
+
+def test_sizes_are_read_without_the_pixels():
+    cut = picture(1, (300, 200))[:60]
+    assert upright_size(cut) == (300, 200)
+    assert upright_size(png_header(1_000_000, 5)) == (0, 0)

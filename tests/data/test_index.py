@@ -9,9 +9,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lit_prefopt.data.index import index_shards, read_index, scan_shard, write_index
 from lit_prefopt.data.read import ShardReader
+from lit_prefopt.errors import InputError
 
 from .conftest import picture
 
@@ -91,6 +93,16 @@ def test_a_shard_outside_of_the_folder_is_refused(make_shards, name):
         (lambda index: index["shards"][0].update(offsets=[[0], [1]]), "offsets that do not fit"),
         (lambda index: index["shards"][0].update(offsets=["a"]), "offsets that do not fit"),
         (lambda index: index["shards"][0].update(name="gone.tar"), "gone.tar, which is missing"),
+        (lambda index: index["shards"][0].update(size=True), "offsets that do not fit"),
+        (lambda index: index["shards"][0].update(offsets=None), "offsets that do not fit"),
+        (lambda index: index["shards"][0].update(sizes=[[12, 10]]), "sizes of images that do not"),
+        (lambda index: index["shards"][0].update(sizes=[12] * 6), "sizes of images that do not"),
+        (lambda index: index["shards"][0].update(sizes=[[12, 0]] * 6), "sizes of images that do"),
+        (lambda index: index["shards"][0].update(sizes=[[12, -1]] * 6), "sizes of images that do"),
+        (lambda index: index["shards"][0].update(sizes=[[12, 16385]] * 6), "sizes of images that"),
+        (lambda index: index["shards"][0].update(sizes=[[12.5, 1]] * 6), "sizes of images that do"),
+        (lambda index: index["shards"][0].update(sizes=[[1, 1], [1]] * 3), "sizes of images that"),
+        (lambda index: index["shards"][0].update(sizes="all"), "sizes of images that do not"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused_with_the_cure(make_shards, change, message):
@@ -129,3 +141,45 @@ def edited(folder: str, change) -> str:
     change(index)
     path.write_text(json.dumps(index))
     return folder
+
+
+def test_sizes_are_those_of_the_best_sides_upright(tmp_path: Path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photograph = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(photograph, "JPEG", exif=turned)
+    samples = [
+        *members("a"),
+        *[("b.txt", b"x"), ("b.rejected.png", picture(1)), ("b.chosen.png", picture(1, (7, 5)))],
+        *[("c.txt", b"x"), ("c.chosen.JPG", photograph.getvalue()), ("c.rejected.png", b"")],
+        *[("d.txt", b"x"), ("d.chosen.png", b"no image"), ("d.rejected.png", picture(1))],
+    ]
+    plain_tar(tmp_path / "a.tar", samples)
+    index_shards(str(tmp_path))
+    [shard] = read_index(tmp_path)
+    assert shard.sizes is not None
+    assert shard.sizes.tolist() == [[12, 10], [7, 5], [20, 30], [0, 0]]
+
+
+def test_an_index_of_before_without_sizes_is_read(make_shards):
+    def without(index: dict) -> None:
+        for shard in index["shards"]:
+            del shard["sizes"]
+
+    folder = make_shards(8)
+    assert [shard.sizes.tolist() for shard in read_index(folder)] == [
+        [[12, 10]] * 6,
+        [[12, 10]] * 2,
+    ]
+    old = read_index(edited(folder, without))
+    assert [shard.sizes for shard in old] == [None, None]
+    assert [len(shard.offsets) for shard in old] == [6, 2]
+
+
+def test_an_index_that_is_nested_for_ever_and_an_absent_folder_are_refused(make_shards):
+    folder = Path(make_shards())
+    (folder / "index.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match="is no JSON"):
+        read_index(folder)
+    with pytest.raises(InputError, match="There is no folder .*nowhere; check the path"):
+        read_index(folder / "nowhere")

@@ -44,6 +44,9 @@ def test_a_batch_holds_what_its_record_says(make_shards):
     assert first.seeds.dtype == torch.int64
     assert (first.labels.tolist(), first.weights.tolist()) == ([1.0] * 4, [1.0] * 4)
     assert (first.masks, first.broken) == (None, ())
+    assert first.frames is not None
+    assert (first.frames.dtype, first.frames.shape) == (torch.int64, (4, 2, 6))
+    assert first.frames.tolist() == [[[10, 12, 0, 1, 8, 8]] * 2] * 4  # 12 x 10 becomes 10 x 8
     assert len(set(keys(batches))) == 20
     for image, text in zip(first.images, first.texts, strict=True):
         number = int(text.split()[1])  # the chosen side is drawn as bright as 100 + its number
@@ -136,11 +139,25 @@ def test_the_same_few_broken_samples_do_not_add_up_over_epochs(make_shards):
     assert len(loader.tally.names) == 4
 
 
+def test_each_side_has_a_frame_of_its_own():
+    sides = [picture(200, (24, 20)), picture(10, (12, 10))]
+    item = make_item(Sample("a.tar/1", "text", sides, None, {}), Augment((8, 8)), 5, SIDES)
+    assert item.frames == [[20, 24, 0, 1, 8, 8], [10, 12, 0, 1, 8, 8]]
+
+
+def test_a_bug_in_a_worker_keeps_its_trace(make_shards):
+    module = data(make_shards())
+    module.order.seed = "no number"  # type: ignore[assignment]
+    module.order.slice = None  # type: ignore[assignment, method-assign]
+    with pytest.raises(TypeError, match="not callable"):
+        list(module.train_dataloader())
+
+
 def test_masks_labels_and_weights_come_along():
     sides = [picture(200), picture(10)]
     plain = Sample("a.tar/1", "text", sides, None, {})
     masked = plain._replace(mask=picture(255), meta={"label": 0.5, "weight": 2})
-    augment = Augment(8, crop="random", flip=True)
+    augment = Augment((8, 8), crop="random", flip=True)
     items = [make_item(sample, augment, 5, SIDES) for sample in (plain, masked)]
     batch = collate(items)
     assert (batch.labels.tolist(), batch.weights.tolist()) == ([1.0, 0.5], [1.0, 2.0])
@@ -155,4 +172,4 @@ def test_masks_labels_and_weights_come_along():
 def test_numbers_out_of_range_make_a_sample_broken(meta):
     sample = Sample("a.tar/1", "text", [picture(1)] * 2, None, meta)
     with pytest.raises(ValueError, match="a.tar/1 has a .* that is no number up to"):
-        make_item(sample, Augment(8), 5, SIDES)
+        make_item(sample, Augment((8, 8)), 5, SIDES)

@@ -86,6 +86,40 @@ def test_other_ranks_in_mid_epoch_neither_repeat_nor_lose(old: int, new: int):
     assert plan.samples - len(before) - len(after) < 2 * new
 
 
+def test_thousands_of_ranks_and_workers_share_an_epoch_and_change_in_its_middle():
+    # as benchmarks/plan_scale.py does with ten million samples
+    counts = np.random.default_rng(0).integers(200, 800, 200)
+    starts = np.concatenate(([0], np.cumsum(counts)))
+    plan, world, workers = Plan(counts, seed=1), 4096, 8
+
+    def ids(places: list[tuple[int, int]]) -> list[int]:
+        return [int(starts[shard]) + sample for shard, sample in places]
+
+    batches = plan.samples // (world * 2)
+    by_worker: list[list[int]] = []
+    steps = {number: [] for number in range(batches)}
+    for worker in range(workers):
+        mine = []
+        for number in range(worker, batches, workers):
+            stretches = [Ranks(rank, world, 2).stretch(0, number) for rank in range(world)]
+            steps[number] = [n for stretch in stretches for n in ids(plan.slice(1, *stretch))]
+            mine += steps[number]
+        by_worker.append(mine)
+    together = [n for mine in by_worker for n in mine]
+    assert len(set(together)) == len(together) == batches * world * 2
+    assert 0 <= plan.samples - len(together) < world * 2
+    in_order = [n for number in range(batches) for n in steps[number]]
+    assert in_order == ids(plan.slice(1, 0, len(in_order)))
+    few = ids(epoch_on(plan, 1, 7, 2))  # seven ranks read the same order
+    assert few[: len(in_order)] == in_order
+
+    position = batches // 2 * world * 2
+    rest = ids(epoch_on(plan, 1, 7, 2, first=position))
+    read = in_order[:position] + rest
+    assert len(set(read)) == len(read)
+    assert plan.samples - len(read) < 7 * 2
+
+
 def test_a_large_plan_makes_only_what_is_touched(monkeypatch: pytest.MonkeyPatch):
     counts = np.random.RandomState(0).randint(500, 1500, 10_000)
     made: list = []
