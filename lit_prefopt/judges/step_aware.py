@@ -80,7 +80,7 @@ class TimestepEmbedder(nn.Module):
         """Return one vector per timestep, (B, width)."""
         # cosine first, divisor half: what the published weights were trained with
         waves = get_timestep_embedding(t, FREQUENCIES, True, downscale_freq_shift=0)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class ModulatedLayer(CLIPEncoderLayer):
