@@ -92,11 +92,7 @@ class ModulatedLayer(CLIPEncoderLayer):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.adaLN_modulation = _modulation(self.embed_dim, 6)
-        with torch.no_grad():
-            for gate in (2, 5):
-                start = gate * self.embed_dim
-                self.adaLN_modulation[1].bias[start : start + self.embed_dim] = 1
+        self.adaLN_modulation = _modulation(self.embed_dim, 6, gates=(2, 5))
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, time: Tensor, **kwargs: Any
@@ -190,9 +186,12 @@ def load_published(model: StepAwareCLIP, file: Path) -> None:
         ) from error
 
 
-def _modulation(width: int, times: int) -> nn.Sequential:
-    """Return SiLU and a linear layer that says nothing yet."""
+def _modulation(width: int, times: int, gates: tuple[int, ...] = ()) -> nn.Sequential:
+    """Return SiLU and a linear layer that opens the gates and says nothing else yet."""
     linear = nn.Linear(width, times * width)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
+    with torch.no_grad():
+        for gate in gates:
+            linear.bias[gate * width : (gate + 1) * width] = 1
     return nn.Sequential(nn.SiLU(), linear)
