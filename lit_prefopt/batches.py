@@ -91,6 +91,28 @@ class Pairs(NamedTuple):
         return prompt if self.frames is None else prompt._replace(frames=self.frames.flatten(0, 1))
 
 
+class Steps(NamedTuple):
+    """What an on-policy method learns from: reverse steps of K roll-outs, the best one first.
+
+    Step s of side k goes from `parents[:, k, s]` to `children[:, k, s]`. Sides need not have the
+    same parents.
+    """
+
+    parents: Tensor  # (B, K, S, C, H, W): latents at t
+    children: Tensor  # (B, K, S, C, H, W): latents at t_next
+    t: Tensor  # (B, S) int64
+    t_next: Tensor  # (B, S) int64, less noisy
+    prompt: Prompt  # B rows
+    seeds: Tensor  # (B,) int64
+    labels: Tensor  # (B,) float32
+    weights: Tensor  # (B,) float32
+
+    @property
+    def sides(self) -> int:
+        """K, the number of sides."""
+        return self.parents.shape[1]
+
+
 class LogRatios(NamedTuple):
     """How much likelier the policy finds each side than the reference does."""
 
