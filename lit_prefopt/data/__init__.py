@@ -4,7 +4,16 @@ from lit_prefopt.data.convert import convert
 from lit_prefopt.data.index import index_shards
 from lit_prefopt.data.pairs import PairShards
 from lit_prefopt.data.plan import Plan
+from lit_prefopt.data.prompts import PromptCollections
 from lit_prefopt.data.seeds import sample_seed
 from lit_prefopt.data.writer import ShardWriter
 
-__all__ = ["PairShards", "Plan", "ShardWriter", "convert", "index_shards", "sample_seed"]
+__all__ = [
+    "PairShards",
+    "Plan",
+    "PromptCollections",
+    "ShardWriter",
+    "convert",
+    "index_shards",
+    "sample_seed",
+]

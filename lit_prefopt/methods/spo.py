@@ -93,7 +93,7 @@ class SPO(OnPolicyModule):
             for decision in self._decisions(texts, prompt, seeds)
             for row in self._pairs(decision, prompt, seeds)
         ]
-        return _stacked(rows)
+        return Steps.joined(rows)
 
     def _decisions(self, texts: list[str], prompt: Prompt, seeds: Tensor) -> Iterator[_Decision]:
         walk, count, device = self.walk, self.candidates, prompt.hidden.device
@@ -166,16 +166,3 @@ class _Decision(NamedTuple):
 
     chain: list[_Link]  # the candidates' steps since they branched
     scores: Tensor  # (B, k)
-
-
-def _stacked(rows: list[Steps]) -> Steps:
-    """Return the rows of all of these."""
-    prompts = [row.prompt for row in rows]
-    prompt = prompts[0]
-    for other in prompts[1:]:
-        prompt = other.after(prompt)
-    joined = [
-        torch.cat([getattr(row, name) for row in rows]) if name != "prompt" else prompt
-        for name in Steps._fields
-    ]
-    return Steps(*joined)  # type: ignore[arg-type]
