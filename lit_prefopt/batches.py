@@ -8,6 +8,7 @@ S  steps of a trajectory, where a method averages over steps
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,6 +90,52 @@ class Pairs(NamedTuple):
         """What the denoiser is told of every side: B * K rows."""
         prompt = self.prompt.repeat(self.sides)
         return prompt if self.frames is None else prompt._replace(frames=self.frames.flatten(0, 1))
+
+
+class Steps(NamedTuple):
+    """What an on-policy method learns from: reverse steps of K roll-outs, the best one first.
+
+    Step s of side k goes from `parents[:, k, s]` to `children[:, k, s]`. Sides need not have the
+    same parents.
+    """
+
+    parents: Tensor  # (B, K, S, C, H, W): latents at t
+    children: Tensor  # (B, K, S, C, H, W): latents at t_next
+    t: Tensor  # (B, S) int64
+    t_next: Tensor  # (B, S) int64, less noisy
+    prompt: Prompt  # B rows
+    seeds: Tensor  # (B,) int64
+    labels: Tensor  # (B,) float32
+    weights: Tensor  # (B,) float32
+
+    @property
+    def sides(self) -> int:
+        """K, the number of sides."""
+        return self.parents.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, those of the prompt as `prompt.NAME`."""
+        prompt = {f"prompt.{name}": value for name, value in self.prompt._asdict().items()}
+        named = {**self._asdict(), **prompt}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Steps:
+        """Return what `tensors` took apart."""
+        prefix = "prompt."
+        prompt = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+        return cls(prompt=Prompt(**prompt), **others)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Steps]) -> Steps:
+        """Return the rows of all parts, one after the other."""
+        named = [part.tensors() for part in parts]
+        return cls.of({name: torch.cat([part[name] for part in named]) for name in named[0]})
+
+    def rows(self, which: Tensor) -> Steps:
+        """Return these rows."""
+        return self.of({k: v[which.to(v.device)] for k, v in self.tensors().items()})
 
 
 class LogRatios(NamedTuple):

@@ -29,6 +29,7 @@ MAX_STEPS = {
     "quickstart": 120,
     "toy-diffusion-dpo": 120,
     "toy-sft": 120,
+    "toy-spo": 120,
     "sd15-diffusion-dpo": 2000,
     "sd15-sft": 2000,
     "sdxl-diffusion-dpo": 2000,

@@ -3,7 +3,15 @@
 from lit_prefopt.data.index import index_shards
 from lit_prefopt.data.pairs import PairShards
 from lit_prefopt.data.plan import Plan
+from lit_prefopt.data.prompts import PromptCollections
 from lit_prefopt.data.seeds import sample_seed
 from lit_prefopt.data.writer import ShardWriter
 
-__all__ = ["PairShards", "Plan", "ShardWriter", "index_shards", "sample_seed"]
+__all__ = [
+    "PairShards",
+    "Plan",
+    "PromptCollections",
+    "ShardWriter",
+    "index_shards",
+    "sample_seed",
+]

@@ -1,11 +1,41 @@
-"""The noise process of a backbone: what noising and the denoiser's target are."""
+"""The noise process of a backbone: what noising, the denoiser's target and a reverse step are."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
+
+
+class Step(NamedTuple):
+    """A stochastic reverse step: a Gaussian over the next, less noisy latents."""
+
+    mean: Tensor  # (B, C, H, W) float32
+    sigma: Tensor  # (B, 1, 1, 1) float32
+    clean: Tensor  # (B, C, H, W) float32: the clean latents that the denoiser sees from here
+
+    def at(self, noise: Tensor) -> Tensor:
+        """Return the next latents for this noise, (B, C, H, W)."""
+        return self.mean + self.sigma * noise
+
+    def logp(self, latents: Tensor) -> Tensor:
+        """Return the log-density of the next latents, in float32.
+
+        It is a mean over C, H and W and not a sum, as all published code has it.
+
+        Args:
+            latents: (B, C, H, W).
+
+        Returns:
+            One value per row, (B,).
+        """
+        z = (latents.float() - self.mean) / self.sigma
+        logs = -0.5 * z.square() - self.sigma.log() - 0.5 * math.log(2 * math.pi)
+        return logs.mean((1, 2, 3))
 
 
 class DiscreteProcess(nn.Module):
@@ -46,6 +76,43 @@ class DiscreteProcess(nn.Module):
         if self.prediction == "v_prediction":
             return self.scheduler.get_velocity(latents, noise, t)
         return noise
+
+    def timesteps(self, steps: int) -> Tensor:
+        """Return the timesteps of a roll-out of so many steps, noisiest first, (steps,) int64."""
+        sampler = self.sampler()
+        sampler.set_timesteps(steps)
+        return sampler.timesteps
+
+    def step(
+        self, prediction: Tensor, latents: Tensor, t: Tensor, t_next: Tensor, eta: float = 1.0
+    ) -> Step:
+        """Return the reverse step of stochastic DDIM (arXiv 2010.02502, Eqs. 12 and 16).
+
+        A t_next below 0 counts as 0: the noise level there is small and not zero, so the last step
+        has a density too, whatever a checkpoint says of its final level.
+
+        Args:
+            prediction: What the denoiser said at (latents, t), (B, C, H, W).
+            latents: (B, C, H, W).
+            t: (B,) int64.
+            t_next: (B,) int64, less noisy.
+            eta: Share of DDPM's noise; the density needs it above 0.
+        """
+        levels = self.scheduler.alphas_cumprod.double().to(t.device)
+        here, there = (levels[x.clamp(min=0)].view(-1, 1, 1, 1) for x in (t, t_next))
+        sigma = eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
+        noise, clean = self._noise_and_clean(prediction.float(), latents.float(), here)
+        direction = (1 - there - sigma**2).clamp(min=0).sqrt().float()
+        return Step(there.sqrt().float() * clean + direction * noise, sigma.float(), clean)
+
+    def _noise_and_clean(
+        self, prediction: Tensor, latents: Tensor, level: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the noise and the clean latents that a prediction stands for."""
+        signal, rest = level.sqrt().float(), (1 - level).sqrt().float()
+        if self.prediction == "v_prediction":
+            return signal * prediction + rest * latents, signal * latents - rest * prediction
+        return prediction, (latents - rest * prediction) / signal
 
     def sampler(self) -> DDIMScheduler:
         """Return a fresh DDIM sampler of this process.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.diffusion.settings import Sampling
 
 
@@ -33,22 +34,12 @@ def _chunks(texts: list[str], size: int) -> list[list[str]]:
 def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
     scheduler = backbone.process.sampler()
     scheduler.set_timesteps(how.steps)
-    prompt = backbone.embed(texts)
+    prompt, empty = backbone.embed(texts), backbone.embed([""])
     device = prompt.hidden.device
-    once = how.guidance == 1 or backbone.takes_guidance
-    if backbone.takes_guidance:
-        prompt = prompt._replace(guidance=torch.full((len(texts),), how.guidance, device=device))
-    # the empty prompt's rows first, then the prompts'
-    both = prompt if once else prompt.after(backbone.embed([""]).repeat(len(texts)))
     latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
     for i, t in enumerate(scheduler.timesteps):
         times = t.to(device).expand(len(texts))
-        if once:
-            prediction = backbone.predict(latents, times, prompt).float()
-        else:
-            twice = backbone.predict(latents.repeat(2, 1, 1, 1), times.repeat(2), both).float()
-            without, with_prompt = twice.chunk(2)
-            prediction = without + how.guidance * (with_prompt - without)
+        prediction = guided(backbone, latents, times, prompt, empty, how.guidance)
         noise = None
         if how.eta > 0:
             noise = draws.normal(seeds, backbone.latent_shape, f"step {i}").to(device)

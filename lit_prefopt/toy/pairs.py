@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_prefopt.data import PairShards
+from lit_prefopt.data import PairShards, PromptCollections
 from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.toy.scenes import Split, prompts
 
@@ -56,4 +56,37 @@ class ToyPairs(PairShards):
             workers=workers,
             seed=seed,
             validation_pairs=validation_pairs,
+        )
+
+
+class ToyCollections(PromptCollections):
+    """Training captions for on-policy methods; validation on the shipped held-out pairs.
+
+    Args:
+        batch_size: Pairs in a batch of one rank.
+        batches: Batches between two collections.
+        round_size: Prompts that each rank rolls out at a time.
+        count: How many captions there are.
+        validation_pairs: How many held-out pairs are used at most; none: all.
+        seed: Seed of the order and of the roll-outs.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        batches: int = 8,
+        round_size: int = 16,
+        count: int = 2048,
+        validation_pairs: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            prompts=ToyPrompts(count, "train"),
+            batch_size=batch_size,
+            batches=batches,
+            round_size=round_size,
+            validation=str(PAIRS / "validation"),
+            resolution=32,
+            validation_pairs=validation_pairs,
+            seed=seed,
         )

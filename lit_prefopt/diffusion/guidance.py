@@ -1,0 +1,34 @@
+"""Classifier-free guidance (arXiv 2207.12598): the prompt's prediction, drawn away from none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.batches import Prompt
+
+
+def guided(
+    backbone: Backbone, latents: Tensor, t: Tensor, prompt: Prompt, empty: Prompt, guidance: float
+) -> Tensor:
+    """Return the guided prediction, (B, C, H, W) float32; gradients flow through both halves.
+
+    Args:
+        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        latents: (B, C, H, W).
+        t: (B,) int64.
+        prompt: B rows.
+        empty: The empty prompt, one row.
+        guidance: Scale; 1 is without. A denoiser that is told the scale needs one forward only.
+    """
+    if backbone.takes_guidance:
+        scale = torch.full((len(latents),), guidance, device=latents.device)
+        return backbone.predict(latents, t, prompt._replace(guidance=scale)).float()
+    if guidance == 1:
+        return backbone.predict(latents, t, prompt).float()
+    both = prompt.after(empty._replace(frames=None).repeat(len(latents)))
+    both = both._replace(frames=None if prompt.frames is None else prompt.frames.repeat(2, 1))
+    twice = backbone.predict(latents.repeat(2, 1, 1, 1), t.repeat(2), both).float()
+    without, with_prompt = twice.chunk(2)
+    return without + guidance * (with_prompt - without)

@@ -1,0 +1,124 @@
+"""Roll-outs: walks from noise to latents whose every step has a density."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.batches import Prompt, Steps
+from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.guidance import guided
+from lit_prefopt.diffusion.process import Step
+from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import InputError
+
+
+class Walk:
+    """One schedule of stochastic steps, and the network that takes them.
+
+    Args:
+        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        how: Steps, guidance and eta; eta must be above 0, else a step has no density.
+    """
+
+    def __init__(self, backbone: Backbone, how: Sampling) -> None:
+        if how.eta <= 0:
+            raise InputError(
+                "A deterministic sampler's steps have no density: set `sampling.eta` above 0, as "
+                "a rule to 1."
+            )
+        self.backbone, self.how = backbone, how
+        times = backbone.process.timesteps(how.steps)
+        self.times = [*times.tolist(), 0]
+        """Timestep before each step, and 0 after the last."""
+
+    def start(self, seeds: Tensor) -> Tensor:
+        """Return pure noise, (B, C, H, W) float32."""
+        return self.noise(seeds, "start")
+
+    def noise(self, seeds: Tensor, purpose: str) -> Tensor:
+        """Return noise of the latents' shape for every seed, (B, C, H, W) float32."""
+        return draws.normal(seeds, self.backbone.latent_shape, purpose)
+
+    def step(self, latents: Tensor, number: int, prompt: Prompt, empty: Prompt) -> Step:
+        """Return step `number` from these latents, (B, C, H, W)."""
+        t, t_next = (
+            torch.full((len(latents),), self.times[n], device=latents.device)
+            for n in (number, number + 1)
+        )
+        return transition(self.backbone, self.how, latents, t, t_next, prompt, empty)
+
+
+def transition(
+    backbone: Backbone,
+    how: Sampling,
+    latents: Tensor,
+    t: Tensor,
+    t_next: Tensor,
+    prompt: Prompt,
+    empty: Prompt,
+) -> Step:
+    """Return the guided reverse step from t to t_next, with gradients where they are wanted.
+
+    Args:
+        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        how: Guidance and eta.
+        latents: (B, C, H, W).
+        t: (B,) int64.
+        t_next: (B,) int64.
+        prompt: B rows.
+        empty: The empty prompt, one row.
+    """
+    prediction = guided(backbone, latents, t, prompt, empty, how.guidance)
+    return backbone.process.step(prediction, latents, t, t_next, how.eta)
+
+
+def logp(backbone: Backbone, how: Sampling, steps: Steps, empty: Prompt) -> Tensor:
+    """Return the log-density of every step under the network that speaks now, (B, K, S).
+
+    Args:
+        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        how: Guidance and eta, as the steps were sampled with.
+        steps: B * K * S of them, all in one forward.
+        empty: The empty prompt, one row.
+    """
+    shape = steps.parents.shape[:3]
+    t, t_next = (x[:, None].expand(shape).flatten() for x in (steps.t, steps.t_next))
+    prompt = steps.prompt.repeat(shape[1] * shape[2])
+    parents, children = steps.parents.flatten(0, 2), steps.children.flatten(0, 2)
+    step = transition(backbone, how, parents, t, t_next, prompt, empty)
+    return step.logp(children).view(shape)
+
+
+class Trajectories(NamedTuple):
+    """Whole roll-outs, one a row."""
+
+    states: Tensor  # (B, S + 1, C, H, W): pure noise first, clean latents last
+    times: Tensor  # (S + 1,) int64: timestep of every state
+
+
+@torch.no_grad()
+def roll_out(walk: Walk, prompt: Prompt, empty: Prompt, seeds: Tensor) -> Trajectories:
+    """Return one trajectory for every row of the prompt.
+
+    Args:
+        walk: The schedule and the network.
+        prompt: B rows.
+        empty: The empty prompt, one row.
+        seeds: (B,) int64; every noise is drawn from them.
+    """
+    states = list(_states(walk, prompt, empty, seeds))
+    return Trajectories(torch.stack(states, 1), torch.tensor(walk.times))
+
+
+def _states(walk: Walk, prompt: Prompt, empty: Prompt, seeds: Tensor) -> Iterator[Tensor]:
+    latents = walk.start(seeds).to(prompt.hidden.device)
+    yield latents
+    for number in range(walk.how.steps):
+        noise = walk.noise(seeds, f"step {number}").to(latents.device)
+        latents = walk.step(latents, number, prompt, empty).at(noise)
+        yield latents

@@ -1,0 +1,171 @@
+"""CLIP judges against transformers' own CLIP, and the step-aware model at its start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+)
+
+from lit_prefopt.errors import InputError
+from lit_prefopt.judges import CLIPJudge, StepAware
+from lit_prefopt.judges.step_aware import StepAwareCLIP
+from tests.tiny import tiny_text_config, tiny_tokenizer
+
+TEXTS = ["a cat", "a dog in the rain", "the sea"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small CLIP with random weights, its tokenizer and its image processor."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(folder)
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    text = tiny_text_config(tokenizer)
+    model = CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 80)])
+def test_scores_are_those_of_transformers_used_by_hand(folder: str, size: tuple[int, int]) -> None:
+    bytes_ = np.random.default_rng(0).integers(0, 256, (3, *size, 3), np.uint8)
+    pictures = [Image.fromarray(picture).convert("RGB") for picture in bytes_]
+    model = CLIPModel.from_pretrained(folder).eval()
+    judge = CLIPJudge(folder, batch_size=2)
+    pixels = CLIPImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt").pixel_values
+    tokens = judge.tokenizer(TEXTS, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        theirs = model(tokens, pixels).logits_per_image.diagonal()
+    images = torch.from_numpy(bytes_).permute(0, 3, 1, 2) / 127.5 - 1
+    ours = judge.score(images, TEXTS)
+    assert ours.dtype == torch.float32
+    # PIL resizes bytes and rounds them; of the size that it needs an image is left as it is
+    torch.testing.assert_close(ours, theirs, atol=1e-5 if size == (32, 32) else 2e-2, rtol=1e-4)
+
+
+def test_it_starts_as_the_clip_that_it_came_from(folder: str) -> None:
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    plain = CLIPJudge(folder).score(images, TEXTS)
+    for t in (None, torch.tensor([0, 500, 999])):
+        aware = StepAware(None, folder, folder).score(images, TEXTS, t)
+        torch.testing.assert_close(aware, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_every_modulation(folder: str) -> None:
+    model = StepAwareCLIP.start_from(CLIPModel.from_pretrained(folder))
+    # where the modulations' weights are zero, nothing flows further back: one step away it does
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "adaLN" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.01)
+    model.get_image_features(
+        torch.randn(2, 3, 32, 32), torch.tensor([3, 700])
+    ).square().sum().backward()
+    names = [n for n, _ in model.named_parameters() if "adaLN" in n or "t_embedder" in n]
+    assert len(names) == 2 * 2 + 2 + 4
+    for name, parameter in model.named_parameters():
+        if name in names:
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_timestep_matters_once_it_has_learned(folder: str) -> None:
+    judge = StepAware(None, folder, folder)
+    with torch.no_grad():
+        for name, parameter in judge.clip.named_parameters():
+            if "adaLN" in name and "weight" in name:
+                parameter.normal_(std=0.2)
+    image = torch.rand(1, 3, 32, 32).repeat(2, 1, 1, 1) * 2 - 1
+    early, late = judge.score(image, ["a cat"] * 2, torch.tensor([0, 900]))
+    assert (early - late).abs() > 1e-4
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_published_layout(folder: str, tmp_path: Path, suffix: str) -> None:
+    """A made-up file of the published names and shapes, at a small size."""
+    state, file = _published(), tmp_path / f"made-up{suffix}"
+    torch.save(state, file) if suffix == ".bin" else save_file(state, file)
+    judge = StepAware(str(file), folder, folder)
+    loaded = judge.clip.state_dict()
+    assert {f"model.{name}" for name in loaded} == set(state)
+    assert all(torch.equal(loaded[name.removeprefix("model.")], state[name]) for name in state)
+
+
+def test_a_file_of_another_model_is_refused(folder: str, tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.bin")
+    with pytest.raises(InputError, match="does not fit a step-aware model"):
+        StepAware(str(tmp_path / "other.bin"), folder, folder).clip  # noqa: B018
+    (tmp_path / "broken.bin").write_bytes(b"\0" * 100)
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        StepAware(str(tmp_path / "broken.bin"), folder, folder).clip  # noqa: B018
+
+
+LAYER = {
+    "layer_norm1.bias": (32,),
+    "layer_norm1.weight": (32,),
+    "layer_norm2.bias": (32,),
+    "layer_norm2.weight": (32,),
+    "mlp.fc1.bias": (64,),
+    "mlp.fc1.weight": (64, 32),
+    "mlp.fc2.bias": (32,),
+    "mlp.fc2.weight": (32, 64),
+} | {
+    f"self_attn.{name}_proj.{kind}": shape
+    for name in ("k", "out", "q", "v")
+    for kind, shape in (("bias", (32,)), ("weight", (32, 32)))
+}
+OTHERS = {
+    "logit_scale": (),
+    "t_embedder.mlp.0.bias": (32,),
+    "t_embedder.mlp.0.weight": (32, 256),
+    "t_embedder.mlp.2.bias": (32,),
+    "t_embedder.mlp.2.weight": (32, 32),
+    "text_model.embeddings.position_embedding.weight": (16, 32),
+    "text_model.embeddings.token_embedding.weight": (514, 32),
+    "text_model.final_layer_norm.bias": (32,),
+    "text_model.final_layer_norm.weight": (32,),
+    "text_projection.weight": (24, 32),
+    "vision_model.adaLN_modulation.1.bias": (64,),
+    "vision_model.adaLN_modulation.1.weight": (64, 32),
+    "vision_model.embeddings.class_embedding": (32,),
+    "vision_model.embeddings.patch_embedding.weight": (32, 3, 8, 8),
+    "vision_model.embeddings.position_embedding.weight": (17, 32),
+    "vision_model.post_layernorm.bias": (32,),
+    "vision_model.post_layernorm.weight": (32,),
+    "vision_model.pre_layrnorm.bias": (32,),
+    "vision_model.pre_layrnorm.weight": (32,),
+    "visual_projection.weight": (24, 32),
+}
+
+
+def _published() -> dict[str, torch.Tensor]:
+    shapes = dict(OTHERS)
+    for n in range(2):
+        for name, shape in LAYER.items():
+            shapes[f"text_model.encoder.layers.{n}.{name}"] = shape
+            shapes[f"vision_model.encoder.layers.{n}.{name}"] = shape
+        shapes[f"vision_model.encoder.layers.{n}.adaLN_modulation.1.bias"] = (192,)
+        shapes[f"vision_model.encoder.layers.{n}.adaLN_modulation.1.weight"] = (192, 32)
+    return {f"model.{name}": torch.randn(shape) for name, shape in shapes.items()}

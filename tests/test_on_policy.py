@@ -1,0 +1,117 @@
+"""Collections inside a real run: their length, their resume, and when nothing is accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_prefopt.backbones import LoRA, StableDiffusion
+from lit_prefopt.data import PromptCollections
+from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import InputError
+from lit_prefopt.evaluate.prompts import PromptFile
+from lit_prefopt.methods import SPO
+from lit_prefopt.optimizers import AdamW
+from tests.methods.test_spo import Brightness
+
+HOW = Sampling(steps=4, guidance=2.0, eta=1.0)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> PromptFile:
+    (tmp_path / "prompts.txt").write_text("\n".join(f"picture {i}" for i in range(7)))
+    return PromptFile(str(tmp_path / "prompts.txt"))
+
+
+def module(folder: str, **changes: object) -> SPO:
+    torch.manual_seed(0)  # the adapter's first weights
+    backbone = StableDiffusion(folder, lora=LoRA(4))
+    settings = {"candidates": 2, "first": 1, "inner": 0, "threshold": 0.0} | changes
+    return SPO(backbone, AdamW(1e-2), Brightness(), 10.0, 0.1, HOW, **settings)
+
+
+class Seen(Callback):
+    """Notes the seeds of all batches."""
+
+    def __init__(self) -> None:
+        self.seeds: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: SPO, batch, batch_idx) -> None:
+        self.seeds.append(batch.seeds.tolist())
+
+
+def fit(
+    folder: str, prompts: PromptFile, root: Path, steps: int, resume: bool = False
+) -> tuple[SPO, Seen, PromptCollections]:
+    """Train so many steps, with a checkpoint at each."""
+    seen, data = Seen(), PromptCollections(prompts, batch_size=2, batches=5, round_size=2)
+    saving = ModelCheckpoint(root, save_last=True, every_n_train_steps=1, save_top_k=0)
+    trainer = Trainer(
+        default_root_dir=root,
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[saving, seen],
+    )
+    trained = module(folder)
+    last = str(root / "last.ckpt") if resume else None
+    trainer.fit(trained, data, ckpt_path=last, weights_only=True)
+    return trained, seen, data
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7], ids=["amid", "at the end", "amid the second"])
+def test_a_stopped_run_goes_on_with_what_it_had_collected(
+    tiny_folder: str, prompts: PromptFile, tmp_path: Path, stop: int
+) -> None:
+    whole, seen, data = fit(tiny_folder, prompts, tmp_path / "whole", 12)
+    _, first, _ = fit(tiny_folder, prompts, tmp_path / "parts", stop)
+    parts, second, again = fit(tiny_folder, prompts, tmp_path / "parts", 12, resume=True)
+    assert first.seeds + second.seeds == seen.seeds
+    assert again.used == data.used
+    for (name, a), (_, b) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert len({tuple(batch) for batch in seen.seeds}) > 6
+
+
+def test_collections_are_made_by_the_weights_as_they_stand(
+    tiny_folder: str, prompts: PromptFile, tmp_path: Path
+) -> None:
+    trained, _, data = fit(tiny_folder, prompts, tmp_path, 5)
+    texts, seeds = data.texts[:2], torch.tensor([1, 2])
+    later = trained.collect(texts, seeds)
+    before = module(tiny_folder).collect(texts, seeds)
+    assert not torch.equal(later.children, before.children)
+    assert torch.equal(trained.collect(texts, seeds).children, later.children)
+
+
+def test_a_threshold_that_accepts_nothing(
+    tiny_folder: str, prompts: PromptFile, tmp_path: Path
+) -> None:
+    data = PromptCollections(prompts, batch_size=2, batches=5, round_size=2, patience=3)
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(InputError, match="3 rounds of 2 prompts gave no pair.*`threshold`"):
+        trainer.fit(module(tiny_folder, threshold=0.9999), data)
+
+
+def test_every_prompt_comes_once_in_a_pass(prompts: PromptFile) -> None:
+    data = PromptCollections(prompts, batch_size=1, batches=1, round_size=7)
+    data.setup()
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    (first, one), (second, two) = data._next_round(), data._next_round()
+    assert sorted(first) == sorted(second) == sorted(data.texts)
+    assert first != second
+    assert not set(one.tolist()) & set(two.tolist())
