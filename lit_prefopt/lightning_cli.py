@@ -18,6 +18,7 @@ import lit_prefopt.methods
 import lit_prefopt.optimizers
 import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
+from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.configs import BASE
 from lit_prefopt.run_directory import (
     RunDirectory,
@@ -41,7 +42,7 @@ class PreferenceCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.root = run_directory(config)
         fitting = self.subcommand == "fit"
-        check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
+        config.ckpt_path = check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
         if config.trainer.logger is False:  # LearningRateMonitor refuses to run without one
             needing, callbacks = "LearningRateMonitor", config.trainer.callbacks or []
             kept = [c for c in callbacks if not c.class_path.endswith(needing)]
@@ -52,6 +53,7 @@ class PreferenceCLI(LightningCLI):
         arguments = logger_arguments(self.config[self.subcommand], self.root)
         trainer = super().instantiate_trainer(**arguments, **kwargs)
         lead_checkpoints(trainer, self.root)
+        trainer.callbacks.append(Interrupts())  # the last one: it saves what the others leave
         return trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -46,6 +46,7 @@ class PreferenceDiffusionModule(LightningModule):
         self.optimizer = optimizer
         self.validation_draws = validation_draws
         self.window = Window()
+        self.measured: dict[str, Tensor] = {}  # the last batch's means
         self.logged_step = 0
         self.held_out = HeldOut(backbone.process.steps, validation_draws)
         self.strict_loading = False  # frozen parts come from the backbone, not from checkpoints
@@ -122,7 +123,8 @@ class PreferenceDiffusionModule(LightningModule):
         ratios = self.log_ratios(pairs)
         losses = self.losses(ratios, pairs)
         loss = (pairs.weights * losses).mean()
-        self.window.add(summary(ratios, pairs, loss, self.beta))
+        self.measured = summary(ratios, pairs, loss, self.beta)
+        self.window.add(self.measured)
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:

@@ -1,0 +1,42 @@
+"""Where a run stands between two optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch import Trainer
+
+COUNTS = ("ready", "started", "processed", "completed")
+
+
+def open_batches(trainer: Trainer) -> int:
+    """Return how many batches were trained on since the last optimizer step.
+
+    Their gradients live nowhere but in memory: a checkpoint that counts them would lose them.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    done = progress.current.processed
+    whole = done >= trainer.num_training_batches  # the last batch of an epoch always steps
+    ended = progress.is_last_batch and done == progress.current.ready
+    return 0 if whole or ended else done % trainer.accumulate_grad_batches
+
+
+@contextmanager
+def at_the_last_step(trainer: Trainer) -> Iterator[None]:
+    """Let the run's counters stand right after the last optimizer step inside the block.
+
+    Since then neither weights nor optimizer have changed, so a checkpoint taken here is exact; the
+    batches behind it are trained on once more.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    count, kept = open_batches(trainer), progress.state_dict()
+    if count:
+        progress.is_last_batch = False
+        for counts in (progress.total, progress.current):
+            for name in COUNTS:
+                setattr(counts, name, getattr(counts, name) - count)
+    try:
+        yield
+    finally:
+        progress.load_state_dict(kept)
