@@ -30,7 +30,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write a checkpoint; remote paths are left to Lightning, whose uploads are whole."""
         if not isinstance(get_filesystem(path), LocalFileSystem):
@@ -41,10 +41,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as stream:
                 torch.save(checkpoint, stream)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch's writer turns some of the former into these
+        except (OSError, RuntimeError) as error:  # torch turns the former into the latter
             cause = _os_error(error)
             if cause is None:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that a recipe may name their classes without the whole path.
@@ -53,7 +53,10 @@ class PreferenceCLI(LightningCLI):
         arguments = logger_arguments(self.config[self.subcommand], self.root)
         trainer = super().instantiate_trainer(**arguments, **kwargs)
         lead_checkpoints(trainer, self.root)
-        trainer.callbacks.append(Interrupts())  # the last one: it saves what the others leave
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
+        others = [c for c in callbacks if not isinstance(c, Interrupts)]
+        trainer.callbacks = others + interrupts[:1]  # type: ignore[attr-defined]
         return trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from lightning.pytorch import Trainer
-
-COUNTS = ("ready", "started", "processed", "completed")
 
 
 def open_batches(trainer: Trainer) -> int:
@@ -15,8 +14,8 @@ def open_batches(trainer: Trainer) -> int:
 
     Their gradients live nowhere but in memory: a checkpoint that counts them would lose them.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    done = progress.current.processed
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    done: int = progress.current.processed
     whole = done >= trainer.num_training_batches  # the last batch of an epoch always steps
     ended = progress.is_last_batch and done == progress.current.ready
     return 0 if whole or ended else done % trainer.accumulate_grad_batches
@@ -29,13 +28,13 @@ def at_the_last_step(trainer: Trainer) -> Iterator[None]:
     Since then neither weights nor optimizer have changed, so a checkpoint taken here is exact; the
     batches behind it are trained on once more.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     count, kept = open_batches(trainer), progress.state_dict()
-    if count:
-        progress.is_last_batch = False
-        for counts in (progress.total, progress.current):
-            for name in COUNTS:
-                setattr(counts, name, getattr(counts, name) - count)
+    progress.is_last_batch &= not count and progress.current.processed == progress.current.ready
+    for counts in (progress.total, progress.current):
+        counts.completed -= count
+        counts.processed -= count
+        counts.ready = counts.started = counts.processed  # nor is a batch that failed begun
     try:
         yield
     finally:

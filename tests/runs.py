@@ -41,6 +41,11 @@ class Beat(Callback):
         self._write("validation")
 
 
+def folder_of(arguments: list[str]) -> Path:
+    """Return the run's directory that these arguments name."""
+    return Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
+
+
 def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
     """Start `lit-prefopt fit` in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -142,7 +142,7 @@ class Watch:
             values.extend(state[name])
         self.overflows = state["overflows"]
 
-    def _values(self) -> dict[str, deque[float] | list[float]]:
+    def _values(self) -> dict[str, Any]:
         chosen = self.chosen
         lists = {"first": chosen.first, "errors": chosen.errors, "references": chosen.references}
         return {"loss": self.loss.values, "gradient": self.gradient.values, **lists}

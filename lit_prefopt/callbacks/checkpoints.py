@@ -28,6 +28,7 @@ class Checkpoints(ModelCheckpoint):
 
     _validated = False
     _stopping = False
+    _torn = False  # between the beginning of an optimizer step and the end of what follows it
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Clear away what a killed run left, and let files be written whole."""
@@ -40,8 +41,13 @@ class Checkpoints(ModelCheckpoint):
         if type(trainer.strategy._checkpoint_io) in (TorchCheckpointIO, type(None)):
             trainer.strategy._checkpoint_io = WholeCheckpoints()
 
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        """Note that the state is not consistent from here to the end of the batch."""
+        self._torn = True
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save what is due, if this batch ended in an optimizer step."""
+        self._torn = False
         if open_batches(trainer):
             self._hold(trainer)
             return
@@ -68,15 +74,7 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Save the state after the last optimizer step, if `save_on_exception` asks for it."""
-        loop = trainer.fit_loop.epoch_loop
-        steps, batches = (
-            loop.automatic_optimization.optim_progress.optimizer.step,
-            loop.batch_progress,
-        )
-        # Inside an optimizer step, or between it and what follows it, the state is not consistent.
-        torn = steps.total.ready != steps.total.completed
-        torn |= batches.total.processed != batches.total.completed
-        if torn or trainer.state.fn != "fit" or isinstance(exception, InputError):
+        if trainer.state.fn != "fit" or self._torn or isinstance(exception, InputError):
             return
         with at_the_last_step(trainer):
             super().on_exception(trainer, pl_module, exception)

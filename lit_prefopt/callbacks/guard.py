@@ -65,8 +65,8 @@ class Guard(Callback):
     ) -> None:
         if not (threshold > 0 and rise > 0 and window >= 2 and most >= 0 and every >= 1):
             raise InputError(
-                "The guard needs `threshold` and `rise` above 0, `window` from 2, `most` from 0 and "
-                "`every` from 1."
+                "The guard needs `threshold` and `rise` above 0, `window` from 2, `most` from 0, "
+                "and `every` from 1."
             )
         self.on_spike, self.window, self.rise, self.most = on_spike, window, rise, most
         self.every = every if on_spike == "warn" else 1
@@ -81,8 +81,8 @@ class Guard(Callback):
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         if self.on_spike == "rewind" and all(c.save_weights_only for c in savers):
             raise InputError(
-                "To go back, the guard needs checkpoints of weights and optimizer: add the callback "
-                "`Checkpoints`, or set its `on_spike` to skip."
+                "To go back, the guard needs checkpoints of weights and optimizer: add the "
+                "callback `Checkpoints`, or set its `on_spike` to skip."
             )
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,7 +96,7 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Look at the step that is about to be taken; gradients are unscaled and not clipped yet."""
+        """Look at the step that is about to be taken; its gradients are not clipped yet."""
         gradients = [p.grad for p in trained(pl_module).values() if p.grad is not None]
         if not self._batches or not gradients:
             return

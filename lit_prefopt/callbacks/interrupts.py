@@ -48,7 +48,7 @@ class Interrupts(Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen. Lightning's own SIGTERM handler stops anywhere, saves nothing and exits with 0."""
+        """Listen; Lightning's own SIGTERM handler saves nothing and exits with 0."""
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             for signum in NAMES:
