@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from lit_prefopt.configs import find_config, recipe_names
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, is_from
 
 COMMANDS = ("fit", "validate", "test", "predict")
+TRACE = "LIT_PREFOPT_TRACE"  # an environment variable for those who look for a bug
 HELP = """usage: lit-prefopt COMMAND [--config RECIPE] [--KEY VALUE ...]
 
 Align text-to-image diffusion models with human preferences.
@@ -70,19 +71,29 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     try:
         _run(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
-        sentence = _sentence(error)
+        sentence = None if os.environ.get(TRACE) else _sentence(error)
         if sentence is None:
             raise
         sys.exit(f"lit-prefopt: {sentence}")
 
 
-def _sentence(error: BaseException | None) -> str | None:
-    """Return what an InputError says, wherever others were raised from it."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return str(error)
-        error = error.__cause__ or error.__context__
+def _sentence(error: Exception) -> str | None:
+    """Return what is the user's to mend, in words, or None for a failure of the program.
+
+    That is an InputError, or one that others were raised from (not one that was merely handled
+    before); and what Lightning says of its own arguments.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    if cause is not None:
+        return str(cause)
+    lightnings = type(error).__name__ == "MisconfigurationException"
+    if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):
+        return str(error)
     return None
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that a recipe may name their classes without the whole path.
@@ -19,7 +21,9 @@ import lit_prefopt.optimizers
 import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
+from lit_prefopt.callbacks.progress import Progress
 from lit_prefopt.configs import BASE
+from lit_prefopt.errors import InputError, check_number, root_cause
 from lit_prefopt.run_directory import (
     RunDirectory,
     check_run_directory,
@@ -43,10 +47,25 @@ class PreferenceCLI(LightningCLI):
         self.root = run_directory(config)
         fitting = self.subcommand == "fit"
         config.ckpt_path = check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
+        windows = config.trainer.accumulate_grad_batches  # Lightning divides by it unchecked
+        check_number("trainer.accumulate_grad_batches", windows, 1)
         if config.trainer.logger is False:  # LearningRateMonitor refuses to run without one
             needing, callbacks = "LearningRateMonitor", config.trainer.callbacks or []
             kept = [c for c in callbacks if not c.class_path.endswith(needing)]
             config.trainer.callbacks = kept
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a class says of its arguments is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError, TypeError, AttributeError) as error:
+            cause = root_cause(error)
+            if isinstance(cause, InputError):
+                raise
+            raise InputError(
+                f"The recipe cannot be used: {' '.join(str(cause).split())} (`--print_config` "
+                "shows what every key was resolved to.)"
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, whose output goes into the run's directory; the recipe stays."""
@@ -54,6 +73,8 @@ class PreferenceCLI(LightningCLI):
         trainer = super().instantiate_trainer(**arguments, **kwargs)
         lead_checkpoints(trainer, self.root)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # Lightning's own bar, where the recipe names none
+        callbacks = [Progress() if type(c) is RichProgressBar else c for c in callbacks]
         interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
         others = [c for c in callbacks if not isinstance(c, Interrupts)]
         trainer.callbacks = others + interrupts[:1]  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from lit_prefopt.backbones import Backbone, trained
 from lit_prefopt.batches import ImagePairs, LogRatios, Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import Errors, Noised, denoising_errors, error_log_ratios
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.log import HeldOut, Window, summary
 from lit_prefopt.optimizers import OptimizerConfig
 
@@ -42,6 +42,12 @@ class PreferenceDiffusionModule(LightningModule):
         self, backbone: Backbone, optimizer: OptimizerConfig, validation_draws: int = 4
     ) -> None:
         super().__init__()
+        if not isinstance(backbone, Backbone):
+            raise InputError(
+                "The recipe names no backbone: give one by `--backbone backbone/toy.yaml`, or a "
+                "class with its arguments."
+            )
+        check_number("validation_draws", validation_draws, 1)
         self.backbone = backbone
         self.optimizer = optimizer
         self.validation_draws = validation_draws

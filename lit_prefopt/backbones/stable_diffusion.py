@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from lit_prefopt.backbones.backbone import Backbone
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.reference import Policy, freeze
+from lit_prefopt.backbones.sizes import check_size
 from lit_prefopt.batches import Prompt
 from lit_prefopt.configs import find_config
 from lit_prefopt.diffusion.process import DiscreteProcess
@@ -84,6 +85,7 @@ class StableDiffusion(Backbone):
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of the scaled latents, float32."""
+        check_size(images, self.vae)
         with torch.autocast(images.device.type, enabled=False):
             posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         scale = self.vae.config.scaling_factor

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lit_prefopt.backbones import trained
 from lit_prefopt.callbacks.alarms import Step, Watch
 from lit_prefopt.callbacks.averaging import PolicyAveraging
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.module import PreferenceDiffusionModule
 
 CURES = (
@@ -63,11 +63,11 @@ class Guard(Callback):
         most: int = 5,
         every: int = 10,
     ) -> None:
-        if not (threshold > 0 and rise > 0 and window >= 2 and most >= 0 and every >= 1):
-            raise InputError(
-                "The guard needs `threshold` and `rise` above 0, `window` from 2, `most` from 0, "
-                "and `every` from 1."
-            )
+        check_number("threshold", threshold, above=0)
+        check_number("window", window, 2)
+        check_number("rise", rise, above=0)
+        check_number("most", most, 0)
+        check_number("every", every, 1)
         self.on_spike, self.window, self.rise, self.most = on_spike, window, rise, most
         self.every = every if on_spike == "warn" else 1
         self.watch = Watch(threshold, window)
