@@ -47,8 +47,12 @@ class PreferenceCLI(LightningCLI):
         self.root = run_directory(config)
         fitting = self.subcommand == "fit"
         config.ckpt_path = check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
-        windows = config.trainer.accumulate_grad_batches  # Lightning divides by it unchecked
-        check_number("trainer.accumulate_grad_batches", windows, 1)
+        # Lightning divides by these unchecked.
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            check_number(f"trainer.{name}", config.trainer[name], 1)
+        interval = config.trainer.val_check_interval
+        if isinstance(interval, int | float):
+            check_number("trainer.val_check_interval", interval, above=0)
         if config.trainer.logger is False:  # LearningRateMonitor refuses to run without one
             needing, callbacks = "LearningRateMonitor", config.trainer.callbacks or []
             kept = [c for c in callbacks if not c.class_path.endswith(needing)]

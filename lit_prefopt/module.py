@@ -136,7 +136,7 @@ class PreferenceDiffusionModule(LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         """Log what was seen since the last logged step, at each n-th optimizer step."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.global_step == self.logged_step or self.global_step % every:
+        if self.global_step == self.logged_step or not every or self.global_step % every:
             return
         self.logged_step = self.global_step
         for name, mean in self.window.close().items():
