@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_prefopt.configs import find_config, recipe_names
-from lit_prefopt.errors import InputError, is_from
+from lit_prefopt.errors import InputError, causes, is_from
 
 COMMANDS = ("fit", "validate", "test", "predict")
 TRACE = "LIT_PREFOPT_TRACE"  # an environment variable for those who look for a bug
@@ -73,6 +73,11 @@ def main(args: Sequence[str] | None = None) -> None:
         _run(args)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stop:
+        # Lightning ends with 1 after Ctrl-C and with 0 after SIGTERM, which reads as success.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        sys.exit(143 if type(stop).__name__ == "SIGTERMException" else stop.code)
     except Exception as error:
         sentence = None if os.environ.get(TRACE) else _sentence(error)
         if sentence is None:
@@ -86,11 +91,9 @@ def _sentence(error: Exception) -> str | None:
     That is an InputError, or one that others were raised from (not one that was merely handled
     before); and what Lightning says of its own arguments.
     """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__
-    if cause is not None:
-        return str(cause)
+    for cause in causes(error):
+        if isinstance(cause, InputError):
+            return str(cause)
     lightnings = type(error).__name__ == "MisconfigurationException"
     if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):
         return str(error)

@@ -42,11 +42,9 @@ def check_number(
     raise InputError(f"{name} is {value}; give a number {words}.")
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """Return the exception that others were raised from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def causes(error: BaseException | None) -> list[BaseException]:
+    """Return an exception and those that it was raised from, not those handled before it."""
+    return [] if error is None else [error, *causes(error.__cause__)]
 
 
 def is_from(error: BaseException, package: str) -> bool:

@@ -23,7 +23,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.progress import Progress
 from lit_prefopt.configs import BASE
-from lit_prefopt.errors import InputError, check_number, root_cause
+from lit_prefopt.errors import InputError, causes, check_number
 from lit_prefopt.run_directory import (
     RunDirectory,
     check_run_directory,
@@ -63,12 +63,13 @@ class PreferenceCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (MisconfigurationException, ValueError, TypeError, AttributeError) as error:
-            cause = root_cause(error)
-            if isinstance(cause, InputError):
+            chain = causes(error)
+            if any(isinstance(cause, InputError) for cause in chain):
                 raise
+            said = " ".join(str(chain[-1]).split())
             raise InputError(
-                f"The recipe cannot be used: {' '.join(str(cause).split())} (`--print_config` "
-                "shows what every key was resolved to.)"
+                f"The recipe cannot be used: {said} (`--print_config` shows what every key was "
+                "resolved to.)"
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

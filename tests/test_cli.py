@@ -281,7 +281,7 @@ def test_a_resumed_run_says_what_differs_and_the_recipe_holds(
     [said] = [r.message for r in caplog.records if "differs" in r.message]
     assert said.splitlines()[1:] == [
         "  trainer.max_steps: 1 → 2",
-        "  model.init_args.beta: 5000 → 7",
+        "  model.init_args.beta: 5000.0 → 7.0",
     ]
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert yaml.safe_load(last["recipe"])["model"]["init_args"]["beta"] == 7
@@ -322,11 +322,14 @@ def test_a_sentence_speaks_for_what_was_raised_from_it_alone() -> None:
     assert _sentence(wrapped.value) == "the cure"
 
 
-def test_the_bar_of_a_run_bounded_by_steps_names_no_last_epoch(recipe: list[str]) -> None:
+def test_the_bar_of_a_run_bounded_by_steps_names_no_last_epoch(
+    recipe: list[str], tmp_path: Path
+) -> None:
     bar = ["--trainer.callbacks+", "tests.test_cli.Bars", "--trainer.enable_progress_bar", "true"]
     main(["fit", *recipe, *bar, "--trainer.max_steps", "1"])
     assert Bars.said.strip() == "Epoch 0"
-    main(["fit", *recipe, *bar, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
+    other = ["--trainer.default_root_dir", str(tmp_path / "other"), "--trainer.max_steps", "1"]
+    main(["fit", *recipe, *bar, *other, "--trainer.max_epochs", "2"])
     assert Bars.said.strip() == "Epoch 0/1"
 
 

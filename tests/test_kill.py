@@ -37,8 +37,8 @@ def test_killed_five_times_it_ends_in_the_same_weights(
     beat = tmp_path / "beat"
     slow = ["--trainer.callbacks+", "tests.runs.Beat", "--trainer.callbacks.path", str(beat)]
     slow += ["--trainer.callbacks.pause", "0.05"]
-    kills = 0
-    while kills < 5:
+    codes = []
+    for _ in range(5):
         begun = (parts / "checkpoints" / "last.ckpt").exists()
         resume = ["--ckpt_path", "last"] if begun else []
         beat.unlink(missing_ok=True)
@@ -49,8 +49,9 @@ def test_killed_five_times_it_ends_in_the_same_weights(
         time.sleep(draws.uniform(0.2, 1.2))
         process.kill()
         said = process.communicate()[0]
-        assert process.returncode in (-9, 0), said
-        kills += 1
+        codes.append(process.returncode)
+        assert codes[-1] in (-9, 0), said
+    assert codes.count(-9) >= 4  # a fast machine may reach the end before
     main(["fit", *arguments, "--ckpt_path", "last"])
     assert_same_end(whole, parts)
     left = [path.name for path in (parts / "checkpoints").glob(".*")]

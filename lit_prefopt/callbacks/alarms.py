@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 SURE = 4.0  # standard errors by which a rise must exceed the noise
+FLOOR = 0.25  # a run that hardly varies may still go up by half
 OVERFLOWS = 20  # steps in a row that mixed precision in fp16 may take to find its scale
 
 
@@ -27,12 +28,11 @@ class Level:
 
     Args:
         window: How many values are looked back at; nothing is out of the ordinary before that.
-        share: Smallest deviation that counts, as a share of the median.
         floor: Smallest deviation that counts.
     """
 
-    def __init__(self, window: int, share: float = 0.0, floor: float = 1e-12) -> None:
-        self.window, self.share, self.floor = window, share, floor
+    def __init__(self, window: int, floor: float = 1e-12) -> None:
+        self.window, self.floor = window, floor
         self.values: deque[float] = deque(maxlen=window)
 
     def excess(self, value: float) -> float:
@@ -41,7 +41,7 @@ class Level:
             return 0.0
         middle = median(self.values)
         spread = MAD_TO_DEVIATION * median(abs(v - middle) for v in self.values)
-        return (value - middle) / max(spread, self.share * abs(middle), self.floor)
+        return (value - middle) / max(spread, self.floor)
 
 
 class Rise:
@@ -95,9 +95,9 @@ class Watch:
 
     def __init__(self, threshold: float, window: int) -> None:
         self.threshold = threshold
-        self.loss = Level(window, share=0.05)
-        # Norms are compared by their logarithms, so 0.1 is a tenth of the norm.
-        self.gradient = Level(window, floor=0.1)
+        # Of logarithms: on a large beta losses of healthy small batches reach 200 times their
+        # median, and a deviation in the logarithm bears that.
+        self.loss, self.gradient = Level(window, FLOOR), Level(window, FLOOR)
         self.chosen = Rise(window)
         self.overflows = 0
 
@@ -115,17 +115,19 @@ class Watch:
             return None
         if not finite or not math.isfinite(step.gradient):
             return f"the loss is {step.loss:.4g} and the gradient norm {step.gradient:.4g}"
-        numbers = {"loss": (step.loss, self.loss.excess(step.loss))}
-        numbers["gradient norm"] = (step.gradient, self.gradient.excess(_log(step.gradient)))
+        numbers = {
+            "loss": (step.loss, self.loss.excess(_log(step.loss))),
+            "gradient norm": (step.gradient, self.gradient.excess(_log(step.gradient))),
+        }
         for name, (value, excess) in numbers.items():
             if excess > self.threshold:
-                return f"the {name} jumps to {value:.4g}, {excess:.0f} deviations above its median"
+                return f"the {name} jumps to {value:.4g}, {excess:.0f} deviations above the median"
         return None
 
     def add(self, step: Step) -> None:
         """Take a step into the statistics, unless it has nothing to say."""
         if math.isfinite(step.loss) and math.isfinite(step.gradient):
-            self.loss.values.append(step.loss)
+            self.loss.values.append(_log(step.loss))
             self.gradient.values.append(_log(step.gradient))
             if step.chosen_error >= 0:
                 self.chosen.add(step.chosen_error, step.chosen_reference_error)
@@ -148,5 +150,5 @@ class Watch:
         return {"loss": self.loss.values, "gradient": self.gradient.values, **lists}
 
 
-def _log(norm: float) -> float:
-    return math.log(max(norm, 1e-30))
+def _log(value: float) -> float:
+    return math.log(max(value, 1e-30))

@@ -31,8 +31,8 @@ RISING_CURES = (
 class Guard(Callback):
     """Notices a loss or gradient that is not finite, a spike of either, and a rising chosen error.
 
-    A spike is a loss, or the logarithm of a gradient norm, far above the median of the last steps,
-    measured in median absolute deviations. It is seen before the optimizer step that it would
+    A spike is a loss or a gradient norm far above the median of the last steps, measured in median
+    absolute deviations, both as logarithms. It is seen before the optimizer step that it would
     spoil, and all ranks decide alike. A rising chosen error is slow, and only told.
 
     A step that is left out still counts: the learning rate's schedule and the data go on. After
@@ -57,7 +57,7 @@ class Guard(Callback):
     def __init__(
         self,
         on_spike: Literal["warn", "skip", "rewind", "stop"] = "warn",
-        threshold: float = 20.0,
+        threshold: float = 6.0,
         window: int = 100,
         rise: float = 0.1,
         most: int = 5,

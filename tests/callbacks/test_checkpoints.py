@@ -198,6 +198,7 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoints(
     main(["fit", *recipe, *every, "--ckpt_path", "last"])
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_removed(recipe: list[str], tmp_path: Path) -> None:
     main(["fit", *recipe, "--trainer.max_steps", "1"])
     folder = tmp_path / "run" / "checkpoints"

@@ -65,7 +65,7 @@ def test_warn_says_what_was_seen_and_goes_on(recipe: list[str]) -> None:
     assert not same(WEIGHTS[5], WEIGHTS[6])
 
 
-@pytest.mark.parametrize("factor", [math.nan, 1e6])
+@pytest.mark.parametrize("factor", [pytest.param(math.nan, marks=pytest.mark.slow), 1e6])
 def test_skip_leaves_the_step_out(recipe: list[str], factor: float) -> None:
     arguments = [*guarded(recipe, "skip", step=6, factor=factor), *ACCUMULATE]
     with pytest.warns(UserWarning, match="Step 6: .*this step is left out"):
@@ -75,6 +75,7 @@ def test_skip_leaves_the_step_out(recipe: list[str], factor: float) -> None:
     assert all(weight.isfinite().all() for weight in WEIGHTS[8].values())
 
 
+@pytest.mark.slow
 def test_a_run_that_only_skips_is_stopped(recipe: list[str], tmp_path: Path) -> None:
     arguments = guarded(recipe, "skip", step=3, steps=6)
     at = arguments.index("--trainer.callbacks.window")
@@ -93,6 +94,7 @@ def test_rewind_goes_back_to_the_last_checkpoint_and_on(recipe: list[str]) -> No
     assert not same(WEIGHTS[6], WEIGHTS[7])
 
 
+@pytest.mark.slow
 def test_a_run_resumed_after_a_rewind_goes_on_exactly(recipe: list[str], tmp_path: Path) -> None:
     whole, parts = (["--trainer.default_root_dir", str(tmp_path / n)] for n in ("whole", "parts"))
     average = ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]
@@ -116,14 +118,18 @@ def test_stop_ends_the_run_with_a_sentence(recipe: list[str], tmp_path: Path) ->
     assert last["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_too_high_is_noticed(recipe: list[str]) -> None:
     arguments = guarded(recipe, "stop", step=100)
     with pytest.raises(SystemExit, match="Step .* (jumps|is)"):
         main(["fit", *arguments, "--model.optimizer.lr", "10", "--trainer.max_steps", "20"])
 
 
+@pytest.mark.slow
 def test_a_healthy_run_gives_no_alarm(recipe: list[str], recwarn: pytest.WarningsRecorder) -> None:
-    main(["fit", *guarded(recipe, "warn", step=100), "--trainer.max_steps", "30"])
+    arguments = [*guarded(recipe, "warn", step=100), "--data.batch_size", "4"]
+    arguments[arguments.index("--trainer.callbacks.window") + 1] = "12"
+    main(["fit", *arguments, "--trainer.max_steps", "30"])
     assert not [w for w in recwarn if "Step " in str(w.message)]
 
 

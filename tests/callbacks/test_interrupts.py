@@ -52,7 +52,12 @@ def at(signum: int, batch: int, validation: bool = False) -> list[str]:
         # at the beginning of a step's batches, and at the last one of an epoch
         ([at(signal.SIGINT, 3), at(signal.SIGTERM, 7)], [130, 143], [2, 3]),
         # in the midst of them, and in a validation
-        ([at(signal.SIGTERM, 1), at(signal.SIGTERM, 5, validation=True)], [143, 143], [1, 2]),
+        pytest.param(
+            [at(signal.SIGTERM, 1), at(signal.SIGTERM, 5, validation=True)],
+            [143, 143],
+            [1, 2],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(
@@ -86,6 +91,17 @@ def test_without_time_for_the_step_the_one_before_is_saved(
         resume = ["--ckpt_path", "last"]
     main(["fit", *arguments, *resume])
     assert_same_end(folder_of(exact), tmp_path)
+
+
+def test_ctrl_c_outside_of_a_training_ends_with_130(recipe: list[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    stop = at(signal.SIGINT, -1, validation=True)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main(["validate", *recipe, *stop])
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+    assert stopped.value.code == 130
 
 
 def slowly(beat: Path, pause: float) -> list[str]:
