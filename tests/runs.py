@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 ROOT = Path(__file__).parent.parent
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TWO_RANKS += ["-m", "lit_prefopt.cli"]
 WEIGHTS = ("state_dict", "running_state", "optimizer_states", "lr_schedulers")
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_prefopt.backbones import trained
 from lit_prefopt.callbacks.alarms import Level, Rise, Step, Watch
 from lit_prefopt.cli import main
-from tests.runs import assert_same_end, same
+from tests.runs import TWO_RANKS, assert_same_end, same, start
 
 WEIGHTS: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -25,13 +25,16 @@ class Poison(Callback):
         step: The first step whose gradient is spoilt, from 1.
         factor: What it is multiplied by.
         steps: How many are spoilt.
+        rank: The only rank that spoils; none: all.
     """
 
-    def __init__(self, step: int, factor: float = math.nan, steps: int = 1) -> None:
-        self.spoilt, self.factor = range(step, step + steps), factor
+    def __init__(
+        self, step: int, factor: float = math.nan, steps: int = 1, rank: int | None = None
+    ) -> None:
+        self.spoilt, self.factor, self.rank = range(step, step + steps), factor, rank
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step + 1 in self.spoilt:
+        if trainer.global_step + 1 in self.spoilt and self.rank in (None, trainer.global_rank):
             for parameter in trained(pl_module).values():
                 if parameter.grad is not None:
                     parameter.grad *= self.factor
@@ -92,6 +95,21 @@ def test_rewind_goes_back_to_the_last_checkpoint_and_on(recipe: list[str]) -> No
     assert same(WEIGHTS[4], WEIGHTS[6])
     assert not same(WEIGHTS[5], WEIGHTS[6])
     assert not same(WEIGHTS[6], WEIGHTS[7])
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_out_the_same_step(recipe: list[str], tmp_path: Path) -> None:
+    """The second rank alone sees a spoilt gradient; the first says what both do."""
+    arguments = [*guarded(recipe, "skip", step=3, rank=1), "--trainer.max_steps", "4"]
+    arguments += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    process = start(arguments, command=TWO_RANKS)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert said.count("Step 3: the loss is") == 1
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["callbacks"]["Guard"]["skipped"] == 0  # in a row: step 4 was taken again
+    [states] = [state["state"] for state in last["optimizer_states"]]
+    assert {int(state["step"]) for state in states.values()} == {3}
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_prefopt.cli import main
-from tests.runs import assert_same_end, folder_of, start, wait_for
+from tests.runs import TWO_RANKS, assert_same_end, folder_of, start, wait_for
 
 
 class SignalAt(Callback):
@@ -147,23 +146,21 @@ def test_a_second_signal_stops_at_once(exact: list[str], tmp_path: Path) -> None
 @pytest.mark.slow
 def test_two_ranks_stop_at_the_same_step(exact: list[str], tmp_path: Path) -> None:
     """Only one of them is told; then both go on to the same weights."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    launch += ["-m", "lit_prefopt.cli"]
     ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.workers", "1"]
     arguments = [*exact, *ranks]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    first = start([*arguments, "--trainer.default_root_dir", str(whole)], command=launch)
+    first = start([*arguments, "--trainer.default_root_dir", str(whole)], command=TWO_RANKS)
     said = first.communicate(timeout=120)[0]
     assert first.returncode == 0, said
     arguments += ["--trainer.default_root_dir", str(parts)]
     beat = tmp_path / "beat"
-    process = start([*arguments, *slowly(beat, 0.5)], command=launch)
+    process = start([*arguments, *slowly(beat, 0.5)], command=TWO_RANKS)
     wait_for(beat, "batch 4", process)
     os.kill(ranks_of(process.pid)[1], signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
     assert said.count("after step 2: the state is saved in") == 1, said
     assert "exitcode  : 143" in said
-    again = start([*arguments, "--ckpt_path", "last"], command=launch)
+    again = start([*arguments, "--ckpt_path", "last"], command=TWO_RANKS)
     said = again.communicate(timeout=120)[0]
     assert again.returncode == 0, said
     assert_same_end(whole, parts)
