@@ -1,6 +1,6 @@
 """Seconds from the start of the process to the first optimizer step: fresh, and resumed.
 
-    python -m benchmarks.resume --report
+    python -m benchmarks.resume --report true
 
 10,000 pairs of small images, two workers, a pipeline with random weights; the resumed run stands
 late in its epoch. Every figure is the median of the repetitions.
