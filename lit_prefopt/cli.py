@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from lit_prefopt.configs import find_columns, find_config, recipe_names
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, causes, is_from
 
 COMMANDS = ("fit", "validate", "test", "predict")
+TRACE = "LIT_PREFOPT_TRACE"  # an environment variable for those who look for a bug
 HELP = """usage: lit-prefopt COMMAND [--config RECIPE] [--KEY VALUE ...]
 
 Align text-to-image diffusion models with human preferences.
@@ -91,19 +92,32 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     try:
         _run(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as stop:
+        # Lightning ends with 1 after Ctrl-C and with 0 after SIGTERM, which reads as success.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        sys.exit(143 if type(stop).__name__ == "SIGTERMException" else stop.code)
     except Exception as error:
-        sentence = _sentence(error)
+        sentence = None if os.environ.get(TRACE) else _sentence(error)
         if sentence is None:
             raise
         sys.exit(f"lit-prefopt: {sentence}")
 
 
-def _sentence(error: BaseException | None) -> str | None:
-    """Return what an InputError says, wherever others were raised from it."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return str(error)
-        error = error.__cause__ or error.__context__
+def _sentence(error: Exception) -> str | None:
+    """Return what is the user's to mend, in words, or None for a failure of the program.
+
+    That is an InputError, or one that others were raised from (not one that was merely handled
+    before); and what Lightning says of its own arguments.
+    """
+    for cause in causes(error):
+        if isinstance(cause, InputError):
+            return str(cause)
+    lightnings = type(error).__name__ == "MisconfigurationException"
+    if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):
+        return str(error)
     return None
 
 

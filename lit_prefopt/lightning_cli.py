@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that a recipe may name their classes without the whole path.
@@ -18,7 +20,10 @@ import lit_prefopt.methods
 import lit_prefopt.optimizers
 import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
+from lit_prefopt.callbacks.interrupts import Interrupts
+from lit_prefopt.callbacks.progress import Progress
 from lit_prefopt.configs import BASE
+from lit_prefopt.errors import InputError, causes, check_number
 from lit_prefopt.run_directory import (
     RunDirectory,
     check_run_directory,
@@ -41,17 +46,43 @@ class PreferenceCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.root = run_directory(config)
         fitting = self.subcommand == "fit"
-        check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
+        config.ckpt_path = check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
+        # Lightning divides by these unchecked.
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            check_number(f"trainer.{name}", config.trainer[name], 1)
+        interval = config.trainer.val_check_interval
+        if isinstance(interval, int | float):
+            check_number("trainer.val_check_interval", interval, above=0)
         if config.trainer.logger is False:  # LearningRateMonitor refuses to run without one
             needing, callbacks = "LearningRateMonitor", config.trainer.callbacks or []
             kept = [c for c in callbacks if not c.class_path.endswith(needing)]
             config.trainer.callbacks = kept
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a class says of its arguments is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError, TypeError, AttributeError) as error:
+            chain = causes(error)
+            if any(isinstance(cause, InputError) for cause in chain):
+                raise
+            said = " ".join(str(chain[-1]).split())
+            raise InputError(
+                f"The recipe cannot be used: {said} (`--print_config` shows what every key was "
+                "resolved to.)"
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, whose output goes into the run's directory; the recipe stays."""
         arguments = logger_arguments(self.config[self.subcommand], self.root)
         trainer = super().instantiate_trainer(**arguments, **kwargs)
         lead_checkpoints(trainer, self.root)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # Lightning's own bar, where the recipe names none
+        callbacks = [Progress() if type(c) is RichProgressBar else c for c in callbacks]
+        interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
+        others = [c for c in callbacks if not isinstance(c, Interrupts)]
+        trainer.callbacks = others + interrupts[:1]  # type: ignore[attr-defined]
         return trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -13,7 +13,7 @@ from lit_prefopt.backbones import Backbone, trained
 from lit_prefopt.batches import ImagePairs, LogRatios, Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import Errors, Noised, denoising_errors, error_log_ratios
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.log import HeldOut, Window, summary
 from lit_prefopt.optimizers import OptimizerConfig
 
@@ -42,10 +42,17 @@ class PreferenceDiffusionModule(LightningModule):
         self, backbone: Backbone, optimizer: OptimizerConfig, validation_draws: int = 4
     ) -> None:
         super().__init__()
+        if not isinstance(backbone, Backbone):
+            raise InputError(
+                "The recipe names no backbone: give one by `--backbone backbone/toy.yaml`, or a "
+                "class with its arguments."
+            )
+        check_number("validation_draws", validation_draws, 1)
         self.backbone = backbone
         self.optimizer = optimizer
         self.validation_draws = validation_draws
         self.window = Window()
+        self.measured: dict[str, Tensor] = {}  # the last batch's means
         self.logged_step = 0
         self.held_out = HeldOut(backbone.process.steps, validation_draws)
         self.strict_loading = False  # frozen parts come from the backbone, not from checkpoints
@@ -122,13 +129,14 @@ class PreferenceDiffusionModule(LightningModule):
         ratios = self.log_ratios(pairs)
         losses = self.losses(ratios, pairs)
         loss = (pairs.weights * losses).mean()
-        self.window.add(summary(ratios, pairs, loss, self.beta))
+        self.measured = summary(ratios, pairs, loss, self.beta)
+        self.window.add(self.measured)
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Log what was seen since the last logged step, at each n-th optimizer step."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.global_step == self.logged_step or self.global_step % every:
+        if self.global_step == self.logged_step or not every or self.global_step % every:
             return
         self.logged_step = self.global_step
         for name, mean in self.window.close().items():

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import optimization
 
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number
 
 ScheduleName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 DECAYING = ("linear", "cosine")
@@ -31,6 +31,8 @@ class OptimizerConfig(ABC):
     def __init__(
         self, lr: float, schedule: ScheduleName = "constant", warmup_steps: int = 0
     ) -> None:
+        check_number("lr", lr, 0)
+        check_number("warmup_steps", warmup_steps, 0)
         self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
 
     @abstractmethod
@@ -82,6 +84,10 @@ class AdamW(OptimizerConfig):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(lr, schedule, warmup_steps)
+        for beta in betas:
+            check_number("betas", beta, 0, 1 - 1e-12)
+        check_number("eps", eps, 0)
+        check_number("weight_decay", weight_decay, 0)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -6,17 +6,22 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
+from lit_prefopt.checkpoint_files import check_whole, last_checkpoint
 from lit_prefopt.errors import InputError
 from lit_prefopt.whole_files import write_whole
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
+ELSEWHERE = ("ckpt_path", "trainer.default_root_dir")  # where, not what
+ABSENT = "(absent)"
 
 
 def run_directory(config: Namespace) -> Path:
@@ -27,36 +32,41 @@ def run_directory(config: Namespace) -> Path:
     return Path("runs") / (recipes[-1].stem if recipes else "unnamed")
 
 
-def check_run_directory(root: Path, ckpt_path: str | None, *, fitting: bool) -> None:
-    """Refuse to write into another run's directory, and to go on from nothing.
+def check_run_directory(root: Path, ckpt_path: str | None, *, fitting: bool) -> str | None:
+    """Refuse to write into another run's directory, and to go on from nothing or from half a file.
 
     Args:
         root: The run's directory.
         ckpt_path: What the command line said: `last`, a path, or nothing.
         fitting: Whether the run is going to write checkpoints.
 
+    Returns:
+        The checkpoint to go on from: for `last`, the newest whole one.
+
     Raises:
-        InputError: One of the two.
+        InputError: One of the three.
     """
-    if not _first_rank():
-        return
     held = sorted((root / CHECKPOINTS).glob("*.ckpt"))
-    if ckpt_path == "last" and not held:
-        raise InputError(
-            f"{root / CHECKPOINTS} holds no checkpoint to go on from: name the run's directory by "
-            "`--trainer.default_root_dir FOLDER`, or leave `--ckpt_path` away to begin."
-        )
+    if ckpt_path == "last":
+        if not held:
+            raise InputError(
+                f"{root / CHECKPOINTS} holds no checkpoint to go on from: name the run's directory "
+                "by `--trainer.default_root_dir FOLDER`, or leave `--ckpt_path` away to begin."
+            )
+        return last_checkpoint(root / CHECKPOINTS, fitting=fitting)
     own = ckpt_path is not None
-    if ckpt_path not in (None, "last", "best", "hpc", "registry"):
+    if ckpt_path not in (None, "best", "hpc", "registry"):
         checkpoint = Path(str(ckpt_path)).resolve()
         if not checkpoint.exists():
             raise InputError(f"{ckpt_path} does not exist; name a checkpoint, or say `last`.")
+        check_whole(checkpoint)
         own = root.resolve() in checkpoint.parents
-    if fitting and held and not own:
+    if fitting and held and not own and _first_rank():
         raise InputError(
             f"{root} holds another run: go on with it by `--ckpt_path last`, or give this one a "
             "folder of its own by `--trainer.default_root_dir FOLDER`."
         )
+    return ckpt_path
 
 
 def logger_arguments(config: Namespace, root: Path) -> dict[str, Any]:
@@ -97,7 +107,39 @@ class RunDirectory(SaveConfigCallback):
         """Keep the recipe beside the weights, as text."""
         checkpoint["recipe"] = self.recipe
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say where the recipe differs from the checkpoint's; the recipe holds."""
+        if trainer.state.fn == "fit" and "recipe" in checkpoint:
+            changes = differences(checkpoint["recipe"], self.recipe)
+            if changes:
+                lines = "\n".join(f"  {change}" for change in changes)
+                rank_zero_info(f"The recipe differs from the checkpoint's, and holds:\n{lines}")
+
     @property
     def recipe(self) -> str:
         """The resolved recipe as YAML."""
         return self.parser.dump(self.config, skip_none=False)
+
+
+def differences(old: str, new: str) -> list[str]:
+    """Return what differs between two resolved recipes, one line `key: old → new` each.
+
+    Args:
+        old: A recipe as YAML.
+        new: Another.
+    """
+    before, after = (_leaves(yaml.safe_load(text)) for text in (old, new))
+    keys = [key for key in {**before, **after} if not key.startswith(ELSEWHERE)]
+    pairs = [(key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in keys]
+    return [f"{key}: {a} → {b}" for key, a, b in pairs if a != b]
+
+
+def _leaves(node: Any, key: str = "") -> dict[str, str]:
+    """Return every value of a nested recipe by its dotted key."""
+    if isinstance(node, dict | list) and node:
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        parts = [_leaves(value, f"{key}.{name}" if key else str(name)) for name, value in items]
+        return {name: value for part in parts for name, value in part.items()}
+    return {key: yaml.safe_dump(node, default_flow_style=True).removesuffix("...\n").strip()}

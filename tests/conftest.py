@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt.cli import main
 from lit_prefopt.data import ShardWriter
 from tests.tiny import tiny_pipeline, tiny_xl_pipeline
 
@@ -51,12 +52,31 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def recipe(tiny_folder: str, shards: str, tmp_path: Path) -> list[str]:
     """Arguments of a small Diffusion-DPO run in a folder of its own."""
+    return small_recipe(tiny_folder, shards, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def exact(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of a run of four steps of three batches each, whose folder holds its end.
+
+    To be run again in another folder, with interruptions.
+    """
+    arguments = small_recipe(tiny_folder, shards, tmp_path_factory.mktemp("exact") / "run")
+    arguments += ["--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "4"]
+    arguments += ["--trainer.val_check_interval", "6", "--data.batch_size", "3"]  # of 8 an epoch
+    arguments += ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]
+    main(["fit", *arguments])
+    return arguments
+
+
+def small_recipe(pipeline: str, shards: str, folder: Path) -> list[str]:
+    """Return the arguments of a small run on a pipeline with random weights."""
     return [
         *("--config", "toy-diffusion-dpo"),
-        *("--backbone", "StableDiffusion", "--backbone.pretrained", tiny_folder),
+        *("--backbone", "StableDiffusion", "--backbone.pretrained", pipeline),
         *("--data", "PairShards", "--data.shards", shards, "--data.validation", shards),
         *("--data.batch_size", "4", "--data.resolution", "32", "--data.workers", "0"),
-        *("--trainer.default_root_dir", str(tmp_path / "run")),
+        *("--trainer.default_root_dir", str(folder)),
         *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2"),
         *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     ]

@@ -223,6 +223,13 @@ def test_a_run_without_a_logger(recipe: list[str], tmp_path: Path) -> None:
         (["--backbone.pretrained", "no/such-model"], "no/such-model is neither a local folder"),
         (["--data.shards", "nowhere"], "nowhere"),
         (["--data.batch_size", "25"], "lower `batch_size` or give more pairs"),
+        (["--data.resolution", "30"], "set `--data.resolution` to a multiple of 4"),
+        (["--data.workers", "-1"], "workers is -1; give a number from 0"),
+        (["--model.beta", "0"], "beta is 0.*; give a number above 0"),
+        (["--model.optimizer.lr", "-1"], "lr is -1.*; give a number from 0"),
+        (["--trainer.accumulate_grad_batches", "0"], "give a number from 1"),
+        (["--trainer.max_steps", "-5"], "max_steps.*must be a non-negative integer or -1"),
+        (["--trainer.strategy", "teleport"], "cannot be used: You selected an invalid strategy"),
     ],
 )
 def test_bad_input_is_answered_by_a_sentence(

@@ -69,11 +69,6 @@ class StableDiffusionXL(UNetBackbone):
         return super().told(prompt, latents) | {"added_cond_kwargs": added}
 
     @property
-    def pixels_per_latent(self) -> int:
-        """How many pixels of the image one side of a latent stands for."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
     def sampling(self) -> Sampling:
         """The stock pipeline's guidance, and few images at a time."""
         return Sampling(guidance=5.0, batch_size=4)

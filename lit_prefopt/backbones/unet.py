@@ -118,6 +118,12 @@ class UNetBackbone(Backbone):
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of the scaled latents, float32."""
+        height, width = images.shape[-2:]
+        if height % self.pixels_per_latent or width % self.pixels_per_latent:
+            raise InputError(
+                f"The backbone's VAE cannot encode images of {width} x {height} pixels: set "
+                f"`--data.resolution` to a multiple of {self.pixels_per_latent}."
+            )
         with torch.autocast(images.device.type, enabled=False):
             posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         scale = self.vae.config.scaling_factor
@@ -171,6 +177,11 @@ class UNetBackbone(Backbone):
             **_collate_lora_metadata({"unet": unet}),
         )
         return folder / "pytorch_lora_weights.safetensors"
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """How many pixels of an image one side of a latent stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -4,6 +4,16 @@ from lit_prefopt.callbacks.averaging import PolicyAveraging
 from lit_prefopt.callbacks.checkpoints import Checkpoints
 from lit_prefopt.callbacks.evaluation import Evaluation
 from lit_prefopt.callbacks.export import Export
+from lit_prefopt.callbacks.guard import Guard
+from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.samples import SampleGrid
 
-__all__ = ["Checkpoints", "Evaluation", "Export", "SampleGrid", "PolicyAveraging"]
+__all__ = [
+    "Checkpoints",
+    "Evaluation",
+    "Export",
+    "Guard",
+    "Interrupts",
+    "PolicyAveraging",
+    "SampleGrid",
+]

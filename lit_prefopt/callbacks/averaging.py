@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number
 
 
 class PolicyAveraging(Callback):
@@ -29,6 +29,8 @@ class PolicyAveraging(Callback):
     RUNNING = "running_state"
 
     def __init__(self, decay: float = 0.999, start: int = 0) -> None:
+        check_number("decay", decay, 0, 1)
+        check_number("start", start, 0)
         self.decay, self.start = decay, start
         self.average: dict[str, Tensor] = {}
         self._step = 0

@@ -1,17 +1,83 @@
-"""Checkpoints whose `last.ckpt` is what its name says."""
+"""Checkpoints from which a run goes on exactly, and whose `last.ckpt` is what its name says."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_prefopt.checkpoint_files import WholeCheckpoints
+from lit_prefopt.errors import InputError
+from lit_prefopt.optimizer_steps import at_the_last_step, open_batches
+from lit_prefopt.whole_files import remove_temporaries
+
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which also saves the state at the end of training.
+    """Lightning's ModelCheckpoint, which saves right after optimizer steps and writes whole files.
 
-    Lightning saves at the end only if nothing was saved before: of 2,400 steps with a checkpoint
-    every 500, `last.ckpt` would hold step 2,000.
+    - A checkpoint that falls due while gradients are being accumulated (`train_time_interval`, a
+      validation that does not fall on a step, the end of `max_time`) waits for the optimizer step:
+      the gradients so far are in no checkpoint.
+    - The state at the end of training is saved too. Lightning saves it only if nothing was saved
+      before: of 2,400 steps with a checkpoint every 500, `last.ckpt` would hold step 2,000.
+    - A file appears under its name once it is on the disk. What a killed run left is removed.
     """
+
+    _validated = False
+    _stopping = False
+    _torn = False  # between the beginning of an optimizer step and the end of what follows it
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Clear away what a killed run left, and let files be written whole."""
+        # A run has a directory to itself: what it writes again it replaces.
+        self._enable_version_counter = False
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and Path(str(self.dirpath)).is_dir():
+            remove_temporaries(Path(str(self.dirpath)), "*.ckpt")
+        # sharding strategies write folders of their own
+        if type(trainer.strategy._checkpoint_io) in (TorchCheckpointIO, type(None)):
+            trainer.strategy._checkpoint_io = WholeCheckpoints()
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        """Note that the state is not consistent from here to the end of the batch."""
+        self._torn = True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Save what is due, if this batch ended in an optimizer step."""
+        self._torn = False
+        if open_batches(trainer):
+            self._hold(trainer)
+            return
+        super().on_train_batch_end(trainer, pl_module, *args)
+        if self._validated:
+            self._validated = False
+            super().on_validation_end(trainer, pl_module)
+        trainer.should_stop |= self._stopping
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due, now or at the next optimizer step."""
+        if trainer.state.fn == "fit" and open_batches(trainer):
+            self._validated = True
+            self._hold(trainer)
+            return
+        super().on_validation_end(trainer, pl_module)
+
+    def _hold(self, trainer: Trainer) -> None:
+        """Let a stop wait for the optimizer step as well."""
+        self._stopping |= trainer.should_stop
+        trainer.should_stop = False
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save the state after the last optimizer step, if `save_on_exception` asks for it."""
+        if trainer.state.fn != "fit" or self._torn or isinstance(exception, InputError):
+            return
+        with at_the_last_step(trainer):
+            super().on_exception(trainer, pl_module, exception)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last state if it is not saved yet."""

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
 from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import check_number
 from lit_prefopt.evaluate.comparison import compare, summarise, write_rows
 from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.evaluate.report import before_after, table
@@ -45,6 +46,7 @@ class Evaluation(Callback):
         pictures: int = 8,
         folder: str = "evaluation",
     ) -> None:
+        check_number("pictures", pictures, 0)
         self.judge = judge
         self.prompts = prompts
         self.sampling = sampling

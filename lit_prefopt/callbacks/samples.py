@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import check_number
 from lit_prefopt.evaluate.report import to_pil
 from lit_prefopt.module import PreferenceDiffusionModule
 
@@ -39,6 +40,7 @@ class SampleGrid(Callback):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> None:
+        check_number("count", count, 1)
         self.prompts = prompts
         self.count = count
         self.sampling = sampling

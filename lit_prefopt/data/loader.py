@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.data.course import Anchor, Course, Stage
 from lit_prefopt.data.enlarged import Enlarged
+from lit_prefopt.data.signals import heed_the_parent_alone
 from lit_prefopt.data.tally import Tally
 from lit_prefopt.data.worker import PairBatches, Stop
 from lit_prefopt.errors import InputError
@@ -34,6 +35,7 @@ class PairLoader(DataLoader[ImagePairs]):
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_is,
+            worker_init_fn=heed_the_parent_alone,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -18,7 +18,7 @@ from lit_prefopt.data.order import Shaping, make_order, tell_dropped, tell_enlar
 from lit_prefopt.data.plan import Plan, Ranks
 from lit_prefopt.data.read import ShardReader
 from lit_prefopt.data.worker import PairBatches
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number
 
 # Lightning's warnings about what is meant: workers that share the batches out among themselves,
 # and no validation
@@ -76,6 +76,9 @@ class PairShards(LightningDataModule):
         cache_size: int = 64_000_000_000,
     ) -> None:
         super().__init__()
+        check_number("workers", workers, 0)
+        check_number("broken_share", broken_share, 0, 1)
+        check_number("validation_pairs", validation_pairs, 1)
         _check(batch_size, resolution, caption_dropout, shards_per_block)
         self.shards, self.validation = shards, validation
         self.batch_size, self.workers, self.seed = batch_size, workers, seed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lit_prefopt.errors import check_number
+
 
 @dataclass
 class Sampling:
@@ -20,3 +22,10 @@ class Sampling:
     guidance: float = 7.5
     eta: float = 0.0
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse what no sampler can use."""
+        check_number("steps", self.steps, 1)
+        check_number("guidance", self.guidance)
+        check_number("eta", self.eta, 0)
+        check_number("batch_size", self.batch_size, 1)

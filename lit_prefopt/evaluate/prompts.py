@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number
 
 
 class Prompts(ABC):
@@ -25,6 +25,7 @@ class PromptFile(Prompts):
     """
 
     def __init__(self, path: str, count: int | None = None) -> None:
+        check_number("count", count, 1)
         self.path, self.count = path, count
 
     def texts(self) -> list[str]:

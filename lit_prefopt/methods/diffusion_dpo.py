@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.errors import check_number
 from lit_prefopt.losses import loser_scale, preference_loss, scale_gradient, sigmoid, smooth
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import OptimizerConfig
@@ -42,6 +43,10 @@ class DiffusionDPO(PreferenceDiffusionModule):
         validation_draws: int = 4,
     ) -> None:
         super().__init__(backbone, optimizer, validation_draws)
+        check_number("beta", beta, above=0)
+        check_number("label_smoothing", label_smoothing, 0, 1)
+        check_number("anchor", anchor, 0)
+        check_number("spare_chosen", spare_chosen, 0)
         self.beta = beta
         self.link = link
         self.label_smoothing = label_smoothing

@@ -1,0 +1,197 @@
+"""The guard: notices when a run goes wrong, says what it saw, and can act."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_prefopt.backbones import trained
+from lit_prefopt.callbacks.alarms import Step, Watch
+from lit_prefopt.callbacks.averaging import PolicyAveraging
+from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.module import PreferenceDiffusionModule
+
+CURES = (
+    "what usually helps is a lower learning rate, a longer warm-up, clipping "
+    "(`--trainer.gradient_clip_val 1.0`), a larger beta, or bf16-mixed instead of 16-mixed"
+)
+RISING_CURES = (
+    "the policy unlearns what it should prefer, and what usually helps is a larger beta, a lower "
+    "learning rate, `--model.anchor`, or `--model.spare_chosen 0.9`"
+)
+
+
+class Guard(Callback):
+    """Notices a loss or gradient that is not finite, a spike of either, and a rising chosen error.
+
+    A spike is a loss or a gradient norm far above the median of the last steps, measured in median
+    absolute deviations, both as logarithms. It is seen before the optimizer step that it would
+    spoil, and all ranks decide alike. A rising chosen error is slow, and only told.
+
+    A step that is left out still counts: the learning rate's schedule and the data go on. After
+    going back, weights, optimizer and average are those of the last checkpoint, while data and
+    learning rate go on from where the run stands, so that it meets other pairs than before.
+
+    Cost: one gradient norm for each optimizer step. `warn` reads it from the device at every n-th
+    step; the others wait for the device at each one.
+
+    Args:
+        on_spike: `warn` says what was seen; `skip` also leaves the step out; `rewind` also goes
+            back to the last checkpoint; `stop` ends the run.
+        threshold: Deviations above the median that make a spike.
+        window: Optimizer steps that are looked back at; spikes are told after that many.
+        rise: Share by which the chosen error may exceed the reference's, or where there is none,
+            that of the first steps.
+        most: How many steps in a row may be left out, and how often the run may go back in all,
+            before it stops.
+        every: With `warn`, optimizer steps between two looks.
+    """
+
+    def __init__(
+        self,
+        on_spike: Literal["warn", "skip", "rewind", "stop"] = "warn",
+        threshold: float = 6.0,
+        window: int = 100,
+        rise: float = 0.1,
+        most: int = 5,
+        every: int = 10,
+    ) -> None:
+        check_number("threshold", threshold, above=0)
+        check_number("window", window, 2)
+        check_number("rise", rise, above=0)
+        check_number("most", most, 0)
+        check_number("every", every, 1)
+        self.on_spike, self.window, self.rise, self.most = on_spike, window, rise, most
+        self.every = every if on_spike == "warn" else 1
+        self.watch = Watch(threshold, window)
+        self.skipped = self.rewound = 0
+        self.told: dict[str, int] = {}
+        self._batches: list[Tensor] = []
+        self._unread: list[tuple[int, Tensor]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out now whether there will be anything to go back to."""
+        savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        if self.on_spike == "rewind" and all(c.save_weights_only for c in savers):
+            raise InputError(
+                "To go back, the guard needs checkpoints of weights and optimizer: add the "
+                "callback `Checkpoints`, or set its `on_spike` to skip."
+            )
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note a batch's numbers, without a look at them."""
+        if isinstance(pl_module, PreferenceDiffusionModule) and pl_module.measured:
+            measured = pl_module.measured
+            unknown = torch.full_like(measured["loss"], -1.0)
+            names = ("loss", "chosen_error", "chosen_reference_error")
+            self._batches.append(torch.stack([measured.get(n, unknown).float() for n in names]))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Look at the step that is about to be taken; its gradients are not clipped yet."""
+        gradients = [p.grad for p in trained(pl_module).values() if p.grad is not None]
+        if not self._batches or not gradients:
+            return
+        norm = torch.nn.utils.get_total_norm(gradients).float()
+        numbers = torch.cat([torch.stack(self._batches).mean(0), norm[None]])
+        self._batches = []
+        number = trainer.global_step + 1
+        self._unread.append((number, trainer.strategy.reduce(numbers, reduce_op="mean")))
+        if number % self.every == 0:
+            self._look(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the last steps."""
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, module: LightningModule) -> None:
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        for step in self._read():
+            seen = self.watch.spike(step, scaled=scaled)
+            if seen is None or self.on_spike == "warn":
+                self.watch.add(step)
+                self.skipped = 0
+            if seen is not None:
+                self._act(f"Step {step.number}: {seen}", step.number, trainer, module)
+            share = self.watch.chosen.share()
+            if share > self.rise and self._news("rise", step.number):
+                risen = f"the chosen error is {share:.0%} above what it began with"
+                rank_zero_warn(f"Step {step.number}: {risen}; {RISING_CURES}.")
+
+    def _read(self) -> list[Step]:
+        steps = [Step(number, *numbers.tolist()) for number, numbers in self._unread]
+        self._unread = []
+        return steps
+
+    def _act(self, seen: str, step: int, trainer: Trainer, module: LightningModule) -> None:
+        if self.on_spike == "warn":
+            if self._news("spike", step):
+                rank_zero_warn(f"{seen}; {CURES}.")
+            return
+        done = self.skipped if self.on_spike == "skip" else self.rewound
+        if self.on_spike == "stop" or done >= self.most:
+            raise InputError(f"{seen}; {CURES}. Then go on by `--ckpt_path last`, or begin anew.")
+        if self.on_spike == "skip":
+            self.skipped += 1
+            rank_zero_warn(f"{seen}; this step is left out.")
+        else:
+            self.rewound += 1
+            where = go_back(trainer, module)
+            rank_zero_warn(f"{seen}; the run goes back to the weights of {where}.")
+        for optimizer in trainer.optimizers:
+            optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without one alone
+
+    def _news(self, kind: str, step: int) -> bool:
+        """Whether this was not said within the last window."""
+        if step - self.told.get(kind, -self.window) < self.window:
+            return False
+        self.told[kind] = step
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen and done, and what was not looked at yet."""
+        counts = {"skipped": self.skipped, "rewound": self.rewound, "told": dict(self.told)}
+        unread = [(number, numbers.cpu()) for number, numbers in self._unread]
+        return {**self.watch.state_dict(), **counts, "unread": unread}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was seen and done."""
+        self.watch.load_state_dict(state_dict)
+        self.skipped, self.rewound = state_dict["skipped"], state_dict["rewound"]
+        self.told = dict(state_dict["told"])
+        self._unread = [(number, numbers) for number, numbers in state_dict["unread"]]
+
+
+@torch.no_grad()
+def go_back(trainer: Trainer, module: LightningModule) -> Path:
+    """Take weights, optimizer and average from the last checkpoint, and return its path.
+
+    Raises:
+        InputError: There is none yet, or it is sharded.
+    """
+    savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    written = [saver.last_model_path or saver.best_model_path for saver in savers]
+    path = Path(next((name for name in written if name), str(trainer.ckpt_path or "")))
+    if not path.is_file():
+        raise InputError(
+            "The run went wrong before its first checkpoint, or its checkpoints are sharded, and "
+            f"the guard cannot go back: set its `on_spike` to stop; {CURES}."
+        )
+    checkpoint = torch.load(path, map_location=module.device, weights_only=True)
+    for name, parameter in trained(module).items():
+        parameter.copy_(checkpoint["state_dict"][name])
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, PolicyAveraging):
+            callback.on_load_checkpoint(trainer, module, checkpoint)
+    for optimizer, saved in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+        groups = optimizer.state_dict()["param_groups"]  # with the learning rate of now
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    return path

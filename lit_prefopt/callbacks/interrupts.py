@@ -1,0 +1,135 @@
+"""Ctrl-C and SIGTERM: a checkpoint right after an optimizer step, and a sentence how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_prefopt.checkpoint_files import LAST
+from lit_prefopt.optimizer_steps import at_the_last_step, open_batches
+from lit_prefopt.run_directory import CHECKPOINTS
+
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class Interrupted(SystemExit):
+    """The run was stopped by a signal and its state is saved; the exit code is 128 + signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+
+
+class Interrupts(Callback):
+    """Saves a checkpoint and stops when Ctrl-C or SIGTERM comes, at once at the second signal.
+
+    Gradients that are being accumulated live in no checkpoint, so the optimizer step is awaited;
+    if that takes longer than `grace`, the state after the step before is saved. Several ranks stop
+    at the same batch, whichever of them was told. SLURM's requeue signal (SIGUSR1) is Lightning's.
+    The command line adds it to every `fit`; elsewhere it has to be the last of the callbacks.
+
+    Args:
+        grace: Seconds that begun gradient accumulation may still take.
+    """
+
+    def __init__(self, grace: float = 20.0) -> None:
+        self.grace = grace
+        self._signum = 0
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen; Lightning's own SIGTERM handler saves nothing and exits with 0."""
+        if threading.current_thread() is threading.main_thread():
+            self._process = os.getpid()
+            for signum in NAMES:
+                self._before[signum] = signal.signal(signum, self._note)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop after a batch that ended in an optimizer step, or when the grace is over."""
+        signum = _anywhere(trainer, self._signum)
+        if signum:
+            late = _anywhere(trainer, time.monotonic() - self._since > self.grace)
+            if late or not open_batches(trainer):
+                self._stop(trainer, signum)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any
+    ) -> None:
+        """Stop within a validation too; several ranks wait for its end."""
+        if self._signum and trainer.state.fn == "fit" and trainer.world_size == 1:
+            self._stop(trainer, self._signum)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once from now on: all is saved, and what follows can be made again."""
+        for signum in self._before:
+            signal.signal(signum, _stop_now)
+        signum = _anywhere(trainer, self._signum)
+        if signum:
+            _stop_now(signum)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._leave()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back."""
+        self._leave()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that was forked with this handler
+            return
+        if self._signum:
+            os._exit(128 + signum)
+        self._signum, self._since = signum, time.monotonic()
+        text = f"\n{NAMES[signal.Signals(signum)]}: saving the state after this optimizer step; "
+        os.write(2, f"{text}a second signal stops at once.\n".encode())  # print may be interrupted
+
+    def _leave(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def _stop(self, trainer: Trainer, signum: int) -> None:
+        with at_the_last_step(trainer):
+            path = _save(trainer)
+        rank_zero_info(
+            f"Stopped by {NAMES[signal.Signals(signum)]} after step {trainer.global_step}: the "
+            f"state is saved in {path}; go on by the same command with `--ckpt_path last`."
+        )
+        raise Interrupted(signum)
+
+
+def _stop_now(signum: int, frame: FrameType | None = None) -> None:
+    raise Interrupted(signum)
+
+
+def _anywhere(trainer: Trainer, value: float) -> int:
+    """Return the largest value over the ranks."""
+    if trainer.world_size == 1:
+        return int(value)
+    mine = torch.tensor(int(value), device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(mine, reduce_op="max"))
+
+
+def _save(trainer: Trainer) -> Path:
+    """Write `last.ckpt` where the run's checkpoints lie, and return its path."""
+    savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    folders = [str(c.dirpath) for c in savers if c.dirpath is not None]
+    folder = folders[0] if folders else str(Path(trainer.default_root_dir) / CHECKPOINTS)
+    path = Path(folder) / LAST
+    for saver in savers[:1]:
+        saver.last_model_path = str(path)  # it is part of the state
+    trainer.save_checkpoint(path)
+    return path

@@ -1,0 +1,58 @@
+"""SIGKILL at any moment: the run goes on to the same weights, to the last bit."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from lit_prefopt.cli import main
+from tests.runs import assert_same_end, start
+
+STEPS = 18
+EXACT = [
+    *("--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", str(STEPS)),
+    *("--trainer.val_check_interval", "5", "--data.workers", "2", "--data.batch_size", "3"),
+    *("--data.caption_dropout", "0.2", "--data.flip", "true", "--data.crop", "random"),
+    *("--trainer.callbacks+", "Checkpoints", "--trainer.callbacks.every_n_train_steps", "1"),
+    *("--trainer.callbacks.save_last", "true", "--trainer.callbacks.filename", "{step}"),
+    *("--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"),
+    *("--model.optimizer.schedule", "cosine", "--model.optimizer.warmup_steps", "3"),
+]
+LORA = ["--backbone.lora.rank", "4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], LORA], ids=["full", "lora"])
+def test_killed_five_times_it_ends_in_the_same_weights(
+    recipe: list[str], extra: list[str], tmp_path: Path
+) -> None:
+    arguments = [*recipe, *EXACT, *extra]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    main(["fit", *arguments, "--trainer.default_root_dir", str(whole)])
+    draws = random.Random(len(extra))
+    arguments += ["--trainer.default_root_dir", str(parts)]
+    beat = tmp_path / "beat"
+    slow = ["--trainer.callbacks+", "tests.runs.Beat", "--trainer.callbacks.path", str(beat)]
+    slow += ["--trainer.callbacks.pause", "0.05"]
+    codes = []
+    for _ in range(5):
+        begun = (parts / "checkpoints" / "last.ckpt").exists()
+        resume = ["--ckpt_path", "last"] if begun else []
+        beat.unlink(missing_ok=True)
+        process = start([*arguments, *slow, *resume])
+        while not beat.exists() and process.poll() is None:
+            time.sleep(0.01)
+        # somewhere in the next batches and whatever they write
+        time.sleep(draws.uniform(0.2, 1.2))
+        process.kill()
+        said = process.communicate()[0]
+        codes.append(process.returncode)
+        assert codes[-1] in (-9, 0), said
+    assert codes.count(-9) >= 4  # a fast machine may reach the end before
+    main(["fit", *arguments, "--ckpt_path", "last"])
+    assert_same_end(whole, parts)
+    left = [path.name for path in (parts / "checkpoints").glob(".*")]
+    assert left == []

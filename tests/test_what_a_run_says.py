@@ -1,0 +1,107 @@
+"""What a run says: of a recipe that changed, of a failure, and before its progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_prefopt.cli import _sentence, main
+from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.run_directory import differences
+
+
+def test_a_resumed_run_says_what_differs_and_the_recipe_holds(
+    recipe: list[str], tmp_path: Path, caplog: Any
+) -> None:
+    main(["fit", *recipe, "--trainer.max_steps", "1"])
+    caplog.clear()
+    main(["fit", *recipe, "--trainer.max_steps", "2", "--model.beta", "7", "--ckpt_path", "last"])
+    [said] = [r.message for r in caplog.records if "differs" in r.message]
+    assert said.splitlines()[1:] == [
+        "  trainer.max_steps: 1 → 2",
+        "  model.init_args.beta: 5000.0 → 7.0",
+    ]
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert yaml.safe_load(last["recipe"])["model"]["init_args"]["beta"] == 7
+    caplog.clear()
+    main(["fit", *recipe, "--trainer.max_steps", "2", "--model.beta", "7", "--ckpt_path", "last"])
+    assert not [r for r in caplog.records if "differs" in r.message]
+
+
+def test_differences_of_recipes() -> None:
+    old = "{a: {b: 1, c: [x, y]}, gone: 1.5, ckpt_path: null, same: null}"
+    new = "{a: {b: two, c: [x]}, new: {}, ckpt_path: last.ckpt, same: null}"
+    assert differences(old, new) == [
+        "a.b: 1 → two",
+        "a.c.1: y → (absent)",
+        "gone: 1.5 → (absent)",
+        "new: (absent) → {}",
+    ]
+
+
+def test_a_sentence_speaks_for_what_was_raised_from_it_alone() -> None:
+    def handled() -> None:
+        try:
+            raise InputError("handled")
+        except InputError:
+            raise KeyError("another failure")  # noqa: B904 - as a bug in a handler raises it
+
+    def chained() -> None:
+        try:
+            raise InputError("the cure")
+        except InputError as error:
+            raise RuntimeError("wrapped") from error
+
+    with pytest.raises(KeyError, match="another failure") as unrelated:
+        handled()
+    assert _sentence(unrelated.value) is None
+    with pytest.raises(RuntimeError, match="wrapped") as wrapped:
+        chained()
+    assert _sentence(wrapped.value) == "the cure"
+
+
+def test_the_bar_of_a_run_bounded_by_steps_names_no_last_epoch(
+    recipe: list[str], tmp_path: Path
+) -> None:
+    bar = [
+        "--trainer.callbacks+",
+        "tests.test_what_a_run_says.Bars",
+        "--trainer.enable_progress_bar",
+        "true",
+    ]
+    main(["fit", *recipe, *bar, "--trainer.max_steps", "1"])
+    assert Bars.said.strip() == "Epoch 0"
+    other = ["--trainer.default_root_dir", str(tmp_path / "other"), "--trainer.max_steps", "1"]
+    main(["fit", *recipe, *bar, *other, "--trainer.max_epochs", "2"])
+    assert Bars.said.strip() == "Epoch 0/1"
+
+
+class Bars(Callback):
+    """Notes what stands before the bar."""
+
+    said = ""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Bars.said = trainer.progress_bar_callback._get_train_description(trainer.current_epoch)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "words"),
+    [
+        (-1, {"least": 0}, "from 0"),
+        (2, {"least": 0, "most": 1}, "from 0 up to 1"),
+        (0, {"above": 0}, "above 0"),
+        (float("nan"), {}, "that is finite"),
+        (float("inf"), {"least": 1}, "from 1"),
+    ],
+)
+def test_numbers_out_of_range(value: float, limits: dict[str, float], words: str) -> None:
+    with pytest.raises(InputError, match=f"share is {value}; give a number {words}."):
+        check_number("share", value, **limits)
+    check_number("share", None, **limits)
+    check_number("share", 1, **limits)
