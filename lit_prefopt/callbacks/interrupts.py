@@ -98,7 +98,9 @@ class Interrupts(Callback):
 
     def _leave(self) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            # by the end of a fit Lightning has given back what was there before both of us
+            if signal.getsignal(signum) in (self._note, _stop_now):
+                signal.signal(signum, handler)
         self._before = {}
 
     def _stop(self, trainer: Trainer, signum: int) -> None:

@@ -45,6 +45,18 @@ def at(signum: int, batch: int, validation: bool = False) -> list[str]:
     return arguments + [f"--trainer.callbacks.{name}={value}" for name, value in options.items()]
 
 
+@pytest.mark.parametrize("stop", [[], at(signal.SIGTERM, 1)], ids=["to the end", "interrupted"])
+def test_signals_are_given_back(recipe: list[str], stop: list[str]) -> None:
+    """Neither our handlers nor Lightning's outlive the run."""
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    if stop:
+        with pytest.raises(SystemExit):
+            main(["fit", *recipe, *stop])
+    else:
+        main(["fit", *recipe])
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 @pytest.mark.parametrize(
     ("stops", "codes", "steps"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -187,7 +188,9 @@ def test_many_processes_fetch_a_shard_once_and_share_the_room(server, cache_fold
     server.pause = 0.05
     limit = room * max(shard.size for shard in read_index(server.url))
     most = 0
-    with multiprocessing.get_context("fork").Pool(4) as pool:
+    # other tests may have left handlers that a pool's end by SIGTERM would not get past
+    plain = {"initializer": signal.signal, "initargs": (signal.SIGTERM, signal.SIG_DFL)}
+    with multiprocessing.get_context("fork").Pool(4, **plain) as pool:
         runs = [pool.apply_async(read_all, (server.url, limit, n)) for n in range(4)]
         while not all(run.ready() for run in runs):
             if (cache_folder / "room.lock").exists():
