@@ -1,6 +1,6 @@
 """Diffusion-DPO and its baseline in the toy world: true reward on held-out captions, over seeds.
 
-    python -m benchmarks.toy_methods --seeds 3 --report
+    python -m benchmarks.toy_methods --seeds 3 --report true
 
 Every run is a quickstart with another method file and seed, and is kept: a run that has its
 evaluation.json already is not made again.

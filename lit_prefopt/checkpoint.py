@@ -37,7 +37,7 @@ def load(path: str | Path, pretrained: str | None = None) -> PreferenceDiffusion
     chosen = {key: recipe[key] for key in ("backbone", "model")}
     if pretrained is not None:
         chosen["backbone"]["init_args"]["pretrained"] = pretrained
-    built = parser.instantiate_classes(parser.parse_object(chosen))
+    built = parser.instantiate(parser.parse_object(chosen))
     module: PreferenceDiffusionModule = built.model
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)

@@ -120,7 +120,7 @@ class RunDirectory(SaveConfigCallback):
     @property
     def recipe(self) -> str:
         """The resolved recipe as YAML."""
-        return self.parser.dump(self.config, skip_none=False)
+        return self.parser.dump(self.config, skip_unset=False)
 
 
 def differences(old: str, new: str) -> list[str]:

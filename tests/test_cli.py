@@ -68,8 +68,15 @@ def test_fit_from_recipe_to_weights(
     assert not torch.allclose(ours, before, atol=1e-5)
 
 
-@pytest.mark.parametrize("extra", [[], LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("name", ["sdxl-diffusion-dpo", "sdxl-sft"])
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("sdxl-diffusion-dpo", LORA),
+        ("sdxl-sft", []),
+        pytest.param("sdxl-diffusion-dpo", [], marks=pytest.mark.slow),
+        pytest.param("sdxl-sft", LORA, marks=pytest.mark.slow),
+    ],
+)
 def test_fit_on_sdxl(
     recipe: list[str], name: str, extra: list[str], tmp_path: Path, tiny_xl_folder: str
 ) -> None:
@@ -104,7 +111,7 @@ def test_fit_on_sdxl(
     ("options", "at_zero"),
     [
         (["--model.link", "lit_prefopt.losses.ipo", "--model.beta", "2"], 1 / (4 * 2**2)),
-        (["--model.link", "lit_prefopt.losses.hinge"], 1.0),
+        pytest.param(["--model.link", "lit_prefopt.losses.hinge"], 1.0, marks=pytest.mark.slow),
         (["--model.label_smoothing", "0.1", "--model.spare_chosen", "0.9"], math.log(2)),
     ],
 )
