@@ -97,7 +97,18 @@ def _options(scheme: str) -> dict[str, Any]:
         # aiohttp's own limit is five minutes for a whole file, too short for a large shard
         timeout = ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
         headers = {"Accept-Encoding": "identity"}  # sizes and offsets are those of the plain tar
-        return {"client_kwargs": {"timeout": timeout, "headers": headers}}
+        return {"get_client": _client, "client_kwargs": {"timeout": timeout, "headers": headers}}
     if scheme == "s3":
         return {"config_kwargs": {"connect_timeout": TIMEOUT, "read_timeout": TIMEOUT}}
     return {}
+
+
+async def _client(**options: Any) -> Any:
+    """Return a client that leaves no connection open.
+
+    A forked worker has a copy of its parent's connections, and by closing them it deafens the
+    parent, whose next request would wait for the time-out.
+    """
+    from aiohttp import ClientSession, TCPConnector
+
+    return ClientSession(connector=TCPConnector(force_close=True), **options)

@@ -57,6 +57,8 @@ def test_a_run_on_remote_shards_is_that_on_local_ones(server: Server, cache_fold
         assert all(equal(*both) for both in zip(local, batches, strict=True))
     assert len(list(loader)) == 5  # a second epoch
     assert len(list(remote.val_dataloader())) == 5
+    # at once, although workers were forked while this process had asked the server before
+    assert server.served["index.json"] == 3
     # by two workers of training, two of validation and this process
     assert {n: server.served[n] for n in server.served if n.endswith("tar")} == {
         f"pairs-{n:06d}.tar": 1 for n in range(4)
