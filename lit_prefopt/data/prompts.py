@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -20,7 +20,9 @@ from lit_prefopt.data.plan import Plan
 from lit_prefopt.data.seeds import sample_seed, stable_seed
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.prompts import Prompts
-from lit_prefopt.on_policy import OnPolicyModule
+
+if TYPE_CHECKING:  # the shards' commands import this package, and need no diffusion model
+    from lit_prefopt.on_policy import OnPolicyModule
 
 BUFFERS = "buffers"
 KEPT = 3  # buffers of earlier checkpoints that stay on the disk
@@ -109,7 +111,7 @@ class PromptCollections(LightningDataModule):
 
     def collect(self) -> Steps:
         """Return a shuffled epoch of this rank's pairs, made by the weights as they stand."""
-        trainer, module = self.run, cast(OnPolicyModule, self.run.lightning_module)
+        trainer, module = self.run, cast("OnPolicyModule", self.run.lightning_module)
         needed, rounds, empty = self.batches * self.batch_size, [], 0
         bar = tqdm(
             total=needed,
