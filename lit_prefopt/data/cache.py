@@ -22,6 +22,7 @@ from lit_prefopt.data.shard import Shard
 from lit_prefopt.errors import InputError
 
 POLL = 0.1  # seconds between two looks for room
+ROOM = "room.lock"  # held while the cache is counted or changed
 
 
 class ShardCache:
@@ -77,7 +78,8 @@ class ShardCache:
         try:
             retried(shard.url, lambda: _download(shard, part))
             file = part.open("rb")  # before others can see it and take its room
-            os.replace(part, path)
+            with FileLock(self.folder / ROOM):  # else who counts now may count it twice
+                os.replace(part, path)
         except FileNotFoundError as error:
             raise InputError(
                 f"{shard.url} is missing; copy it there, or make the index again with "
@@ -103,7 +105,7 @@ class ShardCache:
                 "raise `cache_size`."
             )
         while True:
-            with FileLock(self.folder / "room.lock"):
+            with FileLock(self.folder / ROOM):
                 if self._evict(self.limit - shard.size):
                     part.touch()
                     return
