@@ -20,6 +20,7 @@ from lit_prefopt.data.plan import Plan
 from lit_prefopt.data.seeds import sample_seed, stable_seed
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.prompts import Prompts
+from lit_prefopt.whole_files import whole_output
 
 if TYPE_CHECKING:  # the shards' commands import this package, and need no diffusion model
     from lit_prefopt.on_policy import OnPolicyModule
@@ -199,10 +200,10 @@ class PromptCollections(LightningDataModule):
         path = self._path()
         if path.is_file():  # written once per collection
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         assert self.collected is not None
         tensors = self.collected.tensors().items()
-        save_file({name: value.contiguous().cpu() for name, value in tensors}, path)
+        with whole_output(path) as temporary:
+            save_file({name: value.contiguous().cpu() for name, value in tensors}, temporary)
         mine = sorted(path.parent.glob(f"*-rank{self.run.global_rank}.safetensors"))
         for old in mine[:-KEPT]:
             old.unlink()

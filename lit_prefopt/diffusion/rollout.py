@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -92,33 +89,3 @@ def logp(backbone: Backbone, how: Sampling, steps: Steps, empty: Prompt) -> Tens
     parents, children = steps.parents.flatten(0, 2), steps.children.flatten(0, 2)
     step = transition(backbone, how, parents, t, t_next, prompt, empty)
     return step.logp(children).view(shape)
-
-
-class Trajectories(NamedTuple):
-    """Whole roll-outs, one a row."""
-
-    states: Tensor  # (B, S + 1, C, H, W): pure noise first, clean latents last
-    times: Tensor  # (S + 1,) int64: timestep of every state
-
-
-@torch.no_grad()
-def roll_out(walk: Walk, prompt: Prompt, empty: Prompt, seeds: Tensor) -> Trajectories:
-    """Return one trajectory for every row of the prompt.
-
-    Args:
-        walk: The schedule and the network.
-        prompt: B rows.
-        empty: The empty prompt, one row.
-        seeds: (B,) int64; every noise is drawn from them.
-    """
-    states = list(_states(walk, prompt, empty, seeds))
-    return Trajectories(torch.stack(states, 1), torch.tensor(walk.times))
-
-
-def _states(walk: Walk, prompt: Prompt, empty: Prompt, seeds: Tensor) -> Iterator[Tensor]:
-    latents = walk.start(seeds).to(prompt.hidden.device)
-    yield latents
-    for number in range(walk.how.steps):
-        noise = walk.noise(seeds, f"step {number}").to(latents.device)
-        latents = walk.step(latents, number, prompt, empty).at(noise)
-        yield latents
