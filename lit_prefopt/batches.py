@@ -3,13 +3,14 @@
 B  pairs in a batch           K  sides of a pair (2; more for ranked lists), best side first
 N  tokens of a prompt         D  width of the prompt's embedding
 C, H, W  channels, height, width: of images (C = 3) or of latents
-S  steps of a trajectory, where a method averages over steps
+M  roll-outs of a prompt
+S  steps of a roll-out, where a method averages over steps
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,14 @@ class Prompt(NamedTuple):
     def repeat(self, times: int) -> Prompt:
         """Return every row `times` times in a row: (B * times, ...), one for each side."""
         return Prompt(*(_repeated(field, times) for field in self))  # type: ignore[arg-type]
+
+    def rows(self, which: Tensor) -> Prompt:
+        """Return these rows, (B',) int64."""
+        return Prompt(*(None if f is None else f[which] for f in self))  # type: ignore[arg-type]
+
+    def cpu(self) -> Prompt:
+        """Return the same on the CPU."""
+        return Prompt(*(None if f is None else f.cpu() for f in self))  # type: ignore[arg-type]
 
     def after(self, other: Prompt) -> Prompt:
         """Return the rows of the other prompt and then these; both know the same fields."""
@@ -113,29 +122,68 @@ class Steps(NamedTuple):
         """K, the number of sides."""
         return self.parents.shape[1]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name, those of the prompt as `prompt.NAME`."""
-        prompt = {f"prompt.{name}": value for name, value in self.prompt._asdict().items()}
-        named = {**self._asdict(), **prompt}
-        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Steps:
-        """Return what `tensors` took apart."""
-        prefix = "prompt."
-        prompt = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
-        return cls(prompt=Prompt(**prompt), **others)
+class Trajectories(NamedTuple):
+    """Whole roll-outs of B prompts, kept to draw steps from; every state is kept once."""
 
-    @classmethod
-    def joined(cls, parts: Sequence[Steps]) -> Steps:
-        """Return the rows of all parts, one after the other."""
-        named = [part.tensors() for part in parts]
-        return cls.of({name: torch.cat([part[name] for part in named]) for name in named[0]})
+    states: Tensor  # (B, M, S + 1, C, H, W): M roll-outs of a prompt, the best first; noise first
+    t: Tensor  # (B, S + 1) int64: timesteps of the states
+    scores: Tensor  # (B, M) float32: what the judge says of each last state
+    prompt: Prompt  # B rows
+    seeds: Tensor  # (B,) int64
 
-    def rows(self, which: Tensor) -> Steps:
-        """Return these rows."""
-        return self.of({k: v[which.to(v.device)] for k, v in self.tensors().items()})
+    def steps(self, which: Tensor, sides: Tensor, numbers: Tensor, seeds: Tensor) -> Steps:
+        """Return single steps, the same ones of all sides.
+
+        Args:
+            which: Rows, (B',) int64.
+            sides: Which roll-outs of each, the best first, (B', K) int64.
+            numbers: Which steps of each, 0 being the noisiest, (B', S') int64.
+            seeds: From which they were drawn, (B',) int64.
+        """
+        row, side = which[:, None, None], sides[:, :, None]
+        scores = self.scores[which[:, None], sides]
+        apart = (scores[:, 0] > scores[:, -1]).float()  # a tie says nothing
+        return Steps(
+            self.states[row, side, numbers[:, None]].float(),
+            self.states[row, side, numbers[:, None] + 1].float(),
+            self.t[which[:, None], numbers],
+            self.t[which[:, None], numbers + 1],
+            self.prompt.rows(which),
+            seeds,
+            torch.ones_like(apart),
+            apart,
+        )
+
+
+Rows = TypeVar("Rows", Steps, Trajectories)
+"""A record whose tensors all have one row per sample."""
+
+
+def tensors_of(record: Steps | Trajectories) -> dict[str, Tensor]:
+    """Return all tensors of a record by name, those of its prompt as `prompt.NAME`."""
+    prompt = {f"prompt.{name}": value for name, value in record.prompt._asdict().items()}
+    named = {**record._asdict(), **prompt}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def record_of(kind: type[Rows], tensors: Mapping[str, Tensor]) -> Rows:
+    """Return the record that `tensors_of` took apart."""
+    prefix = "prompt."
+    prompt = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+    return kind(prompt=Prompt(**prompt), **others)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all parts, one after the other."""
+    named = [tensors_of(part) for part in parts]
+    return record_of(type(parts[0]), {k: torch.cat([n[k] for n in named]) for k in named[0]})
+
+
+def rows(record: Rows, which: Tensor | slice) -> Rows:
+    """Return some rows; those of a slice share the record's memory."""
+    return record_of(type(record), {k: v[which] for k, v in tensors_of(record).items()})
 
 
 class LogRatios(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -43,18 +45,18 @@ class Window:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.counts: Counter[str] = Counter()
 
     def add(self, means: dict[str, Tensor]) -> None:
         """Add a batch."""
         for name, value in means.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        self.count += 1
+        self.counts.update(means.keys())
 
     def close(self) -> dict[str, Tensor]:
         """Return the window's means and begin another."""
-        means = {name: value / self.count for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, Counter()
         return means
 
 

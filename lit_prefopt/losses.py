@@ -67,6 +67,22 @@ def preference_loss(
     return labels * link(difference, beta) + (1 - labels) * link(-difference, beta)
 
 
+def plackett_luce(utilities: Tensor) -> Tensor:
+    """Return minus the log-probability of an order (R. Plackett, 1975; R. D. Luce, 1959).
+
+    The best side is chosen among all, the second among the others, and so on, each time by a
+    softmax. Of two sides it is the sigmoid loss of their difference.
+
+    Args:
+        utilities: In that order, the best first, (B, K).
+
+    Returns:
+        One value per row, (B,).
+    """
+    among = utilities.flip(1).logcumsumexp(1).flip(1)
+    return (among - utilities).sum(1)
+
+
 def smooth(labels: Tensor, smoothing: float) -> Tensor:
     """Return labels drawn to one half: smoothing is the share of labels taken to be wrong.
 

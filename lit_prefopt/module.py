@@ -129,9 +129,13 @@ class PreferenceDiffusionModule(LightningModule):
         ratios = self.log_ratios(pairs)
         losses = self.losses(ratios, pairs)
         loss = (pairs.weights * losses).mean()
-        self.measured = summary(ratios, pairs, loss, self.beta)
+        self.measured = self.measure(ratios, pairs, loss)
         self.window.add(self.measured)
         return loss
+
+    def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:
+        """Return what is logged of a training batch, by name."""
+        return summary(ratios, pairs, loss, self.beta)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Log what was seen since the last logged step, at each n-th optimizer step."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import ImagePairs, LogRatios, Pairs, Steps
-from lit_prefopt.diffusion.rollout import logp
+from lit_prefopt.batches import ImagePairs, LogRatios, Pairs, Steps, Trajectories, rows
+from lit_prefopt.diffusion.rollout import Walk, logp
 from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
@@ -29,6 +30,9 @@ class OnPolicyModule(PreferenceDiffusionModule):
         validation_draws: Draws of timestep and noise per held-out pair.
     """
 
+    COLLECTS: ClassVar[type[Steps] | type[Trajectories]] = Steps
+    """What `collect` returns."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -40,15 +44,30 @@ class OnPolicyModule(PreferenceDiffusionModule):
         super().__init__(backbone, optimizer, validation_draws)
         self.judge = judge
         self.sampling = sampling
+        self.walk = Walk(backbone, sampling)
 
     @abstractmethod
-    def collect(self, texts: list[str], seeds: Tensor) -> Steps:
+    def collect(self, texts: list[str], seeds: Tensor) -> Any:
         """Return what the policy as it stands makes of B prompts; it may be no row at all.
 
         Args:
             texts: B prompts.
             seeds: (B,) int64; everything random is drawn from them.
         """
+
+    def draw(self, collected: Any, which: Tensor, seeds: Tensor) -> Steps:
+        """Return what to learn from, out of what was collected; here these rows as they are.
+
+        Args:
+            collected: What `collect` returned.
+            which: Rows of it, (B,) int64.
+            seeds: (B,) int64; everything random is drawn from them.
+        """
+        return rows(collected, which)
+
+    def clipped(self, log_ratios: Tensor) -> Tensor:
+        """Return the log-ratios (B, K, S) as the loss sees them; here as they are."""
+        return log_ratios
 
     def form_pairs(self, batch: ImagePairs | Pairs | Steps) -> Pairs | Steps:  # type: ignore[override]
         """Return collected steps as they are; held-out pairs are formed as in every method."""
@@ -63,6 +82,12 @@ class OnPolicyModule(PreferenceDiffusionModule):
             reference = logp(self.backbone, self.sampling, pairs, empty)
         policy = logp(self.backbone, self.sampling, pairs, empty)
         return LogRatios(policy - reference, pairs.t)
+
+    def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:
+        """Return what every method logs, and the share of ratios that pull no more."""
+        values = ratios.values.detach()
+        clipped = (self.clipped(values) != values).float().mean()
+        return super().measure(ratios, pairs, loss) | {"clipped": clipped}
 
     @torch.no_grad()
     def judged(self, latents: Tensor, texts: Sequence[str], t: Tensor) -> Tensor:
@@ -84,4 +109,5 @@ class OnPolicyModule(PreferenceDiffusionModule):
                 f"{type(self.judge).__name__} gave {tuple(scores.shape)} scores for {len(images)} "
                 f"images, {int((~torch.isfinite(scores)).sum())} of them no number: mend the judge."
             )
+        self.window.add({"judge": scores.float().mean()})
         return scores.float()

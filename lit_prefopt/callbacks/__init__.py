@@ -1,6 +1,7 @@
 """What happens beside the training step."""
 
 from lit_prefopt.callbacks.averaging import PolicyAveraging
+from lit_prefopt.callbacks.budget import Budget
 from lit_prefopt.callbacks.checkpoints import Checkpoints
 from lit_prefopt.callbacks.evaluation import Evaluation
 from lit_prefopt.callbacks.export import Export
@@ -9,6 +10,7 @@ from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.samples import SampleGrid
 
 __all__ = [
+    "Budget",
     "Checkpoints",
     "Evaluation",
     "Export",

@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_prefopt.batches import Steps
+from lit_prefopt.data.buffer import Buffer
 from lit_prefopt.data.loader import PairLoader
 from lit_prefopt.data.pairs import PairShards
 from lit_prefopt.data.plan import Plan
 from lit_prefopt.data.seeds import sample_seed, stable_seed
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.whole_files import whole_output
 
@@ -33,18 +34,23 @@ class PromptCollections(LightningDataModule):
     """Lets the policy roll out prompts, then hands out what it made, one collection an epoch.
 
     Rounds of roll-outs follow each other, on all ranks together, until every rank has enough for
-    its batches, so that all ranks take equally many steps whatever each one accepts. What is over
-    is dropped: the next collection is made by other weights.
+    its batches, so that all ranks take equally many steps whatever each one accepts. What was
+    collected is forgotten before the next collection, which is made by other weights, unless it is
+    to be kept; the batches go through all that is there in shuffled passes.
 
     Args:
         prompts: The prompts; they are gone through in an order of their own.
         batch_size: Pairs in a batch of one rank.
         batches: Batches between two collections.
         round_size: Prompts that each rank rolls out at a time.
+        collection: What each rank collects anew (pairs; where whole roll-outs are kept, prompts);
+            as much as its batches hold where it is not given.
+        keep: The most that each rank holds, collected earlier or now, the oldest of which goes
+            first; nothing from earlier collections where it is not given.
         validation: Folder or URL of held-out pair shards; none: no validation.
         resolution: Width and height of the held-out images.
         validation_pairs: How many held-out pairs are used at most; none: all.
-        patience: Rounds without any pair on any rank after which the run stops.
+        patience: Rounds in a row without any pair on some rank after which the run stops.
         seed: Seed of the order and of the roll-outs.
     """
 
@@ -54,6 +60,8 @@ class PromptCollections(LightningDataModule):
         batch_size: int,
         batches: int,
         round_size: int,
+        collection: int | None = None,
+        keep: int | None = None,
         validation: str | list[str] | None = None,
         resolution: int = 512,
         validation_pairs: int | None = None,
@@ -61,14 +69,20 @@ class PromptCollections(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        numbers = {"batch_size": batch_size, "batches": batches, "round_size": round_size}
-        for name, number in numbers.items():
-            if number < 1:
-                raise InputError(f"{name} is {number}; give at least 1.")
+        for name in ("batch_size", "batches", "round_size", "collection", "keep", "patience"):
+            check_number(name, locals()[name], 1)
+        self.collection = collection or batches * batch_size
+        if keep is not None and keep < self.collection:
+            raise InputError(
+                f"keep is {keep}, less than the {self.collection} of one collection: raise it, or "
+                "leave it out to keep nothing of earlier collections."
+            )
         self.prompts, self.batch_size, self.batches = prompts, batch_size, batches
         self.round_size, self.patience, self.seed = round_size, patience, seed
+        self.keep = keep
         self.used = 0  # prompts rolled out so far, over all ranks
-        self.collected: Steps | None = None
+        self.buffer: Buffer | None = None
+        self._written = -1  # `used` of the buffer that lies on the disk
         self._held_out = (
             PairShards(validation, batch_size, resolution, validation, workers=0)
             if validation is not None
@@ -110,39 +124,57 @@ class PromptCollections(LightningDataModule):
 
     # Collecting ---------------------------------------------------------------------------------
 
-    def collect(self) -> Steps:
-        """Return a shuffled epoch of this rank's pairs, made by the weights as they stand."""
-        trainer, module = self.run, cast("OnPolicyModule", self.run.lightning_module)
-        needed, rounds, empty = self.batches * self.batch_size, [], 0
+    @property
+    def module(self) -> OnPolicyModule:
+        """The method that rolls out."""
+        return cast("OnPolicyModule", self.run.lightning_module)
+
+    def collect(self) -> None:
+        """Fill this rank's buffer with what the weights as they stand make of the next prompts."""
+        trainer, module = self.run, self.module
+        if self.buffer is None or self.keep is None:
+            self.buffer = Buffer(module.COLLECTS)
         bar = tqdm(
-            total=needed,
-            desc="collecting pairs",
+            total=self.collection,
+            desc="collecting",
             leave=False,
             disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
         )
         module.eval()
-        have = torch.tensor(0.0, device=trainer.strategy.root_device)
-        while self._least(have) < needed:
+        made = empty = rounds = 0
+        while self._over_ranks(made, "min") < self.collection:
             with trainer.precision_plugin.forward_context():
-                made = module.collect(*self._next_round())
-            rounds.append(made)
-            have += len(made.t)
-            bar.update(min(len(made.t), needed - bar.n))
-            empty = 0 if self._sum(torch.tensor(float(len(made.t)))) else empty + 1
-            if empty >= self.patience:
+                one = module.collect(*self._next_round())
+            count, rounds = len(one.seeds), rounds + 1
+            if count:
+                self.buffer.add(one, self.keep)
+            bar.update(min(count, self.collection - bar.n))
+            made, empty = made + count, 0 if count else empty + 1
+            if self._over_ranks(empty, "max") >= self.patience:
                 raise InputError(
-                    f"{empty} rounds of {self.round_size} prompts gave no pair: lower the method's "
-                    "`threshold`, or take a judge that tells its candidates apart."
+                    f"{self.patience} rounds of {self.round_size} prompts gave no pair: lower the "
+                    "method's `threshold`, or take a judge that tells its candidates apart."
                 )
         module.train()
         bar.close()
-        every = Steps.joined(rounds)
-        order = torch.Generator().manual_seed(stable_seed("collection", self.seed, self.used))
-        kept = torch.randperm(len(every.t), generator=order)[:needed]
-        rank_zero_info(
-            f"Collected {len(every.t)} pairs from {len(rounds) * self.round_size} prompts a rank."
-        )
-        return every.rows(kept)
+        rank_zero_info(f"Collected {made} from {rounds * self.round_size} prompts on this rank.")
+
+    def batch(self, number: int) -> Steps:
+        """Return a batch of the epoch: the next rows of shuffled passes over the buffer."""
+        assert self.buffer is not None
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+        turns = [divmod(place, len(self.buffer)) for place in places]
+        passes = {turn: self._pass(turn) for turn, _ in turns}
+        which = torch.stack([passes[turn][place] for turn, place in turns])
+        rank = self.run.global_rank
+        seeds = [stable_seed("draw", self.seed, rank, self.used, place) for place in places]
+        return self.buffer.batch(which, torch.tensor(seeds), self.module.draw)
+
+    def _pass(self, turn: int) -> Tensor:
+        """Return the order of one pass over the buffer."""
+        assert self.buffer is not None
+        source = torch.Generator().manual_seed(stable_seed("pass", self.seed, self.used, turn))
+        return torch.randperm(len(self.buffer), generator=source)
 
     def _next_round(self) -> tuple[list[str], Tensor]:
         """Return this rank's prompts of the next round, and their seeds."""
@@ -157,12 +189,9 @@ class PromptCollections(LightningDataModule):
             seeds.append(sample_seed(self.seed, again, position))
         return texts, torch.tensor(seeds)
 
-    def _least(self, have: Tensor) -> float:
-        return float(self.run.strategy.reduce(have.clone(), reduce_op="min"))
-
-    def _sum(self, made: Tensor) -> float:
-        made = made.to(self.run.strategy.root_device)
-        return float(self.run.strategy.reduce(made, reduce_op="sum"))
+    def _over_ranks(self, number: int, how: str) -> float:
+        value = torch.tensor(float(number), device=self.run.strategy.root_device)
+        return float(self.run.strategy.reduce(value, reduce_op=how))
 
     # Resuming -----------------------------------------------------------------------------------
 
@@ -170,27 +199,29 @@ class PromptCollections(LightningDataModule):
         """Return where the run stands, and write what it still has to learn from beside it."""
         progress: Any = self.run.fit_loop.epoch_loop.batch_progress
         amid = 0 < progress.current.processed < self.batches
-        if amid and self.collected is not None:
+        needed = self.buffer is not None and (amid or self.keep is not None)
+        if needed:
             self._write()
-        return {"used": self.used, "amid": amid, "world": self.run.world_size}
+        return {"used": self.used, "buffer": needed, "world": self.run.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.used = state["used"]
-        if not state["amid"]:
+        if not state["buffer"]:
             return
         if state["world"] != self.run.world_size:
             raise InputError(
-                f"The checkpoint was taken amid a collection of {state['world']} ranks: go on with "
-                "as many, or from a checkpoint taken at the end of an epoch."
+                f"The checkpoint goes on from what {state['world']} ranks had collected: go on with "
+                "as many, or (without `keep`) from a checkpoint taken at the end of an epoch."
             )
         path = self._path()
         if not path.is_file():
             raise InputError(
                 f"{path} is missing, from which the checkpoint goes on: name a later checkpoint."
             )
-        device = self.run.strategy.root_device
-        self.collected = Steps.of({k: v.to(device) for k, v in load_file(path).items()})
+        self.buffer = Buffer(self.module.COLLECTS)
+        self.buffer.fill(load_file(path))
+        self._written = self.used
 
     def _path(self) -> Path:
         name = f"{self.used:09d}-rank{self.run.global_rank}.safetensors"
@@ -198,14 +229,14 @@ class PromptCollections(LightningDataModule):
 
     def _write(self) -> None:
         path = self._path()
-        if path.is_file():  # written once per collection
+        if self._written == self.used:  # once per collection
             return
-        assert self.collected is not None
-        tensors = self.collected.tensors().items()
-        with whole_output(path) as temporary:
-            save_file({name: value.contiguous().cpu() for name, value in tensors}, temporary)
-        mine = sorted(path.parent.glob(f"*-rank{self.run.global_rank}.safetensors"))
-        for old in mine[:-KEPT]:
+        assert self.buffer is not None
+        with whole_output(path, replace=True) as temporary:
+            save_file(self.buffer.tensors(), temporary)
+        self._written = self.used
+        mine = path.parent.glob(f"*-rank{self.run.global_rank}.safetensors")
+        for old in sorted(mine, key=lambda file: file.stat().st_mtime_ns)[:-KEPT]:
             old.unlink()
 
 
@@ -226,11 +257,10 @@ class Collected:
         """Yield the batches from where the run stands."""
         data = self.data
         done = data.run.fit_loop.epoch_loop.batch_progress.current.ready
-        if not done or data.collected is None:
-            data.collected = data.collect()
-        for batch in range(done, data.batches):
-            start = batch * data.batch_size
-            yield data.collected.rows(torch.arange(start, start + data.batch_size))
+        if not done or data.buffer is None:
+            data.collect()
+        for number in range(done, data.batches):
+            yield data.batch(number)
 
     def state_dict(self) -> dict[str, int]:
         """Return nothing but a guard: the data module knows the rest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,27 @@ from torch import Tensor
 
 from lit_prefopt.batches import Pairs, Prompt
 from lit_prefopt.diffusion.process import DiscreteProcess
+
+
+def discounted(u: Tensor, gamma: float, steps: int) -> Tensor:
+    """Return the quantiles of noise levels whose weight falls towards the clean end.
+
+    Of `steps` equal parts of [0, 1), the noisiest one has the weight 1 and each next one gamma
+    times the weight before it (arXiv 2402.08265); within a part the weight falls likewise.
+
+    Args:
+        u: Uniform draws in [0, 1), of any shape, float64.
+        gamma: In (0, 1]; 1 returns the draws as they are.
+        steps: Number of parts.
+
+    Returns:
+        Numbers in [0, 1) of the same shape; 0 is clean.
+    """
+    if gamma == 1:
+        return u
+    least = gamma**steps
+    quantiles = 1 - (least + u * (1 - least)).log() / (steps * math.log(gamma))
+    return quantiles.clamp(0, 1 - 1e-9)  # rounding may step out of the range
 
 
 class Noised(NamedTuple):

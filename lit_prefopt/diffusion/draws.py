@@ -16,15 +16,20 @@ from torch import Tensor
 
 def generator(seed: int, purpose: str) -> torch.Generator:
     """Return the CPU generator of one sample for one purpose."""
-    digest = hashlib.blake2s(f"{seed}/{purpose}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(_seed(seed, purpose))
 
 
-def uniform(seeds: Tensor, purpose: str) -> Tensor:
-    """Return one number in [0, 1) per sample, (B,) float64."""
+def uniform(seeds: Tensor, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+    """Return numbers in [0, 1), one per sample or an array of them, (B, *shape) float64."""
     sources = [generator(seed, purpose) for seed in seeds.tolist()]
-    draws = [torch.rand((), generator=source, dtype=torch.float64) for source in sources]
+    draws = [torch.rand(tuple(shape), generator=s, dtype=torch.float64) for s in sources]
     return torch.stack(draws).to(seeds.device)
+
+
+def subseeds(seeds: Tensor, count: int, purpose: str) -> Tensor:
+    """Return `count` seeds made from each seed, (B, count) int64."""
+    made = [[_seed(seed, f"{purpose} {i}") for i in range(count)] for seed in seeds.tolist()]
+    return torch.tensor(made, device=seeds.device)
 
 
 def normal(seeds: Tensor, shape: Sequence[int], purpose: str) -> Tensor:
@@ -32,3 +37,8 @@ def normal(seeds: Tensor, shape: Sequence[int], purpose: str) -> Tensor:
     sources = [generator(seed, purpose) for seed in seeds.tolist()]
     draws = [torch.randn(tuple(shape), generator=source) for source in sources]
     return torch.stack(draws).to(seeds.device)
+
+
+def _seed(seed: int, purpose: str) -> int:
+    digest = hashlib.blake2s(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

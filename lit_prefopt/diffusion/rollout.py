@@ -49,6 +49,29 @@ class Walk:
         )
         return transition(self.backbone, self.how, latents, t, t_next, prompt, empty)
 
+    def roll_out(
+        self, seeds: Tensor, prompt: Prompt, empty: Prompt, dtype: torch.dtype
+    ) -> Tensor:
+        """Return every state of whole roll-outs, (B, steps + 1, C, H, W) on the CPU.
+
+        States are rounded before the next step is taken, so that what is kept is what the network
+        saw.
+
+        Args:
+            seeds: (B,) int64, one of each roll-out.
+            prompt: B rows.
+            empty: The empty prompt, one row.
+            dtype: Precision of the states.
+        """
+        device = prompt.hidden.device
+        latents = self.start(seeds).to(device, dtype)
+        states = [latents.cpu()]
+        for number in range(self.how.steps):
+            noise = self.noise(seeds, f"step {number}").to(device)
+            latents = self.step(latents.float(), number, prompt, empty).at(noise).to(dtype)
+            states.append(latents.cpu())
+        return torch.stack(states, 1)
+
 
 def transition(
     backbone: Backbone,

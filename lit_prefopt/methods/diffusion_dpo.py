@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.diffusion.denoising import discounted
 from lit_prefopt.errors import check_number
 from lit_prefopt.losses import loser_scale, preference_loss, scale_gradient, sigmoid, smooth
 from lit_prefopt.module import PreferenceDiffusionModule
@@ -28,6 +29,10 @@ class DiffusionDPO(PreferenceDiffusionModule):
         spare_chosen: Scale the rejected side's gradient so that the chosen side's error does not
             rise, and keeps at least this share of its fall (mu of Diffusion-SDPO, arXiv
             2511.03317); off where it is not given.
+        gamma: Weight of a noise level against one that is a `gamma_steps`-th of all levels noisier,
+            in (0, 1]; below 1 the noisy ones are drawn more often, in validation as well (the
+            offline form of arXiv 2402.08265).
+        gamma_steps: See `gamma`.
         validation_draws: Draws of timestep and noise per held-out pair.
     """
 
@@ -40,6 +45,8 @@ class DiffusionDPO(PreferenceDiffusionModule):
         label_smoothing: float = 0.0,
         anchor: float = 0.0,
         spare_chosen: float | None = None,
+        gamma: float = 1.0,
+        gamma_steps: int = 50,
         validation_draws: int = 4,
     ) -> None:
         super().__init__(backbone, optimizer, validation_draws)
@@ -47,11 +54,18 @@ class DiffusionDPO(PreferenceDiffusionModule):
         check_number("label_smoothing", label_smoothing, 0, 1)
         check_number("anchor", anchor, 0)
         check_number("spare_chosen", spare_chosen, 0)
+        check_number("gamma", gamma, most=1, above=0)
+        check_number("gamma_steps", gamma_steps, 1)
         self.beta = beta
         self.link = link
         self.label_smoothing = label_smoothing
         self.anchor = anchor
         self.spare_chosen = spare_chosen
+        self.gamma, self.gamma_steps = gamma, gamma_steps
+
+    def draw_timesteps(self, u: Tensor) -> Tensor:
+        """Return the timesteps at quantiles u of their discounted distribution, (B,)."""
+        return super().draw_timesteps(discounted(u, self.gamma, self.gamma_steps))
 
     def losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor:
         """Return the link's loss of every pair, (B,) (Eq. 14)."""

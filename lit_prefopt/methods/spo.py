@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import LogRatios, Pairs, Prompt, Steps
+from lit_prefopt.batches import LogRatios, Pairs, Prompt, Steps, joined
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.process import Step
-from lit_prefopt.diffusion.rollout import Walk
 from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
@@ -71,13 +70,16 @@ class SPO(OnPolicyModule):
         self.beta, self.eps = beta, eps
         self.candidates, self.first, self.inner = candidates, first, inner
         self.threshold, self.judge_scale = threshold, judge_scale
-        self.walk = Walk(backbone, sampling)
 
     def losses(self, ratios: LogRatios, pairs: Pairs | Steps) -> Tensor:  # type: ignore[override]
         """Return the sigmoid loss of the clipped ratios, one value per pair, (B,)."""
-        clipped = clip(ratios.values, self.eps)
+        clipped = self.clipped(ratios.values)
         difference = (clipped[:, 0] - clipped[:, -1]).flatten(1).mean(1)
         return preference_loss(difference, pairs.labels, self.beta)
+
+    def clipped(self, log_ratios: Tensor) -> Tensor:
+        """Return the log-ratios (B, K, S) of ratios clipped to [1 - eps, 1 + eps]."""
+        return clip(log_ratios, self.eps)
 
     @torch.no_grad()
     def collect(self, texts: list[str], seeds: Tensor) -> Steps:
@@ -93,7 +95,7 @@ class SPO(OnPolicyModule):
             for decision in self._decisions(texts, prompt, seeds)
             for row in self._pairs(decision, prompt, seeds)
         ]
-        return Steps.joined(rows)
+        return joined(rows)
 
     def _decisions(self, texts: list[str], prompt: Prompt, seeds: Tensor) -> Iterator[_Decision]:
         walk, count, device = self.walk, self.candidates, prompt.hidden.device
@@ -140,10 +142,12 @@ class SPO(OnPolicyModule):
         best, worst = scores.argmax(1), scores.argmin(1)
         row = torch.arange(len(scores), device=scores.device)
         apart = self.judge_scale * (scores[row, best] - scores[row, worst])
-        row = row[torch.tanh(apart / 2) > self.threshold]  # p_best - p_worst of a softmax of two
+        accepted = torch.tanh(apart / 2) > self.threshold  # p_best - p_worst of a softmax of two
+        self.window.add({"accepted": accepted.float().mean()})
+        row = row[accepted]
         sides = torch.stack([best, worst], 1)[row]
         ones = torch.ones(len(row), device=scores.device)
-        kept = Prompt(*(None if f is None else f[row] for f in prompt))  # type: ignore[arg-type]
+        kept = prompt.rows(row)
         for number, parents, children in decision.chain:
             t, t_next = (
                 torch.full((len(row), 1), self.walk.times[n], device=scores.device)

@@ -66,6 +66,9 @@ class ToyCollections(PromptCollections):
         batch_size: Pairs in a batch of one rank.
         batches: Batches between two collections.
         round_size: Prompts that each rank rolls out at a time.
+        collection: What each rank collects anew (pairs; where whole roll-outs are kept, prompts);
+            as much as its batches hold where it is not given.
+        keep: The most that each rank holds; nothing from earlier collections where it is not given.
         count: How many captions there are.
         validation_pairs: How many held-out pairs are used at most; none: all.
         seed: Seed of the order and of the roll-outs.
@@ -76,6 +79,8 @@ class ToyCollections(PromptCollections):
         batch_size: int = 32,
         batches: int = 8,
         round_size: int = 16,
+        collection: int | None = None,
+        keep: int | None = None,
         count: int = 2048,
         validation_pairs: int | None = None,
         seed: int = 0,
@@ -85,6 +90,8 @@ class ToyCollections(PromptCollections):
             batch_size=batch_size,
             batches=batches,
             round_size=round_size,
+            collection=collection,
+            keep=keep,
             validation=str(PAIRS / "validation"),
             resolution=32,
             validation_pairs=validation_pairs,
