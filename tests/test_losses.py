@@ -109,3 +109,23 @@ def test_clip_bounds_the_ratio_with_finite_gradients() -> None:
     clipped.sum().backward()
     assert clipped.exp().tolist() == pytest.approx([0.9, math.exp(0.05), 1.1])
     assert log_ratios.grad.tolist() == [0, 1, 0]
+
+
+def test_an_order_is_chosen_one_by_one() -> None:
+    """Against the product of softmaxes in double precision; of two sides it is the sigmoid loss."""
+    utilities = torch.tensor([[0.3, -1.0, 2.0, 0.5]], dtype=torch.float64)
+    weights = [math.exp(u) for u in utilities[0].tolist()]
+    by_hand = -sum(math.log(weights[k] / sum(weights[k:])) for k in range(4))
+    assert losses.plackett_luce(utilities).item() == pytest.approx(by_hand, rel=1e-12)
+    two = torch.tensor([[0.7, -0.4], [-2.0, 1.0]])
+    expected = losses.sigmoid(two[:, 0] - two[:, 1], 1.0)
+    torch.testing.assert_close(losses.plackett_luce(two), expected)
+
+
+@pytest.mark.parametrize("size", [100.0, -100.0])
+def test_an_order_that_is_sure_has_finite_gradients(size: float) -> None:
+    utilities = torch.tensor([[size, 0.0, -size]], requires_grad=True)
+    loss = losses.plackett_luce(utilities)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(0.0 if size > 0 else 300.0, abs=1e-4)
+    assert torch.isfinite(utilities.grad).all()

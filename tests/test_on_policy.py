@@ -14,7 +14,8 @@ from lit_prefopt.data import PromptCollections
 from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.prompts import PromptFile
-from lit_prefopt.methods import SPO
+from lit_prefopt.methods import SPO, DenseRewardDPO
+from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import AdamW
 from tests.methods.test_spo import Brightness
 
@@ -44,11 +45,23 @@ class Seen(Callback):
         self.seeds.append(batch.seeds.tolist())
 
 
+def dense(folder: str) -> DenseRewardDPO:
+    torch.manual_seed(0)
+    backbone = StableDiffusion(folder, lora=LoRA(4))
+    settings = {"drawn_steps": 2, "sampling": HOW, "trajectories": 3, "kept": 3}
+    return DenseRewardDPO(backbone, AdamW(1e-2), Brightness(), 10.0, 0.5, 0.9, **settings)
+
+
 def fit(
-    folder: str, prompts: PromptFile, root: Path, steps: int, resume: bool = False
-) -> tuple[SPO, Seen, PromptCollections]:
+    trained: OnPolicyModule,
+    prompts: PromptFile,
+    root: Path,
+    steps: int,
+    resume: bool = False,
+    **options: int,
+) -> tuple[OnPolicyModule, Seen, PromptCollections]:
     """Train so many steps, with a checkpoint at each."""
-    seen, data = Seen(), PromptCollections(prompts, batch_size=2, batches=5, round_size=2)
+    seen, data = Seen(), PromptCollections(prompts, 2, batches=5, round_size=2, **options)
     saving = ModelCheckpoint(root, save_last=True, every_n_train_steps=1, save_top_k=0)
     trainer = Trainer(
         default_root_dir=root,
@@ -59,7 +72,6 @@ def fit(
         enable_model_summary=False,
         callbacks=[saving, seen],
     )
-    trained = module(folder)
     last = str(root / "last.ckpt") if resume else None
     trainer.fit(trained, data, ckpt_path=last, weights_only=True)
     return trained, seen, data
@@ -69,9 +81,9 @@ def fit(
 def test_a_stopped_run_goes_on_with_what_it_had_collected(
     tiny_folder: str, prompts: PromptFile, tmp_path: Path, stop: int
 ) -> None:
-    whole, seen, data = fit(tiny_folder, prompts, tmp_path / "whole", 12)
-    _, first, _ = fit(tiny_folder, prompts, tmp_path / "parts", stop)
-    parts, second, again = fit(tiny_folder, prompts, tmp_path / "parts", 12, resume=True)
+    whole, seen, data = fit(module(tiny_folder), prompts, tmp_path / "whole", 12)
+    _, first, _ = fit(module(tiny_folder), prompts, tmp_path / "parts", stop)
+    parts, second, again = fit(module(tiny_folder), prompts, tmp_path / "parts", 12, resume=True)
     assert first.seeds + second.seeds == seen.seeds
     assert again.used == data.used
     for (name, a), (_, b) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
@@ -79,10 +91,52 @@ def test_a_stopped_run_goes_on_with_what_it_had_collected(
     assert len({tuple(batch) for batch in seen.seeds}) > 6
 
 
+@pytest.mark.parametrize("stop", [3, 5, 7], ids=["amid", "at the end", "amid the second"])
+def test_a_stopped_run_goes_on_with_what_it_kept_of_earlier_collections(
+    tiny_folder: str, prompts: PromptFile, tmp_path: Path, stop: int
+) -> None:
+    kept = {"collection": 2, "keep": 5}
+    whole, seen, data = fit(dense(tiny_folder), prompts, tmp_path / "whole", 14, **kept)
+    assert data.used == 3 * 2
+    assert [len(one.seeds) for one in data.buffer.rounds] == [1, 2, 2]
+    parts = tmp_path / "parts"
+    _, first, _ = fit(dense(tiny_folder), prompts, parts, stop, **kept)
+    ended, second, again = fit(dense(tiny_folder), prompts, parts, 14, resume=True, **kept)
+    assert first.seeds + second.seeds == seen.seeds
+    assert again.used == data.used
+    for (name, a), (_, b) in zip(whole.named_parameters(), ended.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert len({tuple(batch) for batch in seen.seeds}) == 14
+
+
+def test_a_buffer_from_a_run_that_was_left_behind_gives_way(
+    tiny_folder: str, prompts: PromptFile, tmp_path: Path
+) -> None:
+    """Of other weights it has the same name: `used` is the same."""
+    fit(module(tiny_folder), prompts, tmp_path, 8)
+    buffers = {path: path.stat().st_mtime_ns for path in (tmp_path / "buffers").iterdir()}
+    fit(module(tiny_folder), prompts, tmp_path, 2)
+    later = {path: path.stat().st_mtime_ns for path in (tmp_path / "buffers").iterdir()}
+    assert {path for path, time in later.items() if time != buffers[path]} == {min(buffers)}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"collection": 4, "keep": 3}, "keep is 3, less than the 4 of one collection"),
+        ({"collection": 0}, "collection is 0; give a number from 1"),
+        ({"patience": 0}, "patience is 0; give a number from 1"),
+    ],
+)
+def test_bad_numbers(prompts: PromptFile, change: dict, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        PromptCollections(prompts, 2, batches=5, round_size=2, **change)
+
+
 def test_collections_are_made_by_the_weights_as_they_stand(
     tiny_folder: str, prompts: PromptFile, tmp_path: Path
 ) -> None:
-    trained, _, data = fit(tiny_folder, prompts, tmp_path, 5)
+    trained, _, data = fit(module(tiny_folder), prompts, tmp_path, 5)
     texts, seeds = data.texts[:2], torch.tensor([1, 2])
     later = trained.collect(texts, seeds)
     before = module(tiny_folder).collect(texts, seeds)

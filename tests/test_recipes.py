@@ -30,6 +30,8 @@ MAX_STEPS = {
     "toy-diffusion-dpo": 120,
     "toy-sft": 120,
     "toy-spo": 120,
+    "toy-dense-reward": 120,
+    "toy-d3po": 120,
     "sd15-diffusion-dpo": 2000,
     "sd15-sft": 2000,
     "sdxl-diffusion-dpo": 2000,

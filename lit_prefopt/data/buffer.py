@@ -24,7 +24,7 @@ class Buffer(Generic[Rows]):
     """
 
     def __init__(self, kind: type[Rows]) -> None:
-        self.kind = kind
+        self.kind: type[Rows] = kind
         self.rounds: list[Rows] = []
 
     def __len__(self) -> int:

@@ -211,8 +211,8 @@ class PromptCollections(LightningDataModule):
             return
         if state["world"] != self.run.world_size:
             raise InputError(
-                f"The checkpoint goes on from what {state['world']} ranks had collected: go on with "
-                "as many, or (without `keep`) from a checkpoint taken at the end of an epoch."
+                f"The checkpoint goes on from what {state['world']} ranks had collected: go on "
+                "with as many, or (without `keep`) from one taken at the end of an epoch."
             )
         path = self._path()
         if not path.is_file():

@@ -49,9 +49,7 @@ class Walk:
         )
         return transition(self.backbone, self.how, latents, t, t_next, prompt, empty)
 
-    def roll_out(
-        self, seeds: Tensor, prompt: Prompt, empty: Prompt, dtype: torch.dtype
-    ) -> Tensor:
+    def roll_out(self, seeds: Tensor, prompt: Prompt, empty: Prompt, dtype: torch.dtype) -> Tensor:
         """Return every state of whole roll-outs, (B, steps + 1, C, H, W) on the CPU.
 
         States are rounded before the next step is taken, so that what is kept is what the network
