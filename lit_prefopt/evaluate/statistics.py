@@ -33,6 +33,29 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def two_way_interval(
+    values: NDArray[np.float64], level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Return the percentile bootstrap interval of a mean over runs and prompts, both resampled.
+
+    With few runs it is too narrow: three of them vary less than all runs would.
+
+    Args:
+        values: One value per run and prompt, (R, N).
+        level: Share of repetitions in which the interval holds the true mean.
+        resamples: Number of resamples.
+        seed: The same values always give the same interval.
+    """
+    rng = np.random.default_rng(seed)
+    runs, prompts = values.shape
+    # the mean over a resample is a weighted mean: no resample has to be made
+    run_weights = rng.multinomial(runs, np.full(runs, 1 / runs), resamples) / runs
+    prompt_weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
+    means = np.einsum("br,rn,bn->b", run_weights, values, prompt_weights, optimize=True)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def wilson_interval(wins: float, count: int, level: float = 0.95) -> Interval:
     """Return Wilson's score interval of a rate (E. B. Wilson, 1927).
 
