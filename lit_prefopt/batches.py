@@ -104,11 +104,11 @@ class Pairs(NamedTuple):
 class Steps(NamedTuple):
     """What an on-policy method learns from: reverse steps of K roll-outs, the best one first.
 
-    Step s of side k goes from `parents[:, k, s]` to `children[:, k, s]`. Sides need not have the
-    same parents.
+    Step s of side k goes from `parents[:, k, s]` to `children[:, k, s]`. Parents that all sides
+    have in common are there once, and so are asked of the denoiser once.
     """
 
-    parents: Tensor  # (B, K, S, C, H, W): latents at t
+    parents: Tensor  # (B, K or 1, S, C, H, W): latents at t
     children: Tensor  # (B, K, S, C, H, W): latents at t_next
     t: Tensor  # (B, S) int64
     t_next: Tensor  # (B, S) int64, less noisy
@@ -120,7 +120,7 @@ class Steps(NamedTuple):
     @property
     def sides(self) -> int:
         """K, the number of sides."""
-        return self.parents.shape[1]
+        return self.children.shape[1]
 
 
 class Trajectories(NamedTuple):

@@ -101,12 +101,13 @@ def logp(backbone: Backbone, how: Sampling, steps: Steps, empty: Prompt) -> Tens
     Args:
         backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
         how: Guidance and eta, as the steps were sampled with.
-        steps: B * K * S of them, all in one forward.
+        steps: All of them in one forward: B * K * S rows, or B * S where sides share parents.
         empty: The empty prompt, one row.
     """
-    shape = steps.parents.shape[:3]
-    t, t_next = (x[:, None].expand(shape).flatten() for x in (steps.t, steps.t_next))
-    prompt = steps.prompt.repeat(shape[1] * shape[2])
-    parents, children = steps.parents.flatten(0, 2), steps.children.flatten(0, 2)
-    step = transition(backbone, how, parents, t, t_next, prompt, empty)
-    return step.logp(children).view(shape)
+    asked, shape = steps.parents.shape[:3], steps.children.shape[:3]
+    t, t_next = (x[:, None].expand(asked).flatten() for x in (steps.t, steps.t_next))
+    prompt = steps.prompt.repeat(asked[1] * asked[2])
+    step = transition(backbone, how, steps.parents.flatten(0, 2), t, t_next, prompt, empty)
+    every = (part.unflatten(0, asked) for part in step)
+    per_side = Step(*(x.expand(*shape, *x.shape[3:]).flatten(0, 2) for x in every))
+    return per_side.logp(steps.children.flatten(0, 2)).view(shape)

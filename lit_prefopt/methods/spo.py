@@ -153,7 +153,12 @@ class SPO(OnPolicyModule):
                 torch.full((len(row), 1), self.walk.times[n], device=scores.device)
                 for n in (number, number + 1)
             )
-            start, end = (x[row[:, None], sides][:, :, None] for x in (parents, children))
+            # candidates of one decision that took no step by themselves have one parent
+            of = sides if self.inner else sides[:, :1]
+            start, end = (
+                parents[row[:, None], of][:, :, None],
+                children[row[:, None], sides][:, :, None],
+            )
             yield Steps(start, end, t, t_next, kept, seeds[row.cpu()], ones, ones)
 
 

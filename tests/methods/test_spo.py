@@ -69,8 +69,12 @@ def test_every_candidate_is_predicted_once(backbone: StableDiffusion) -> None:
     assert module.judge.asked == [(repeated, [t] * 6) for t in (251, 1, 0)]
     assert torch.equal(steps.prompt.hidden, backbone.embed(TEXTS).hidden.repeat(3, 1, 1))
     assert steps.seeds.tolist() == SEEDS.tolist() * 3
-    # without inner steps both sides have one parent, and the next parent is one of its children
-    assert torch.equal(steps.parents[:, 0], steps.parents[:, 1])
+    # without inner steps both sides have one parent, which is asked of the denoiser once
+    assert steps.parents.shape == (6, 1, 1, 4, 8, 8)
+    assert steps.children.shape == (6, 2, 1, 4, 8, 8)
+    rows.clear()
+    module.log_ratios(steps)
+    assert rows == [12]  # of the policy; the reference is a network of its own
 
 
 def test_two_steps_by_hand(backbone: StableDiffusion) -> None:
@@ -105,6 +109,19 @@ def test_two_steps_by_hand(backbone: StableDiffusion) -> None:
     torch.testing.assert_close(steps.children[2:, :, 0], end, **close)
 
 
+def test_parents_in_common_count_as_each_sides_own(backbone: StableDiffusion) -> None:
+    module = spo(backbone)
+    once = module.collect(TEXTS, SEEDS)
+    twice = once._replace(parents=once.parents.repeat(1, 2, 1, 1, 1, 1))
+    with torch.no_grad():
+        for parameter in backbone.policy.denoiser.parameters():
+            parameter.add_(0.01)
+        one, two = module.log_ratios(once).values, module.log_ratios(twice).values
+    assert one.shape == (6, 2, 1)
+    assert one.abs().min() > 0
+    torch.testing.assert_close(one, two)
+
+
 def test_a_chain_that_the_schedule_cuts_short_is_decided_at_its_end(
     backbone: StableDiffusion,
 ) -> None:
@@ -118,7 +135,7 @@ def test_only_pairs_that_are_far_apart_are_kept(backbone: StableDiffusion) -> No
     everything = spo(backbone).collect(TEXTS, SEEDS)
     nothing = spo(backbone, threshold=0.999).collect(TEXTS, SEEDS)
     assert len(everything.t) == 6
-    assert nothing.parents.shape == (0, 2, 1, 4, 8, 8)
+    assert nothing.children.shape == (0, 2, 1, 4, 8, 8)
     # tanh(d / 2) is the difference of the two probabilities
     module = spo(backbone, judge_scale=20.0, threshold=0.3)
     with torch.no_grad():
