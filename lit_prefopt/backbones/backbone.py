@@ -57,7 +57,7 @@ class Backbone(nn.Module, ABC):
         """Return images (B, 3, H, W) in [-1, 1] of clean latents (B, C, H, W)."""
 
     def preview(self, latents: Tensor) -> Tensor:
-        """Return such images for a judge's eyes alone; a family may have a quicker way to them."""
+        """Return images for a judge's eyes alone; a family may have a quicker way than `decode`."""
         return self.decode(latents)
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Backbone(nn.Module, ABC):
             yield
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
-        """Follow a move to another device or precision, of which torch says here alone."""
+        """Move to another device or precision, where the empty prompt is embedded anew."""
         self._empty = None
         return super()._apply(fn, recurse)
 

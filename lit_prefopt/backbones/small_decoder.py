@@ -29,8 +29,9 @@ class SmallDecoder(nn.Module):
         super().__init__()
         if not _is_tiny(source):
             raise InputError(
-                f"{source} holds no AutoencoderTiny: name a folder or hub name of one, such as "
-                "madebyollin/taesd or madebyollin/taesdxl, as `--backbone.decoder`."
+                f"{source} holds no AutoencoderTiny, or cannot be reached: name a folder or hub "
+                "name of one, such as madebyollin/taesd or madebyollin/taesdxl, as "
+                "`--backbone.decoder`."
             )
         self.tiny = load_part(AutoencoderTiny, source, "vae", dtype)
         config = self.tiny.config

@@ -22,6 +22,7 @@ from lit_prefopt.intake.tables import json_values
 
 LINES, SHARDS = "txt", "shards"
 FORMATS = (LINES, *READERS)
+TABLES = ("csv", "tsv")  # whose records have no key for an empty cell
 USUAL = tuple(Columns().prompt)
 """Names under which prompts are looked for where none is given, in capitals or not."""
 
@@ -90,22 +91,32 @@ def _of_records(path: Path, kind: str, column: str | None) -> Iterator[str]:
     found = False
     for where, record in _records(path, kind, column):
         name = column or _usual(where, record)
-        if name in record:  # a table has no key for an empty cell
+        if name in record:
             found = True
             yield _text(where, record[name], name)
+        elif kind not in TABLES:
+            raise _without(where, record, column)
         names |= dict.fromkeys(record)
     if names and not found:
-        wanted = " or ".join(map(repr, USUAL if column is None else [column]))
-        raise InputError(
-            f"{path} has no {wanted}, but {_listed(names)}: name the one with the prompts as "
-            "`column`."
-        )
+        raise _without(str(path), names, column)
+
+
+def _without(where: str, names: Mapping[str, Any], column: str | None) -> InputError:
+    wanted = " or ".join(map(repr, USUAL if column is None else [column]))
+    return InputError(
+        f"{where} has no {wanted}, but {_listed(names)}: name the one with the prompts as `column`."
+    )
 
 
 def _text(where: str, value: Any, name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise InputError(f"{where} holds no text under {name!r}; name another `column`.")
-    return value or ""
+    text = value or ""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a letter
+        raise InputError(f"{where} has a text that is not UTF-8; mend the file.") from error
+    return text
 
 
 def _records(path: Path, kind: str, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -134,7 +145,7 @@ def _unfolded(where: str, value: Any, column: str | None) -> Iterator[tuple[str,
         return
     if not isinstance(value, dict):
         raise InputError(f"{where} is neither a text nor a mapping; mend the file.")
-    folded = value and all(isinstance(facts, dict) for facts in value.values())
+    folded = all(isinstance(facts, dict) for facts in value.values())
     if not folded or (column is not None and column in value):
         yield where, value
         return
