@@ -77,7 +77,7 @@ class OnPolicyModule(PreferenceDiffusionModule):
         """Return how much likelier the policy finds every step than the reference does."""
         if not isinstance(pairs, Steps):
             return super().log_ratios(pairs)
-        empty = self.backbone.embed([""])
+        empty = self.backbone.empty
         with self.backbone.as_reference():
             reference = logp(self.backbone, self.sampling, pairs, empty)
         policy = logp(self.backbone, self.sampling, pairs, empty)
@@ -102,7 +102,7 @@ class OnPolicyModule(PreferenceDiffusionModule):
             InputError: The judge does not give one number for each image.
         """
         parts = latents.split(self.sampling.batch_size)
-        images = torch.cat([self.backbone.decode(part) for part in parts])
+        images = torch.cat([self.backbone.preview(part) for part in parts])
         scores = self.judge.score(images, texts, t)
         if scores.shape != (len(images),) or not torch.isfinite(scores).all():
             raise InputError(

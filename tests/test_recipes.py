@@ -39,6 +39,8 @@ MAX_STEPS = {
     "sd15-sft": 2000,
     "sdxl-diffusion-dpo": 2000,
     "sdxl-sft": 2000,
+    "sd15-spo": 8000,
+    "sdxl-spo": 20000,
     "configs/toy/unet.yaml": 2400,
     "configs/toy/vae.yaml": -1,
     "configs/toy/clip.yaml": -1,

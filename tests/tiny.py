@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -95,6 +96,19 @@ def tiny_vae(**changes: object) -> AutoencoderKL:
         "sample_size": 32,
     }
     return AutoencoderKL(**config | changes)
+
+
+def tiny_decoder(folder: Path, **changes: object) -> str:
+    """Write an AutoencoderTiny for 8 x 8 latents of 32 x 32 pixels and return its folder."""
+    torch.manual_seed(1)
+    config = {
+        "encoder_block_out_channels": (8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8),
+        "num_encoder_blocks": (1, 1, 1),
+        "num_decoder_blocks": (1, 1, 1),
+    }
+    AutoencoderTiny(**config | changes).save_pretrained(folder)
+    return str(folder)
 
 
 def tiny_pipeline(folder: Path, prediction: str = "epsilon", **unet: object) -> Path:

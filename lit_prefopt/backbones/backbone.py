@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.policy = policy
         self.process = process
+        self._empty: Prompt | None = None
 
     @abstractmethod
     def embed(self, texts: list[str]) -> Prompt:
@@ -55,6 +56,10 @@ class Backbone(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, 3, H, W) in [-1, 1] of clean latents (B, C, H, W)."""
 
+    def preview(self, latents: Tensor) -> Tensor:
+        """Return images for a judge's eyes alone; a family may have a quicker way than `decode`."""
+        return self.decode(latents)
+
     @abstractmethod
     def save(self, folder: Path) -> Path:
         """Write the trained weights in diffusers' layout and return where they lie."""
@@ -63,6 +68,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image's latents at the size that the checkpoint was made for."""
+
+    @property
+    def empty(self) -> Prompt:
+        """The empty prompt, one row: embedded once, since all that embeds it is frozen."""
+        if self._empty is None:
+            with torch.inference_mode(False), torch.no_grad():  # it may serve in training later
+                self._empty = self.embed([""])
+        return self._empty
 
     @property
     def sampling(self) -> Sampling:
@@ -84,6 +97,11 @@ class Backbone(nn.Module, ABC):
         """Let `predict` speak for the reference inside the block, without gradients."""
         with torch.no_grad(), self.policy.as_reference():
             yield
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        """Move to another device or precision, where the empty prompt is embedded anew."""
+        self._empty = None
+        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the policy's mode; all that is frozen stays in evaluation."""

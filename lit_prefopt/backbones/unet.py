@@ -18,6 +18,7 @@ from lit_prefopt.backbones.backbone import Backbone
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.parts import FileParts, FolderParts, Parts, load_part
 from lit_prefopt.backbones.reference import Policy, freeze
+from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion.process import DiscreteProcess
 from lit_prefopt.errors import InputError
@@ -49,6 +50,9 @@ class UNetBackbone(Backbone):
             diffusers takes from the hub where it is not given.
         prediction: What the denoiser predicts, where the checkpoint's scheduler says it wrongly.
         guidance: Guidance scale that a guidance-distilled UNet is told in training.
+        decoder: Hub name or folder of an AutoencoderTiny, such as madebyollin/taesd or
+            madebyollin/taesdxl, that decodes in the VAE's place what a judge looks at while pairs
+            are collected; the VAE where it is not given.
     """
 
     vae: Any  # Any: diffusers and transformers are untyped
@@ -82,6 +86,7 @@ class UNetBackbone(Backbone):
         config: str | None = None,
         prediction: Literal["epsilon", "v_prediction"] | None = None,
         guidance: float = 7.5,
+        decoder: str | None = None,
     ) -> None:
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         unet_dtype = frozen_dtype if lora else torch.float32
@@ -105,6 +110,12 @@ class UNetBackbone(Backbone):
         self.dtype = unet_dtype
         self.guidance = guidance
         self.vae = freeze(_precise_enough(own_vae or parts.vae(frozen_dtype)))
+        self.small_decoder = None
+        if decoder is not None:
+            small = SmallDecoder(
+                decoder, frozen_dtype, self.latent_shape[0], self.pixels_per_latent
+            )
+            self.small_decoder = freeze(small)
         for name, encoder in encoders.items():
             setattr(self, name, freeze(encoder))
             tokenizer = name.replace("text_encoder", "tokenizer")
@@ -163,6 +174,10 @@ class UNetBackbone(Backbone):
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         with torch.autocast(latents.device.type, enabled=False):
             return self.vae.decode(scaled).sample.float().clamp(-1, 1)
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """Return images in [-1, 1], float32, by the small decoder if there is one."""
+        return self.decode(latents) if self.small_decoder is None else self.small_decoder(latents)
 
     def save(self, folder: Path) -> Path:
         """Write a LoRA file that `load_lora_weights` takes, or a UNet for `from_pretrained`."""

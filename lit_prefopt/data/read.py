@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
@@ -79,19 +80,39 @@ class ShardReader:
         except BrokenSample as error:
             raise BrokenSample(f"{name} {error}") from error
 
+    def text(self, shard: int, sample: int) -> str:
+        """Return a sample's prompt alone: of its images no more than the headers are read."""
+        source = self.shards[shard]
+        start, stop = source.span(sample)
+        with self._at(shard, start) as file:
+            try:
+                data = _text(file, stop)
+            except tarfile.TarError as error:
+                raise BrokenSample(f"{source.name}, sample {sample}, {_damaged(error)}") from error
+        try:
+            return _prompt({} if data is None else {"txt": data})
+        except BrokenSample as error:
+            raise BrokenSample(f"{source.name}, sample {sample}, {error}") from error
+
     def _bytes(self, number: int, start: int, stop: int) -> bytes:
+        with self._at(number, start) as file:
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise _changed(self.shards[number])
+        return data
+
+    @contextmanager
+    def _at(self, number: int, start: int) -> Iterator[BinaryIO]:
+        """Give the file of a shard, to be read from there on."""
         if self._process != os.getpid():  # a forked worker must not move its parent's files
             self._forget()
-        shard = self.shards[number]
         try:
             file = self._files(number)
             file.seek(start)
-            data = file.read(stop - start)
+            yield file
         except OSError as error:
-            raise InputError(f"{shard.url} cannot be read ({error}); check the path.") from error
-        if len(data) != stop - start:
-            raise _changed(shard)
-        return data
+            url = self.shards[number].url
+            raise InputError(f"{url} cannot be read ({error}); check the path.") from error
 
     def _open(self, number: int) -> BinaryIO:
         shard = self.shards[number]
@@ -122,10 +143,7 @@ def unpack(data: bytes) -> dict[str, Any]:
     try:
         samples = list(group_by_keys(_members(data)))
     except Exception as error:  # whatever tarfile makes of a broken header
-        raise BrokenSample(
-            f"is no part of a tar ({error}): the shard is damaged or was changed after it was "
-            "indexed"
-        ) from error
+        raise BrokenSample(_damaged(error)) from error
     if len(samples) != 1:
         raise BrokenSample(f"holds {len(samples)} samples where the index says one")
     return samples[0]
@@ -139,14 +157,37 @@ def parse(name: str, members: Mapping[str, Any], sides: Sequence[str] = SIDES) -
         members: Bytes by extension, as `unpack` returns them; unknown ones are left alone.
         sides: Names of the images of a sample, best side first.
     """
+    text = _prompt(members)
+    images = [_image(members, side) for side in sides]
+    return Sample(name, text, images, members.get("mask.png"), _meta(members.get("json", b"{}")))
+
+
+def _prompt(members: Mapping[str, Any]) -> str:
     if "txt" not in members:
         raise BrokenSample("has no prompt (.txt)")
     try:
-        text = members["txt"].decode("utf-8")
+        return str(members["txt"], "utf-8")
     except UnicodeDecodeError as error:
         raise BrokenSample("has a prompt that is not UTF-8") from error
-    images = [_image(members, side) for side in sides]
-    return Sample(name, text, images, members.get("mask.png"), _meta(members.get("json", b"{}")))
+
+
+def _text(file: BinaryIO, stop: int) -> bytes | None:
+    """Return the .txt of the sample that begins here and ends before `stop`, if it has one."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None and member.offset < stop:
+            plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+            key = sample_key(member.name) if plain else None
+            if key is None or member.name[len(key) + 1 :].lower() != "txt":
+                continue
+            data = tar.extractfile(member)
+            return data.read(stop - member.offset) if data is not None else None
+    return None
+
+
+def _damaged(error: Exception) -> str:
+    return (
+        f"is no part of a tar ({error}): the shard is damaged or was changed after it was indexed"
+    )
 
 
 def _members(data: bytes) -> Iterator[dict[str, Any]]:

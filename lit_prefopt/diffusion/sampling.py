@@ -34,12 +34,12 @@ def _chunks(texts: list[str], size: int) -> list[list[str]]:
 def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
     scheduler = backbone.process.sampler()
     scheduler.set_timesteps(how.steps)
-    prompt, empty = backbone.embed(texts), backbone.embed([""])
+    prompt = backbone.embed(texts)
     device = prompt.hidden.device
     latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
     for i, t in enumerate(scheduler.timesteps):
         times = t.to(device).expand(len(texts))
-        prediction = guided(backbone, latents, times, prompt, empty, how.guidance)
+        prediction = guided(backbone, latents, times, prompt, None, how.guidance)
         noise = None
         if how.eta > 0:
             noise = draws.normal(seeds, backbone.latent_shape, f"step {i}").to(device)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 
-from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.errors import check_number
 
 
 class Prompts(ABC):
@@ -17,26 +16,28 @@ class Prompts(ABC):
 
 
 class PromptFile(Prompts):
-    """Prompts from a text file, one a line.
+    """Prompts from a file whose ending says what it is, or from pair shards.
+
+    A .txt file holds one prompt a line; .csv and .tsv files have a column of them; .jsonl files a
+    mapping a line; .json files a list of texts or of mappings, or one mapping from each prompt to
+    its facts. Anything else is a folder of pair shards. What occurs twice stays twice, what is
+    empty is left out.
 
     Args:
-        path: The file, in UTF-8.
+        path: The file, in UTF-8, or the pair shards as `--data.shards` takes them; a local path
+            or a URL.
+        column: The key or column that holds the prompts; where not given, the one that is called
+            prompt, caption, original_prompt, text or txt, in capitals or not.
         count: How many of its first prompts to take; all where it is not given.
     """
 
-    def __init__(self, path: str, count: int | None = None) -> None:
+    def __init__(self, path: str, column: str | None = None, count: int | None = None) -> None:
         check_number("count", count, 1)
-        self.path, self.count = path, count
+        self.path, self.column, self.count = path, column, count
 
     def texts(self) -> list[str]:
-        """Return the lines that are not empty."""
-        try:
-            lines = [line.strip() for line in Path(self.path).read_text("utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{self.path} cannot be read as UTF-8 text ({error}); name a file of prompts."
-            ) from error
-        texts = [line for line in lines if line][: self.count]
-        if not texts:
-            raise InputError(f"{self.path} holds no prompt; write one a line.")
-        return texts
+        """Return the prompts that are not empty."""
+        # here, because the readers import the data package, and that imports this file
+        from lit_prefopt.intake.prompts import read_prompts
+
+        return read_prompts(self.path, self.column, self.count)

@@ -34,12 +34,23 @@ def json_file(path: Path) -> Iterator[Row]:
     It is read piece by piece, because published lists are larger than memory should be.
     """
     number = 0
+    try:
+        for number, value in enumerate(json_values(path), 1):
+            yield _row(f"{path}, record {number}", value, path)
+    except InputError:
+        raise
+    except ValueError as error:  # the rest of the file is lost
+        yield Row(f"{path}, record {number + 1}", {}, path.parent, str(error))
+
+
+def json_values(path: Path) -> Iterator[Any]:
+    """Yield the elements of a JSON list, or the values that stand one after the other.
+
+    Raises:
+        ValueError: The file is no JSON from some place on; what came before was good.
+    """
     with _open(path) as file:
-        try:
-            for number, value in enumerate(_values(file), 1):
-                yield _row(f"{path}, record {number}", value, path)
-        except ValueError as error:  # the rest of the file is lost
-            yield Row(f"{path}, record {number + 1}", {}, path.parent, str(error))
+        yield from _values(file)
 
 
 def separated(path: Path, delimiter: str) -> Iterator[Row]:
@@ -102,7 +113,10 @@ def _values(file: TextIO) -> Iterator[Any]:
         text = text[start:]
         if len(text) > LARGEST * CHUNK:
             break
-    if text.strip(" \t\r\n,") not in ("]" if listed else "", ""):
+    rest = text.strip(" \t\r\n,")
+    if listed and not rest:
+        raise ValueError("breaks off before its list ends")
+    if rest != ("]" if listed else ""):
         raise ValueError(f"is no JSON from {text.strip()[:40]!r} on")
 
 

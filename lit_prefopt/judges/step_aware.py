@@ -136,6 +136,11 @@ class StepAware(CLIPJudge):
         batch_size: int = 16,
     ) -> None:
         super().__init__(pretrained, processor, batch_size)
+        if weights is not None and not Path(weights).is_file():
+            raise InputError(
+                f"There is no file {weights}: name the step-aware model's weights, which "
+                "huggingface.co/SPO-Diffusion-Models/Step-Aware_Preference_Models has."
+            )
         self.weights = weights
 
     @cached_property

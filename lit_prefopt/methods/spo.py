@@ -99,7 +99,7 @@ class SPO(OnPolicyModule):
 
     def _decisions(self, texts: list[str], prompt: Prompt, seeds: Tensor) -> Iterator[_Decision]:
         walk, count, device = self.walk, self.candidates, prompt.hidden.device
-        empty, all_sides = self.backbone.embed([""]), prompt.repeat(count)
+        empty, all_sides = self.backbone.empty, prompt.repeat(count)
 
         def noise(purpose: str) -> Tensor:
             return walk.noise(seeds, purpose).to(device)

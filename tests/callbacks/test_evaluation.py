@@ -136,7 +136,7 @@ def test_a_resumed_run_tells_the_whole_and_a_test_leaves_it(
     ("change", "sentence"),
     [
         (["--backbone.reference", "none"], "--backbone.reference initial"),
-        (["--trainer.callbacks.prompts.path", "nowhere.txt"], "name a file of prompts"),
+        (["--trainer.callbacks.prompts.path", "nowhere.txt"], "check the path"),
     ],
 )
 def test_what_would_stop_the_evaluation_stops_the_run_at_its_start(

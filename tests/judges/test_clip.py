@@ -117,6 +117,8 @@ def test_a_file_of_another_model_is_refused(folder: str, tmp_path: Path) -> None
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.bin")
     with pytest.raises(InputError, match="does not fit a step-aware model"):
         StepAware(str(tmp_path / "other.bin"), folder, folder).clip  # noqa: B018
+    with pytest.raises(InputError, match="There is no file .*none.bin: name the step-aware"):
+        StepAware(str(tmp_path / "none.bin"), folder, folder)
     (tmp_path / "broken.bin").write_bytes(b"\0" * 100)
     with pytest.raises(InputError, match="cannot be read as weights"):
         StepAware(str(tmp_path / "broken.bin"), folder, folder).clip  # noqa: B018

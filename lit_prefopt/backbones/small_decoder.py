@@ -1,0 +1,61 @@
+"""A quick decoder for what only a judge looks at."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+
+from lit_prefopt.backbones.parts import load_part
+from lit_prefopt.errors import InputError
+
+
+class SmallDecoder(nn.Module):
+    """The decoder of an AutoencoderTiny (TAESD): about the VAE's images, for far less work.
+
+    Args:
+        source: Hub name or folder of an AutoencoderTiny, or of a pipeline that has one as its VAE.
+        dtype: Precision of its weights.
+        channels: Channels of the latents.
+        pixels: How many pixels of an image one side of a latent stands for.
+
+    Raises:
+        InputError: It was made for other latents, or is something else.
+    """
+
+    def __init__(self, source: str, dtype: torch.dtype, channels: int, pixels: int) -> None:
+        super().__init__()
+        if not _is_tiny(source):
+            raise InputError(
+                f"{source} holds no AutoencoderTiny, or cannot be reached: name a folder or hub "
+                "name of one, such as madebyollin/taesd or madebyollin/taesdxl, as "
+                "`--backbone.decoder`."
+            )
+        self.tiny = load_part(AutoencoderTiny, source, "vae", dtype)
+        config = self.tiny.config
+        factor = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
+        if (config.latent_channels, factor) != (channels, pixels):
+            raise InputError(
+                f"The decoder {source} makes {factor} pixels of each latent of "
+                f"{config.latent_channels} channels where this backbone's VAE makes {pixels} of "
+                f"{channels}: name the decoder of this family as `--backbone.decoder`."
+            )
+
+    @torch.no_grad()
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in [-1, 1], float32, of latents as the denoiser has them."""
+        scaled = (latents / self.tiny.config.scaling_factor).to(self.tiny.dtype)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.tiny.decode(scaled).sample.float().clamp(-1, 1)
+
+
+def _is_tiny(source: str) -> bool:
+    """Return whether diffusers finds one there; it would load any other VAE as a random one."""
+    for folder in (None, "vae"):
+        with suppress(OSError):
+            config = AutoencoderTiny.load_config(source, subfolder=folder)
+            if config.get("_class_name") == AutoencoderTiny.__name__:
+                return True
+    return False

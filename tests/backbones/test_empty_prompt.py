@@ -1,0 +1,88 @@
+"""The empty prompt is embedded once, and asked for only where guidance needs it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
+from lit_prefopt.batches import Prompt
+from lit_prefopt.diffusion.guidance import guided
+from lit_prefopt.diffusion.sampling import sample
+from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.methods import SPO
+from lit_prefopt.optimizers import AdamW
+from tests.methods.test_spo import SEEDS, TEXTS, Brightness
+
+Encoded = dict[str, list[int]]
+
+
+def encoded(backbone: StableDiffusion) -> Encoded:
+    """Rows of every forward of each text encoder from now on."""
+    rows: Encoded = {name: [] for name in backbone.ENCODERS}
+    for name, seen in rows.items():
+        getattr(backbone, name).register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(len(args[0]))
+        )
+    return rows
+
+
+@pytest.fixture(params=[StableDiffusion, StableDiffusionXL])
+def family(request: pytest.FixtureRequest, tiny_folder: str, tiny_xl_folder: str):
+    folder = tiny_xl_folder if request.param is StableDiffusionXL else tiny_folder
+    return request.param(folder, lora=LoRA(4))
+
+
+def same(one: Prompt, other: Prompt) -> bool:
+    """Whether two prompts have the same rows, type included."""
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None or b is not None]
+    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+def test_a_run_embeds_it_once(family: StableDiffusion) -> None:
+    how = Sampling(steps=4, guidance=3.0, eta=1.0)
+    module = SPO(family, AdamW(1e-3), Brightness(), 10.0, 0.1, how, 2, 1, 0, 0.0)
+    rows = encoded(family)
+    for _ in range(2):
+        steps = module.collect(TEXTS, SEEDS)
+        module.log_ratios(steps).values.sum().backward()
+    sample(family, TEXTS, SEEDS, how)
+    for seen in rows.values():
+        assert sorted(seen) == [1, 2, 2, 2]  # the texts of each collection and of the sample
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_without_guidance_nobody_asks_for_it(family: StableDiffusion, guidance: float) -> None:
+    rows = encoded(family)
+    sample(family, TEXTS, SEEDS, Sampling(steps=2, guidance=guidance))
+    assert all(sorted(seen) == ([2] if guidance == 1 else [1, 2]) for seen in rows.values())
+
+
+def test_guidance_takes_it_from_the_backbone(family: StableDiffusion) -> None:
+    prompt, latents, t = family.embed(TEXTS), torch.randn(2, 4, 8, 8), torch.tensor([3, 800])
+    given = guided(family, latents, t, prompt, family.embed([""]), 5.0)
+    assert torch.equal(guided(family, latents, t, prompt, None, 5.0), given)
+
+
+def test_it_follows_moves_and_copies(family: StableDiffusion) -> None:
+    assert same(family.empty, family.embed([""]))
+    assert not any("empty" in name for name in family.state_dict())
+    other = copy.deepcopy(family)
+    assert same(other.empty, family.empty)
+    assert other.empty.hidden is not family.empty.hidden
+    outer = torch.nn.ModuleList([other]).to(torch.bfloat16)  # as a Trainer moves a module
+    assert outer[0].empty.hidden.dtype == torch.bfloat16
+    assert same(other.empty, other.embed([""]))
+    assert family.empty.hidden.dtype == torch.float32
+
+
+def test_what_was_embedded_in_inference_mode_serves_in_training(family: StableDiffusion) -> None:
+    with torch.inference_mode():
+        empty = family.empty
+    assert not empty.hidden.is_inference()
+    latents, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 800])
+    guided(family, latents, t, family.embed(TEXTS), None, 5.0).sum().backward()
+    grads = [p.grad for p in family.policy.parameters() if p.requires_grad]
+    assert all(torch.isfinite(grad).all() for grad in grads)
