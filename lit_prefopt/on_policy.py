@@ -77,10 +77,9 @@ class OnPolicyModule(PreferenceDiffusionModule):
         """Return how much likelier the policy finds every step than the reference does."""
         if not isinstance(pairs, Steps):
             return super().log_ratios(pairs)
-        empty = self.backbone.empty
         with self.backbone.as_reference():
-            reference = logp(self.backbone, self.sampling, pairs, empty)
-        policy = logp(self.backbone, self.sampling, pairs, empty)
+            reference = logp(self.backbone, self.sampling, pairs)
+        policy = logp(self.backbone, self.sampling, pairs)
         return LogRatios(policy - reference, pairs.t)
 
     def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ def guided(
     latents: Tensor,
     t: Tensor,
     prompt: Prompt,
-    empty: Prompt | None,
     guidance: float,
 ) -> Tensor:
     """Return the guided prediction, (B, C, H, W) float32; gradients flow through both halves.
@@ -24,7 +23,6 @@ def guided(
         latents: (B, C, H, W).
         t: (B,) int64.
         prompt: B rows.
-        empty: The empty prompt, one row; the backbone's own where it is None.
         guidance: Scale; 1 is without. A denoiser that is told the scale needs one forward only.
     """
     if backbone.takes_guidance:
@@ -32,8 +30,7 @@ def guided(
         return backbone.predict(latents, t, prompt._replace(guidance=scale)).float()
     if guidance == 1:
         return backbone.predict(latents, t, prompt).float()
-    empty = backbone.empty if empty is None else empty
-    both = prompt.after(empty._replace(frames=None).repeat(len(latents)))
+    both = prompt.after(backbone.empty._replace(frames=None).repeat(len(latents)))
     both = both._replace(frames=None if prompt.frames is None else prompt.frames.repeat(2, 1))
     twice = backbone.predict(latents.repeat(2, 1, 1, 1), t.repeat(2), both).float()
     without, with_prompt = twice.chunk(2)

@@ -41,15 +41,15 @@ class Walk:
         """Return noise of the latents' shape for every seed, (B, C, H, W) float32."""
         return draws.normal(seeds, self.backbone.latent_shape, purpose)
 
-    def step(self, latents: Tensor, number: int, prompt: Prompt, empty: Prompt) -> Step:
+    def step(self, latents: Tensor, number: int, prompt: Prompt) -> Step:
         """Return step `number` from these latents, (B, C, H, W)."""
         t, t_next = (
             torch.full((len(latents),), self.times[n], device=latents.device)
             for n in (number, number + 1)
         )
-        return transition(self.backbone, self.how, latents, t, t_next, prompt, empty)
+        return transition(self.backbone, self.how, latents, t, t_next, prompt)
 
-    def roll_out(self, seeds: Tensor, prompt: Prompt, empty: Prompt, dtype: torch.dtype) -> Tensor:
+    def roll_out(self, seeds: Tensor, prompt: Prompt, dtype: torch.dtype) -> Tensor:
         """Return every state of whole roll-outs, (B, steps + 1, C, H, W) on the CPU.
 
         States are rounded before the next step is taken, so that what is kept is what the network
@@ -58,7 +58,6 @@ class Walk:
         Args:
             seeds: (B,) int64, one of each roll-out.
             prompt: B rows.
-            empty: The empty prompt, one row.
             dtype: Precision of the states.
         """
         device = prompt.hidden.device
@@ -66,7 +65,7 @@ class Walk:
         states = [latents.cpu()]
         for number in range(self.how.steps):
             noise = self.noise(seeds, f"step {number}").to(device)
-            latents = self.step(latents.float(), number, prompt, empty).at(noise).to(dtype)
+            latents = self.step(latents.float(), number, prompt).at(noise).to(dtype)
             states.append(latents.cpu())
         return torch.stack(states, 1)
 
@@ -78,7 +77,6 @@ def transition(
     t: Tensor,
     t_next: Tensor,
     prompt: Prompt,
-    empty: Prompt,
 ) -> Step:
     """Return the guided reverse step from t to t_next, with gradients where they are wanted.
 
@@ -89,25 +87,23 @@ def transition(
         t: (B,) int64.
         t_next: (B,) int64.
         prompt: B rows.
-        empty: The empty prompt, one row.
     """
-    prediction = guided(backbone, latents, t, prompt, empty, how.guidance)
+    prediction = guided(backbone, latents, t, prompt, how.guidance)
     return backbone.process.step(prediction, latents, t, t_next, how.eta)
 
 
-def logp(backbone: Backbone, how: Sampling, steps: Steps, empty: Prompt) -> Tensor:
+def logp(backbone: Backbone, how: Sampling, steps: Steps) -> Tensor:
     """Return the log-density of every step under the network that speaks now, (B, K, S).
 
     Args:
         backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
         how: Guidance and eta, as the steps were sampled with.
         steps: All of them in one forward: B * K * S rows, or B * S where sides share parents.
-        empty: The empty prompt, one row.
     """
     asked, shape = steps.parents.shape[:3], steps.children.shape[:3]
     t, t_next = (x[:, None].expand(asked).flatten() for x in (steps.t, steps.t_next))
     prompt = steps.prompt.repeat(asked[1] * asked[2])
-    step = transition(backbone, how, steps.parents.flatten(0, 2), t, t_next, prompt, empty)
+    step = transition(backbone, how, steps.parents.flatten(0, 2), t, t_next, prompt)
     every = (part.unflatten(0, asked) for part in step)
     per_side = Step(*(x.expand(*shape, *x.shape[3:]).flatten(0, 2) for x in every))
     return per_side.logp(steps.children.flatten(0, 2)).view(shape)

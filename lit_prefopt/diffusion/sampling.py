@@ -39,7 +39,7 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
     for i, t in enumerate(scheduler.timesteps):
         times = t.to(device).expand(len(texts))
-        prediction = guided(backbone, latents, times, prompt, None, how.guidance)
+        prediction = guided(backbone, latents, times, prompt, how.guidance)
         noise = None
         if how.eta > 0:
             noise = draws.normal(seeds, backbone.latent_shape, f"step {i}").to(device)

@@ -92,14 +92,14 @@ class DenseRewardDPO(OnPolicyModule):
             texts: B prompts.
             seeds: (B,) int64; everything random is drawn from them.
         """
-        prompt, empty = self.backbone.embed(texts), self.backbone.embed([""])
+        prompt = self.backbone.embed(texts)
         count, size = self.trajectories, self.sampling.batch_size
         own_seeds = draws.subseeds(seeds, count, "trajectory").flatten()
         repeated, every_text = prompt.repeat(count), [text for text in texts for _ in range(count)]
         states, scores = [], []
         for part in torch.arange(len(own_seeds)).split(size):
             told = repeated.rows(part.to(prompt.hidden.device))
-            states.append(self.walk.roll_out(own_seeds[part], told, empty, self.states))
+            states.append(self.walk.roll_out(own_seeds[part], told, self.states))
             last = states[-1][:, -1].to(prompt.hidden.device).float()
             clean = torch.zeros(len(last), dtype=torch.int64, device=last.device)
             some = [every_text[i] for i in part]

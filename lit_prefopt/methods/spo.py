@@ -99,22 +99,22 @@ class SPO(OnPolicyModule):
 
     def _decisions(self, texts: list[str], prompt: Prompt, seeds: Tensor) -> Iterator[_Decision]:
         walk, count, device = self.walk, self.candidates, prompt.hidden.device
-        empty, all_sides = self.backbone.empty, prompt.repeat(count)
+        all_sides = prompt.repeat(count)
 
         def noise(purpose: str) -> Tensor:
             return walk.noise(seeds, purpose).to(device)
 
         parents = walk.start(seeds).to(device)
         for number in range(self.first):
-            parents = walk.step(parents, number, prompt, empty).at(noise(f"step {number}"))
-        number, step = self.first, walk.step(parents, self.first, prompt, empty)
+            parents = walk.step(parents, number, prompt).at(noise(f"step {number}"))
+        number, step = self.first, walk.step(parents, self.first, prompt)
         while True:
             purposes = [f"candidate {c}" for c in range(count)]
             children = torch.stack([step.at(noise(f"step {number} {p}")) for p in purposes], 1)
             chain = [_Link(number, parents[:, None].expand_as(children), children)]
             number += 1
             while number <= min(chain[0].number + self.inner, walk.how.steps - 1):
-                own = walk.step(children.flatten(0, 1), number, all_sides, empty)
+                own = walk.step(children.flatten(0, 1), number, all_sides)
                 noises = [noise(f"step {number} {p}") for p in purposes]
                 moved = own.at(torch.stack(noises, 1).flatten(0, 1)).view_as(children)
                 chain.append(_Link(number, children, moved))
@@ -122,7 +122,7 @@ class SPO(OnPolicyModule):
             last = number == walk.how.steps
             ahead = None
             if not last:
-                ahead = walk.step(children.flatten(0, 1), number, all_sides, empty)
+                ahead = walk.step(children.flatten(0, 1), number, all_sides)
             clean = children.flatten(0, 1) if ahead is None else ahead.clean
             t = torch.full((len(clean),), walk.times[number], device=device)
             repeated = [text for text in texts for _ in range(count)]

@@ -60,10 +60,11 @@ def test_without_guidance_nobody_asks_for_it(family: StableDiffusion, guidance: 
     assert all(sorted(seen) == ([2] if guidance == 1 else [1, 2]) for seen in rows.values())
 
 
-def test_guidance_takes_it_from_the_backbone(family: StableDiffusion) -> None:
+def test_guidance_draws_away_from_it(family: StableDiffusion) -> None:
     prompt, latents, t = family.embed(TEXTS), torch.randn(2, 4, 8, 8), torch.tensor([3, 800])
-    given = guided(family, latents, t, prompt, family.embed([""]), 5.0)
-    assert torch.equal(guided(family, latents, t, prompt, None, 5.0), given)
+    without = family.predict(latents, t, family.embed(["", ""]))
+    expected = without + 5.0 * (family.predict(latents, t, prompt) - without)
+    torch.testing.assert_close(guided(family, latents, t, prompt, 5.0), expected)
 
 
 def test_it_follows_moves_and_copies(family: StableDiffusion) -> None:

@@ -56,14 +56,14 @@ def test_a_trajectory_by_hand(backbone: StableDiffusion) -> None:
     module = dense(backbone, sampling=how, trajectories=2, kept=2)
     made = module.collect(TEXTS, SEEDS)
     own = draws.subseeds(SEEDS, 2, "trajectory")
-    process, prompt, empty = backbone.process, backbone.embed(TEXTS), backbone.embed([""])
+    process, prompt = backbone.process, backbone.embed(TEXTS)
     with torch.no_grad():
         start = draws.normal(own[:, 0], (4, 8, 8), "start")
         t, t_next = (torch.full((2,), x) for x in (501, 1))
-        said = guided(backbone, start, t, prompt, empty, 3.0)
+        said = guided(backbone, start, t, prompt, 3.0)
         noise = [draws.normal(own[:, 0], (4, 8, 8), f"step {i}") for i in range(2)]
         middle = process.step(said, start, t, t_next).at(noise[0])
-        again = guided(backbone, middle, t_next, prompt, empty, 3.0)
+        again = guided(backbone, middle, t_next, prompt, 3.0)
         end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64)).at(noise[1])
     assert made.t.tolist() == [[501, 1, 0]] * 2
     for row in range(2):
@@ -107,8 +107,8 @@ def test_kept_states_are_those_that_the_network_saw(backbone: StableDiffusion) -
     steps = made.steps(*(torch.arange(2), *(torch.tensor([[0, 2]] * 2),) * 2, SEEDS))
     with torch.no_grad():
         parents = steps.parents[:, 0, 0]
-        prompt, empty = backbone.embed(TEXTS), backbone.embed([""])
-        again = module.walk.step(parents, 0, prompt, empty)
+        prompt = backbone.embed(TEXTS)
+        again = module.walk.step(parents, 0, prompt)
         z = (steps.children[:, 0, 0] - again.mean) / again.sigma
     assert 0.5 < z.std() < 1.5  # the noise that was drawn, and not the rounding
 

@@ -82,7 +82,7 @@ def test_two_steps_by_hand(backbone: StableDiffusion) -> None:
     how = Sampling(steps=2, guidance=3.0, eta=1.0)
     module = spo(backbone, sampling=how, candidates=2, first=0, inner=1)
     steps = module.collect(TEXTS, SEEDS)
-    process, prompt, empty = backbone.process, backbone.embed(TEXTS), backbone.embed([""])
+    process, prompt = backbone.process, backbone.embed(TEXTS)
 
     def noise(purpose: str) -> Tensor:
         return draws.normal(SEEDS, (4, 8, 8), purpose)
@@ -90,10 +90,10 @@ def test_two_steps_by_hand(backbone: StableDiffusion) -> None:
     with torch.no_grad():
         start, ends, middles = noise("start"), [], []
         t, t_next = (torch.full((2,), x) for x in (501, 1))
-        said = guided(backbone, start, t, prompt, empty, 3.0)
+        said = guided(backbone, start, t, prompt, 3.0)
         for c in range(2):
             middle = process.step(said, start, t, t_next).at(noise(f"step 0 candidate {c}"))
-            again = guided(backbone, middle, t_next, prompt, empty, 3.0)
+            again = guided(backbone, middle, t_next, prompt, 3.0)
             end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64))
             middles.append(middle)
             ends.append(end.at(noise(f"step 1 candidate {c}")))
