@@ -149,7 +149,8 @@ class PromptCollections(LightningDataModule):
             if count:
                 self.buffer.add(one, self.keep)
             bar.update(min(count, self.collection - bar.n))
-            made, empty = made + count, 0 if count else empty + 1
+            made += count
+            empty = 0 if count or made >= self.collection else empty + 1
             if self._over_ranks(empty, "max") >= self.patience:
                 raise InputError(
                     f"{self.patience} rounds of {self.round_size} prompts gave no pair: lower the "

@@ -84,6 +84,6 @@ def test_what_was_embedded_in_inference_mode_serves_in_training(family: StableDi
         empty = family.empty
     assert not empty.hidden.is_inference()
     latents, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 800])
-    guided(family, latents, t, family.embed(TEXTS), None, 5.0).sum().backward()
+    guided(family, latents, t, family.embed(TEXTS), 5.0).sum().backward()
     grads = [p.grad for p in family.policy.parameters() if p.requires_grad]
     assert all(torch.isfinite(grad).all() for grad in grads)
