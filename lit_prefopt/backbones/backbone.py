@@ -85,6 +85,11 @@ class Backbone(nn.Module, ABC):
         with torch.no_grad(), self.policy.as_reference():
             yield
 
+    def freeze(self) -> None:
+        """Let nothing be trained, for those who only listen; there is no reference then."""
+        self.policy.drop_reference()
+        self.requires_grad_(False)
+
     def train(self, mode: bool = True) -> Backbone:
         """Set the policy's mode; all that is frozen stays in evaluation."""
         super().train(False)
