@@ -41,7 +41,12 @@ class CLIPJudge(Judge):
     def tokenizer(self) -> CLIPTokenizer:
         """Its tokenizer."""
         with loading(self.processor, "tokenizer"):
-            return CLIPTokenizer.from_pretrained(self.processor)
+            tokenizer = CLIPTokenizer.from_pretrained(self.processor)
+            if len(tokenizer) <= len(
+                tokenizer.all_special_ids
+            ):  # transformers makes up an empty one
+                raise ValueError("it knows no words")
+        return tokenizer
 
     @cached_property
     def look(self) -> CLIPImageProcessor:

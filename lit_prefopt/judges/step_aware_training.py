@@ -93,8 +93,8 @@ class StepAwarePreference(Learner):
         self.learning = StepAware(None, pretrained, processor)
         self.started_from = CLIPJudge(pretrained, processor)
         self.started_from.antialias = self.learning.antialias  # both see the same pixels
-        _ = self.learning.tokenizer, self.learning.look  # whatever is missing is told now
         self.clip = self.learning.clip.requires_grad_(True)
+        _ = self.learning.tokenizer, self.learning.look  # whatever is missing is told now
         if gradient_checkpointing:
             self.clip.gradient_checkpointing_enable({"use_reentrant": False})
         names = ["loss", "accuracy", "clip_accuracy"]
