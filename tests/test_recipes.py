@@ -34,7 +34,7 @@ MAX_STEPS = {
     "sd15-sft": 2000,
     "sdxl-diffusion-dpo": 2000,
     "sdxl-sft": 2000,
-    "toy-step-aware-preference": 300,
+    "toy-step-aware-preference": 150,
     "sd15-step-aware-preference": 8000,
     "sdxl-step-aware-preference": 7000,
     "configs/toy/unet.yaml": 2400,

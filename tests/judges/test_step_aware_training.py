@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import CLIPModel
 
+from lit_prefopt import load
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL, trained
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.callbacks import Guard
@@ -26,6 +29,7 @@ from lit_prefopt.judges import CLIPJudge, Judge, StepAware, StepAwarePreference
 from lit_prefopt.judges.step_aware_training import agreement
 from lit_prefopt.optimizers import OptimizerConfig
 from tests.batches import image_pairs
+from tests.runs import ROOT
 from tests.test_cli import scalars
 
 Make = Callable[..., StepAwarePreference]
@@ -240,6 +244,36 @@ def test_weights_are_shares_of_an_optimizer_step(make: Make, size: int) -> None:
         torch.testing.assert_close(parameter.detach(), by_hand[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_weights_are_shares_over_ranks(
+    make: Make, tiny_folder: str, tiny_clip_folder: str, tmp_path: Path
+) -> None:
+    """Two processes with a pair each step as one process with both pairs."""
+    torch.manual_seed(0)
+    module = make()
+    torch.save(module.clip.state_dict(), tmp_path / "start.pt")
+    pairs = batch(2, weights=torch.tensor([1.0, 0.05]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    arguments = [str(tmp_path), tiny_folder, tiny_clip_folder]
+    subprocess.run(
+        [*launch, "--standalone", "-m", "tests.judges.two_ranks", *arguments],
+        cwd=ROOT,
+        check=True,
+        timeout=300,
+    )
+    fit(module, [pairs])
+    a, b = (torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1))
+    for name, value in module.clip.state_dict().items():
+        assert torch.equal(a["clip"][name], b["clip"][name])
+        torch.testing.assert_close(a["clip"][name], value, atol=1e-6, rtol=1e-5)
+    held_out = make(validation_timesteps=(0, 500)).eval()
+    held_out.clip.load_state_dict(a["clip"])
+    held_out.validation_step(batch(2), 0)
+    for name, mean in held_out.held_out.compute().items():
+        assert a["logged"][f"val/{name}"] == b["logged"][f"val/{name}"]
+        assert a["logged"][f"val/{name}"].item() == pytest.approx(mean.item(), abs=1e-5)
+
+
 def test_weights_of_nothing_cost_nothing(make: Make) -> None:
     module = make()
     before = copy.deepcopy(module.clip.state_dict())
@@ -319,6 +353,9 @@ def test_fit_from_recipe_to_judge(
     assert all(name.startswith("clip.") for name in checkpoint["state_dict"])
     assert (run / "weights" / "recipe.yaml").is_file()
     assert not (run / "samples").exists()
+
+    loaded = load(run / "checkpoints" / "last.ckpt").state_dict()
+    assert all(torch.equal(loaded[name], w) for name, w in checkpoint["state_dict"].items())
 
     images, texts = torch.rand(3, 3, 32, 32) * 2 - 1, ["a cat", "two dogs", "the sea"]
     written = run / "weights" / "step_aware.safetensors"
