@@ -171,7 +171,8 @@ class StepAwarePreference(Learner):
         mean: Any = self.trainer.strategy.reduce(torch.cat(self.weights).mean(), reduce_op="mean")
         self.weights = []
         gradients = [p.grad for p in trained(self).values() if p.grad is not None]
-        torch._foreach_div_(gradients, mean.clamp(min=torch.finfo(mean.dtype).tiny))
+        if gradients:  # a guard may have left the step out
+            torch._foreach_div_(gradients, mean.clamp(min=torch.finfo(mean.dtype).tiny))
 
     # How it is measured ------------------------------------------------------------------------
 

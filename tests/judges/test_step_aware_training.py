@@ -274,10 +274,11 @@ def test_weights_are_shares_over_ranks(
         assert a["logged"][f"val/{name}"].item() == pytest.approx(mean.item(), abs=1e-5)
 
 
-def test_weights_of_nothing_cost_nothing(make: Make) -> None:
+@pytest.mark.parametrize("weight", [0.0, math.nan], ids=["nothing", "left out by the guard"])
+def test_a_step_of_no_weight_moves_nothing(make: Make, weight: float) -> None:
     module = make()
     before = copy.deepcopy(module.clip.state_dict())
-    fit(module, [batch(3, weights=torch.zeros(3))])
+    fit(module, [batch(3, weights=torch.full((3,), weight))], Guard(on_spike="skip"))
     after = module.clip.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
