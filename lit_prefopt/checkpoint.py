@@ -10,11 +10,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.errors import InputError
-from lit_prefopt.module import PreferenceDiffusionModule
+from lit_prefopt.learner import Learner
 
 
-def load(path: str | Path, pretrained: str | None = None) -> PreferenceDiffusionModule:
-    """Return the module of a checkpoint: its recipe's backbone with the trained weights in it.
+def load(path: str | Path, pretrained: str | None = None) -> Learner:
+    """Return the module of a checkpoint: method or judge, with the trained weights in it.
 
     The recipe inside the checkpoint names classes that are imported and built. Load only what you
     would also run; weights from elsewhere come as diffusers folders or LoRA files.
@@ -32,13 +32,13 @@ def load(path: str | Path, pretrained: str | None = None) -> PreferenceDiffusion
     recipe = yaml.safe_load(checkpoint["recipe"])
     parser = LightningArgumentParser()
     parser.add_subclass_arguments(Backbone, "backbone")
-    parser.add_subclass_arguments(PreferenceDiffusionModule, "model")
+    parser.add_subclass_arguments(Learner, "model")
     parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
     chosen = {key: recipe[key] for key in ("backbone", "model")}
     if pretrained is not None:
         chosen["backbone"]["init_args"]["pretrained"] = pretrained
     built = parser.instantiate(parser.parse_object(chosen))
-    module: PreferenceDiffusionModule = built.model
+    module: Learner = built.model
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     return module

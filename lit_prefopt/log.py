@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,11 +61,51 @@ class Window:
         return means
 
 
-class HeldOut(Metric):
-    """Held-out preference over all ranks, and by bin of the timestep (bin 0 is the cleanest).
+class Means(Metric):
+    """Means by name over all batches and ranks.
 
-    Beside the accuracy stands `coin`, which a policy that knows nothing exceeds in one of 40 cases
-    (normal approximation, over pairs: draws of one pair are not independent).
+    Args:
+        names: All that may be measured.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = [*names]
+        # One row for all names: every rank reduces the same, whatever it has measured itself.
+        self.add_state("sums", torch.zeros(len(self.names)), "sum")
+        self.add_state("counts", torch.zeros(len(self.names)), "sum")
+
+    @torch.no_grad()
+    def update(self, measured: Mapping[str, Tensor]) -> None:
+        """Add what a batch has measured, any number of values for each name."""
+        for name, values in measured.items():
+            self.sums[self.names.index(name)] += values.sum()
+            self.counts[self.names.index(name)] += values.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the means of what was measured at all."""
+        rows = zip(self.names, self.sums, self.counts, strict=True)
+        return {name: total / count for name, total, count in rows if count > 0}
+
+    def coin(self, name: str, draws: int) -> Tensor:
+        """Return what an accuracy without any knowledge exceeds in one of 40 cases.
+
+        It is a normal approximation, over pairs: draws of one pair are not independent.
+
+        Args:
+            name: Name of the accuracy.
+            draws: How often each pair was measured.
+        """
+        pairs = self.counts[self.names.index(name)] / draws
+        return 0.5 + 1.96 * 0.5 / pairs.sqrt()
+
+
+class HeldOut(Means):
+    """Held-out preference over all ranks, and by bin of the timestep (bin 0 is the cleanest).
 
     Args:
         steps: Number of noise levels.
@@ -72,21 +113,13 @@ class HeldOut(Metric):
         bins: Number of equal ranges of the timestep.
     """
 
-    full_state_update = False
-    sums: Tensor
-    counts: Tensor
-
     def __init__(self, steps: int, draws: int = 1, bins: int = 4) -> None:
-        super().__init__()
+        names = ["accuracy", "margin", "error", "reference_error"]
+        super().__init__([*names, *(f"accuracy_t{b}" for b in range(bins))])
         self.steps, self.draws, self.bins = steps, draws, bins
-        self.names = ["accuracy", "margin", "error", "reference_error"]
-        self.names += [f"accuracy_t{b}" for b in range(bins)]
-        # One row for all names: every rank reduces the same, whatever it has measured itself.
-        self.add_state("sums", torch.zeros(len(self.names)), "sum")
-        self.add_state("counts", torch.zeros(len(self.names)), "sum")
 
     @torch.no_grad()
-    def update(self, ratios: LogRatios, pairs: Pairs, beta: float) -> None:
+    def update(self, ratios: LogRatios, pairs: Pairs, beta: float) -> None:  # type: ignore[override]
         """Add a batch of held-out pairs."""
         measured = ratios.errors
         if pairs.sides > 1:
@@ -95,15 +128,11 @@ class HeldOut(Metric):
             measured |= {"accuracy": right, "margin": margin}
             bins = ratios.t * self.bins // self.steps
             measured |= {f"accuracy_t{b}": right[bins == b] for b in range(self.bins)}
-        for name, values in measured.items():
-            self.sums[self.names.index(name)] += values.sum()
-            self.counts[self.names.index(name)] += values.numel()
+        super().update(measured)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the means of what was measured at all."""
-        rows = zip(self.names, self.sums, self.counts, strict=True)
-        means = {name: total / count for name, total, count in rows if count > 0}
+        """Return the means of what was measured at all, and what a coin would reach."""
+        means = super().compute()
         if "accuracy" in means:
-            pairs = self.counts[self.names.index("accuracy")] / self.draws
-            means["coin"] = 0.5 + 1.96 * 0.5 / pairs.sqrt()
+            means["coin"] = self.coin("accuracy", self.draws)
         return means

@@ -83,6 +83,23 @@ def plackett_luce(utilities: Tensor) -> Tensor:
     return (among - utilities).sum(1)
 
 
+def choice_divergence(difference: Tensor, labels: Tensor) -> Tensor:
+    """Return how far a choice between two is from its label, in nats: KL(label || choice).
+
+    It is the two-way cross entropy less the label's own entropy: so a tie costs nothing where the
+    two scores are equal, and a step-aware judge is trained by it (arXiv 2406.04314).
+
+    Args:
+        difference: The first side's score minus the second's, (B,); the choice is its sigmoid.
+        labels: Probability that the first side is the better one, (B,).
+
+    Returns:
+        One value per pair, (B,).
+    """
+    entropy = -torch.xlogy(labels, labels) - torch.xlogy(1 - labels, 1 - labels)
+    return preference_loss(difference, labels, 1.0) - entropy
+
+
 def smooth(labels: Tensor, smoothing: float) -> Tensor:
     """Return labels drawn to one half: smoothing is the share of labels taken to be wrong.
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
+from pathlib import Path
 
-import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_prefopt.backbones import Backbone, trained
+from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import ImagePairs, LogRatios, Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import Errors, Noised, denoising_errors, error_log_ratios
-from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.log import HeldOut, Window, summary
+from lit_prefopt.diffusion.encoding import encoded
+from lit_prefopt.errors import check_number
+from lit_prefopt.learner import Learner
+from lit_prefopt.log import HeldOut, summary
 from lit_prefopt.optimizers import OptimizerConfig
 
 
-class PreferenceDiffusionModule(LightningModule):
+class PreferenceDiffusionModule(Learner):
     """Trains a backbone's policy; a method is a subclass that answers one to three questions.
 
     1. `form_pairs(batch)`: where do the pairs come from?
@@ -41,43 +40,20 @@ class PreferenceDiffusionModule(LightningModule):
     def __init__(
         self, backbone: Backbone, optimizer: OptimizerConfig, validation_draws: int = 4
     ) -> None:
-        super().__init__()
-        if not isinstance(backbone, Backbone):
-            raise InputError(
-                "The recipe names no backbone: give one by `--backbone backbone/toy.yaml`, or a "
-                "class with its arguments."
-            )
+        super().__init__(backbone, optimizer)
         check_number("validation_draws", validation_draws, 1)
-        self.backbone = backbone
-        self.optimizer = optimizer
         self.validation_draws = validation_draws
-        self.window = Window()
-        self.measured: dict[str, Tensor] = {}  # the last batch's means
-        self.logged_step = 0
         self.held_out = HeldOut(backbone.process.steps, validation_draws)
-        self.strict_loading = False  # frozen parts come from the backbone, not from checkpoints
 
     # The three questions ------------------------------------------------------------------------
 
-    @torch.no_grad()
     def form_pairs(self, batch: ImagePairs | Pairs) -> Pairs:
         """Return what to learn from; here images are encoded, and latents pass.
 
         Args:
             batch: What the data module yields.
         """
-        if isinstance(batch, Pairs):
-            return batch
-        mean, deviation = self.backbone.encode(batch.images.flatten(0, 1))
-        latents = mean.unflatten(0, batch.images.shape[:2])
-        # One draw for all sides: what the VAE adds at random must not tell them apart.
-        noise = draws.normal(batch.seeds, latents.shape[2:], "vae")[:, None]
-        latents = latents + deviation.unflatten(0, batch.images.shape[:2]) * noise
-        masks = None
-        if batch.masks is not None:
-            masks = torch.nn.functional.interpolate(batch.masks, latents.shape[-2:], mode="area")
-        prompt = self.backbone.embed(batch.texts)
-        return Pairs(latents, prompt, batch.seeds, batch.labels, batch.weights, masks, batch.frames)
+        return batch if isinstance(batch, Pairs) else encoded(self.backbone, batch)
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
         """Return how much likelier the policy finds each side than the reference does.
@@ -137,16 +113,6 @@ class PreferenceDiffusionModule(LightningModule):
         """Return what is logged of a training batch, by name."""
         return summary(ratios, pairs, loss, self.beta)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Log what was seen since the last logged step, at each n-th optimizer step."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.global_step == self.logged_step or not every or self.global_step % every:
-            return
-        self.logged_step = self.global_step
-        for name, mean in self.window.close().items():
-            shown = name in ("loss", "accuracy")
-            self.log(f"train/{name}", mean, prog_bar=shown, sync_dist=True, batch_size=1)
-
     def validation_step(self, batch: ImagePairs | Pairs, batch_idx: int) -> None:
         """Measure held-out preference on draws that depend on the pair alone."""
         pairs = self.form_pairs(batch)
@@ -171,37 +137,6 @@ class PreferenceDiffusionModule(LightningModule):
         self.log_dict({f"{stage}/{name}": mean for name, mean in means.items()}, sync_dist=True)
         self.held_out.reset()
 
-    def on_fit_start(self) -> None:
-        """Set the policy to training, and refuse weights too coarse to learn."""
-        self.train()  # diffusers loads networks in evaluation mode, and Lightning keeps modes
-        # Lightning warns of modules in evaluation; here all that is frozen is meant to be.
-        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
-        coarse = {p.dtype for p in trained(self).values()} - {torch.float32}
-        if coarse:
-            raise InputError(
-                f"The trained weights are {coarse.pop()}, in which steps of usual learning rates "
-                "are rounded away: set `--trainer.precision bf16-mixed` or `32-true`."
-            )
-
-    def configure_optimizers(self) -> Any:
-        """Build the optimizer over what is trained."""
-        optimizer = self.optimizer.build(trained(self).values())
-        schedule = self.optimizer.build_schedule(optimizer, self.trainer.max_steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained weights alone."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in trained(self)}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not hold exactly what is trained here."""
-        differing = set(trained(self)) ^ set(checkpoint["state_dict"])
-        if differing:
-            raise InputError(
-                f"The checkpoint was made by another backbone: {len(differing)} of its trained "
-                f"weights differ, such as {min(differing)}; give `fit` the recipe that made it."
-            )
+    def save(self, folder: Path) -> Path:
+        """Write the policy in diffusers' layout."""
+        return self.backbone.save(folder)

@@ -13,8 +13,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import ImagePairs, LogRatios, Pairs, Steps, Trajectories, rows
 from lit_prefopt.diffusion.rollout import Walk, logp
 from lit_prefopt.diffusion.settings import Sampling
-from lit_prefopt.errors import InputError
-from lit_prefopt.judges import Judge
+from lit_prefopt.judges.judge import Judge, checked_scores
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import OptimizerConfig
 
@@ -102,11 +101,6 @@ class OnPolicyModule(PreferenceDiffusionModule):
         """
         parts = latents.split(self.sampling.batch_size)
         images = torch.cat([self.backbone.preview(part) for part in parts])
-        scores = self.judge.score(images, texts, t)
-        if scores.shape != (len(images),) or not torch.isfinite(scores).all():
-            raise InputError(
-                f"{type(self.judge).__name__} gave {tuple(scores.shape)} scores for {len(images)} "
-                f"images, {int((~torch.isfinite(scores)).sum())} of them no number: mend the judge."
-            )
-        self.window.add({"judge": scores.float().mean()})
-        return scores.float()
+        scores = checked_scores(self.judge, images, texts, t)
+        self.window.add({"judge": scores.mean()})
+        return scores

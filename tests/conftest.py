@@ -14,7 +14,7 @@ import torch
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
 from lit_prefopt.data import ShardWriter
-from tests.tiny import tiny_pipeline, tiny_xl_pipeline
+from tests.tiny import tiny_clip, tiny_pipeline, tiny_xl_pipeline
 
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time
 
@@ -29,6 +29,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_xl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a whole SDXL pipeline with random weights, 32 x 32 pixels."""
     return str(tiny_xl_pipeline(tmp_path_factory.mktemp("tiny") / "sdxl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a whole CLIP with random weights, 32 x 32 pixels."""
+    return str(tiny_clip(tmp_path_factory.mktemp("clip")))
 
 
 @pytest.fixture

@@ -129,3 +129,27 @@ def test_an_order_that_is_sure_has_finite_gradients(size: float) -> None:
     loss.sum().backward()
     assert loss.item() == pytest.approx(0.0 if size > 0 else 300.0, abs=1e-4)
     assert torch.isfinite(utilities.grad).all()
+
+
+@pytest.mark.parametrize("label", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_the_divergence_of_a_choice_is_kl(label: float) -> None:
+    """Against torch's own divergence of two coins; it is 0 where the choice is the label."""
+    differences = torch.linspace(-3, 3, 25, dtype=torch.float64)
+    labels = torch.full_like(differences, label)
+    coins = [torch.distributions.Bernoulli(labels)]
+    coins.append(torch.distributions.Bernoulli(logits=differences))
+    theirs = torch.distributions.kl_divergence(*coins)
+    torch.testing.assert_close(losses.choice_divergence(differences, labels), theirs)
+    if 0 < label < 1:
+        at_label = torch.tensor([label], dtype=torch.float64)
+        assert losses.choice_divergence(at_label.logit(), at_label).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("difference", [-100.0, 100.0])
+@pytest.mark.parametrize("label", [0.0, 0.5, 1.0])
+def test_the_divergence_is_finite_far_out(difference: float, label: float) -> None:
+    x = torch.tensor([difference], requires_grad=True)
+    loss = losses.choice_divergence(x, torch.tensor([label]))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert x.grad.item() == pytest.approx(torch.sigmoid(x).item() - label, abs=1e-6)

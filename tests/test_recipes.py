@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_prefopt import methods, toy
+from lit_prefopt import judges, methods, toy
 from lit_prefopt.cli import main
 from lit_prefopt.configs import CONFIGS, recipe_names
 
@@ -41,6 +41,9 @@ MAX_STEPS = {
     "sdxl-sft": 2000,
     "sd15-spo": 8000,
     "sdxl-spo": 20000,
+    "toy-step-aware-preference": 150,
+    "sd15-step-aware-preference": 8000,
+    "sdxl-step-aware-preference": 7000,
     "configs/toy/unet.yaml": 2400,
     "configs/toy/vae.yaml": -1,
     "configs/toy/clip.yaml": -1,
@@ -65,11 +68,15 @@ def test_recipe_parses_to_what_it_says(name: str, capsys: pytest.CaptureFixture[
     assert config["weights_only"] is True
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "method").glob("*.yaml")), ids=lambda p: p.stem)
-def test_method_files_state_all_numbers(path: Path) -> None:
+MODELS = [*sorted((CONFIGS / "method").glob("*.yaml")), *sorted((CONFIGS / "judge").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
+def test_model_files_state_all_numbers(path: Path) -> None:
     """A later layer that changes `class_path` keeps the earlier one's numbers silently."""
     stated = yaml.safe_load(path.read_text())
-    cls = getattr(methods, stated["class_path"])
+    home = {"method": methods, "judge": judges}[path.parent.name]
+    cls = getattr(home, stated["class_path"])
     assert set(stated["init_args"]) == set(inspect.signature(cls).parameters) - {"backbone"}
 
 
@@ -79,11 +86,11 @@ def test_first_line_says_what_it_is(path: Path) -> None:
 
 
 def test_classes_that_recipes_name_explain_every_argument() -> None:
-    for name in [*methods.__all__]:
-        cls = getattr(methods, name)
+    named = [getattr(methods, name) for name in methods.__all__]
+    for cls in [*named, judges.StepAwarePreference]:
         for argument in set(inspect.signature(cls).parameters):
             documented = "".join(inspect.getdoc(c) or "" for c in cls.__mro__)
-            assert f"{argument}:" in documented, (name, argument)
+            assert f"{argument}:" in documented, (cls, argument)
     for name in toy.__all__:
         cls = getattr(toy, name)
         for argument in set(inspect.signature(cls).parameters) - {"args", "kwargs"}:

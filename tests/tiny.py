@@ -15,10 +15,14 @@ from diffusers import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
 )
 
 from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
@@ -82,6 +86,29 @@ def tiny_text_config(tokenizer: CLIPTokenizer, **changes: object) -> CLIPTextCon
         "eos_token_id": tokenizer.eos_token_id,
     }
     return CLIPTextConfig(**config | changes)
+
+
+def tiny_clip(folder: Path) -> Path:
+    """Write a whole CLIP of two layers for 32 x 32 pixels, with tokenizer and image processor."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(folder)
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    text = tiny_text_config(tokenizer)
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
 
 
 def tiny_vae(**changes: object) -> AutoencoderKL:

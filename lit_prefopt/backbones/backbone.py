@@ -103,6 +103,11 @@ class Backbone(nn.Module, ABC):
         self._empty = None
         return super()._apply(fn, recurse)
 
+    def freeze(self) -> None:
+        """Let nothing be trained, for those who only listen; there is no reference then."""
+        self.policy.drop_reference()
+        self.requires_grad_(False)
+
     def train(self, mode: bool = True) -> Backbone:
         """Set the policy's mode; all that is frozen stays in evaluation."""
         super().train(False)

@@ -49,6 +49,10 @@ class Policy(nn.Module):
         """Whether there is anything to hold the policy back."""
         return self._adapter_off or self.frozen is not None
 
+    def drop_reference(self) -> None:
+        """Let nothing hold the policy back."""
+        self.frozen, self._adapter_off = None, False
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Let the reference speak inside the block."""

@@ -107,7 +107,7 @@ class UNetBackbone(Backbone):
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         super().__init__(_policy(unet, lora, reference), process)
-        self.dtype = unet_dtype
+        self.dtype, self.frozen_dtype = unet_dtype, frozen_dtype
         self.guidance = guidance
         self.vae = freeze(_precise_enough(own_vae or parts.vae(frozen_dtype)))
         self.small_decoder = None
@@ -121,6 +121,12 @@ class UNetBackbone(Backbone):
             tokenizer = name.replace("text_encoder", "tokenizer")
             setattr(self, tokenizer, parts.tokenizer(tokenizer))
         self.empty_is_zero = parts.option("force_zeros_for_empty_prompt", self.EMPTY_IS_ZERO)
+
+    def freeze(self) -> None:
+        """Let nothing be trained; the UNet gets the precision of all that is frozen."""
+        super().freeze()
+        self.dtype = self.frozen_dtype
+        self.policy.to(self.dtype)
 
     @abstractmethod
     def embed(self, texts: list[str]) -> Prompt:

@@ -16,7 +16,7 @@ from lit_prefopt.backbones import trained
 from lit_prefopt.callbacks.alarms import Step, Watch
 from lit_prefopt.callbacks.averaging import PolicyAveraging
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.module import PreferenceDiffusionModule
+from lit_prefopt.learner import Learner
 
 CURES = (
     "what usually helps is a lower learning rate, a longer warm-up, clipping "
@@ -87,7 +87,7 @@ class Guard(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note a batch's numbers, without a look at them."""
-        if isinstance(pl_module, PreferenceDiffusionModule) and pl_module.measured:
+        if isinstance(pl_module, Learner) and pl_module.measured:
             measured = pl_module.measured
             unknown = torch.full_like(measured["loss"], -1.0)
             names = ("loss", "chosen_error", "chosen_reference_error")

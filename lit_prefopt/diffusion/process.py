@@ -105,6 +105,17 @@ class DiscreteProcess(nn.Module):
         direction = (1 - there - sigma**2).clamp(min=0).sqrt().float()
         return Step(there.sqrt().float() * clean + direction * noise, sigma.float(), clean)
 
+    def clean(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
+        """Return the clean latents that the denoiser sees from here, (B, C, H, W) float32.
+
+        Args:
+            prediction: What the denoiser said at (latents, t), (B, C, H, W).
+            latents: (B, C, H, W).
+            t: (B,) int64.
+        """
+        level = self.scheduler.alphas_cumprod.double().to(t.device)[t].view(-1, 1, 1, 1)
+        return self._noise_and_clean(prediction.float(), latents.float(), level)[1]
+
     def _noise_and_clean(
         self, prediction: Tensor, latents: Tensor, level: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,9 @@ class Columns:
             there is neither rank nor score. With `chosen` and `rejected`: two numbers, of which
             the larger one is the chosen side's.
         opinions: One ranking of all images for each person who was asked.
+        examples: How many records share the prompt, where each prompt is to count once: a pair's
+            weight becomes one over it. Not looked for unless it is named; in Pick-a-Pic it is
+            num_example_per_prompt.
         labelled: Whether the record tells a preference at all; where this is false it is left out.
     """
 
@@ -49,6 +52,7 @@ class Columns:
     scores: Names = _names("scores")
     votes: Names = _names("votes")
     opinions: Names = _names("opinions")
+    examples: Names = _names()
     labelled: Names = _names("has_label")
 
     def all(self) -> set[str]:

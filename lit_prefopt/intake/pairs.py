@@ -44,7 +44,7 @@ def pairs_of(record: Record, matches: Matches, ties: Ties) -> Iterator[Pair]:
 
 
 def _meta(record: Record, better: int, worse: int, label: float | None) -> dict[str, Any]:
-    """Return the gap, the ranks and scores of both sides, and the label where it is not 1."""
+    """Return gap, ranks and scores of both sides, the label where it is not 1, and the weight."""
     meta: dict[str, Any] = {}
     if record.facts:
         meta["gap"] = record.worths[better] - record.worths[worse]
@@ -52,4 +52,6 @@ def _meta(record: Record, better: int, worse: int, label: float | None) -> dict[
         meta[fact] = {"chosen": values[better], "rejected": values[worse]}
     if label is not None:
         meta["label"] = label
+    if record.weight is not None:
+        meta["weight"] = record.weight
     return meta

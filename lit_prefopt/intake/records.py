@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ class Record(NamedTuple):
     facts: dict[str, list[float]]  # ranks and scores as they were given
     votes: list[float]  # for each image; none if unknown
     opinions: list[list[float]]  # rankings of the images, one for each person
+    weight: float | None = None  # of its pairs, if it is told
 
     def probability(self, one: int, other: int) -> float | None:
         """Return the share of people who hold one image for better than another, if it is known."""
@@ -64,7 +65,8 @@ def read_record(row: Row, columns: Columns, folder: Path | None = None) -> Recor
     text = _text(row, columns)
     for role, read in (("images", _ranked), ("first", _labelled), ("chosen", _ordered)):
         if columns.find(role, row.values) is not None:
-            return read(row, columns, text, folder or row.folder)
+            record = read(row, columns, text, folder or row.folder)
+            return record._replace(weight=_weight(row, columns))
     second = columns.find("second", row.values) is not None
     if second or columns.find("rejected", row.values) is not None:
         raise BrokenRecord(f"has no image under {columns.told('first' if second else 'chosen')}")
@@ -121,6 +123,17 @@ def _ranked(row: Row, columns: Columns, text: str, folder: Path) -> Record:
         raise BrokenRecord(f"has a list of images and no order under {', '.join(roles)}")
     opinions = _opinions(row, columns, len(images))
     return Record(row.where, text, images, worths, facts, votes, opinions)
+
+
+def _weight(row: Row, columns: Columns) -> float | None:
+    """Return one over the number of records that share the prompt, None where nothing is told."""
+    value = columns.find("examples", row.values)
+    if value is None:
+        return None
+    count = _number(value)
+    if count is None or not 1 <= count < inf:
+        raise BrokenRecord(f"has {value!r} under {columns.told('examples')}, which is no count")
+    return 1 / count
 
 
 def _opinions(row: Row, columns: Columns, count: int) -> list[list[float]]:

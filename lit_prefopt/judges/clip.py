@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.judges.judge import Judge
 
 
@@ -33,17 +35,24 @@ class CLIPJudge(Judge):
     @cached_property
     def clip(self) -> CLIPModel:
         """The model, loaded when it is asked for first."""
-        return CLIPModel.from_pretrained(self.pretrained).eval().requires_grad_(False)
+        return load_clip(self.pretrained).eval().requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """Its tokenizer."""
-        return CLIPTokenizer.from_pretrained(self.processor)
+        with loading(self.processor, "tokenizer"):
+            tokenizer = CLIPTokenizer.from_pretrained(self.processor)
+            if len(tokenizer) <= len(
+                tokenizer.all_special_ids
+            ):  # transformers makes up an empty one
+                raise ValueError("it knows no words")
+        return tokenizer
 
     @cached_property
     def look(self) -> CLIPImageProcessor:
         """Its image processor, read for its numbers alone: images are tensors here."""
-        return CLIPImageProcessor.from_pretrained(self.processor)
+        with loading(self.processor, "image processor"):
+            return CLIPImageProcessor.from_pretrained(self.processor)
 
     @torch.no_grad()
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
@@ -80,13 +89,25 @@ class CLIPJudge(Judge):
         """Return the images' places in the common space, (B, D)."""
         return self.clip.get_image_features(self.pixels(images)).pooler_output
 
-    def _score(self, images: Tensor, texts: Sequence[str], t: Tensor | None) -> Tensor:
+    def text_features(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Return the texts' places in the common space, (B, D)."""
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids.to(images.device)
-        text = self.clip.get_text_features(tokens).pooler_output
-        image = self.image_features(images, t)
+        )
+        return self.clip.get_text_features(tokens.input_ids.to(device)).pooler_output
+
+    def logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """Return the scores of places in the common space, (B,) float32.
+
+        Args:
+            image: (B, D).
+            text: (B, D).
+        """
         return self.clip.logit_scale.exp() * F.cosine_similarity(image.float(), text.float())
+
+    def _score(self, images: Tensor, texts: Sequence[str], t: Tensor | None) -> Tensor:
+        text = self.text_features(texts, images.device)
+        return self.logits(self.image_features(images, t), text)
 
 
 class PickScore(CLIPJudge):
@@ -105,3 +126,32 @@ class PickScore(CLIPJudge):
         batch_size: int = 16,
     ) -> None:
         super().__init__(pretrained, processor, batch_size)
+
+
+def load_clip(pretrained: str) -> CLIPModel:
+    """Return a whole CLIP.
+
+    Args:
+        pretrained: Hub name or folder of a transformers CLIPModel.
+
+    Raises:
+        InputError: There is none, or only a part of one.
+    """
+    with loading(pretrained, "CLIP"):
+        model, found = CLIPModel.from_pretrained(pretrained, output_loading_info=True)
+        if found["missing_keys"]:
+            raise ValueError(f"it lacks {min(found['missing_keys'])}")
+    return model
+
+
+@contextmanager
+def loading(source: str, name: str) -> Iterator[None]:
+    """Turn what transformers raises over files into a sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{source} holds no {name} that can be loaded ({str(error).splitlines()[0]}): name the "
+            "folder or hub name of a transformers CLIPModel and its processor; the toy world's "
+            "own, runs/toy/clip, is made by `lit-prefopt fit --config configs/toy/clip.yaml`."
+        ) from error

@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from lit_prefopt.errors import InputError
 
 
 class Judge(ABC):
@@ -24,3 +27,26 @@ class Judge(ABC):
     def attributes(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return scores of single attributes by name, each (B,), NaN where one does not apply."""
         return {}
+
+
+def checked_scores(
+    judge: Judge, images: Tensor, texts: Sequence[str], t: Tensor | None = None
+) -> Tensor:
+    """Return a judge's scores, (B,) float32, after a look at them.
+
+    Args:
+        judge: Any judge.
+        images: (B, 3, H, W) in [-1, 1].
+        texts: B prompts.
+        t: Timesteps (B,) that the images were predicted at.
+
+    Raises:
+        InputError: The judge does not give one number for each image.
+    """
+    scores = judge.score(images, texts, t)
+    if scores.shape != (len(images),) or not torch.isfinite(scores).all():
+        raise InputError(
+            f"{type(judge).__name__} gave {tuple(scores.shape)} scores for {len(images)} "
+            f"images, {int((~torch.isfinite(scores)).sum())} of them no number: mend the judge."
+        )
+    return scores.float()

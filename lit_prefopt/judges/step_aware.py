@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.judges.clip import CLIPJudge
+from lit_prefopt.judges.clip import CLIPJudge, load_clip, loading
 
 FREQUENCIES = 256
 """Width of the sinusoidal embedding of a timestep."""
@@ -147,9 +147,11 @@ class StepAware(CLIPJudge):
     def clip(self) -> StepAwareCLIP:
         """The model, loaded when it is asked for first."""
         if self.weights is None:
-            model = StepAwareCLIP.start_from(CLIPModel.from_pretrained(self.pretrained))
+            model = StepAwareCLIP.start_from(load_clip(self.pretrained))
         else:
-            model = StepAwareCLIP(CLIPConfig.from_pretrained(self.pretrained))
+            with loading(self.pretrained, "CLIP"):
+                config = CLIPConfig.from_pretrained(self.pretrained)
+            model = StepAwareCLIP(config)
             load_published(model, Path(self.weights))
         return model.eval().requires_grad_(False)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from lit_prefopt.cli import main
+from lit_prefopt.data import PairShards
 from lit_prefopt.intake import Columns
 from tests.data.conftest import picture
 
-from .conftest import pair, sides, write
+from .conftest import pair, samples, sides, write
 
 HPD2 = {"prompt": "a cat", "human_preference": [0, 1], "user_hash": "x"}
 THREE = {"prompt": "a cat", "image_path": ["1.png", "2.png", "3.png"], "rank": [1, 2, 2]}
@@ -50,6 +51,25 @@ def test_columns_on_the_command_line(source: Path, tmp_path: Path):
     assert sides(tmp_path / "out") == [("a cat", picture(1), picture(2))]
     with pytest.raises(SystemExit, match="nope is neither a file nor .*hpdv2, hpdv3"):
         main([*arguments, "--columns", "nope"])
+
+
+def test_a_prompt_of_many_examples_weighs_one(source: Path, tmp_path: Path):
+    """As training reads them; without the name no weight is written."""
+    counts = [("a cat", 4), ("a dog", "2"), ("a cow", 1), ("a bat", None), ("an ant", 0)]
+    records = [
+        {**PICK, "caption": text, "label_0": 1, "num_example_per_prompt": n} for text, n in counts
+    ]
+    write(source, *records)
+    arguments = ["shards", "convert", "--source", str(source), "--columns", "pickapic"]
+    named = ["--columns.examples", "num_example_per_prompt"]
+    main([*arguments, "--output", str(tmp_path / "plain")])
+    main([*arguments, *named, "--output", str(tmp_path / "weighed")])
+    assert [sample.meta for sample in samples(tmp_path / "plain")] == [{}] * 5
+    data = PairShards(str(tmp_path / "weighed"), batch_size=4, resolution=8, workers=0)
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    weights = dict(zip(batch.texts, batch.weights.tolist(), strict=True))
+    assert weights == {"a cat": 0.25, "a dog": 0.5, "a cow": 1.0, "a bat": 1.0}  # 0 is no count
 
 
 def test_columns_know_all_their_names():

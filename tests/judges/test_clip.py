@@ -9,12 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPVisionConfig,
-)
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import CLIPJudge, StepAware
@@ -24,29 +19,10 @@ from tests.tiny import tiny_text_config, tiny_tokenizer
 TEXTS = ["a cat", "a dog in the rain", "the sea"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture
+def folder(tiny_clip_folder: str) -> str:
     """A small CLIP with random weights, its tokenizer and its image processor."""
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer(folder)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    text = tiny_text_config(tokenizer)
-    model = CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
-    return str(folder)
+    return tiny_clip_folder
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 80)])
@@ -122,6 +98,20 @@ def test_a_file_of_another_model_is_refused(folder: str, tmp_path: Path) -> None
     (tmp_path / "broken.bin").write_bytes(b"\0" * 100)
     with pytest.raises(InputError, match="cannot be read as weights"):
         StepAware(str(tmp_path / "broken.bin"), folder, folder).clip  # noqa: B018
+
+
+def test_what_is_no_clip_is_refused(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere holds no CLIP .*--config configs/toy/clip.yaml"):
+        CLIPJudge(str(tmp_path / "nowhere")).clip  # noqa: B018
+    tokenizer = tiny_tokenizer(tmp_path / "text")
+    CLIPTextModel(tiny_text_config(tokenizer)).save_pretrained(tmp_path / "text")
+    with pytest.raises(InputError, match="text holds no CLIP that can be loaded"):
+        CLIPJudge(str(tmp_path / "text")).clip  # noqa: B018
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no tokenizer .*it knows no words"):
+        CLIPJudge(folder, str(tmp_path / "empty")).tokenizer  # noqa: B018
+    with pytest.raises(InputError, match="text holds no image processor"):
+        CLIPJudge(folder, str(tmp_path / "text")).look  # noqa: B018
 
 
 LAYER = {

@@ -1,0 +1,238 @@
+"""Training of the step-aware preference model of SPO (arXiv 2406.04314)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_prefopt.backbones import Backbone, trained
+from lit_prefopt.batches import ImagePairs, Pairs
+from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.denoising import Noised
+from lit_prefopt.diffusion.encoding import encoded
+from lit_prefopt.diffusion.guidance import guided
+from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.judges.clip import CLIPJudge
+from lit_prefopt.judges.judge import Judge, checked_scores
+from lit_prefopt.judges.step_aware import StepAware
+from lit_prefopt.learner import Learner
+from lit_prefopt.log import Means, accuracy
+from lit_prefopt.losses import choice_divergence
+from lit_prefopt.optimizers import OptimizerConfig
+
+FILE = "step_aware.safetensors"
+
+
+class StepAwarePreference(Learner):
+    """Trains a CLIP to tell the better of two images from what a denoiser makes of their noise.
+
+    Both images of a pair get one timestep and one noise; the frozen denoiser predicts the clean
+    images, and all weights of the CLIP, which is told the timestep, learn which is the better one.
+    Texts of other pairs are no negatives. What it writes is a file for the judge `StepAware`.
+
+    A pair's weight counts as a share: the gradient of an optimizer step is the sum of weighted
+    losses over the sum of weights, over all ranks and accumulated batches.
+
+    Held-out pairs are measured at a few timesteps with the same noise at every validation. Beside
+    `val/accuracy_t501` stands `val/clip_accuracy_t501`, that of the CLIP it started from on the
+    same predictions. Held-out ties have no right answer, and do not count in either.
+
+    Args:
+        backbone: The model family whose predictions are judged, frozen; given as the recipe's own
+            key `backbone`.
+        optimizer: Optimizer and learning-rate schedule of the CLIP's weights.
+        pretrained: Hub name or folder of the CLIP that it starts from.
+        processor: Hub name or folder of its image processor and tokenizer; where not given, they
+            lie beside the model.
+        guidance: Classifier-free guidance scale of the predictions; 1 is without.
+        noisiest: Noisiest timestep that is drawn in training; the process's own where it is not
+            given. 0 trains on clean images, as far as the VAE shows them.
+        judge: Labels the training pairs anew by looking at their clean images; the labels of the
+            shards count where it is not given, and in validation always.
+        threshold: Least difference of the two softmax probabilities of `judge` that makes one
+            image the better one; below it the pair is a tie.
+        judge_scale: Factor of the scores of `judge` in that softmax.
+        validation_timesteps: Timesteps that held-out pairs are measured at.
+        gradient_checkpointing: Compute activations of the CLIP twice instead of keeping them.
+    """
+
+    part = "CLIP"
+    layout = "the layout of published step-aware judges"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerConfig,
+        pretrained: str = "yuvalkirstain/PickScore_v1",
+        processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        guidance: float = 5.0,
+        noisiest: int | None = None,
+        judge: Judge | None = None,
+        threshold: float = 0.1,
+        judge_scale: float = 1.0,
+        validation_timesteps: tuple[int, ...] = (0, 251, 501, 701, 951),
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(backbone, optimizer)
+        last = backbone.process.steps - 1
+        check_number("guidance", guidance, 1)
+        check_number("noisiest", noisiest, 0, last)
+        check_number("threshold", threshold, 0, 1)
+        check_number("judge_scale", judge_scale, above=0)
+        for t in validation_timesteps:
+            check_number("validation_timesteps", t, 0, last)
+        backbone.freeze()
+        self.guidance, self.noisiest = guidance, last if noisiest is None else noisiest
+        self.judge, self.threshold, self.judge_scale = judge, threshold, judge_scale
+        self.times = tuple(dict.fromkeys(validation_timesteps))
+        self.learning = StepAware(None, pretrained, processor)
+        self.started_from = CLIPJudge(pretrained, processor)
+        self.started_from.antialias = self.learning.antialias  # both see the same pixels
+        self.clip = self.learning.clip.requires_grad_(True)
+        _ = self.learning.tokenizer, self.learning.look  # whatever is missing is told now
+        if gradient_checkpointing:
+            self.clip.gradient_checkpointing_enable({"use_reentrant": False})
+        names = ["loss", "accuracy", "clip_accuracy"]
+        names += [f"{who}accuracy_t{t}" for who in ("", "clip_") for t in self.times]
+        self.held_out = Means(names)
+        self.weights: list[Tensor] = []  # of the pairs since the last optimizer step
+
+    # What it sees ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predicted(self, pairs: Pairs, t: Tensor) -> Tensor:
+        """Return the clean images that the denoiser predicts, (B, K, 3, H, W) in [-1, 1].
+
+        Args:
+            pairs: B pairs of latents.
+            t: Timesteps of the pairs, (B,) int64; 0 is the cleanest.
+        """
+        # The same noise on all sides: the judge is to tell the images apart, and not the noise.
+        noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise")
+        process = self.backbone.process
+        noised = Noised.of(process, pairs, t, noise)
+        latents, times = noised.latents, noised.t_per_side
+        said = guided(self.backbone, latents, times, noised.prompt, self.guidance)
+        images = self.backbone.decode(process.clean(said, latents, times))
+        return images.unflatten(0, pairs.latents.shape[:2])
+
+    def margin(self, images: Tensor, texts: list[str], t: Tensor) -> Tensor:
+        """Return the first side's score minus the last side's, (B,) float32.
+
+        Args:
+            images: (B, K, 3, H, W) in [-1, 1].
+            texts: B prompts.
+            t: Timesteps of the pairs, (B,) int64.
+        """
+        text = self.learning.text_features(texts, images.device)
+        first, last = (
+            self.learning.logits(self.learning.image_features(side, t), text)
+            for side in (images[:, 0], images[:, -1])
+        )
+        return first - last
+
+    def labels(self, batch: ImagePairs) -> Tensor:
+        """Return the probability that the first side is the better one, (B,) float32."""
+        if self.judge is None:
+            return batch.labels
+        first, last = (
+            checked_scores(self.judge, side, batch.texts)
+            for side in (batch.images[:, 0], batch.images[:, -1])
+        )
+        apart = torch.tanh(self.judge_scale * (first - last) / 2)  # of the two probabilities
+        return torch.where(apart.abs() > self.threshold, (apart > 0).float(), 0.5)
+
+    # What it learns ----------------------------------------------------------------------------
+
+    def training_step(self, batch: ImagePairs, batch_idx: int) -> Tensor:
+        """Return the weighted loss of a batch."""
+        _check(batch)
+        t = (draws.uniform(batch.seeds, "t") * (self.noisiest + 1)).long()
+        labels, images = self.labels(batch), self.predicted(encoded(self.backbone, batch), t)
+        margin = self.margin(images, batch.texts, t)
+        losses = choice_divergence(margin, labels)
+        self.weights.append(batch.weights)
+        self.measured = {
+            "loss": losses.detach().mean(),
+            "accuracy": agreement(margin.detach(), labels).mean(),
+            "margin": margin.detach().mean(),
+            "t": t.float().mean(),
+        }
+        self.window.add(self.measured)
+        return (batch.weights * losses).mean()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradient by the mean weight, over all ranks and accumulated batches."""
+        mean: Any = self.trainer.strategy.reduce(torch.cat(self.weights).mean(), reduce_op="mean")
+        self.weights = []
+        gradients = [p.grad for p in trained(self).values() if p.grad is not None]
+        if gradients:  # a guard may have left the step out
+            torch._foreach_div_(gradients, mean.clamp(min=torch.finfo(mean.dtype).tiny))
+
+    # How it is measured ------------------------------------------------------------------------
+
+    def validation_step(self, batch: ImagePairs, batch_idx: int) -> None:
+        """Measure it and the CLIP that it started from, at each of the timesteps."""
+        _check(batch)
+        pairs, decided = encoded(self.backbone, batch), batch.labels != 0.5
+        for number in self.times:
+            t = torch.full_like(batch.seeds, number)
+            images = self.predicted(pairs, t)
+            margin = self.margin(images, batch.texts, t)
+            first, last = (
+                self.started_from.score(side, batch.texts) for side in (images[:, 0], images[:, -1])
+            )
+            ours = agreement(margin, batch.labels)[decided]
+            theirs = agreement(first - last, batch.labels)[decided]
+            both = {"accuracy": ours, "clip_accuracy": theirs}
+            at_t = {f"{name}_t{number}": right for name, right in both.items()}
+            loss = choice_divergence(margin, batch.labels)
+            self.held_out.update({"loss": loss, **both, **at_t})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracies, over all of the timesteps and at each."""
+        means = self.held_out.compute()  # already over all ranks
+        if "accuracy" in means:
+            means["coin"] = self.held_out.coin("accuracy", len(self.times))
+        self.log_dict({f"val/{name}": mean for name, mean in means.items()}, sync_dist=True)
+        self.held_out.reset()
+
+    def save(self, folder: Path) -> Path:
+        """Write a file that the judge `StepAware` takes as its `weights`."""
+        state = {f"model.{name}": value for name, value in self.clip.state_dict().items()}
+        save_file(state, folder / FILE)
+        return folder / FILE
+
+    def train(self, mode: bool = True) -> StepAwarePreference:
+        """Set the CLIP's mode; the backbone stays in evaluation."""
+        super().train(mode)
+        self.backbone.train(False)
+        return self
+
+
+def agreement(margin: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 where the likelier side has the higher score, one half where either is a tie, (B,).
+
+    Args:
+        margin: The first side's score minus the second's, (B,).
+        labels: Probability that the first side is the better one, (B,).
+    """
+    return accuracy(margin * (labels - 0.5).sign())
+
+
+def _check(batch: ImagePairs) -> None:
+    if batch.images.shape[1] < 2:
+        raise InputError(
+            "A judge learns from pairs, and the data module yields single images: give it pairs, "
+            "such as `--data PairShards --data.shards FOLDER`."
+        )
+    if not all(batch.texts):
+        raise InputError(
+            "A judge learns from images and their prompts, and some prompts are dropped: set "
+            "`--data.caption_dropout 0`."
+        )

@@ -1,0 +1,94 @@
+"""What all trainings of a part have in common: frozen neighbours, checkpoints, the log."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone, trained
+from lit_prefopt.errors import InputError
+from lit_prefopt.log import Window
+from lit_prefopt.optimizers import OptimizerConfig
+
+
+class Learner(LightningModule):
+    """Trains what has gradients; all else is frozen and in no checkpoint.
+
+    Args:
+        backbone: The model family; given as the recipe's own key `backbone`.
+        optimizer: Optimizer and learning-rate schedule of the trained weights.
+    """
+
+    part: str = "backbone"
+    """What the trained weights belong to, for messages."""
+
+    layout: str = "diffusers' layout"
+    """In which `save` writes them, for messages."""
+
+    def __init__(self, backbone: Backbone, optimizer: OptimizerConfig) -> None:
+        super().__init__()
+        if not isinstance(backbone, Backbone):
+            raise InputError(
+                "The recipe names no backbone: give one by `--backbone backbone/toy.yaml`, or a "
+                "class with its arguments."
+            )
+        self.backbone = backbone
+        self.optimizer = optimizer
+        self.window = Window()
+        self.measured: dict[str, Tensor] = {}  # the last batch's means
+        self.logged_step = 0
+        self.strict_loading = False  # frozen parts come from elsewhere, not from checkpoints
+
+    def save(self, folder: Path) -> Path:
+        """Write the trained weights for others to load, and return where they lie."""
+        raise NotImplementedError
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Log what was seen since the last logged step, at each n-th optimizer step."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step == self.logged_step or not every or self.global_step % every:
+            return
+        self.logged_step = self.global_step
+        for name, mean in self.window.close().items():
+            shown = name in ("loss", "accuracy")
+            self.log(f"train/{name}", mean, prog_bar=shown, sync_dist=True, batch_size=1)
+
+    def on_fit_start(self) -> None:
+        """Set what is trained to training, and refuse weights too coarse to learn."""
+        self.train()  # networks are loaded in evaluation mode, and Lightning keeps modes
+        # Lightning warns of modules in evaluation; here all that is frozen is meant to be.
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
+        coarse = {p.dtype for p in trained(self).values()} - {torch.float32}
+        if coarse:
+            raise InputError(
+                f"The trained weights are {coarse.pop()}, in which steps of usual learning rates "
+                "are rounded away: set `--trainer.precision bf16-mixed` or `32-true`."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over what is trained."""
+        optimizer = self.optimizer.build(trained(self).values())
+        schedule = self.optimizer.build_schedule(optimizer, self.trainer.max_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trained weights alone."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in trained(self)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not hold exactly what is trained here."""
+        differing = set(trained(self)) ^ set(checkpoint["state_dict"])
+        if differing:
+            raise InputError(
+                f"The checkpoint was made by another {self.part}: {len(differing)} of its trained "
+                f"weights differ, such as {min(differing)}; give `fit` the recipe that made it."
+            )
