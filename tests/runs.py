@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +66,54 @@ def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
     )
 
 
+def wait_until(
+    reached: Callable[[], bool], process: subprocess.Popen[str], patience: float = 90
+) -> None:
+    """Wait for a moment of a run; where it never comes, the run is killed and fails."""
+    end = time.monotonic() + patience
+    while not reached():
+        if process.poll() is not None or time.monotonic() > end:
+            kill(process)
+            raise AssertionError(f"the moment never came:\n{process.communicate()[0]}")
+        time.sleep(0.005)
+
+
+def lines(path: Path) -> list[str]:
+    """Return the lines of a file, none where it is not there yet."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def wait_for(path: Path, text: str, process: subprocess.Popen[str], patience: float = 90) -> None:
     """Wait until a line of a file is `text`."""
-    end = time.monotonic() + patience
-    while not (path.exists() and text in path.read_text().splitlines()):
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            raise AssertionError(f"{text!r} never came:\n{process.communicate()[0]}")
-        time.sleep(0.005)
+    wait_until(lambda: text in lines(path), process, patience)
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Return the process ids of the ranks, in their order."""
+    ranks = {}
+    for path in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        variables = Path(f"/proc/{path}/environ").read_bytes().split(b"\0")
+        ranks |= {v: int(path) for v in variables if v.startswith(b"LOCAL_RANK=")}
+    return [ranks[name] for name in sorted(ranks)]
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Send SIGKILL to a run and to its ranks, which torchrun starts in sessions of their own."""
+    ranks = ranks_of(process.pid) if process.poll() is None else []
+    process.kill()
+    for pid in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def finished(process: subprocess.Popen[str], patience: float = 240) -> str:
+    """Return what a run said to its end; one that hangs is killed with its ranks and fails."""
+    try:
+        return process.communicate(timeout=patience)[0]
+    except subprocess.TimeoutExpired:
+        kill(process)
+        said = process.communicate()[0]
+        raise AssertionError(f"not at its end after {patience} s:\n{said}") from None
 
 
 def same(a: Any, b: Any) -> bool:

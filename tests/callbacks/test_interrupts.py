@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_prefopt.cli import main
-from tests.runs import TWO_RANKS, assert_same_end, folder_of, start, wait_for
+from tests.runs import TWO_RANKS, assert_same_end, folder_of, ranks_of, start, wait_for
 
 
 class SignalAt(Callback):
@@ -176,12 +176,3 @@ def test_two_ranks_stop_at_the_same_step(exact: list[str], tmp_path: Path) -> No
     said = again.communicate(timeout=120)[0]
     assert again.returncode == 0, said
     assert_same_end(whole, parts)
-
-
-def ranks_of(launcher: int) -> list[int]:
-    """Return the process ids of the ranks, in their order."""
-    ranks = {}
-    for path in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        variables = Path(f"/proc/{path}/environ").read_bytes().split(b"\0")
-        ranks |= {v: int(path) for v in variables if v.startswith(b"LOCAL_RANK=")}
-    return [ranks[name] for name in sorted(ranks)]
