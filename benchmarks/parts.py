@@ -61,7 +61,8 @@ class Parts(Callback):
     def end(self, part: str) -> None:
         """Stop this part's clock, and go on with the one around it."""
         self._lap()
-        assert self._open.pop() == part
+        ended = self._open.pop()
+        assert ended == part, f"{ended} is open, not {part}"
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
