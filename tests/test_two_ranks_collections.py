@@ -81,7 +81,6 @@ def test_a_rank_that_never_has_enough_stops_the_run(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.xfail(reason="rank 0 does not wait for the buffers of the others", strict=True)
 def test_a_checkpoint_is_there_once_the_buffers_of_all_ranks_are(
     tiny_folder: str, shards: str, tmp_path: Path
 ) -> None:

@@ -203,6 +203,8 @@ class PromptCollections(LightningDataModule):
         needed = self.buffer is not None and (amid or self.keep is not None)
         if needed:
             self._write()
+            # rank 0 names the checkpoint, which must not be there before all that it needs
+            self.run.strategy.barrier()
         return {"used": self.used, "buffer": needed, "world": self.run.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
