@@ -169,3 +169,13 @@ def test_every_prompt_comes_once_in_a_pass(prompts: PromptFile) -> None:
     assert sorted(first) == sorted(second) == sorted(data.texts)
     assert first != second
     assert not set(one.tolist()) & set(two.tolist())
+
+
+def test_fewer_prompts_than_ranks(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat")
+    data = PromptCollections(PromptFile(str(tmp_path / "prompts.txt")), 2, batches=1, round_size=1)
+    data.trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False
+    )
+    with pytest.raises(InputError, match="1 prompts do not suffice for 2 ranks: give more"):
+        data.setup("fit")
