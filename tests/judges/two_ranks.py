@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.judges import StepAwarePreference
-from tests.judges.test_step_aware_training import SGD, batch, cut
+from tests.judges.conftest import SGD
+from tests.judges.test_step_aware_training import batch, cut
 
 
 def main(folder: str, pipeline: str, clip: str) -> None:

@@ -1,0 +1,33 @@
+"""A step-aware judge in training, on the tiny pipeline and the tiny CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt.judges import StepAwarePreference
+from lit_prefopt.optimizers import OptimizerConfig
+
+Make = Callable[..., StepAwarePreference]
+
+
+class SGD(OptimizerConfig):
+    """Steps that show the gradient."""
+
+    def build(self, parameters: object) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, self.lr)
+
+
+@pytest.fixture
+def make(tiny_folder: str, tiny_clip_folder: str) -> Make:
+    """Return a function that makes a module on the tiny pipeline and CLIP."""
+
+    def made(family: type = StableDiffusion, pipeline: str = tiny_folder, **options: object):
+        backbone = family(pipeline, **options.pop("backbone", {"reference": "none"}))
+        settings = {"pretrained": tiny_clip_folder, "processor": None, "guidance": 3.0}
+        return StepAwarePreference(backbone, SGD(0.1), **settings | options).train()
+
+    return made
