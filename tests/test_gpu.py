@@ -28,3 +28,22 @@ def test_step_zero_and_fit(
     assert logged["train/margin"][0] == 0
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert all(math.isfinite(loss) for loss in logged["train/loss"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", ["toy-spo", "toy-dense-reward"])
+def test_collections(name: str, tmp_path: Path, precision: str) -> None:
+    """States lie on the host, and what is drawn from them is learned from on the device."""
+    main(
+        [
+            *("fit", "--config", name, "--trainer.accelerator", "gpu", "--data.batch_size", "4"),
+            *("--data.batches", "2", "--data.round_size", "2", "--trainer.max_steps", "4"),
+            *(() if name == "toy-spo" else ("--data.collection", "2", "--data.keep", "3")),
+            *("--trainer.precision", precision, "--trainer.limit_val_batches", "0"),
+            *("--trainer.default_root_dir", str(tmp_path), "--trainer.log_every_n_steps", "1"),
+        ]
+    )
+    logged = scalars(tmp_path)
+    assert logged["train/margin"][0] == 0
+    assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert all(math.isfinite(loss) for loss in logged["train/loss"])

@@ -146,7 +146,7 @@ class PromptCollections(LightningDataModule):
             with trainer.precision_plugin.forward_context():
                 one = module.collect(*self._next_round())
             count, rounds = len(one.seeds), rounds + 1
-            if count:
+            if count and made < self.collection:  # what is over while others collect is dropped
                 self.buffer.add(one, self.keep)
             bar.update(min(count, self.collection - bar.n))
             made += count

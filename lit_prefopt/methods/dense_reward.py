@@ -103,11 +103,12 @@ class DenseRewardDPO(OnPolicyModule):
             last = states[-1][:, -1].to(prompt.hidden.device).float()
             clean = torch.zeros(len(last), dtype=torch.int64, device=last.device)
             some = [every_text[i] for i in part]
-            scores.append(self.judged(last, some, clean).cpu())
+            scores.append(self.judged(last, some, clean))
         every, score = torch.cat(states), torch.cat(scores).view(-1, count)
+        self.window.add({"spread": (score.amax(1) - score.amin(1)).mean()})
+        score = score.cpu()
         ranks = torch.linspace(0, count - 1, self.kept).round().long()
         order = score.argsort(dim=1, descending=True, stable=True)[:, ranks]
-        self.window.add({"spread": (score.amax(1) - score.amin(1)).mean()})
         times = torch.tensor(self.walk.times).expand(len(texts), -1).contiguous()
         own = every.view(len(texts), count, *every.shape[1:])
         best_first = own[torch.arange(len(texts))[:, None], order]
