@@ -106,7 +106,7 @@ def run(what: Comparison, method: str, seed: int, threads: int) -> dict[str, Any
     ]
     begun = time.monotonic()
     if not evidence.exists():
-        lit_prefopt(arguments, root.with_suffix(".log"), threads)
+        lit_prefopt(arguments, root.parent / f"{root.name}.log", threads)
     found = json.loads(evidence.read_text())
     prompts = [json.loads(x) for x in (evidence.parent / "per_prompt.jsonl").open()]
     state = torch.load(last, weights_only=True)
