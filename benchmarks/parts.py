@@ -90,7 +90,7 @@ class Parts(Callback):
         """Put timers around what the method calls."""
         module: Any = pl_module
         module.collect = self._timed(module.collect, f"{COLLECTION}: the rest")
-        module.backbone.decode = self._timed(module.backbone.decode, f"{COLLECTION}: decode")
+        module.backbone.preview = self._timed(module.backbone.preview, f"{COLLECTION}: decode")
         module.judge.score = self._timed(module.judge.score, f"{COLLECTION}: {JUDGE}")
         speakers = {module.backbone.policy.net}
         with module.backbone.as_reference():
@@ -99,7 +99,8 @@ class Parts(Callback):
             self._watch(net, DENOISER)
             net.register_forward_pre_hook(lambda *_: self.begin(self._speaker()))
             net.register_forward_hook(lambda *_: self.end(self._open[-1]))
-        self._watch(module.backbone.vae.decoder, "decoder")
+        small = module.backbone.small_decoder
+        self._watch((module.backbone.vae if small is None else small.tiny).decoder, "decoder")
         clip = getattr(module.judge, "clip", None)  # loads it, before the clock runs
         if clip is not None:
             self._watch(clip.vision_model, "judge (images)")

@@ -2,6 +2,7 @@
 
     python -m benchmarks.spo_epoch --family toy --epochs 2
     python -m benchmarks.spo_epoch --family sd15
+    python -m benchmarks.spo_epoch --family sd15 --small_decoder true
 
 `toy` is the shipped recipe with the exact judge. `sd15` has the full size of Stable Diffusion 1.5
 and of the step-aware judge, with random weights: one prompt, three decisions among four candidates,
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import AutoencoderTiny
 from jsonargparse import auto_cli
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer, CLIPVisionConfig
@@ -98,6 +100,12 @@ def toy(epochs: int) -> list[str]:
     return ["--config", "toy-spo", "--trainer.max_steps", str(8 * epochs)]
 
 
+def random_decoder(folder: Path) -> list[str]:
+    """Return the arguments that decode by an AutoencoderTiny of its usual size."""
+    AutoencoderTiny().save_pretrained(folder)
+    return ["--backbone.decoder", str(folder)]
+
+
 def full_size(family: str, folder: Path, epochs: int) -> list[str]:
     """Return the arguments of one prompt an epoch: three decisions, a pair and a step for each."""
     prompts = folder / "prompts.txt"
@@ -149,6 +157,7 @@ def table(parts: Parts, epochs: int, peak: float) -> str:
 def main(
     family: Literal["toy", "sd15", "tiny"] = "toy",
     epochs: int = 1,
+    small_decoder: bool = False,
     folder: str = "runs/spo-epoch",
     report: bool = False,
 ) -> None:
@@ -157,12 +166,15 @@ def main(
     Args:
         family: What is measured.
         epochs: Collections with the training on each; the figures are their means.
+        small_decoder: Decode what the judge looks at by an AutoencoderTiny, at full size only.
         folder: Where the pipeline, the judge's tokenizer and the run are written.
         report: Write a report as well.
     """
     root = Path(folder)
     run = root / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
     recipe = toy(epochs) if family == "toy" else full_size(family, root, epochs)
+    if small_decoder:
+        recipe += random_decoder(root / "decoder")
     recipe += [
         *("--trainer.val_check_interval", str(10**6), "--trainer.enable_progress_bar", "false"),
         *("--trainer.callbacks+", "benchmarks.parts.Parts"),
@@ -185,7 +197,7 @@ def main(
     )
     print(text)
     if report:
-        print(write_report("spo_epoch", text, family))
+        print(write_report("spo_epoch", text, family + ("-small-decoder" if small_decoder else "")))
 
 
 if __name__ == "__main__":
