@@ -29,7 +29,7 @@ MAX_STEPS = {
     "quickstart": 120,
     "toy-diffusion-dpo": 120,
     "toy-sft": 120,
-    "toy-spo": 120,
+    "toy-spo": 72,
     "toy-dense-reward": 120,
     "toy-d3po": 120,
     "toy-dense-reward-single": 120,
