@@ -50,6 +50,23 @@ CLIP_G = {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
+VIT_H = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+}
+VIT_H_TEXT = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+}
 SDXL_UNET = {
     "sample_size": 128,
     "block_out_channels": (320, 640, 1280),

@@ -24,7 +24,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer, CLIPVisionConfig
 
-from benchmarks.common import default_dtype, random_sd15, write_report
+from benchmarks.common import VIT_H, VIT_H_TEXT, default_dtype, random_sd15, write_report
 from benchmarks.full_size_step import matmul_peak
 from benchmarks.parts import PARTS, Parts
 from lit_prefopt.cli import main as lit_prefopt
@@ -32,21 +32,6 @@ from lit_prefopt.judges import StepAware
 from lit_prefopt.judges.step_aware import StepAwareCLIP
 from tests.tiny import tiny_pipeline, tiny_text_config, tiny_tokenizer
 
-VIT_H = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-}
-VIT_H_TEXT = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "max_position_embeddings": 77,
-}
 TINY_VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -18,7 +18,7 @@ from jsonargparse import auto_cli
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionConfig
 
-from benchmarks.common import default_dtype, write_report
+from benchmarks.common import VIT_H, VIT_H_TEXT, default_dtype, write_report
 from benchmarks.full_size_step import matmul_peak, peak_gib
 from lit_prefopt.backbones import trained
 from lit_prefopt.batches import ImagePairs
@@ -27,24 +27,6 @@ from lit_prefopt.optimizers import AdamW
 from lit_prefopt.toy import ToyDiffusion
 from tests.tiny import tiny_text_config, tiny_tokenizer
 
-TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "max_position_embeddings": 77,
-    "hidden_act": "gelu",
-}
-VISION = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-    "hidden_act": "gelu",
-}
 PROJECTION = 1024
 
 
@@ -54,10 +36,10 @@ def random_vit_h(folder: Path) -> Path:
         return folder
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(folder, length=77)
-    text = tiny_text_config(tokenizer, **TEXT)
+    text = tiny_text_config(tokenizer, **VIT_H_TEXT, vocab_size=49408)
     config = CLIPConfig(
         text_config=text.to_dict(),
-        vision_config=CLIPVisionConfig(**VISION).to_dict(),
+        vision_config=CLIPVisionConfig(**VIT_H).to_dict(),
         projection_dim=PROJECTION,
         # OpenAI's start; of random weights even a trained CLIP's 100 would say the same of all
         logit_scale_init_value=math.log(1 / 0.07),
@@ -114,7 +96,7 @@ def main(folder: str = "runs/vit-h", steps: int = 2, report: bool = False) -> No
     text = "\n".join(
         [
             f"Step-aware ViT-H/14, {count / 1e6:.0f} M weights in bfloat16, all trained; one pair, "
-            f"two views of {VISION['image_size']} x {VISION['image_size']}.",
+            f"two views of {VIT_H['image_size']} x {VIT_H['image_size']}.",
             "",
             "| figure | value |",
             "|---|---|",
