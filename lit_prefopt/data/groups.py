@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lit_prefopt.data.cache import ShardCache
 from lit_prefopt.data.folders import find_shards
-from lit_prefopt.data.images import BrokenSample
+from lit_prefopt.data.images import BrokenSample, open_image
+from lit_prefopt.data.items import prompt_of
 from lit_prefopt.data.plan import Plan
 from lit_prefopt.data.read import ShardReader
 from lit_prefopt.data.seeds import stable_seed
@@ -183,7 +184,8 @@ class PairGroups(Groups):
         """Return the prompt and the chosen image of a pair."""
         [place] = self.plan.slice(0, index, index + 1)
         sample = self.reader(*place)
-        return sample.text, sample.sides[0]
+        open_image(sample.sides[0])  # its header is enough to tell
+        return prompt_of(sample), sample.sides[0]
 
 
 def _digest(text: str) -> str:

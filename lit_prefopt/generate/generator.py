@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from lit_prefopt.generate.parts import Parts
 class Made(NamedTuple):
     """One pair that was made."""
 
-    index: int  # place of its prompt in the list of prompts
+    place: int  # of its prompt in the list of prompts
     prompt: str
     chosen: Side  # decoded, or encoded as png, jpg or webp
     rejected: Side
@@ -93,6 +94,8 @@ class Generator(LightningModule):
 
     def on_predict_start(self) -> None:
         """Say what is left to do; all ranks have looked before one of them writes."""
+        # what is made lies in shards; there is nothing to return
+        warnings.filterwarnings("ignore", "predict returned None")
         self.trainer.strategy.barrier()
         self.parts.begin()
         missing = self.parts.missing()
@@ -128,6 +131,5 @@ def fingerprint(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

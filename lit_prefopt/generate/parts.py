@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_prefopt.data.index import read_index
-from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.read import Sample, ShardReader
 from lit_prefopt.data.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.whole_files import write_whole
@@ -87,7 +87,7 @@ class Parts:
         """
         with ShardWriter(self._part(number)) as writer:
             for pair in made:
-                meta = {**pair.meta, "prompt_index": pair.index}
+                meta = {**pair.meta, "prompt_index": pair.place}
                 writer.add(pair.prompt, pair.chosen, pair.rejected, meta, pair.mask)
             write_whole(writer.folder / COUNTS, json.dumps({**left_out, "pairs": writer.samples}))
 
@@ -98,10 +98,9 @@ class Parts:
             for number in range(self.count):
                 part = self._part(number)
                 counts.update(json.loads((part / COUNTS).read_text()))
-                reader = ShardReader(read_index(str(part)))
-                for shard, samples in enumerate(reader.counts):
-                    for sample in map(lambda n, s=shard: reader(s, n), range(samples)):
-                        writer.add(sample.text, *sample.sides, sample.meta, sample.mask)
+                for sample in _samples(part):
+                    chosen, rejected = sample.sides
+                    writer.add(sample.text, chosen, rejected, sample.meta, sample.mask)
             if not writer.samples:
                 raise InputError(_nothing(counts, self.folder))
             write_whole(writer.folder / FACTS, self._facts())
@@ -113,6 +112,13 @@ class Parts:
 
     def _facts(self) -> str:
         return json.dumps(self.facts, indent=2, sort_keys=True) + "\n"
+
+
+def _samples(part: Path) -> Iterator[Sample]:
+    reader = ShardReader(read_index(str(part)))
+    for shard, samples in enumerate(reader.counts):
+        for sample in range(samples):
+            yield reader(shard, sample)
 
 
 def _nothing(counts: Mapping[str, int], folder: Path) -> str:
