@@ -24,7 +24,7 @@ def recipes(tiny_folder: str, shards: str, tmp_path: Path) -> list[str]:
     backbone = (
         f"backbone: {{class_path: StableDiffusion, init_args: {{pretrained: {tiny_folder}}}}}"
     )
-    common = f"{backbone}\ntrainer: {{accelerator: cpu, devices: 1"
+    common = f"backbone: {backbone}\ntrainer: {{accelerator: cpu, devices: 1"
     (tmp_path / "generate.yaml").write_text(
         "model: {class_path: SelfPlay, init_args: {output: unused, sampling: {steps: 2}}}\n"
         f"data: {{class_path: PairGroups, init_args: {{shards: {shards}, group_size: 6}}}}\n"
@@ -105,7 +105,7 @@ def test_a_stopped_run_ends_in_the_same_rounds(recipes: list[str], tmp_path: Pat
     second = out / "round-1"
     for moment in (second / "pairs.parts" / "00000001", second / "recipe.yaml"):
         running = process([*recipes, str(out)])
-        wait_until(moment.exists, running)
+        wait_until(moment.exists, running, patience=240)
         kill_with_children(running)
         assert not (second / "done").exists()
     finished(process([*recipes, str(out)]))
