@@ -1,5 +1,6 @@
 """Data: shards of pairs, the plan that says who reads what, and what writes them."""
 
+from lit_prefopt.data.curriculum import CurriculumPairs
 from lit_prefopt.data.index import index_shards
 from lit_prefopt.data.pairs import PairShards
 from lit_prefopt.data.plan import Plan
@@ -8,6 +9,7 @@ from lit_prefopt.data.seeds import sample_seed
 from lit_prefopt.data.writer import ShardWriter
 
 __all__ = [
+    "CurriculumPairs",
     "PairShards",
     "Plan",
     "PromptCollections",
