@@ -3,7 +3,7 @@
 from lit_prefopt.toy.backbone import ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
 from lit_prefopt.toy.judge import ToyJudge
-from lit_prefopt.toy.pairs import ToyCollections, ToyPairs, ToyPrompts
+from lit_prefopt.toy.pairs import ToyCollections, ToyPairs, ToyPrompts, ToyStages
 from lit_prefopt.toy.vae import ToyVAETraining
 from lit_prefopt.toy.web import ToyWeb
 
@@ -14,6 +14,7 @@ __all__ = [
     "ToyJudge",
     "ToyPairs",
     "ToyPrompts",
+    "ToyStages",
     "ToyVAETraining",
     "ToyWeb",
 ]
