@@ -4,6 +4,7 @@ from lit_prefopt.methods.curriculum_dpo import CurriculumDPO
 from lit_prefopt.methods.d3po import D3PO
 from lit_prefopt.methods.dense_reward import DenseRewardDPO
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
+from lit_prefopt.methods.spin import SPINDiffusion
 from lit_prefopt.methods.spo import SPO
 from lit_prefopt.methods.supervised import SupervisedFineTuning
 
@@ -13,5 +14,6 @@ __all__ = [
     "CurriculumDPO",
     "DenseRewardDPO",
     "DiffusionDPO",
+    "SPINDiffusion",
     "SupervisedFineTuning",
 ]

@@ -3,7 +3,13 @@
 from lit_prefopt.toy.backbone import ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
 from lit_prefopt.toy.judge import ToyJudge
-from lit_prefopt.toy.pairs import ToyCollections, ToyPairs, ToyPrompts, ToyStages
+from lit_prefopt.toy.pairs import (
+    ToyCollections,
+    ToyPairGroups,
+    ToyPairs,
+    ToyPrompts,
+    ToyStages,
+)
 from lit_prefopt.toy.vae import ToyVAETraining
 from lit_prefopt.toy.web import ToyWeb
 
@@ -12,6 +18,7 @@ __all__ = [
     "ToyCollections",
     "ToyDiffusion",
     "ToyJudge",
+    "ToyPairGroups",
     "ToyPairs",
     "ToyPrompts",
     "ToyStages",
