@@ -105,9 +105,11 @@ class RankedSamples(Generator):
             group.indices, group.texts, group.seeds.tolist(), rated, strict=True
         ):
             found = matches(one.scores, one.total, self.pairs, self.rank_gap)
-            self.left_out["prompts without a pair"] += not found
+            if not found:
+                self.left_out["prompts without a pair"] += 1
             kept = drawn(found, self.pairs_per_prompt, draws.generator(seed, "pairs"))
-            self.left_out["pairs beyond pairs_per_prompt"] += len(found) - len(kept)
+            if len(kept) < len(found):
+                self.left_out["pairs beyond pairs_per_prompt"] += len(found) - len(kept)
             # an image is in many pairs and encoded once
             files = {i: encode(one.pictures[i])[0] for match in kept for i in match}
             made += [
