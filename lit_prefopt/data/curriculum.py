@@ -86,9 +86,9 @@ class CurriculumPairs(PairShards):
     """Pairs of images that come in stages: at first the easiest alone, at the end all of them.
 
     A stage trains on its own pairs and on those of all stages before it, for a set number of
-    optimizer steps; after the last stage training goes on with all pairs. A checkpoint resumes
-    where it was taken, also on another number of ranks if the effective batch stays the same. With
-    one stage it is `PairShards`.
+    optimizer steps; after the last stage training goes on with all pairs. A stage is what the
+    Trainer calls an epoch. A checkpoint resumes where it was taken, also on another number of ranks
+    if the effective batch stays the same. With one stage it is `PairShards`.
 
     Args:
         stages: The folder or URL that `lit-prefopt shards stages` wrote, or the stages themselves,

@@ -128,7 +128,9 @@ class RankedSamples(Generator):
         for first in range(0, len(texts), size):  # decoded images take room: a batch at a time
             some = texts[first : first + size]
             images = sample(self.backbone, some, seeds[first : first + size], self.sampling)
-            rows = [checked_scores(judge, images, some).cpu() for judge in self.judges]
+            # near images differ in digits that bfloat16 has not
+            with torch.autocast(images.device.type, enabled=False):
+                rows = [checked_scores(judge, images.float(), some).cpu() for judge in self.judges]
             scores.append(torch.stack(rows, 1))
             pictures += map(to_pil, images)
         by_prompt = torch.cat(scores).split(self.images)

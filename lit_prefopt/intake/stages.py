@@ -103,9 +103,9 @@ def split_into_stages(
         cut: How score gaps become stages: `equal-counts` gives each stage as many pairs,
             `equal-spacing` an equal part of the way from the largest to the smallest gap, as the
             released code does (its `no_chunks` of 6 means 5 stages). Ranks have cuts of their own.
-        winner: Which side is chosen where the scores disagree: the one that is so `label`led, or
-            the one with the higher `reward`, which then decides all pairs; those of two equal
-            scores are left out, and so is any `label` in a .json.
+        winner: Which side is chosen: with `label` the one that is stored as chosen, with `reward`
+            the one with the higher score (or the better rank); then pairs of two equal scores are
+            left out, and so is any `label` in a .json.
         least: Pairs with a smaller gap are left out; in ranks or in score, as `by` says.
         most: Keep so many pairs, those with the largest gaps; none: all. The released code keeps
             150,000 of Pick-a-Pic.

@@ -50,6 +50,17 @@ class Redness(Judge):
         return 1000 * (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
 
 
+class Careful(Brightness):
+    """Notes in what precision it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: set[tuple[bool, torch.dtype]] = set()
+
+    def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
+        self.asked.add((torch.is_autocast_enabled("cpu"), images.dtype))
+        return super().score(images, texts)
+
+
 class Constant(Judge):
     """Gives all images the same score, whatever it is.
 
@@ -64,14 +75,16 @@ class Constant(Judge):
         return torch.full((len(images),), self.value)
 
 
-def generate(folder: str, output: Path, judge: Judge | list[Judge], **options) -> Path:
+def generate(
+    folder: str, output: Path, judge: Judge | list[Judge], precision: str = "32-true", **options
+) -> Path:
     """Run ranked generation for three prompts."""
     prompts = output.parent / "prompts.txt"
     prompts.write_text("\n".join(TEXTS))
     backbone = StableDiffusion(folder, reference="none")
     options = {"images": 4, "sampling": HOW, **options}
     model = RankedSamples(backbone, str(output), judge, **options)
-    trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
+    trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], precision=precision, **QUIET)
     data = PromptGroups(PromptFile(str(prompts)), group_size=2, seed=7)
     trainer.predict(model, data, return_predictions=False)
     return output
@@ -170,6 +183,12 @@ def test_images_that_score_alike_are_no_pairs(tiny_folder: str, tmp_path: Path) 
         generate(tiny_folder, tmp_path / "a", Constant(0.5))
     with pytest.raises(InputError, match=r"Constant gave \(5,\) scores.*mend the judge"):
         generate(tiny_folder, tmp_path / "b", Constant(float("nan")))
+
+
+def test_judges_see_full_precision(tiny_folder: str, tmp_path: Path) -> None:
+    judge = Careful()
+    generate(tiny_folder, tmp_path / "out", judge, precision="bf16-mixed", images=2)
+    assert judge.asked == {(False, torch.float32)}
 
 
 @pytest.mark.parametrize(
