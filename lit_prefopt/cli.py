@@ -26,7 +26,7 @@ commands:
   test       compare policy and reference on held-out prompts
   predict    generate pairs: lit-prefopt predict --config toy-self-play
   rounds     generate and fit in turn: lit-prefopt rounds --config toy-spin
-  shards     convert | validate | preview | index: turn your images into pair shards
+  shards     convert | validate | preview | index | stages: make pair shards, look at them
   export     trained weights for diffusers, A1111 and ComfyUI: LoRA, pipeline or single file
 
 `--config` takes a path or the name of a shipped recipe; COMMAND --help lists every key,
@@ -52,14 +52,20 @@ def _separate(arg: str, start: str = "--config=") -> list[str]:
 
 
 def shards(args: Sequence[str]) -> None:
-    """Run `lit-prefopt shards convert | validate | preview | index`."""
+    """Run `lit-prefopt shards convert | validate | preview | index | stages`."""
     from jsonargparse import auto_cli
 
     from lit_prefopt.data.index import index_shards
-    from lit_prefopt.intake import Report, convert, preview, validate
+    from lit_prefopt.intake import Report, convert, preview, split_into_stages, validate
 
     result = auto_cli(
-        {"convert": convert, "validate": validate, "preview": preview, "index": index_shards},
+        {
+            "convert": convert,
+            "validate": validate,
+            "preview": preview,
+            "index": index_shards,
+            "stages": split_into_stages,
+        },
         args=named_columns(args),
         as_positional=False,
         prog="lit-prefopt shards",

@@ -1,5 +1,6 @@
 """Data: shards of pairs, the plan that says who reads what, and what writes them."""
 
+from lit_prefopt.data.curriculum import CurriculumPairs
 from lit_prefopt.data.groups import PairGroups, PromptGroups
 from lit_prefopt.data.index import index_shards
 from lit_prefopt.data.pairs import PairShards
@@ -9,6 +10,7 @@ from lit_prefopt.data.seeds import sample_seed
 from lit_prefopt.data.writer import ShardWriter
 
 __all__ = [
+    "CurriculumPairs",
     "PairGroups",
     "PairShards",
     "Plan",

@@ -12,11 +12,12 @@ from lit_prefopt.data.cache import ShardCache
 from lit_prefopt.data.course import Course
 from lit_prefopt.data.enlarged import Enlarged
 from lit_prefopt.data.folders import find_shards
-from lit_prefopt.data.images import Augment
+from lit_prefopt.data.images import Augment, Size
 from lit_prefopt.data.loader import PairLoader, ResumableLoader
 from lit_prefopt.data.order import Shaping, make_order, tell_dropped, tell_enlarged
-from lit_prefopt.data.plan import Plan, Ranks
+from lit_prefopt.data.plan import Order, Plan, Ranks
 from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.shard import Shard
 from lit_prefopt.data.worker import PairBatches
 from lit_prefopt.errors import InputError, check_number
 
@@ -54,6 +55,9 @@ class PairShards(LightningDataModule):
             `lit-prefopt` in $XDG_CACHE_HOME or ~/.cache.
         cache_size: Most bytes that they take; those opened longest ago make room.
     """
+
+    resumable: type[ResumableLoader] = ResumableLoader
+    """The loader of the training pairs."""
 
     def __init__(
         self,
@@ -101,12 +105,10 @@ class PairShards(LightningDataModule):
             warnings.filterwarnings("ignore", message)
         self._course = None
         if stage in ("fit", None):
-            self.reader = self._reader(self.shards)
-            plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
-            made = make_order(self.reader.shards, plan, self.shaping, self.batch_size)
-            self.order, self.shapes = made
+            self.reader = self._reader(self._find())
+            self.order, self.shapes = self._make_order()
         if self.validation is not None:
-            self.validation_reader = self._reader(self.validation)
+            self.validation_reader = self._reader(find_shards(self.validation))
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the training pairs."""
@@ -121,7 +123,7 @@ class PairShards(LightningDataModule):
             self._course = Course(order.samples, ranks.global_batch, self._limit())
             tell_dropped(order, ranks)
             known = tell_enlarged(self.reader.shards, order, self.shapes)
-        loader = ResumableLoader(batches, self._course, progress, self.workers)
+        loader = self.resumable(batches, self._course, progress, self.workers)
         loader.enlarged = None if known else Enlarged()
         self.loaders["train"] = loader
         return loader
@@ -149,8 +151,16 @@ class PairShards(LightningDataModule):
         """Return the loader of the held-out pairs, as for validation."""
         return self.val_dataloader()
 
-    def _reader(self, patterns: str | list[str]) -> ShardReader:
-        shards = find_shards(patterns)
+    def _find(self) -> list[Shard]:
+        """Return the shards to train on."""
+        return find_shards(self.shards)
+
+    def _make_order(self) -> tuple[Order, list[Size]]:
+        """Return the order of their pairs, and the width and height of each bucket."""
+        plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
+        return make_order(self.reader.shards, plan, self.shaping, self.batch_size)
+
+    def _reader(self, shards: list[Shard]) -> ShardReader:
         self.cache.check(shards, self.shards_per_block)
         return ShardReader(shards, cache=self.cache)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from lit_prefopt.data.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.intake.check import File, digest, load
 from lit_prefopt.intake.columns import Columns
+from lit_prefopt.intake.disk import told_when_full
 from lit_prefopt.intake.pairs import Matches, Pair, Ties, pairs_of
 from lit_prefopt.intake.parallel import in_order
 from lit_prefopt.intake.progress import progress
@@ -81,7 +81,7 @@ def convert(
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
     rows, total = open_source(source, format, columns)
     maker = _Maker(pairs, ties, broken_share)
-    with _disk(output), ShardWriter(output, max_count, max_size) as writer:
+    with told_when_full(output), ShardWriter(output, max_count, max_size) as writer:
         loaded = in_order(lambda row: _load(row, columns, folder), rows, workers)
         for record in progress(loaded, "records", total):
             for pair, text, files in maker.pairs(record):
@@ -177,15 +177,3 @@ def _why(summary: Summary) -> str:
     }
     told = [f"{count} {name}" for name, count in counts.items() if count]
     return "; ".join([", ".join(told) or "it holds no record", *summary.broken.names[:3]])
-
-
-@contextmanager
-def _disk(output: str) -> Iterator[None]:
-    """Turn what a full disk says into a sentence; the writer leaves nothing behind."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{output} cannot be written ({error.strerror or error}); free some space or name "
-            "another folder, nothing was left behind."
-        ) from error

@@ -1,5 +1,6 @@
 """One paper, one file."""
 
+from lit_prefopt.methods.curriculum_dpo import CurriculumDPO
 from lit_prefopt.methods.d3po import D3PO
 from lit_prefopt.methods.dense_reward import DenseRewardDPO
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
@@ -10,6 +11,7 @@ from lit_prefopt.methods.supervised import SupervisedFineTuning
 __all__ = [
     "D3PO",
     "SPO",
+    "CurriculumDPO",
     "DenseRewardDPO",
     "DiffusionDPO",
     "SPINDiffusion",

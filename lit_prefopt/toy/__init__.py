@@ -3,7 +3,13 @@
 from lit_prefopt.toy.backbone import ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
 from lit_prefopt.toy.judge import ToyJudge
-from lit_prefopt.toy.pairs import ToyCollections, ToyPairGroups, ToyPairs, ToyPrompts
+from lit_prefopt.toy.pairs import (
+    ToyCollections,
+    ToyPairGroups,
+    ToyPairs,
+    ToyPrompts,
+    ToyStages,
+)
 from lit_prefopt.toy.vae import ToyVAETraining
 from lit_prefopt.toy.web import ToyWeb
 
@@ -15,6 +21,7 @@ __all__ = [
     "ToyPairGroups",
     "ToyPairs",
     "ToyPrompts",
+    "ToyStages",
     "ToyVAETraining",
     "ToyWeb",
 ]

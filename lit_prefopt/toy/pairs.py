@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_prefopt.data import PairGroups, PairShards, PromptCollections
+from lit_prefopt.data import CurriculumPairs, PairGroups, PairShards, PromptCollections
 from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.toy.scenes import Split, prompts
 
@@ -72,6 +72,43 @@ class ToyPairGroups(PairGroups):
 
     def __init__(self, group_size: int = 64, count: int | None = None, seed: int = 0) -> None:
         super().__init__(str(PAIRS / "train"), group_size, count, seed)
+
+
+class ToyStages(CurriculumPairs):
+    """Pairs of the toy world in stages; validation on the shipped held-out pairs.
+
+    Args:
+        stages: What `lit-prefopt shards stages` wrote, or a list of the stages, the easiest first.
+        stage_steps: Optimizer steps of a stage.
+        batch_size: Pairs in a batch of one rank.
+        caption_dropout: Share of the training pairs whose prompt is left empty.
+        workers: Processes that read and decode, for each rank; 0 does it in the main process.
+        seed: Seed of the order and whatever else is drawn for a sample.
+        validation_pairs: How many pairs validation uses at most; none: all.
+    """
+
+    def __init__(
+        self,
+        stages: str | list[str],
+        stage_steps: int = 20,
+        batch_size: int = 64,
+        caption_dropout: float = 0.1,
+        workers: int = 0,
+        seed: int = 0,
+        validation_pairs: int | None = None,
+    ) -> None:
+        super().__init__(
+            stages=stages,
+            stage_steps=stage_steps,
+            validation=str(PAIRS / "validation"),
+            batch_size=batch_size,
+            resolution=32,
+            flip=False,  # a flip would make captions wrong
+            caption_dropout=caption_dropout,
+            workers=workers,
+            seed=seed,
+            validation_pairs=validation_pairs,
+        )
 
 
 class ToyCollections(PromptCollections):

@@ -1,0 +1,206 @@
+"""Ranked generation: several images of a prompt, scored by judges, the better against the worse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.data.groups import Group
+from lit_prefopt.data.writer import encode
+from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.sampling import sample
+from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.evaluate.report import to_pil
+from lit_prefopt.generate.generator import Generator, Made
+from lit_prefopt.generate.selection import How, Match, calibrated, drawn, matches, ranks
+from lit_prefopt.judges import Judge
+from lit_prefopt.judges.judge import checked_scores
+
+
+class Rated(NamedTuple):
+    """The M images of one prompt and what K judges say of them."""
+
+    pictures: list[Image.Image]
+    seeds: list[int]
+    scores: Tensor  # (M, K)
+    total: Tensor  # (M,)
+
+
+class RankedSamples(Generator):
+    """Makes several images of each prompt, lets judges score them, and pairs the images.
+
+    Images that score alike are never a pair. A pair's .json holds the seeds, scores and ranks (from
+    1, the best) of both sides, their gap, and how many images were ranked; `lit-prefopt shards
+    stages` makes a curriculum of them.
+
+    Args:
+        backbone: Makes the images; given as the recipe's own key `backbone`.
+        output: Folder of pair shards to be made.
+        judge: Scores the images, one judge or a list of them.
+        images: How many images of each prompt are made (M).
+        pairs: Which images meet: `all`; `best-worst`, the best against the worst; `rank-gap`, all
+            whose ranks are at least `rank_gap` apart; `pareto`, for several judges: each image
+            that none dominates against each that dominates none, where one dominates another if
+            all judges find it as good and one finds it better.
+        rank_gap: Least difference of two ranks with `rank-gap`, from 1 to M - 1.
+        pairs_per_prompt: Most pairs of a prompt, drawn from its seed; all where it is not given.
+        weights: Of the judges' scores in the score that ranks; equal where they are not given.
+        calibrate: Weigh, instead of the scores, how often an image is preferred to the others of
+            its prompt: the mean of sigmoid(difference of the scores), as CaPO (arXiv 2502.02588)
+            does, so that judges of any scale can be added.
+        sampling: How images are sampled; the backbone's own settings where not given.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        output: str,
+        judge: Judge | list[Judge],
+        images: int,
+        pairs: How = "all",
+        rank_gap: int = 1,
+        pairs_per_prompt: int | None = None,
+        weights: list[float] | None = None,
+        calibrate: bool = False,
+        sampling: Sampling | None = None,
+    ) -> None:
+        super().__init__(backbone, output, sampling)
+        self.judges = [judge] if isinstance(judge, Judge) else list(judge)
+        check_number("images", images, 2)
+        check_number("rank_gap", rank_gap, 1)
+        check_number("pairs_per_prompt", pairs_per_prompt, 1)
+        if rank_gap >= images:
+            raise InputError(
+                f"Ranks of {images} images are at most {images - 1} apart, not {rank_gap}; make "
+                "more `images` or lower `rank_gap`."
+            )
+        self.images, self.pairs, self.rank_gap = images, pairs, rank_gap
+        self.pairs_per_prompt, self.calibrate = pairs_per_prompt, calibrate
+        self.weights = _weights(self.judges, weights)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides, beside weights, prompts and sampling, what is made."""
+        return {
+            "judges": [_told(judge) for judge in self.judges],
+            "judge_weights": self.weights,
+            "images": self.images,
+            "pairs": self.pairs,
+            "rank_gap": self.rank_gap,
+            "pairs_per_prompt": self.pairs_per_prompt,
+            "calibrate": self.calibrate,
+        }
+
+    def make(self, group: Group) -> list[Made]:
+        """Return the pairs of a group."""
+        made: list[Made] = []
+        rated = self._rated(group)
+        for place, text, seed, one in zip(
+            group.indices, group.texts, group.seeds.tolist(), rated, strict=True
+        ):
+            found = matches(one.scores, one.total, self.pairs, self.rank_gap)
+            if not found:
+                self.left_out["prompts without a pair"] += 1
+            kept = drawn(found, self.pairs_per_prompt, draws.generator(seed, "pairs"))
+            if len(kept) < len(found):
+                self.left_out["pairs beyond pairs_per_prompt"] += len(found) - len(kept)
+            # an image is in many pairs and encoded once
+            files = {i: encode(one.pictures[i])[0] for match in kept for i in match}
+            made += [
+                Made(place, text, files[m.chosen], files[m.rejected], self._meta(one, m))
+                for m in kept
+            ]
+        return made
+
+    def _rated(self, group: Group) -> list[Rated]:
+        """Return the images of each prompt with their scores."""
+        texts = [text for text in group.texts for _ in range(self.images)]
+        seeds = draws.subseeds(group.seeds, self.images, "ranked").flatten()
+        pictures: list[Image.Image] = []
+        scores = []
+        size = self.sampling.batch_size
+        for first in range(0, len(texts), size):  # decoded images take room: a batch at a time
+            some = texts[first : first + size]
+            images = sample(self.backbone, some, seeds[first : first + size], self.sampling)
+            # near images differ in digits that bfloat16 has not
+            with torch.autocast(images.device.type, enabled=False):
+                rows = [checked_scores(judge, images.float(), some).cpu() for judge in self.judges]
+            scores.append(torch.stack(rows, 1))
+            pictures += map(to_pil, images)
+        by_prompt = torch.cat(scores).split(self.images)
+        return [
+            Rated(
+                pictures[i * self.images : (i + 1) * self.images],
+                seeds[i * self.images : (i + 1) * self.images].tolist(),
+                some,
+                self._total(some),
+            )
+            for i, some in enumerate(by_prompt)
+        ]
+
+    def _total(self, scores: Tensor) -> Tensor:
+        """Return the score that ranks, (M,) float64."""
+        values = scores.double()
+        weighed = calibrated(values) if self.calibrate else values
+        return weighed @ torch.tensor(self.weights, dtype=torch.float64)
+
+    def _meta(self, rated: Rated, match: Match) -> dict[str, Any]:
+        """Return what the .json of a pair says."""
+        by_judge = zip(_names(self.judges), rated.scores.T.tolist(), strict=True)
+        places = ranks(rated.total)
+        total = [_digits(score) for score in rated.total.tolist()]
+        return {
+            "source": "ranked samples",
+            "seeds": [rated.seeds[image] for image in match],
+            "judges": {name: _sides(match, [*map(_digits, row)]) for name, row in by_judge},
+            "scores": _sides(match, total),
+            "gap": _digits(total[match.chosen] - total[match.rejected]),
+            "ranks": _sides(match, [place + 1 for place in places]),
+            "rank_gap": places[match.rejected] - places[match.chosen],
+            "images": self.images,
+        }
+
+
+def _weights(judges: Sequence[Judge], weights: list[float] | None) -> list[float]:
+    if not judges:
+        raise InputError("There is no judge to rank the images; name one by `--model.judge`.")
+    if weights is None:
+        return [1 / len(judges)] * len(judges)
+    if len(weights) != len(judges):
+        raise InputError(
+            f"There are {len(weights)} `weights` for {len(judges)} judges; give each judge one."
+        )
+    for weight in weights:
+        check_number("weights", weight, above=0)
+    return [float(weight) for weight in weights]
+
+
+def _told(judge: Judge) -> dict[str, Any]:
+    """Return a judge's class and those of its arguments that are plain."""
+    plain = {k: v for k, v in vars(judge).items() if isinstance(v, str | int | float | None)}
+    return {"class": type(judge).__name__, **plain}
+
+
+def _names(judges: Sequence[Judge]) -> list[str]:
+    """Return the judges' classes, numbered from the second of a class on."""
+    seen: Counter[str] = Counter()
+    names = []
+    for name in (type(judge).__name__ for judge in judges):
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return names
+
+
+def _sides(match: Match, values: Sequence[Any]) -> dict[str, Any]:
+    return {"chosen": values[match.chosen], "rejected": values[match.rejected]}
+
+
+def _digits(value: float) -> float:
+    """Return a number with the nine digits that tell all float32 apart."""
+    return float(f"{value:.9g}")
