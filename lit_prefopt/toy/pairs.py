@@ -36,6 +36,7 @@ class ToyPairs(PairShards):
         workers: Processes that read and decode, for each rank; 0 does it in the main process.
         seed: Seed of the order and whatever else is drawn for a sample.
         validation_pairs: How many pairs validation uses at most; none: all.
+        shards: Folder of other pairs of the toy world to train on.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class ToyPairs(PairShards):
         workers: int = 0,
         seed: int = 0,
         validation_pairs: int | None = None,
+        shards: str | None = None,
     ) -> None:
         super().__init__(
-            shards=str(PAIRS / "train"),
+            shards=shards or str(PAIRS / "train"),
             validation=str(PAIRS / "validation"),
             batch_size=batch_size,
             resolution=32,
