@@ -9,6 +9,7 @@ from lit_prefopt.errors import InputError
 _HERE = Path(__file__).parent
 CONFIGS = next(p for p in (_HERE / "_configs", _HERE.parent / "configs") if p.is_dir())
 BASE = CONFIGS / "base.yaml"
+PREDICT = CONFIGS / "predict.yaml"
 
 
 def recipe_names() -> list[str]:

@@ -15,6 +15,7 @@ import lit_prefopt.backbones
 import lit_prefopt.callbacks
 import lit_prefopt.data
 import lit_prefopt.evaluate.prompts
+import lit_prefopt.generate
 import lit_prefopt.judges
 import lit_prefopt.methods
 import lit_prefopt.optimizers
@@ -22,7 +23,7 @@ import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.progress import Progress
-from lit_prefopt.configs import BASE
+from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.errors import InputError, causes, check_number
 from lit_prefopt.run_directory import (
     RunDirectory,
@@ -95,7 +96,8 @@ class PreferenceCLI(LightningCLI):
 
 def run_lightning(args: Sequence[str]) -> None:
     """Run one of the trainer's commands."""
-    base = {"default_config_files": [str(BASE)]}
+    defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
+    defaults["predict"].append(str(PREDICT))
     PreferenceCLI(
         LightningModule,
         LightningDataModule,
@@ -105,6 +107,6 @@ def run_lightning(args: Sequence[str]) -> None:
         save_config_kwargs={"save_to_log_dir": False},  # it writes recipe.yaml itself
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={command: dict(base) for command in LightningCLI.subcommands()},
+        parser_kwargs={name: {"default_config_files": files} for name, files in defaults.items()},
         args=list(args),
     )

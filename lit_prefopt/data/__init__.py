@@ -1,5 +1,6 @@
 """Data: shards of pairs, the plan that says who reads what, and what writes them."""
 
+from lit_prefopt.data.groups import PairGroups, PromptGroups
 from lit_prefopt.data.index import index_shards
 from lit_prefopt.data.pairs import PairShards
 from lit_prefopt.data.plan import Plan
@@ -8,9 +9,11 @@ from lit_prefopt.data.seeds import sample_seed
 from lit_prefopt.data.writer import ShardWriter
 
 __all__ = [
+    "PairGroups",
     "PairShards",
     "Plan",
     "PromptCollections",
+    "PromptGroups",
     "ShardWriter",
     "index_shards",
     "sample_seed",

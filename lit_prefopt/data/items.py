@@ -36,11 +36,7 @@ def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str])
         seed: The sample's seed.
         names: Names of its sides, for messages.
     """
-    if not sample.text.strip():
-        raise BrokenSample(
-            f"{sample.name} has an empty prompt (.txt): write one, or leave the pair out; to train "
-            "without prompts is what `caption_dropout` is for"
-        )
+    text = prompt_of(sample)
     files = [*zip(names, sample.sides, strict=True)]
     images = [_decoded(sample, name, data, "RGB") for name, data in files]
     crop, dropped = augment.draw(images[0].size, seed)
@@ -49,7 +45,7 @@ def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str])
         mask = augment.mask(_decoded(sample, "mask", sample.mask, "L"), images[0].size, crop)
     return Item(
         images=augment.images(images, crop),
-        text="" if dropped else sample.text,
+        text="" if dropped else text,
         seed=seed,
         label=_number(sample, "label", 1.0, most=1.0),
         weight=_number(sample, "weight", 1.0, most=float("inf")),
@@ -57,6 +53,16 @@ def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str])
         mask=mask,
         frames=[augment.frame(image.size, crop) for image in images],
     )
+
+
+def prompt_of(sample: Sample) -> str:
+    """Return the prompt of a sample; raise BrokenSample if it is empty."""
+    if not sample.text.strip():
+        raise BrokenSample(
+            f"{sample.name} has an empty prompt (.txt): write one, or leave the pair out; to train "
+            "without prompts is what `caption_dropout` is for"
+        )
+    return sample.text
 
 
 def collate(items: list[Item], broken: tuple[str, ...] = ()) -> ImagePairs:

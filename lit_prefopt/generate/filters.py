@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -191,17 +192,16 @@ def rapid_ocr() -> Callable[[Image.Image], list[str]]:
         InputError: It is not installed.
     """
     try:
-        module: Any = importlib.import_module("rapidocr_onnxruntime")
-    except ImportError as error:
+        module: Any = importlib.import_module("rapidocr")
+        engine = module.RapidOCR(params={"Global.log_level": "error"})
+    except ImportError as error:  # it looks for onnxruntime when it is made
         raise InputError(
             "Reading text wants RapidOCR: `pip install lit-prefopt[ocr]`, or name a reader of your "
             "own by `reader`."
         ) from error
-    engine = module.RapidOCR()
 
     def read(image: Image.Image) -> list[str]:
-        found, _ = engine(image)
-        return [text for _, text, _ in found or []]
+        return [*(engine(np.asarray(image)[..., ::-1]).txts or ())]  # it takes BGR
 
     return read
 

@@ -4,7 +4,16 @@ from lit_prefopt.methods.d3po import D3PO
 from lit_prefopt.methods.dense_reward import DenseRewardDPO
 from lit_prefopt.methods.di3po import Di3PO
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
+from lit_prefopt.methods.spin import SPINDiffusion
 from lit_prefopt.methods.spo import SPO
 from lit_prefopt.methods.supervised import SupervisedFineTuning
 
-__all__ = ["D3PO", "SPO", "DenseRewardDPO", "Di3PO", "DiffusionDPO", "SupervisedFineTuning"]
+__all__ = [
+    "D3PO",
+    "SPO",
+    "DenseRewardDPO",
+    "Di3PO",
+    "DiffusionDPO",
+    "SPINDiffusion",
+    "SupervisedFineTuning",
+]

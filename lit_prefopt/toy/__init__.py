@@ -4,7 +4,7 @@ from lit_prefopt.toy.backbone import ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
 from lit_prefopt.toy.diptychs import ToyAttributes, ToyDiptychWeb
 from lit_prefopt.toy.judge import ToyJudge
-from lit_prefopt.toy.pairs import ToyCollections, ToyPairs, ToyPrompts
+from lit_prefopt.toy.pairs import ToyCollections, ToyPairGroups, ToyPairs, ToyPrompts
 from lit_prefopt.toy.vae import ToyVAETraining
 from lit_prefopt.toy.web import ToyWeb
 
@@ -15,6 +15,7 @@ __all__ = [
     "ToyDiffusion",
     "ToyDiptychWeb",
     "ToyJudge",
+    "ToyPairGroups",
     "ToyPairs",
     "ToyPrompts",
     "ToyVAETraining",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_prefopt.data import PairShards, PromptCollections
+from lit_prefopt.data import PairGroups, PairShards, PromptCollections
 from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.toy.scenes import Split, prompts
 
@@ -31,12 +31,12 @@ class ToyPairs(PairShards):
     """The shipped pairs: 1,024 for training, 256 on held-out captions for validation.
 
     Args:
+        shards: Other pairs to train on, as `PairShards` takes them.
         batch_size: Pairs in a batch of one rank.
         caption_dropout: Share of the training pairs whose prompt is left empty.
         workers: Processes that read and decode, for each rank; 0 does it in the main process.
         seed: Seed of the order and whatever else is drawn for a sample.
         validation_pairs: How many pairs validation uses at most; none: all.
-        shards: Folder of other pairs of the toy world to train on.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ToyPairs(PairShards):
         workers: int = 0,
         seed: int = 0,
         validation_pairs: int | None = None,
-        shards: str | None = None,
+        shards: str | list[str] | None = None,
     ) -> None:
         super().__init__(
             shards=shards or str(PAIRS / "train"),
@@ -59,6 +59,19 @@ class ToyPairs(PairShards):
             seed=seed,
             validation_pairs=validation_pairs,
         )
+
+
+class ToyPairGroups(PairGroups):
+    """The shipped training pairs' captions and chosen images, to generate against.
+
+    Args:
+        group_size: Prompts that are generated together, whole or not at all.
+        count: How many of the pairs to take; all where it is not given.
+        seed: Seed from which everything random about a prompt is drawn.
+    """
+
+    def __init__(self, group_size: int = 64, count: int | None = None, seed: int = 0) -> None:
+        super().__init__(str(PAIRS / "train"), group_size, count, seed)
 
 
 class ToyCollections(PromptCollections):

@@ -131,7 +131,7 @@ def test_text_holds_on_the_left_alone(
 
 
 def test_text_is_read_by_rapidocr() -> None:
-    pytest.importorskip("rapidocr_onnxruntime", reason="pip install lit-prefopt[ocr]")
+    pytest.importorskip("rapidocr", reason="pip install lit-prefopt[ocr]")
 
     def written(text: str) -> Tensor:
         page = Image.new("RGB", (256, 256), "white")

@@ -1,0 +1,192 @@
+"""The data modules of generators: prompts in fixed groups, each made whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator
+from hashlib import blake2s
+from typing import NamedTuple
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from lit_prefopt.data.cache import ShardCache
+from lit_prefopt.data.folders import find_shards
+from lit_prefopt.data.images import BrokenSample, open_image
+from lit_prefopt.data.items import prompt_of
+from lit_prefopt.data.plan import Plan
+from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.seeds import stable_seed
+from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.evaluate.prompts import Prompts
+
+log = logging.getLogger(__name__)
+
+
+class Group(NamedTuple):
+    """Prompts that are generated together: what one of them becomes may depend on the others."""
+
+    number: int  # place of the group in the list of groups
+    indices: list[int]  # places of its B prompts in the list of prompts
+    texts: list[str]  # B prompts
+    seeds: Tensor  # (B,) int64: all that is random about what is made for a prompt
+    images: list[bytes | None]  # B encoded images, where there are any beforehand
+
+
+class Groups(LightningDataModule):
+    """Deals out groups to the ranks; which prompts are in a group does not depend on the ranks.
+
+    Args:
+        group_size: Prompts of a group.
+        seed: Seed from which everything random about a prompt is drawn.
+    """
+
+    def __init__(self, group_size: int, seed: int) -> None:
+        super().__init__()
+        check_number("group_size", group_size, 1)
+        self.group_size, self.seed = group_size, seed
+
+    @property
+    @abstractmethod
+    def prompts_in_all(self) -> int:
+        """Number of prompts."""
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[str, bytes | None]:
+        """Return the prompt at a place of the list and, where there is one, its image.
+
+        Raises:
+            BrokenSample: It cannot be used, and is left out.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a short text that two lists share only if they have the same prompts."""
+
+    def facts(self) -> dict[str, str | int]:
+        """Return what decides which prompts are generated together, and from which seeds."""
+        return {"prompts": self.fingerprint(), "group_size": self.group_size, "seed": self.seed}
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return -(-self.prompts_in_all // self.group_size)
+
+    def group(self, number: int) -> Group:
+        """Return one group, without what cannot be read."""
+        first = number * self.group_size
+        found: dict[int, tuple[str, bytes | None]] = {}
+        for index in range(first, min(first + self.group_size, self.prompts_in_all)):
+            try:
+                found[index] = self.read(index)
+            except BrokenSample as error:
+                log.warning("A sample cannot be read and is left out: %s.", error)
+        seeds = [stable_seed("generate", self.seed, index) for index in found]
+        texts, images = [text for text, _ in found.values()], [i for _, i in found.values()]
+        return Group(number, list(found), texts, torch.tensor(seeds, dtype=torch.int64), images)
+
+    def predict_dataloader(self) -> _Dealt:
+        """Return the groups of this rank."""
+        return _Dealt(self)
+
+
+class _Dealt:
+    """The groups of a rank; no DataLoader, so that Lightning puts no sampler around it."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+        trainer = groups.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        self.numbers = range(rank, groups.groups, world)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Group]:
+        return map(self.groups.group, self.numbers)
+
+
+class PromptGroups(Groups):
+    """Prompts to generate for.
+
+    Args:
+        prompts: The prompts; one that comes twice is generated for twice.
+        group_size: Prompts that are generated together, whole or not at all.
+        seed: Seed from which everything random about a prompt is drawn.
+    """
+
+    def __init__(self, prompts: Prompts, group_size: int = 16, seed: int = 0) -> None:
+        super().__init__(group_size, seed)
+        self.prompts = prompts
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the prompts."""
+        self.texts = self.prompts.texts()
+        if not self.texts:
+            raise InputError("There is no prompt to generate for: name others by `--data.prompts`.")
+
+    @property
+    def prompts_in_all(self) -> int:
+        """Number of prompts."""
+        return len(self.texts)
+
+    def fingerprint(self) -> str:
+        """Return a short text that two lists share only if they have the same prompts."""
+        return _digest(json.dumps(self.texts))
+
+    def read(self, index: int) -> tuple[str, bytes | None]:
+        """Return the prompt at a place of the list; there is no image."""
+        return self.texts[index], None
+
+
+class PairGroups(Groups):
+    """Prompts of pair shards, each with its chosen image.
+
+    Args:
+        shards: Folder or URL of pair shards, or a list of them, as `fit` takes them.
+        group_size: Prompts that are generated together, whole or not at all.
+        count: How many of the pairs to take, from the first one on; all where it is not given.
+        seed: Seed from which everything random about a prompt is drawn.
+        cache: Folder that remote shards are kept in, as for `fit`.
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        group_size: int = 16,
+        count: int | None = None,
+        seed: int = 0,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__(group_size, seed)
+        check_number("count", count, 1)
+        self.shards, self.count, self.cache = shards, count, cache
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the indexes."""
+        self.reader = ShardReader(find_shards(self.shards), cache=ShardCache(self.cache))
+        self.plan = Plan(self.reader.counts, shuffle=False)
+
+    @property
+    def prompts_in_all(self) -> int:
+        """Number of pairs that are taken."""
+        return min(self.plan.samples, self.count or self.plan.samples)
+
+    def fingerprint(self) -> str:
+        """Return a short text that two lists share only if they have the same shards."""
+        shards = [(shard.name, shard.size, len(shard.offsets)) for shard in self.reader.shards]
+        return _digest(json.dumps([shards, self.prompts_in_all]))
+
+    def read(self, index: int) -> tuple[str, bytes | None]:
+        """Return the prompt and the chosen image of a pair."""
+        [place] = self.plan.slice(0, index, index + 1)
+        sample = self.reader(*place)
+        open_image(sample.sides[0])  # its header is enough to tell
+        return prompt_of(sample), sample.sides[0]
+
+
+def _digest(text: str) -> str:
+    return blake2s(text.encode(), digest_size=8).hexdigest()

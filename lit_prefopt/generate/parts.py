@@ -1,0 +1,129 @@
+"""What a generation has made so far: a folder of shards for each group, joined at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_prefopt.data.index import read_index
+from lit_prefopt.data.read import Sample, ShardReader
+from lit_prefopt.data.writer import ShardWriter
+from lit_prefopt.errors import InputError
+from lit_prefopt.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from lit_prefopt.generate.generator import Made
+
+FACTS = "generation.json"
+COUNTS = "counts.json"
+
+
+class Parts:
+    """The groups that are made already, in a folder beside the output.
+
+    Both folders say what decides their content, and neither takes anything from another generation.
+    Until the parts are removed at the end, what was made lies on the disk twice.
+
+    Args:
+        output: Folder of pair shards to be made; the parts lie in `<output>.parts`.
+        facts: What decides what is made.
+        count: Number of groups.
+    """
+
+    def __init__(self, output: Path, facts: Mapping[str, Any], count: int) -> None:
+        self.output, self.count = output, count
+        self.folder = output.with_name(f"{output.name}.parts")
+        self.facts = json.loads(json.dumps(facts))  # as they are read back
+
+    @property
+    def complete(self) -> bool:
+        """Whether the output is there."""
+        return (self.output / FACTS).exists()
+
+    def has(self, number: int) -> bool:
+        """Whether a group is made."""
+        return self._part(number).exists()
+
+    def missing(self) -> int:
+        """Return how many groups are left to make."""
+        return sum(not self.has(number) for number in range(self.count))
+
+    def check(self) -> None:
+        """Refuse to go on with what another generation has begun or made."""
+        for folder in (self.output, self.folder):
+            if not folder.exists() or not any(folder.iterdir()):
+                continue
+            if not (folder / FACTS).exists():
+                raise InputError(
+                    f"{folder} exists and was not made by a generator; remove it, or name another "
+                    "by `--model.output FOLDER`."
+                )
+            made = json.loads((folder / FACTS).read_text())
+            names = sorted(k for k in made | self.facts if made.get(k) != self.facts.get(k))
+            if names:
+                raise InputError(
+                    f"{folder} belongs to another generation, which differs in "
+                    f"{', '.join(names)}: give the same recipe and model to go on with it, or name "
+                    "another folder by `--model.output FOLDER`."
+                )
+
+    def begin(self) -> None:
+        """Note what decides what is made, before the first part."""
+        if not self.complete:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / FACTS, self._facts())
+
+    def write(self, number: int, made: Iterable[Made], left_out: Mapping[str, int]) -> None:
+        """Keep a group, whole or not at all.
+
+        Args:
+            number: Of the group.
+            made: Its pairs.
+            left_out: How many were left out, by reason.
+        """
+        with ShardWriter(self._part(number)) as writer:
+            for pair in made:
+                meta = {**pair.meta, "prompt_index": pair.place}
+                writer.add(pair.prompt, pair.chosen, pair.rejected, meta, pair.mask)
+            write_whole(writer.folder / COUNTS, json.dumps({**left_out, "pairs": writer.samples}))
+
+    def join(self) -> Counter[str]:
+        """Make the output of all parts and remove them; return what was counted, by name."""
+        counts: Counter[str] = Counter()
+        with ShardWriter(self.output) as writer:
+            for number in range(self.count):
+                part = self._part(number)
+                counts.update(json.loads((part / COUNTS).read_text()))
+                for sample in _samples(part):
+                    chosen, rejected = sample.sides
+                    writer.add(sample.text, chosen, rejected, sample.meta, sample.mask)
+            if not writer.samples:
+                raise InputError(_nothing(counts, self.folder))
+            write_whole(writer.folder / FACTS, self._facts())
+        shutil.rmtree(self.folder)
+        return counts
+
+    def _part(self, number: int) -> Path:
+        return self.folder / f"{number:08d}"
+
+    def _facts(self) -> str:
+        return json.dumps(self.facts, indent=2, sort_keys=True) + "\n"
+
+
+def _samples(part: Path) -> Iterator[Sample]:
+    reader = ShardReader(read_index(str(part)))
+    for shard, samples in enumerate(reader.counts):
+        for sample in range(samples):
+            yield reader(shard, sample)
+
+
+def _nothing(counts: Mapping[str, int], folder: Path) -> str:
+    reasons = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
+    return (
+        f"Not one pair was made ({reasons or 'there was nothing to choose from'}): loosen what "
+        f"leaves pairs out, remove {folder} and begin again."
+    )

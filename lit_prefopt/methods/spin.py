@@ -1,0 +1,113 @@
+"""SPIN-Diffusion: self-play against the model of the round before (arXiv 2402.10210, 2024)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.batches import LogRatios, Pairs, Steps
+from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.rollout import Walk, logp
+from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
+from lit_prefopt.optimizers import OptimizerConfig
+
+
+class SPINDiffusion(DiffusionDPO):
+    """Learns to tell real images from those of the opponent, which is its own reference.
+
+    The pairs are real images against the opponent's samples (`SelfPlay`), and training starts from
+    the opponent: `lit-prefopt rounds` generates and trains in turn. When the opponent makes what
+    the data hold, there is nothing left to tell apart and the expected gradient is zero.
+
+    Args:
+        backbone: The model family; given as the recipe's own key `backbone`.
+        optimizer: Optimizer and learning-rate schedule of the trained weights.
+        beta: Pull to the opponent, on log-ratios as in Diffusion-DPO; with `exact` on log-densities
+            of steps that are means over channels and pixels.
+        exact: Compare single steps of whole trajectories: a real image's, drawn from the noise
+            process, and one that the opponent rolls out on the fly. Without it, both final images
+            are noised alike, which the paper calls its approximate objective and uses in all
+            experiments; then the loss is Diffusion-DPO's.
+        sampling: Steps, guidance and eta of those trajectories; the backbone's own without
+            guidance where not given.
+        validation_draws: Draws of timestep and noise per held-out pair.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerConfig,
+        beta: float,
+        exact: bool = False,
+        sampling: Sampling | None = None,
+        validation_draws: int = 4,
+    ) -> None:
+        super().__init__(backbone, optimizer, beta, validation_draws=validation_draws)
+        own = backbone.sampling
+        how = sampling or Sampling(own.steps, guidance=1.0, eta=1.0, batch_size=own.batch_size)
+        self.walk = Walk(backbone, how) if exact else None
+
+    def log_ratios(self, pairs: Pairs) -> LogRatios:
+        """Return how much likelier the policy finds each side than the opponent does."""
+        if self.walk is None:
+            return super().log_ratios(pairs)
+        steps = self.steps(pairs, self.walk)
+        with self.backbone.as_reference():
+            opponent = logp(self.backbone, self.walk.how, steps)
+        policy = logp(self.backbone, self.walk.how, steps)
+        return LogRatios((policy - opponent).squeeze(-1), steps.t.squeeze(-1))
+
+    @torch.no_grad()
+    def steps(self, pairs: Pairs, walk: Walk) -> Steps:
+        """Return one step of a real image's trajectory and the same step of an opponent's.
+
+        Args:
+            pairs: B real images, the chosen sides; what else there is goes unused.
+            walk: The schedule of the trajectories.
+        """
+        device, real = pairs.latents.device, pairs.latents[:, 0]
+        numbers = (draws.uniform(pairs.seeds, "step") * walk.how.steps).long()
+        times = torch.tensor(walk.times, device=device)
+        t, t_next = times[numbers], times[numbers + 1]
+        own = self._noised(real, t, t_next, pairs.seeds, walk)
+        others = self._rolled_out(pairs, numbers, walk)
+        sides = zip(own, others, strict=True)
+        parents, children = (torch.stack(both, 1)[:, :, None] for both in sides)
+        return Steps(
+            parents,
+            children,
+            t[:, None],
+            t_next[:, None],
+            pairs.prompt,
+            pairs.seeds,
+            pairs.labels,
+            pairs.weights,
+        )
+
+    def _noised(
+        self, real: Tensor, t: Tensor, t_next: Tensor, seeds: Tensor, walk: Walk
+    ) -> tuple[Tensor, Tensor]:
+        """Return x_t and x_t_next of real images: q(x_t | x_0), then q(x_t_next | x_t, x_0)."""
+        process = self.backbone.process
+        noise = walk.noise(seeds, "real")
+        parents = process.add_noise(real, noise, t)
+        # a denoiser that knew the image would say this, and its step is then the posterior
+        known = process.target(real, noise, t)
+        step = process.step(known, parents, t, t_next, walk.how.eta)
+        return parents, step.at(walk.noise(seeds, "real step"))
+
+    def _rolled_out(self, pairs: Pairs, numbers: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
+        """Return the opponent's states before and after the step of each row's number."""
+        latents = walk.start(pairs.seeds).to(pairs.latents.device)
+        parents, children = torch.zeros_like(latents), torch.zeros_like(latents)
+        with self.backbone.as_reference():
+            for number in range(int(numbers.max()) + 1):
+                noise = walk.noise(pairs.seeds, f"step {number}")
+                after = walk.step(latents, number, pairs.prompt).at(noise)
+                now = (numbers == number)[:, None, None, None]
+                parents = torch.where(now, latents, parents)
+                children = torch.where(now, after, children)
+                latents = after
+        return parents, children

@@ -1,0 +1,211 @@
+"""Generation: whole groups, the same bytes after a stop, one list for any number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning import Trainer
+
+from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt.cli import main
+from lit_prefopt.data import PairGroups, PromptGroups, ShardWriter
+from lit_prefopt.data.groups import Group
+from lit_prefopt.data.index import read_index
+from lit_prefopt.data.read import Sample, ShardReader
+from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import InputError
+from lit_prefopt.generate import SelfPlay
+from lit_prefopt.generate.generator import Generator, Made
+from tests.runs import ROOT, TWO_RANKS, finished, kill, wait_until
+
+HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+class Halting(SelfPlay):
+    """Stops before it makes some group."""
+
+    halt_at = -1
+
+    def make(self, group: Group) -> list[Made]:
+        if group.number == self.halt_at:
+            raise Stopped
+        return super().make(group)
+
+
+def generate(folder: str, shards: str, output: Path, halt_at: int = -1, **data: int) -> Path:
+    """Run self-play, maybe up to some group only."""
+    model = Halting(StableDiffusion(folder, reference="none"), str(output), HOW)
+    model.halt_at = halt_at
+    groups = PairGroups(str(shards), **{"group_size": 2, "seed": 5} | data)
+    trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
+    if halt_at < 0:
+        trainer.predict(model, groups, return_predictions=False)
+    else:
+        with pytest.raises(Stopped):
+            trainer.predict(model, groups, return_predictions=False)
+    return output
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def samples(folder: Path) -> list[Sample]:
+    """Return what the shards hold."""
+    reader = ShardReader(read_index(str(folder)))
+    return [reader(s, n) for s, count in enumerate(reader.counts) for n in range(count)]
+
+
+def test_pairs_of_a_real_image_and_an_own_one(
+    tiny_folder: str, shards: str, tmp_path: Path
+) -> None:
+    made = samples(generate(tiny_folder, shards, tmp_path / "out", count=5))
+    real = samples(Path(shards))[:5]
+    assert [m.text for m in made] == [r.text for r in real]
+    assert [m.sides[0] for m in made] == [r.sides[0] for r in real]
+    assert len({m.sides[1] for m in made}) == 5
+    assert [m.meta["prompt_index"] for m in made] == list(range(5))
+    assert all(m.meta["seeds"][0] is None and m.meta["seeds"][1] > 0 for m in made)
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["seed"] == 5
+
+
+def test_a_stopped_generation_ends_with_the_same_bytes(
+    tiny_folder: str, shards: str, tmp_path: Path
+) -> None:
+    whole = content(generate(tiny_folder, shards, tmp_path / "whole"))
+    output = tmp_path / "out"
+    for group in (1, 3):
+        generate(tiny_folder, shards, output, halt_at=group)
+        assert not output.exists()
+    begun = {p: p.stat().st_mtime_ns for p in (tmp_path / "out.parts").rglob("*.tar")}
+    assert len(begun) == 3
+    assert content(generate(tiny_folder, shards, output)) == whole
+    assert not (tmp_path / "out.parts").exists()
+
+
+def test_what_is_complete_is_not_made_again(tiny_folder: str, shards: str, tmp_path: Path) -> None:
+    output = generate(tiny_folder, shards, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    again = generate(tiny_folder, shards, output)  # it would fail at any group that it made
+    assert {path: path.stat().st_mtime_ns for path in again.iterdir()} == before
+
+
+@pytest.mark.parametrize("stop", [1, -1], ids=["begun", "complete"])
+def test_another_generation_is_not_continued(
+    stop: int, tiny_folder: str, shards: str, tmp_path: Path
+) -> None:
+    output = generate(tiny_folder, shards, tmp_path / "out", halt_at=stop)
+    with pytest.raises(
+        InputError, match=r"another generation, which differs in seed: .*--model\.o"
+    ):
+        generate(tiny_folder, shards, output, seed=6)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="was not made by a generator"):
+        generate(tiny_folder, shards, other)
+
+
+class Nothing(Generator):
+    """Leaves everything out."""
+
+    def make(self, group: Group) -> list[Made]:
+        self.left_out["too dull"] += len(group.texts)
+        return []
+
+
+def test_not_one_pair_is_told_with_the_reasons(tiny_folder: str, tmp_path: Path) -> None:
+    model = Nothing(StableDiffusion(tiny_folder, reference="none"), str(tmp_path / "out"), HOW)
+    trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\nthe sea\n")
+    from lit_prefopt.evaluate.prompts import PromptFile
+
+    groups = PromptGroups(PromptFile(str(tmp_path / "prompts.txt")), group_size=2)
+    with pytest.raises(InputError, match="Not one pair was made .*3 too dull"):
+        trainer.predict(model, groups, return_predictions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_sample_is_left_out(
+    tiny_folder: str, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = samples(Path(shards))[:4]
+    with ShardWriter(tmp_path / "pairs") as writer:
+        for n, sample in enumerate(good):
+            writer.add(" " if n == 1 else sample.text, *sample.sides)
+    output = generate(tiny_folder, tmp_path / "pairs", tmp_path / "out")
+    assert [m.meta["prompt_index"] for m in samples(output)] == [0, 2, 3]
+    assert "left out" in caplog.text
+
+
+def test_prompts_without_images_cannot_be_played_against(
+    tiny_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    arguments = [*recipe(tiny_folder, tmp_path / "out"), "--data", "PromptGroups"]
+    arguments += ["--data.prompts", "PromptFile", "--data.prompts.path"]
+    with pytest.raises(SystemExit, match="real image for each prompt"):
+        main([*arguments, str(tmp_path / "prompts.txt")])
+
+
+def recipe(folder: str, output: Path) -> list[str]:
+    """Return the arguments of `predict` but for the data."""
+    return [
+        *("predict", "--model", "SelfPlay", "--model.output", str(output)),
+        *("--model.sampling.steps", "2", "--model.sampling.batch_size", "4"),
+        *("--backbone", "StableDiffusion", "--backbone.pretrained", folder),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "1"),
+    ]
+
+
+def on_pairs(folder: str, output: Path, shards: str) -> list[str]:
+    return [*recipe(folder, output), "--data", "PairGroups", "--data.shards", str(shards),
+            "--data.group_size", "2"]  # fmt: skip
+
+
+def process(arguments: list[str], ranks: int = 1) -> subprocess.Popen[str]:
+    """Start a command in processes of its own."""
+    command = TWO_RANKS if ranks == 2 else [sys.executable, "-m", "lit_prefopt.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_generation_ends_with_the_same_bytes(
+    tiny_folder: str, shards: str, tmp_path: Path
+) -> None:
+    """SIGKILL half-way, and again; then on two ranks: the same list, to the last byte here."""
+    whole, output, both = tmp_path / "whole", tmp_path / "out", tmp_path / "both"
+    said = finished(process(on_pairs(tiny_folder, whole, shards)))
+    assert whole.exists(), said
+    parts = tmp_path / "out.parts"
+    for done in (1, 4):
+        running = process(on_pairs(tiny_folder, output, shards))
+        wait_until(lambda n=done: len([*parts.glob("0*")]) >= n, running)
+        kill(running)
+        running.communicate()
+        assert not output.exists()
+    said = finished(process(on_pairs(tiny_folder, output, shards)))
+    assert "groups are left to generate" in said
+    assert content(output) == content(whole)
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    said = finished(process([*on_pairs(tiny_folder, both, shards), *two], ranks=2))
+    assert content(both) == content(whole), said
