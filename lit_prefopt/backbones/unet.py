@@ -161,7 +161,7 @@ class UNetBackbone(Backbone):
         """Whether the text encoders read a prompt to its end."""
         names = (name.replace("text_encoder", "tokenizer") for name in self.ENCODERS)
         tokenizers = (getattr(self, name) for name in names)
-        return all(len(t(text).input_ids) <= t.model_max_length for t in tokenizers)
+        return all(len(t(text, verbose=False).input_ids) <= t.model_max_length for t in tokenizers)
 
     def told(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
         """Return what the UNet is told beside latents and timestep, as its arguments.

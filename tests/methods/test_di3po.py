@@ -18,6 +18,7 @@ from lit_prefopt.optimizers import AdamW
 from tests.batches import image_pairs
 from tests.conftest import small_recipe
 
+QUICK = ["--trainer.limit_val_batches", "0", "--trainer.max_steps", "2"]
 OPTIONS = {"anchor": 0.3, "label_smoothing": 0.1, "gamma": 0.9, "spare_chosen": 0.9}
 
 
@@ -83,7 +84,7 @@ def shards(folder: Path, masks: bool) -> str:
 
 def test_a_run_learns_inside_the_masks(tiny_folder: str, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_folder, shards(tmp_path / "pairs", True), tmp_path / "run")
-    main(["fit", "--config", "toy-di3po", *recipe[2:], "--model.masked", "true"])
+    main(["fit", "--config", "toy-di3po", *recipe[2:], "--model.masked", "true", *QUICK])
     assert (tmp_path / "run" / "weights" / "unet").is_dir()
 
 
