@@ -31,6 +31,8 @@ class EdgeControl(nn.Module):
         dtype: Precision of its weights.
     """
 
+    net: Any  # Any: diffusers is untyped
+
     def __init__(
         self,
         controlnet: str,

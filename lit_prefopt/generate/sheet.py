@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from lit_prefopt.evaluate.report import to_pil
 from lit_prefopt.generate.filters import Diptych
 
-PANEL, GAP, LINE, LETTERS = 160, 12, 15, 52  # pixels, but letters of a line
+PANEL, SEAM, GAP, LINE = 160, 4, 12, 15  # pixels: a panel, between panels, cards and lines
+LETTERS = 52  # of a line
 KEPT, REFUSED, INK = "#1a7f37", "#b3261e", "#1f2328"
 
 
@@ -53,18 +54,19 @@ def card(diptych: Diptych, reason: str | None) -> Image.Image:
         *textwrap.wrap(diptych.prompt, LETTERS, max_lines=2),
         *textwrap.wrap(f"right: {diptych.other}", LETTERS, max_lines=2),
     ]
-    result = Image.new("RGB", (2 * PANEL + GAP, height + 5 * LINE + GAP), "white")
+    result = Image.new("RGB", (2 * PANEL + SEAM, height + 5 * LINE + GAP), "white")
     draw = ImageDraw.Draw(result)
     rows, columns = (torch.nonzero(diptych.change[0].amax(dim)).flatten() for dim in (1, 0))
     for number, image in enumerate((diptych.left, diptych.right)):
         way = Image.Resampling.LANCZOS if image.shape[-1] > PANEL else Image.Resampling.NEAREST
-        result.paste(to_pil(image).resize((PANEL, height), way), (number * PANEL, 0))
+        start = number * (PANEL + SEAM)
+        result.paste(to_pil(image).resize((PANEL, height), way), (start, 0))
         if len(rows):
             unit = PANEL / image.shape[-1]
             edges = [columns[0] * unit, rows[0] * unit]
             edges += [(columns[-1] + 1) * unit - 1, (rows[-1] + 1) * unit - 1]
             x, y, right, low = (int(edge) for edge in edges)
-            draw.rectangle((x + number * PANEL, y, right + number * PANEL, low), outline=REFUSED)
+            draw.rectangle((x + start, y, right + start, low), outline=REFUSED)
     font = ImageFont.load_default(11)
     for number, line in enumerate(lines):
         fate = KEPT if reason is None else REFUSED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
-from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt import generate as generate_package
+from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.cli import main
 from lit_prefopt.data import PromptGroups
 from lit_prefopt.data.images import decode
@@ -129,9 +131,9 @@ def test_what_is_left_out_is_counted(
 
 
 def test_one_sentence_where_all_halves_are_alike(tiny_folder: str, tmp_path: Path) -> None:
+    never = {"filters": [Apart()], "change": ChangeMask(threshold=1.0)}
     with pytest.raises(InputError, match=r"Not one pair .*3 with halves that are alike"):
-        nothing = ChangeMask(threshold=1.0)
-        generate(tiny_folder, tmp_path / "out", filters=[Apart()], change=nothing)
+        generate(tiny_folder, tmp_path / "out", **never)
 
 
 def test_both_panels_follow_the_edges(tiny_folder: str, tmp_path: Path) -> None:
@@ -185,3 +187,32 @@ def test_the_recipe_runs_and_its_pairs_are_trained_on(tmp_path: Path) -> None:
     run += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
     main(["fit", *run, "--trainer.default_root_dir", str(tmp_path / "run")])
     assert (tmp_path / "run" / "weights" / "unet").is_dir()
+
+
+def test_the_recipe_for_sdxl_runs_on_a_small_one(tiny_xl_folder: str, tmp_path: Path) -> None:
+    """All of it but the reader of text, whose package is an extra."""
+    backbone = StableDiffusionXL(tiny_xl_folder, reference="none")
+    control = controlnet(backbone, tmp_path / "control")
+    (tmp_path / "prompts.txt").write_text('"A"\n"B"\n')
+    arguments = ["--config", "generate/diptych-sdxl.yaml", "--backbone.pretrained", tiny_xl_folder]
+    arguments += ["--backbone.vae", "null", "--backbone.dtype", "float32"]
+    arguments += ["--model.output", str(tmp_path / "pairs"), "--model.filters", "[Apart]"]
+    arguments += ["--model.control.controlnet", control, "--model.control.dtype", "float32"]
+    arguments += ["--model.template", "{left}{right}", "--model.per_prompt", "2"]
+    arguments += ["--model.seam", "2", "--model.size", "32", "--model.sampling.steps", "2"]
+    arguments += ["--model.sampling.height", "40", "--model.sampling.width", "80"]
+    arguments += ["--data.prompts.path", str(tmp_path / "prompts.txt")]
+    arguments += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+    main(["predict", *arguments, "--trainer.enable_progress_bar", "false"])
+    reader = ShardReader(read_index(str(tmp_path / "pairs")))
+    made = [reader(0, n) for n in range(reader.counts[0])]
+    assert [m.text for m in made] == ['"A"', '"A"', '"B"', '"B"']
+    assert {decode(side).size for m in made for side in m.sides} == {(32, 32)}
+    assert all(m.mask is not None for m in made)
+
+
+def test_classes_that_recipes_name_explain_every_argument() -> None:
+    for name in generate_package.__all__:
+        cls = getattr(generate_package, name)
+        for argument in set(inspect.signature(cls).parameters) - {"args", "kwargs"}:
+            assert f"{argument}:" in (inspect.getdoc(cls) or ""), (name, argument)
