@@ -31,7 +31,7 @@ from lit_prefopt.evaluate.statistics import two_way_interval
 
 @dataclass
 class Prepared:
-    """What must be there before any run: made by a command of this library if it is not.
+    """What must be there before a run: made by a command of this library if it is not.
 
     Args:
         output: File or folder that the command makes.
@@ -43,6 +43,26 @@ class Prepared:
 
 
 @dataclass
+class Method:
+    """One row of the table; {seed} stands for the seed of a run, {runs} for the folder of runs.
+
+    Args:
+        arguments: Further arguments of `lit-prefopt fit`.
+        evaluations: Budget of a run where it is not the comparison's.
+        after: Another method whose runs of the same seed must be there before: the round before.
+        needs: What must be there before a run of this method.
+        against: The method whose reference its reward is compared with, on the same prompts and
+            seeds; its own where not given.
+    """
+
+    arguments: list[str]
+    evaluations: int | None = None
+    after: str | None = None
+    needs: list[Prepared] = field(default_factory=list)
+    against: str | None = None
+
+
+@dataclass
 class Comparison:
     """What is compared.
 
@@ -51,18 +71,38 @@ class Comparison:
         title: One sentence for the report.
         evaluations: Budget of each run, in denoiser evaluations (see the callback `Budget`).
         common: Arguments of every `lit-prefopt fit`.
-        methods: Its further arguments, by the name in the table.
+        methods: What each one adds to them, by its name in the table.
         seeds: Seeds of the runs.
-        prepare: What must be there before.
+        prepare: What must be there before all runs.
     """
 
     name: str
     title: str
     evaluations: int
     common: list[str]
-    methods: dict[str, list[str]]
+    methods: dict[str, Method | list[str]]
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     prepare: list[Prepared] = field(default_factory=list)
+
+    def method(self, name: str) -> Method:
+        """Return a method by its name; arguments alone are one."""
+        found = self.methods[name]
+        return found if isinstance(found, Method) else Method(found)
+
+    def budget(self, name: str) -> int:
+        """Return the budget of a method's runs."""
+        return self.method(name).evaluations or self.evaluations
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Return where a run lies."""
+        return Path("runs") / self.name / f"{name.replace(' ', '-')}-seed{seed}"
+
+    def filled(self, arguments: list[str], seed: int) -> list[str]:
+        """Return arguments with what their marks stand for."""
+        marks = {"{seed}": str(seed), "{runs}": f"runs/{self.name}"}
+        for mark, value in marks.items():
+            arguments = [one.replace(mark, value) for one in arguments]
+        return arguments
 
     @property
     def rows(self) -> Path:
@@ -74,8 +114,14 @@ class Comparison:
         if not self.rows.is_file():
             return []
         rows = [json.loads(line) for line in self.rows.read_text().splitlines()]
-        here = [r for r in rows if r["arguments"] == self.methods.get(r["method"])]
-        return [r for r in here if r["seed"] in self.seeds and r["budget"] == self.evaluations]
+        return [row for row in rows if self._belongs(row)]
+
+    def _belongs(self, row: dict[str, Any]) -> bool:
+        name = row["method"]
+        if name not in self.methods or row["seed"] not in self.seeds:
+            return False
+        same = row["arguments"] == self.method(name).arguments
+        return same and row["budget"] == self.budget(name)
 
 
 def lit_prefopt(arguments: Iterable[str], log: Path, threads: int) -> None:
@@ -91,17 +137,22 @@ def lit_prefopt(arguments: Iterable[str], log: Path, threads: int) -> None:
         )
 
 
-def run(what: Comparison, method: str, seed: int, threads: int) -> dict[str, Any]:
+def run(what: Comparison, name: str, seed: int, threads: int) -> dict[str, Any]:
     """Return the row of one run, made or finished now."""
-    root = Path("runs") / what.name / f"{method.replace(' ', '-')}-seed{seed}"
+    method, root = what.method(name), what.folder(name, seed)
+    for made in method.needs:
+        [output] = what.filled([made.output], seed)
+        if not Path(output).exists():
+            log = root.parent / f"{Path(output).name}-seed{seed}.log"
+            lit_prefopt(what.filled(made.command, seed), log, threads)
     evidence = root / "evaluation" / "evaluation.json"
     last = root / "checkpoints" / "last.ckpt"
     arguments = [
-        *("fit", *what.methods[method], *what.common),
+        *("fit", *what.filled(method.arguments, seed), *what.common),
         *("--seed_everything", str(seed), "--data.seed", str(seed)),
         *("--trainer.default_root_dir", str(root)),
         *("--trainer.callbacks+", "Budget"),
-        *("--trainer.callbacks.evaluations", str(what.evaluations)),
+        *("--trainer.callbacks.evaluations", str(what.budget(name))),
         *(("--ckpt_path", "last") if last.exists() else ()),
     ]
     begun = time.monotonic()
@@ -110,12 +161,12 @@ def run(what: Comparison, method: str, seed: int, threads: int) -> dict[str, Any
     found = json.loads(evidence.read_text())
     prompts = [json.loads(x) for x in (evidence.parent / "per_prompt.jsonl").open()]
     state = torch.load(last, weights_only=True)
-    [budget] = [s for name, s in state["callbacks"].items() if name.startswith("Budget")]
+    [budget] = [s for callback, s in state["callbacks"].items() if callback.startswith("Budget")]
     return {
-        "method": method,
+        "method": name,
         "seed": seed,
-        "arguments": what.methods[method],
-        "budget": what.evaluations,
+        "arguments": method.arguments,
+        "budget": what.budget(name),
         "evaluations": budget["spent"],
         "steps": state["global_step"],
         "seconds": round(time.monotonic() - begun, 1),
@@ -137,19 +188,20 @@ def table(what: Comparison, rows: list[dict[str, Any]]) -> str:
     """Return the finished runs in numbers, with 95 % intervals over seeds and prompts."""
     names = list(rows[0]["attributes"]) if rows else []
     lines = [
-        "| method | seeds | mean true reward | difference | win rate | worse by > 0.01 | steps "
-        f"| evaluations | {' | '.join(names)} |",
-        "|---" * (8 + len(names)) + "|",
+        "| method | seeds | start | mean true reward | difference | win rate | worse by > 0.01 "
+        f"| steps | evaluations | {' | '.join(names)} |",
+        "|---" * (9 + len(names)) + "|",
     ]
-    base = [np.mean(row["before"]) for row in rows]
-    if base:
-        lines.append(f"| base | | {np.mean(base):.3f} {'| ' * (6 + len(names))}|")
+    start = {(row["method"], row["seed"]): row["before"] for row in rows}
     for method in what.methods:
-        own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["seed"])
+        against = what.method(method).against or method
+        own = [r for r in rows if r["method"] == method and (against, r["seed"]) in start]
+        own.sort(key=lambda r: r["seed"])
         if not own:
             continue
         after = np.array([row["after"] for row in own])
-        gained = after - np.array([row["before"] for row in own])
+        before = np.array([start[against, row["seed"]] for row in own])
+        gained = after - before
         wins = (np.sign(gained) + 1) / 2
         low, high = two_way_interval(gained)
         least, most = two_way_interval(wins)
@@ -157,6 +209,7 @@ def table(what: Comparison, rows: list[dict[str, Any]]) -> str:
         cells = [
             method,
             str(len(own)),
+            f"{before.mean():.3f}",
             f"{after.mean():.3f} ({', '.join(f'{x:.3f}' for x in after.mean(1))})",
             f"{gained.mean():+.4f} ({low:+.4f} to {high:+.4f})",
             f"{wins.mean():.3f} ({least:.3f} to {most:.3f})",
@@ -182,21 +235,32 @@ def main(comparison: Comparison, jobs: int = 1, report: bool = False) -> None:
         if not Path(made.output).exists():
             log = Path("runs") / comparison.name / f"{Path(made.output).name}.log"
             lit_prefopt(made.command, log, os.cpu_count() or 1)
-    done = {(row["method"], row["seed"]) for row in comparison.finished()}
-    missing = [(m, s) for s in comparison.seeds for m in comparison.methods if (m, s) not in done]
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(run, comparison, m, s, threads) for m, s in missing]
-        for (method, seed), one in zip(missing, waiting, strict=True):
-            row = one.result()
-            with comparison.rows.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
-            gained = np.mean(row["after"]) - np.mean(row["before"])
-            print(f"{method}, seed {seed}: {gained:+.4f} in {row['seconds']:.0f} s", flush=True)
+    while ready := _ready(comparison):
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting = [pool.submit(run, comparison, m, s, threads) for m, s in ready]
+            for (method, seed), one in zip(ready, waiting, strict=True):
+                row = one.result()
+                with comparison.rows.open("a") as stream:
+                    stream.write(json.dumps(row) + "\n")
+                gained = np.mean(row["after"]) - np.mean(row["before"])
+                print(f"{method}, seed {seed}: {gained:+.4f} in {row['seconds']:.0f} s", flush=True)
     text = table(comparison, comparison.finished())
     print(text)
     if report:
         head = f"{comparison.title}\n\n{comparison.evaluations:,} denoiser evaluations a run.\n\n"
         print(write_report("compare_methods", head + text, comparison.name))
+
+
+def _ready(what: Comparison) -> list[tuple[str, int]]:
+    """Return the runs that are missing and can be made now."""
+    done = {(row["method"], row["seed"]) for row in what.finished()}
+    every = [(name, seed) for seed in what.seeds for name in what.methods]
+    return [
+        (name, seed)
+        for name, seed in every
+        if (name, seed) not in done
+        and (what.method(name).after is None or (what.method(name).after, seed) in done)
+    ]
 
 
 if __name__ == "__main__":

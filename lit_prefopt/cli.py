@@ -1,4 +1,4 @@
-"""The command line: `lit-prefopt fit | validate | test`, `lit-prefopt shards ...` and `export`.
+"""The command line: the trainer's commands, and `shards`, `rounds` and `export`.
 
 Every key of a recipe is an argument of a class; `lit-prefopt fit --model.help DiffusionDPO` prints
 a class's arguments.
@@ -23,6 +23,8 @@ commands:
   fit        train by a recipe: lit-prefopt fit --config toy-diffusion-dpo
   validate   held-out preference accuracy of a checkpoint
   test       compare policy and reference on held-out prompts
+  predict    generate pairs: lit-prefopt predict --config generate/self-play-toy.yaml
+  rounds     generate and fit in turn: lit-prefopt rounds --config rounds/toy-spin.yaml
   shards     convert | validate | preview | index: turn your images into pair shards
   export     trained weights for diffusers, A1111 and ComfyUI: LoRA, pipeline or single file
 
@@ -84,6 +86,15 @@ def export_weights(args: Sequence[str]) -> None:
     auto_cli(export, args=list(args), as_positional=False, prog="lit-prefopt export")
 
 
+def run_rounds(args: Sequence[str]) -> None:
+    """Run `lit-prefopt rounds`."""
+    from jsonargparse import auto_cli
+
+    from lit_prefopt.rounds import rounds
+
+    auto_cli(rounds, args=named_recipes(args), as_positional=False, prog="lit-prefopt rounds")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; `args` defaults to the process's own."""
     args = list(sys.argv[1:] if args is None else args)
@@ -127,6 +138,8 @@ def _run(args: list[str]) -> None:
     elif args[0] == "export":
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         export_weights(args[1:])
+    elif args[0] == "rounds":
+        run_rounds(args[1:])
     elif args[0] in COMMANDS:
         # What transformers says at import about packages that are not needed here helps nobody.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -134,7 +147,7 @@ def _run(args: list[str]) -> None:
 
         run_lightning(named_recipes(args))
     else:
-        known = ", ".join((*COMMANDS, "shards", "export"))
+        known = ", ".join((*COMMANDS, "shards", "rounds", "export"))
         raise InputError(f"There is no command {args[0]!r}; choose one of {known}.")
 
 

@@ -33,6 +33,8 @@ MAX_STEPS = {
     "quickstart": 120,
     "toy-diffusion-dpo": 120,
     "toy-sft": 120,
+    "toy-spin": 40,
+    "sd15-spin": 500,
     "toy-spo": 72,
     "toy-dense-reward": 120,
     "toy-d3po": 120,

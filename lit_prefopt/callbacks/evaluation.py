@@ -16,7 +16,7 @@ from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import check_number
 from lit_prefopt.evaluate.comparison import compare, summarise, write_rows
 from lit_prefopt.evaluate.prompts import Prompts
-from lit_prefopt.evaluate.report import before_after, table
+from lit_prefopt.evaluate.report import before_after, table, write_pictures
 from lit_prefopt.judges import Judge
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.whole_files import write_whole
@@ -26,14 +26,14 @@ class Evaluation(Callback):
     """Samples policy and reference with the same seeds and lets a judge compare them.
 
     In the run's directory it writes `evaluation/evaluation.json` (means, paired difference and win
-    rate with 95 % intervals), `per_prompt.jsonl` and `before-after.png`.
+    rate with 95 % intervals), `per_prompt.jsonl`, `before-after.png` and that one's `images/`.
 
     Args:
         judge: Scores the images.
         prompts: Held-out prompts.
         sampling: Settings of the sampler; the backbone's own where they are not given.
         seed: Seed of the first prompt's image; the others follow.
-        pictures: Number of prompts in the picture.
+        pictures: Number of prompts in the picture, whose images are also written one by one.
         folder: Name of the folder inside the run's directory.
     """
 
@@ -129,6 +129,7 @@ class Evaluation(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(result.rows, folder / "per_prompt.jsonl")
         before_after(*result).save(folder / "before-after.png")
+        write_pictures(result.before, result.after, folder / "images")
         write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
         Console().print(table(summary))
         print(f"Evidence: {folder}/evaluation.json, per_prompt.jsonl, before-after.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -34,6 +35,25 @@ def to_pil(image: Tensor) -> Image.Image:
     """Return an image (3, H, W) in [-1, 1] as a PIL image."""
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def picture_name(number: str, model: str) -> str:
+    """Return the file name of a prompt's image by one of the two models."""
+    return f"{number}-{model}.png"
+
+
+def write_pictures(before: Tensor, after: Tensor, folder: Path) -> None:
+    """Write every image into a file of its own.
+
+    Args:
+        before: The reference's images, (P, 3, H, W) in [-1, 1].
+        after: The policy's images, (P, 3, H, W) in [-1, 1].
+        folder: Is made; images of an earlier evaluation are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for model, images in (("reference", before), ("policy", after)):
+        for number, image in enumerate(images):
+            to_pil(image).save(folder / picture_name(f"{number:05d}", model))
 
 
 def before_after(

@@ -106,9 +106,7 @@ def test_another_generation_is_not_continued(
     stop: int, tiny_folder: str, shards: str, tmp_path: Path
 ) -> None:
     output = generate(tiny_folder, shards, tmp_path / "out", halt_at=stop)
-    with pytest.raises(
-        InputError, match=r"another generation, which differs in seed: .*--model\.o"
-    ):
+    with pytest.raises(InputError, match="another generation, which differs in seed: "):
         generate(tiny_folder, shards, output, seed=6)
     other = tmp_path / "other"
     other.mkdir()
