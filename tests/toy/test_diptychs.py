@@ -52,9 +52,9 @@ def test_flaws_and_lies() -> None:
 
 
 def test_held_out_captions_stay_out() -> None:
-    batch = diptych_pictures(0, 1000, 1, caption_dropout=0.2)
+    batch = diptych_pictures(0, 400, 1, caption_dropout=0.2)
     left, right = panels([text for text in batch.texts if text])
-    assert 0.15 < batch.texts.count("") / 1000 < 0.25
+    assert 0.14 < batch.texts.count("") / 400 < 0.26
     assert {split(text) for text in left + right} == {"train"}
     held_out = next(iter(ToyDiptychWeb(batch_size=64, val_steps=1).val_dataloader()))
     assert {split(t) for t in sum(panels(held_out.texts), [])} == {"held-out"}
