@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -128,6 +130,12 @@ def test_text_holds_on_the_left_alone(
     halves = [torch.full((3, 8, 8), (50 * n + 25) / 127.5 - 1) for n in (left, right)]
     asked = diptych(*halves, Target("text", "Hello", wrong))
     assert TextHolds(reader).reasons([asked]) == [reason]
+
+
+def test_the_reader_of_text_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rapidocr", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"pip install lit-prefopt\[ocr\]"):
+        TextHolds()
 
 
 def test_text_is_read_by_rapidocr() -> None:
