@@ -35,11 +35,13 @@ class Prepared:
 
     Args:
         output: File or folder that the command makes.
-        command: Arguments of `lit-prefopt`.
+        command: Its arguments.
+        module: What is run: `lit-prefopt`, or another module of it.
     """
 
     output: str
     command: list[str]
+    module: str = "lit_prefopt.cli"
 
 
 @dataclass
@@ -124,12 +126,14 @@ class Comparison:
         return same and row["budget"] == self.budget(name)
 
 
-def lit_prefopt(arguments: Iterable[str], log: Path, threads: int) -> None:
+def lit_prefopt(
+    arguments: Iterable[str], log: Path, threads: int, module: str = "lit_prefopt.cli"
+) -> None:
     """Run a command in a process of its own, its output in a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as stream:
         subprocess.run(
-            [sys.executable, "-m", "lit_prefopt.cli", *arguments],
+            [sys.executable, "-m", module, *arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
@@ -137,14 +141,19 @@ def lit_prefopt(arguments: Iterable[str], log: Path, threads: int) -> None:
         )
 
 
+def prepare(made: Prepared, what: Comparison, seed: int, threads: int) -> None:
+    """Make what must be there, if it is not."""
+    [output] = what.filled([made.output], seed)
+    if not Path(output).exists():
+        log = Path("runs") / what.name / f"{output.replace('/', '-')}.log"
+        lit_prefopt(what.filled(made.command, seed), log, threads, made.module)
+
+
 def run(what: Comparison, name: str, seed: int, threads: int) -> dict[str, Any]:
     """Return the row of one run, made or finished now."""
     method, root = what.method(name), what.folder(name, seed)
     for made in method.needs:
-        [output] = what.filled([made.output], seed)
-        if not Path(output).exists():
-            log = root.parent / f"{Path(output).name}-seed{seed}.log"
-            lit_prefopt(what.filled(made.command, seed), log, threads)
+        prepare(made, what, seed, threads)
     evidence = root / "evaluation" / "evaluation.json"
     last = root / "checkpoints" / "last.ckpt"
     arguments = [
@@ -173,6 +182,7 @@ def run(what: Comparison, name: str, seed: int, threads: int) -> dict[str, Any]:
         "date": str(date.today()),
         "commit": _git("describe", "--always", "--dirty"),
         "attributes": {n: round(a["difference"], 4) for n, a in found["attributes"].items()},
+        "attributes_before": {n: round(a["reference"], 4) for n, a in found["attributes"].items()},
         "before": [round(p["reward_reference"], 4) for p in prompts],
         "after": [round(p["reward_policy"], 4) for p in prompts],
     }
@@ -192,7 +202,7 @@ def table(what: Comparison, rows: list[dict[str, Any]]) -> str:
         f"| steps | evaluations | {' | '.join(names)} |",
         "|---" * (9 + len(names)) + "|",
     ]
-    start = {(row["method"], row["seed"]): row["before"] for row in rows}
+    start = {(row["method"], row["seed"]): row for row in rows}
     for method in what.methods:
         against = what.method(method).against or method
         own = [r for r in rows if r["method"] == method and (against, r["seed"]) in start]
@@ -200,12 +210,16 @@ def table(what: Comparison, rows: list[dict[str, Any]]) -> str:
         if not own:
             continue
         after = np.array([row["after"] for row in own])
-        before = np.array([start[against, row["seed"]] for row in own])
+        before = np.array([start[against, row["seed"]]["before"] for row in own])
         gained = after - before
         wins = (np.sign(gained) + 1) / 2
         low, high = two_way_interval(gained)
         least, most = two_way_interval(wins)
-        attributes = [np.mean([row["attributes"][n] for row in own]) for n in names]
+        own_starts = [start[against, row["seed"]] for row in own]
+        attributes = [
+            np.mean([_attribute(row, base, n) for row, base in zip(own, own_starts, strict=True)])
+            for n in names
+        ]
         cells = [
             method,
             str(len(own)),
@@ -222,6 +236,14 @@ def table(what: Comparison, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _attribute(row: dict[str, Any], start: dict[str, Any], name: str) -> float:
+    """Return how far an attribute has risen since the start of another run, or of this one."""
+    risen = row["attributes"][name]
+    if start is row:
+        return risen
+    return risen + row["attributes_before"][name] - start["attributes_before"][name]
+
+
 def main(comparison: Comparison, jobs: int = 1, report: bool = False) -> None:
     """Make all runs that are missing, then print the table.
 
@@ -232,9 +254,7 @@ def main(comparison: Comparison, jobs: int = 1, report: bool = False) -> None:
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     for made in comparison.prepare:
-        if not Path(made.output).exists():
-            log = Path("runs") / comparison.name / f"{Path(made.output).name}.log"
-            lit_prefopt(made.command, log, os.cpu_count() or 1)
+        prepare(made, comparison, 0, os.cpu_count() or 1)
     while ready := _ready(comparison):
         with ThreadPoolExecutor(jobs) as pool:
             waiting = [pool.submit(run, comparison, m, s, threads) for m, s in ready]

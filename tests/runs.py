@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,18 @@ def folder_of(arguments: list[str]) -> Path:
 
 def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
     """Start `lit-prefopt fit` in a process of its own."""
+    return launch(["fit", *arguments], **options)
+
+
+def launch(
+    arguments: list[str],
+    command: Sequence[str] = (sys.executable, "-m", "lit_prefopt.cli"),
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Start a command of this program in a process of its own, or with TWO_RANKS in several."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = options.pop("command", [sys.executable, "-m", "lit_prefopt.cli"])
     return subprocess.Popen(
-        [*command, "fit", *arguments],
+        [*command, *arguments],
         cwd=ROOT,
         env=environment,
         text=True,

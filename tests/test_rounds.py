@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_prefopt.cli import main
-from tests.runs import ROOT, TWO_RANKS, finished, kill, wait_until
+from tests.runs import TWO_RANKS, finished, kill, launch, wait_until
 
 UNET = Path("diffusion_pytorch_model.safetensors")
 
@@ -41,20 +40,6 @@ def recipes(tiny_folder: str, shards: str, tmp_path: Path) -> list[str]:
         *("rounds", "--fit", str(tmp_path / "fit.yaml")),
         *("--generate", str(tmp_path / "generate.yaml"), "--count", "2"),
     ]
-
-
-def process(arguments: list[str], ranks: int = 1) -> subprocess.Popen[str]:
-    """Start the command in processes of its own."""
-    command = TWO_RANKS if ranks == 2 else [sys.executable, "-m", "lit_prefopt.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*command, *arguments],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -100,15 +85,15 @@ def test_a_stopped_run_ends_in_the_same_rounds(recipes: list[str], tmp_path: Pat
     recipes += ["--fit_arguments", "[--backbone.lora.rank=2]", "--each"]
     recipes += ["[[--model.beta=50], [--model.beta=100]]", "--output"]
     whole, out = tmp_path / "whole", tmp_path / "out"
-    said = finished(process([*recipes, str(whole)]))
+    said = finished(launch([*recipes, str(whole)]))
     assert (whole / "round-1" / "done").exists(), said
     second = out / "round-1"
     for moment in (second / "pairs.parts" / "00000001", second / "recipe.yaml"):
-        running = process([*recipes, str(out)])
+        running = launch([*recipes, str(out)])
         wait_until(moment.exists, running, patience=240)
         kill_with_children(running)
         assert not (second / "done").exists()
-    finished(process([*recipes, str(out)]))
+    finished(launch([*recipes, str(out)]))
     for number in range(2):
         name = f"round-{number}"
         assert equal(out / name / "unet", whole / name / "unet")
@@ -125,7 +110,7 @@ def test_a_stopped_run_ends_in_the_same_rounds(recipes: list[str], tmp_path: Pat
 def test_two_ranks_take_turns_together(recipes: list[str], tmp_path: Path) -> None:
     two = "[--trainer.devices=2, --trainer.strategy=ddp]"
     more = ["--fit_arguments", two, "--generate_arguments", two, "--output", str(tmp_path / "out")]
-    said = finished(process([*recipes, *more], ranks=2))
+    said = finished(launch([*recipes, *more], TWO_RANKS))
     assert (tmp_path / "out" / "round-1" / "done").exists(), said
     first, second = (tmp_path / "out" / f"round-{n}" / "weights" / "unet" for n in (0, 1))
     assert not equal(first, second)

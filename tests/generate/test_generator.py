@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,7 @@ from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import SelfPlay
 from lit_prefopt.generate.generator import Generator, Made
-from tests.runs import ROOT, TWO_RANKS, finished, kill, wait_until
+from tests.runs import TWO_RANKS, finished, kill, launch, wait_until
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -172,38 +169,24 @@ def on_pairs(folder: str, output: Path, shards: str) -> list[str]:
             "--data.group_size", "2"]  # fmt: skip
 
 
-def process(arguments: list[str], ranks: int = 1) -> subprocess.Popen[str]:
-    """Start a command in processes of its own."""
-    command = TWO_RANKS if ranks == 2 else [sys.executable, "-m", "lit_prefopt.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*command, *arguments],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 @pytest.mark.slow
 def test_a_killed_generation_ends_with_the_same_bytes(
     tiny_folder: str, shards: str, tmp_path: Path
 ) -> None:
     """SIGKILL half-way, and again; then on two ranks: the same list, to the last byte here."""
     whole, output, both = tmp_path / "whole", tmp_path / "out", tmp_path / "both"
-    said = finished(process(on_pairs(tiny_folder, whole, shards)))
+    said = finished(launch(on_pairs(tiny_folder, whole, shards)))
     assert whole.exists(), said
     parts = tmp_path / "out.parts"
     for done in (1, 4):
-        running = process(on_pairs(tiny_folder, output, shards))
+        running = launch(on_pairs(tiny_folder, output, shards))
         wait_until(lambda n=done: len([*parts.glob("0*")]) >= n, running)
         kill(running)
         running.communicate()
         assert not output.exists()
-    said = finished(process(on_pairs(tiny_folder, output, shards)))
+    said = finished(launch(on_pairs(tiny_folder, output, shards)))
     assert "groups are left to generate" in said
     assert content(output) == content(whole)
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    said = finished(process([*on_pairs(tiny_folder, both, shards), *two], ranks=2))
+    said = finished(launch([*on_pairs(tiny_folder, both, shards), *two], TWO_RANKS))
     assert content(both) == content(whole), said
