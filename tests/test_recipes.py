@@ -14,7 +14,10 @@ from lit_prefopt.cli import main
 from lit_prefopt.configs import CONFIGS, recipe_names
 
 RECIPES = recipe_names()
-OTHERS = ["quickstart", "configs/toy/vae.yaml", "configs/toy/clip.yaml", "configs/toy/unet.yaml"]
+OTHERS = [
+    "quickstart",
+    *(f"configs/toy/{name}.yaml" for name in ("vae", "clip", "unet", "diptych")),
+]
 GENERAL = [
     "Checkpoints",
     "LearningRateMonitor",
@@ -24,6 +27,7 @@ GENERAL = [
 ADDED = {
     "quickstart": ["Evaluation"],
     "configs/toy/unet.yaml": ["PolicyAveraging"],
+    "configs/toy/diptych.yaml": ["PolicyAveraging"],
 }
 MAX_STEPS = {
     "quickstart": 120,
@@ -49,7 +53,10 @@ MAX_STEPS = {
     "toy-step-aware-preference": 150,
     "sd15-step-aware-preference": 8000,
     "sdxl-step-aware-preference": 7000,
+    "toy-di3po": 120,
+    "sdxl-di3po": 900,
     "configs/toy/unet.yaml": 2400,
+    "configs/toy/diptych.yaml": 2000,
     "configs/toy/vae.yaml": -1,
     "configs/toy/clip.yaml": -1,
 }

@@ -39,7 +39,7 @@ class Walk:
 
     def noise(self, seeds: Tensor, purpose: str) -> Tensor:
         """Return noise of the latents' shape for every seed, (B, C, H, W) float32."""
-        return draws.normal(seeds, self.backbone.latent_shape, purpose)
+        return draws.normal(seeds, self.backbone.canvas(self.how), purpose)
 
     def step(self, latents: Tensor, number: int, prompt: Prompt) -> Step:
         """Return step `number` from these latents, (B, C, H, W)."""

@@ -36,13 +36,14 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     scheduler.set_timesteps(how.steps)
     prompt = backbone.embed(texts)
     device = prompt.hidden.device
-    latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
+    shape = backbone.canvas(how)
+    latents = draws.normal(seeds, shape, "start").to(device)
     for i, t in enumerate(scheduler.timesteps):
         times = t.to(device).expand(len(texts))
         prediction = guided(backbone, latents, times, prompt, how.guidance)
         noise = None
         if how.eta > 0:
-            noise = draws.normal(seeds, backbone.latent_shape, f"step {i}").to(device)
+            noise = draws.normal(seeds, shape, f"step {i}").to(device)
         latents = scheduler.step(
             prediction, t, latents, eta=how.eta, variance_noise=noise
         ).prev_sample

@@ -3,6 +3,7 @@
 from lit_prefopt.methods.curriculum_dpo import CurriculumDPO
 from lit_prefopt.methods.d3po import D3PO
 from lit_prefopt.methods.dense_reward import DenseRewardDPO
+from lit_prefopt.methods.di3po import Di3PO
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
 from lit_prefopt.methods.spin import SPINDiffusion
 from lit_prefopt.methods.spo import SPO
@@ -13,6 +14,7 @@ __all__ = [
     "SPO",
     "CurriculumDPO",
     "DenseRewardDPO",
+    "Di3PO",
     "DiffusionDPO",
     "SPINDiffusion",
     "SupervisedFineTuning",

@@ -2,6 +2,7 @@
 
 from lit_prefopt.toy.backbone import ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
+from lit_prefopt.toy.diptychs import ToyAttributes, ToyDiptychWeb
 from lit_prefopt.toy.judge import ToyJudge
 from lit_prefopt.toy.pairs import (
     ToyCollections,
@@ -14,9 +15,11 @@ from lit_prefopt.toy.vae import ToyVAETraining
 from lit_prefopt.toy.web import ToyWeb
 
 __all__ = [
+    "ToyAttributes",
     "ToyCLIPTraining",
     "ToyCollections",
     "ToyDiffusion",
+    "ToyDiptychWeb",
     "ToyJudge",
     "ToyPairGroups",
     "ToyPairs",
