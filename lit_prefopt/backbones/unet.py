@@ -72,6 +72,9 @@ class UNetBackbone(Backbone):
     EMPTY_IS_ZERO: ClassVar[bool] = False
     """Whether the empty prompt is embedded as zeros, where the pipeline does not say."""
 
+    PROCESS: ClassVar[type[DiscreteProcess]] = DiscreteProcess
+    """What noising and a reverse step are."""
+
     def __init__(
         self,
         pretrained: str,
@@ -92,7 +95,7 @@ class UNetBackbone(Backbone):
         unet_dtype = frozen_dtype if lora else torch.float32
         own_vae = load_part(AutoencoderKL, vae, "vae", frozen_dtype) if vae else None
         parts = self._parts(pretrained, unet_dtype, variant, config, own_vae)
-        process = DiscreteProcess(parts.scheduler(), prediction)
+        process = self.PROCESS(parts.scheduler(), prediction)
         own_unet = (
             load_part(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
         )

@@ -1,4 +1,4 @@
-"""Puts the parts that the four toy trainings made into one Stable Diffusion folder."""
+"""Puts the parts that the toy trainings made into one folder of a Stable Diffusion or an LCM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -33,10 +35,12 @@ def save_pipeline(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
+    scheduler: DDIMScheduler | LCMScheduler,
 ) -> None:
-    """Write a whole Stable Diffusion pipeline of these parts, without a safety checker."""
-    StableDiffusionPipeline(
+    """Write a whole pipeline of these parts, without a safety checker; the scheduler says which."""
+    lcm = isinstance(scheduler, LCMScheduler)
+    kind = LatentConsistencyModelPipeline if lcm else StableDiffusionPipeline
+    kind(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -49,11 +53,12 @@ def save_pipeline(
 
 
 def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT)) -> None:
-    """Write a Stable Diffusion pipeline in half precision.
+    """Write a Stable Diffusion pipeline in half precision, or an LCM's.
 
     Args:
         parts: Folder with `vae/`, `text_encoder/` and `tokenizer/`.
-        unet: Folder of the UNet; without one, the pipeline is what a fresh UNet is trained on.
+        unet: Folder of the UNet, which makes it an LCM's where it is told the guidance; without
+            one, the pipeline is what a fresh UNet is trained on.
         output: The pipeline's folder.
     """
     source, target = Path(parts), Path(output)
@@ -68,6 +73,8 @@ def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT))
             part.save_pretrained(target / name)
         return
     denoiser = UNet2DConditionModel.from_pretrained(unet, torch_dtype=half)
+    if denoiser.config.time_cond_proj_dim is not None:
+        scheduler = LCMScheduler(**SCHEDULER)
     save_pipeline(target, vae, text_encoder, tokenizer, denoiser, scheduler)
 
 
