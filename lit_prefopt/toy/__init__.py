@@ -1,6 +1,6 @@
 """The embedded default: a world of scenes, its exact judge, its models and their trainings."""
 
-from lit_prefopt.toy.backbone import ToyDiffusion
+from lit_prefopt.toy.backbone import ToyConsistency, ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
 from lit_prefopt.toy.judge import ToyJudge
 from lit_prefopt.toy.pairs import ToyCollections, ToyPairs, ToyPrompts
@@ -10,6 +10,7 @@ from lit_prefopt.toy.web import ToyWeb
 __all__ = [
     "ToyCLIPTraining",
     "ToyCollections",
+    "ToyConsistency",
     "ToyDiffusion",
     "ToyJudge",
     "ToyPairs",
