@@ -42,8 +42,7 @@ toy-world: $(INSTALLED)
 # The toy world's latent consistency model, distilled from the shipped checkpoint.
 toy-lcm: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config configs/toy/lcm.yaml
-	$(BIN)/python -m lit_prefopt.toy.assemble --parts lit_prefopt/toy/checkpoint \
-		--unet runs/toy/lcm/weights/unet --output runs/toy/lcm/pipeline
+	$(BIN)/lit-prefopt export --source runs/toy/lcm --to pipeline --output runs/toy/lcm/pipeline
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import LatentConsistencyModelPipeline
+from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, LCMScheduler
 from safetensors.torch import load_file
 
 from lit_prefopt.cli import main
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.toy import ToyConsistency
-from lit_prefopt.toy.assemble import assemble
-from lit_prefopt.toy.backbone import CHECKPOINT, TOY_LCM_SAMPLING
+from lit_prefopt.toy.backbone import TOY_LCM_SAMPLING
+from tests.runs import same
 from tests.test_cli import scalars
+
+UNET = "diffusion_pytorch_model.safetensors"
 
 SHORT = [
     *("--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"),
@@ -67,15 +69,31 @@ def test_from_the_toy_to_its_lcm(tmp_path: Path) -> None:
     logged = scalars(run)
     assert all(math.isfinite(loss) for loss in logged["train/loss"])
     assert len(logged["val/error"]) == 1
-    assemble(str(CHECKPOINT), str(run / "weights" / "unet"), str(run / "pipeline"))
-    stock = LatentConsistencyModelPipeline.from_pretrained(
-        run / "pipeline", safety_checker=None, torch_dtype=torch.float32
-    )
+    pipeline, again = str(tmp_path / "pipeline"), str(tmp_path / "again")
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    main(["export", "--source", str(run), "--to", "pipeline", "--output", pipeline])
+    main(["export", "--source", checkpoint, "--to", "pipeline", "--output", again])
+    stock = DiffusionPipeline.from_pretrained(pipeline, safety_checker=None)
+    assert isinstance(stock, LatentConsistencyModelPipeline)
+    assert isinstance(stock.scheduler, LCMScheduler)
+    unets = (load_file(Path(x) / "unet" / UNET) for x in (pipeline, again))
+    assert same(*unets)
     stock.set_progress_bar_config(disable=True)
     text, start = "a large red circle on the left of a black background", torch.randn(1, 4, 8, 8)
     images = stock(text, num_inference_steps=1, guidance_scale=2.0, latents=start, output_type="pt")
     assert images.images.shape == (1, 3, 32, 32)
-    backbone = ToyConsistency(str(run / "pipeline"), reference="none")
+    backbone = ToyConsistency(pipeline, reference="none")
     ours = sample(backbone, [text], torch.tensor([0]), TOY_LCM_SAMPLING)
     assert torch.isfinite(ours).all()
     assert ours.std() > 0.05
+
+
+def test_the_toys_lcm_is_made_first(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="make toy-lcm"):
+        main(
+            [
+                *("fit", "--config", "toy-lcm-curriculum-dpo", *SHORT),
+                *("--backbone.pretrained", str(tmp_path / "lcm")),
+                *("--trainer.default_root_dir", str(tmp_path / "run")),
+            ]
+        )

@@ -1,4 +1,4 @@
-"""Puts the parts that the toy trainings made into one folder of a Stable Diffusion or an LCM."""
+"""Puts the parts that the four toy trainings made into one Stable Diffusion folder."""
 
 from __future__ import annotations
 
@@ -53,12 +53,11 @@ def save_pipeline(
 
 
 def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT)) -> None:
-    """Write a Stable Diffusion pipeline in half precision, or an LCM's.
+    """Write a Stable Diffusion pipeline in half precision.
 
     Args:
         parts: Folder with `vae/`, `text_encoder/` and `tokenizer/`.
-        unet: Folder of the UNet, which makes it an LCM's where it is told the guidance; without
-            one, the pipeline is what a fresh UNet is trained on.
+        unet: Folder of the UNet; without one, the pipeline is what a fresh UNet is trained on.
         output: The pipeline's folder.
     """
     source, target = Path(parts), Path(output)
@@ -73,8 +72,6 @@ def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT))
             part.save_pretrained(target / name)
         return
     denoiser = UNet2DConditionModel.from_pretrained(unet, torch_dtype=half)
-    if denoiser.config.time_cond_proj_dim is not None:
-        scheduler = LCMScheduler(**SCHEDULER)
     save_pipeline(target, vae, text_encoder, tokenizer, denoiser, scheduler)
 
 
