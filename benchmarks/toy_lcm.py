@@ -22,7 +22,8 @@ from lit_prefopt.evaluate.statistics import bootstrap_interval
 from lit_prefopt.toy import ToyConsistency, ToyDiffusion, ToyJudge, ToyPrompts
 from lit_prefopt.toy.backbone import TOY_SAMPLING
 
-BASE = ((TOY_SAMPLING.steps, 1.0), (8, 1.0), (8, 0.0), (4, 1.0), (4, 0.0), (2, 0.0), (1, 0.0))
+FULL = TOY_SAMPLING.steps
+BASE = ((FULL, 1.0), (FULL, 0.0), (8, 1.0), (8, 0.0), (4, 1.0), (4, 0.0), (2, 0.0), (1, 0.0))
 LCM = (8, 4, 2, 1)
 
 
