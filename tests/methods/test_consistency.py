@@ -66,9 +66,10 @@ def test_residuals_and_loss_in_double_precision(lcm: Make) -> None:
     """The formulas of the paper and its code, all but the networks in double precision."""
     backbone = lcm()
     module = dpo(backbone, w=(5.0, 15.0))
+    random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in backbone.policy.denoiser.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
     pairs = module.form_pairs(image_pairs())
     with torch.no_grad():
         ratios = module.log_ratios(pairs)
