@@ -76,6 +76,9 @@ class UNetBackbone(Backbone):
     steer: Callable[[Tensor, Tensor, dict[str, Any]], dict[str, Any]] | None = None
     """Says what else the UNet is told, from latents, timesteps and what it is told already."""
 
+    PROCESS: ClassVar[type[DiscreteProcess]] = DiscreteProcess
+    """What noising and a reverse step are."""
+
     def __init__(
         self,
         pretrained: str,
@@ -96,7 +99,7 @@ class UNetBackbone(Backbone):
         unet_dtype = frozen_dtype if lora else torch.float32
         own_vae = load_part(AutoencoderKL, vae, "vae", frozen_dtype) if vae else None
         parts = self._parts(pretrained, unet_dtype, variant, config, own_vae)
-        process = DiscreteProcess(parts.scheduler(), prediction)
+        process = self.PROCESS(parts.scheduler(), prediction)
         own_unet = (
             load_part(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
         )

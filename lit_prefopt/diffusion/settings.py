@@ -12,9 +12,10 @@ class Sampling:
     """How images are sampled; two models are compared under the same settings and seeds.
 
     Args:
-        steps: Number of denoising steps (DDIM).
+        steps: Number of denoising steps: DDIM's, or an LCM's own multistep sampler's.
         guidance: Classifier-free guidance scale; 1 is without.
-        eta: Share of DDPM's noise that each step adds; 0 is deterministic DDIM.
+        eta: Share of DDPM's noise that each step adds; 0 is deterministic DDIM. An LCM's
+            sampler, which adds fresh noise between its steps, has no use for it.
         batch_size: Images made at a time.
         height: Height of the images in pixels; the checkpoint's own where it is not given.
         width: Width of the images in pixels; the checkpoint's own where it is not given.

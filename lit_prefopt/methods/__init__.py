@@ -1,6 +1,7 @@
 """One paper, one file."""
 
-from lit_prefopt.methods.curriculum_dpo import CurriculumDPO
+from lit_prefopt.methods.consistency_distillation import ConsistencyDistillation
+from lit_prefopt.methods.curriculum_dpo import ConsistencyDPO, CurriculumDPO
 from lit_prefopt.methods.d3po import D3PO
 from lit_prefopt.methods.dense_reward import DenseRewardDPO
 from lit_prefopt.methods.di3po import Di3PO
@@ -12,6 +13,8 @@ from lit_prefopt.methods.supervised import SupervisedFineTuning
 __all__ = [
     "D3PO",
     "SPO",
+    "ConsistencyDPO",
+    "ConsistencyDistillation",
     "CurriculumDPO",
     "DenseRewardDPO",
     "Di3PO",

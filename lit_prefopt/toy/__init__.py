@@ -1,6 +1,6 @@
 """The embedded default: a world of scenes, its exact judge, its models and their trainings."""
 
-from lit_prefopt.toy.backbone import ToyDiffusion
+from lit_prefopt.toy.backbone import ToyConsistency, ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
 from lit_prefopt.toy.diptychs import ToyAttributes, ToyDiptychWeb
 from lit_prefopt.toy.judge import ToyJudge
@@ -18,6 +18,7 @@ __all__ = [
     "ToyAttributes",
     "ToyCLIPTraining",
     "ToyCollections",
+    "ToyConsistency",
     "ToyDiffusion",
     "ToyDiptychWeb",
     "ToyJudge",
