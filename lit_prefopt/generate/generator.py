@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import threading
 import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -96,6 +99,9 @@ class Generator(LightningModule):
         """Say what is left to do; all ranks have looked before one of them writes."""
         # what is made lies in shards; there is nothing to return
         warnings.filterwarnings("ignore", "predict returned None")
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's handler is for trainings; here all that is done is on the disk
+            signal.signal(signal.SIGTERM, _leave)
         self.trainer.strategy.barrier()
         self.parts.begin()
         missing = self.parts.missing()
@@ -120,6 +126,10 @@ class Generator(LightningModule):
             told = "".join(f", {count} {name}" for name, count in sorted(counts.items()))
             rank_zero_info(f"Pairs: {self.output}{told}")
         self.trainer.strategy.barrier()
+
+
+def _leave(signum: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
 
 
 def fingerprint(net: nn.Module) -> str:

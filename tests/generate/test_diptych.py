@@ -176,7 +176,7 @@ def test_bad_settings_are_refused(
 def test_the_recipe_runs_and_its_pairs_are_trained_on(tmp_path: Path) -> None:
     """The whole way through the command line, with the shipped base, which knows one panel."""
     output = tmp_path / "pairs"
-    change = ["--config", "generate/toy-diptychs.yaml", "--backbone.denoiser", "null"]
+    change = ["--config", "toy-diptychs", "--backbone.denoiser", "null"]
     change += ["--model.output", str(output), "--model.filters", "[Apart]"]
     change += ["--data.prompts.count", "4", "--model.sampling.steps", "2"]
     change += ["--trainer.enable_progress_bar", "false"]
@@ -194,7 +194,7 @@ def test_the_recipe_for_sdxl_runs_on_a_small_one(tiny_xl_folder: str, tmp_path: 
     backbone = StableDiffusionXL(tiny_xl_folder, reference="none")
     control = controlnet(backbone, tmp_path / "control")
     (tmp_path / "prompts.txt").write_text('"A"\n"B"\n')
-    arguments = ["--config", "generate/sdxl-diptychs.yaml", "--backbone.pretrained", tiny_xl_folder]
+    arguments = ["--config", "sdxl-diptychs", "--backbone.pretrained", tiny_xl_folder]
     arguments += ["--backbone.vae", "null", "--backbone.dtype", "float32"]
     arguments += ["--model.output", str(tmp_path / "pairs"), "--model.filters", "[Apart]"]
     arguments += ["--model.control.controlnet", control, "--model.control.dtype", "float32"]

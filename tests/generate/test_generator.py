@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import SelfPlay
 from lit_prefopt.generate.generator import Generator, Made
-from tests.runs import TWO_RANKS, finished, kill, launch, wait_until
+from tests.runs import TWO_RANKS, finished, launch, wait_until
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -173,16 +174,17 @@ def on_pairs(folder: str, output: Path, shards: str) -> list[str]:
 def test_a_killed_generation_ends_with_the_same_bytes(
     tiny_folder: str, shards: str, tmp_path: Path
 ) -> None:
-    """SIGKILL half-way, and again; then on two ranks: the same list, to the last byte here."""
+    """SIGKILL, then SIGTERM; afterwards on two ranks: the same list, to the last byte here."""
     whole, output, both = tmp_path / "whole", tmp_path / "out", tmp_path / "both"
     said = finished(launch(on_pairs(tiny_folder, whole, shards)))
     assert whole.exists(), said
     parts = tmp_path / "out.parts"
-    for done in (1, 4):
+    for done, code in ((1, -signal.SIGKILL), (4, 128 + signal.SIGTERM)):
         running = launch(on_pairs(tiny_folder, output, shards))
         wait_until(lambda n=done: len([*parts.glob("0*")]) >= n, running)
-        kill(running)
-        running.communicate()
+        running.send_signal(signal.SIGKILL if code < 0 else signal.SIGTERM)
+        finished(running)
+        assert running.returncode == code
         assert not output.exists()
     said = finished(launch(on_pairs(tiny_folder, output, shards)))
     assert "groups are left to generate" in said

@@ -217,12 +217,14 @@ def test_the_shipped_files_state_all_their_numbers(
 ) -> None:
     import inspect
 
-    recipe = f"generate/ranked-{name}.yaml"
+    recipe = f"{name}-ranked"
     with pytest.raises(SystemExit) as stop:
         main(["predict", "--config", recipe, "--print_config"])
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    stated = yaml.safe_load((CONFIGS / recipe).read_text())["model"]["init_args"]
+    stated = yaml.safe_load((CONFIGS / "generate" / f"{recipe}.yaml").read_text())["model"][
+        "init_args"
+    ]
     wanted = set(inspect.signature(RankedSamples).parameters) - {"backbone"}
     assert set(stated) | {"sampling"} == wanted
     assert config["return_predictions"] is False
@@ -235,7 +237,7 @@ def test_from_prompts_to_a_curriculum(tmp_path: Path) -> None:
     ranked = ["--model.output", str(tmp_path / "pairs"), "--data.prompts.count", "12"]
     ranked += ["--trainer.default_root_dir", str(tmp_path), "--data.group_size", "6"]
     ranked += ["--model.sampling", "{steps: 4, guidance: 2.0, eta: 1.0, batch_size: 60}"]
-    main(["predict", "--config", "generate/toy-ranked.yaml", *ranked])
+    main(["predict", "--config", "toy-ranked", *ranked])
     pairs, stages = str(tmp_path / "pairs"), str(tmp_path / "stages")
     main(["shards", "stages", "--shards", pairs, "--output", stages, "--stages", "3"])
     counts = json.loads((tmp_path / "stages" / "summary.json").read_text())["pairs"]
