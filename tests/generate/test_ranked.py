@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -215,8 +216,6 @@ def test_what_cannot_be_ranked_is_refused(
 def test_the_shipped_files_state_all_their_numbers(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import inspect
-
     recipe = f"generate/ranked-{name}.yaml"
     with pytest.raises(SystemExit) as stop:
         main(["predict", "--config", recipe, "--print_config"])
