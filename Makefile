@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow check format toy-world
+.PHONY: quickstart test test-slow check format toy-world toy-lcm
 
 quickstart: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config quickstart \
@@ -38,6 +38,11 @@ toy-world: $(INSTALLED)
 		--output runs/toy/checkpoint
 	$(BIN)/python -m lit_prefopt.toy.make_pairs --checkpoint runs/toy/checkpoint \
 		--output runs/toy/pairs
+
+# The toy world's latent consistency model, distilled from the shipped checkpoint.
+toy-lcm: $(INSTALLED)
+	$(BIN)/lit-prefopt fit --config configs/toy/lcm.yaml
+	$(BIN)/lit-prefopt export --source runs/toy/lcm --to pipeline --output runs/toy/lcm/pipeline
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -14,6 +14,7 @@ from lit_prefopt.configs import find_columns, find_config, recipe_names
 from lit_prefopt.errors import InputError, causes, is_from
 
 COMMANDS = ("fit", "validate", "test", "predict")
+HOMES = {"predict": "generate", "rounds": "rounds"}  # where the recipes of other commands lie
 TRACE = "LIT_PREFOPT_TRACE"  # an environment variable for those who look for a bug
 HELP = """usage: lit-prefopt COMMAND [--config RECIPE] [--KEY VALUE ...]
 
@@ -23,26 +24,25 @@ commands:
   fit        train by a recipe: lit-prefopt fit --config toy-diffusion-dpo
   validate   held-out preference accuracy of a checkpoint
   test       compare policy and reference on held-out prompts
-  predict    generate pairs: lit-prefopt predict --config generate/self-play-toy.yaml
-  rounds     generate and fit in turn: lit-prefopt rounds --config rounds/toy-spin.yaml
+  predict    generate pairs: lit-prefopt predict --config toy-self-play
+  rounds     generate and fit in turn: lit-prefopt rounds --config toy-spin
   shards     convert | validate | preview | index | stages: make pair shards, look at them
   export     trained weights for diffusers, A1111 and ComfyUI: LoRA, pipeline or single file
 
 `--config` takes a path or the name of a shipped recipe; COMMAND --help lists every key,
 `lit-prefopt fit --model.help DiffusionDPO` the arguments of a class.
-
-shipped recipes:
 """
 
 
 def named_recipes(args: Sequence[str]) -> list[str]:
-    """Return the arguments with names of shipped recipes and their parts replaced by paths."""
+    """Return a command with names of shipped recipes and their parts replaced by paths."""
+    home = HOMES.get(args[0], "recipes")
     resolved: list[str] = []
     separated = [part for arg in args for part in _separate(arg)]
     for before, arg in zip(("", *separated), separated, strict=False):
         part = before in ("--model", "--backbone", "--data", "--trainer") and arg.endswith(".yaml")
         named = before in ("--config", "-c") or part
-        resolved.append(str(find_config(arg)) if named else arg)
+        resolved.append(str(find_config(arg, home)) if named else arg)
     return resolved
 
 
@@ -98,14 +98,18 @@ def run_rounds(args: Sequence[str]) -> None:
 
     from lit_prefopt.rounds import rounds
 
-    auto_cli(rounds, args=named_recipes(args), as_positional=False, prog="lit-prefopt rounds")
+    found = named_recipes(["rounds", *args])[1:]
+    auto_cli(rounds, args=found, as_positional=False, prog="lit-prefopt rounds")
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; `args` defaults to the process's own."""
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
-        print(HELP + "\n".join(f"  {name}" for name in recipe_names()))
+        print(HELP)
+        for command, home in {"fit": "recipes", **HOMES}.items():
+            names = "".join(f"\n  {name}" for name in recipe_names(home))
+            print(f"shipped recipes of `{command}`:{names}")
         return
     try:
         _run(args)

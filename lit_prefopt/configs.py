@@ -12,16 +12,21 @@ BASE = CONFIGS / "base.yaml"
 PREDICT = CONFIGS / "predict.yaml"
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the shipped recipes."""
-    return sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
+def recipe_names(home: str = "recipes") -> list[str]:
+    """Return the names of the shipped recipes of a kind.
+
+    Args:
+        home: The folder that they lie in: `recipes` of `fit`, `generate` of `predict`, `rounds`.
+    """
+    return sorted(path.stem for path in (CONFIGS / home).glob("*.yaml"))
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, home: str = "recipes") -> Path:
     """Return the file that `--config NAME` means.
 
     Args:
         name: A path, or the name of a shipped recipe such as `toy-diffusion-dpo`.
+        home: The folder of the shipped recipes that are meant.
 
     Raises:
         InputError: Neither a file nor a shipped recipe has that name.
@@ -29,10 +34,10 @@ def find_config(name: str) -> Path:
     if Path(name).is_file():
         return Path(name).resolve()
     short = name.removeprefix("configs/")
-    for candidate in (short, f"{short}.yaml", f"recipes/{short}.yaml"):
+    for candidate in (f"{home}/{short}.yaml", f"{short}.yaml", short):
         if (CONFIGS / candidate).is_file():
             return (CONFIGS / candidate).resolve()
-    known = ", ".join(recipe_names())
+    known = ", ".join(recipe_names(home))
     raise InputError(f"{name} is neither a file nor one of the shipped recipes: {known}.")
 
 

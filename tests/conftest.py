@@ -14,7 +14,7 @@ import torch
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
 from lit_prefopt.data import ShardWriter
-from tests.tiny import tiny_clip, tiny_pipeline, tiny_xl_pipeline
+from tests.tiny import tiny_clip, tiny_lcm, tiny_pipeline, tiny_xl_pipeline
 
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time
 
@@ -23,6 +23,12 @@ torch.set_num_threads(1)  # the networks are so small that a second thread costs
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a whole Stable Diffusion pipeline with random weights, 32 x 32 pixels."""
     return str(tiny_pipeline(tmp_path_factory.mktemp("tiny") / "stable-diffusion"))
+
+
+@pytest.fixture(scope="session")
+def tiny_lcm_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a whole latent consistency model with random weights, 32 x 32 pixels."""
+    return str(tiny_lcm(tmp_path_factory.mktemp("tiny") / "lcm"))
 
 
 @pytest.fixture(scope="session")

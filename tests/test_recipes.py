@@ -14,7 +14,8 @@ from lit_prefopt.cli import main
 from lit_prefopt.configs import CONFIGS, recipe_names
 
 RECIPES = recipe_names()
-OTHERS = ["quickstart", "configs/toy/vae.yaml", "configs/toy/clip.yaml", "configs/toy/unet.yaml"]
+TOY = [f"configs/toy/{name}.yaml" for name in ("vae", "clip", "unet", "lcm", "diptych")]
+OTHERS = ["quickstart", *TOY]
 GENERAL = [
     "Checkpoints",
     "LearningRateMonitor",
@@ -24,6 +25,8 @@ GENERAL = [
 ADDED = {
     "quickstart": ["Evaluation"],
     "configs/toy/unet.yaml": ["PolicyAveraging"],
+    "configs/toy/diptych.yaml": ["PolicyAveraging"],
+    "configs/toy/lcm.yaml": ["PolicyAveraging"],
 }
 MAX_STEPS = {
     "quickstart": 120,
@@ -49,7 +52,13 @@ MAX_STEPS = {
     "toy-step-aware-preference": 150,
     "sd15-step-aware-preference": 8000,
     "sdxl-step-aware-preference": 7000,
+    "toy-di3po": 120,
+    "sdxl-di3po": 900,
+    "toy-lcm-curriculum-dpo": 120,
+    "sd15-lcm-curriculum-dpo": 10000,
+    "configs/toy/lcm.yaml": 1200,
     "configs/toy/unet.yaml": 2400,
+    "configs/toy/diptych.yaml": 2000,
     "configs/toy/vae.yaml": -1,
     "configs/toy/clip.yaml": -1,
 }

@@ -20,9 +20,7 @@ UNET = Path("diffusion_pytorch_model.safetensors")
 @pytest.fixture
 def recipes(tiny_folder: str, shards: str, tmp_path: Path) -> list[str]:
     """Arguments of rounds on a tiny pipeline."""
-    backbone = (
-        f"backbone: {{class_path: StableDiffusion, init_args: {{pretrained: {tiny_folder}}}}}"
-    )
+    backbone = f"{{class_path: StableDiffusion, init_args: {{pretrained: {tiny_folder}}}}}"
     common = f"backbone: {backbone}\ntrainer: {{accelerator: cpu, devices: 1"
     (tmp_path / "generate.yaml").write_text(
         "model: {class_path: SelfPlay, init_args: {output: unused, sampling: {steps: 2}}}\n"

@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
+    LCMScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -145,6 +146,17 @@ def tiny_pipeline(folder: Path, prediction: str = "epsilon", **unet: object) -> 
     text = CLIPTextModel(tiny_text_config(tokenizer))
     scheduler = DDIMScheduler(**SCHEDULER, prediction_type=prediction)
     save_pipeline(folder, tiny_vae(), text, tokenizer, tiny_unet(**unet), scheduler)
+    return folder
+
+
+def tiny_lcm(folder: Path, prediction: str = "epsilon", **unet: object) -> Path:
+    """Write a whole latent consistency model and return its folder."""
+    torch.manual_seed(1)
+    tokenizer = tiny_tokenizer(folder / "made-from")
+    text = CLIPTextModel(tiny_text_config(tokenizer))
+    scheduler = LCMScheduler(**SCHEDULER, prediction_type=prediction)
+    told = tiny_unet(**{"time_cond_proj_dim": 16} | unet)
+    save_pipeline(folder, tiny_vae(), text, tokenizer, told, scheduler)
     return folder
 
 

@@ -1,9 +1,18 @@
 """One model family, one file."""
 
 from lit_prefopt.backbones.backbone import Backbone
+from lit_prefopt.backbones.latent_consistency import LatentConsistency
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.reference import Policy, trained
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
 from lit_prefopt.backbones.stable_diffusion_xl import StableDiffusionXL
 
-__all__ = ["Backbone", "LoRA", "Policy", "StableDiffusion", "StableDiffusionXL", "trained"]
+__all__ = [
+    "Backbone",
+    "LatentConsistency",
+    "LoRA",
+    "Policy",
+    "StableDiffusion",
+    "StableDiffusionXL",
+    "trained",
+]

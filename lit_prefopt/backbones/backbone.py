@@ -14,6 +14,7 @@ from lit_prefopt.backbones.reference import Policy
 from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion.process import DiscreteProcess
 from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import InputError
 
 
 class Backbone(nn.Module, ABC):
@@ -68,6 +69,34 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image's latents at the size that the checkpoint was made for."""
+
+    @property
+    @abstractmethod
+    def pixels_per_latent(self) -> int:
+        """How many pixels of an image one side of a latent stands for."""
+
+    def canvas(self, how: Sampling) -> tuple[int, int, int]:
+        """Return (C, H, W) of the latents of images of the size that is asked for.
+
+        Args:
+            how: Names the size, or leaves it to the checkpoint.
+
+        Raises:
+            InputError: The latents cannot have that size.
+        """
+        channels, *own = self.latent_shape
+        unit = self.pixels_per_latent
+        height, width = how.height or unit * own[0], how.width or unit * own[1]
+        if height % unit or width % unit:
+            raise InputError(
+                f"Images of {width} x {height} pixels cannot be sampled: set width and height of "
+                f"`sampling` to multiples of {unit}."
+            )
+        return channels, height // unit, width // unit
+
+    def reads(self, text: str) -> bool:
+        """Whether a prompt is embedded to its end; here nothing is known of a limit."""
+        return True
 
     @property
     def empty(self) -> Prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -72,6 +73,12 @@ class UNetBackbone(Backbone):
     EMPTY_IS_ZERO: ClassVar[bool] = False
     """Whether the empty prompt is embedded as zeros, where the pipeline does not say."""
 
+    steer: Callable[[Tensor, Tensor, dict[str, Any]], dict[str, Any]] | None = None
+    """Says what else the UNet is told, from latents, timesteps and what it is told already."""
+
+    PROCESS: ClassVar[type[DiscreteProcess]] = DiscreteProcess
+    """What noising and a reverse step are."""
+
     def __init__(
         self,
         pretrained: str,
@@ -92,7 +99,7 @@ class UNetBackbone(Backbone):
         unet_dtype = frozen_dtype if lora else torch.float32
         own_vae = load_part(AutoencoderKL, vae, "vae", frozen_dtype) if vae else None
         parts = self._parts(pretrained, unet_dtype, variant, config, own_vae)
-        process = DiscreteProcess(parts.scheduler(), prediction)
+        process = self.PROCESS(parts.scheduler(), prediction)
         own_unet = (
             load_part(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
         )
@@ -148,8 +155,16 @@ class UNetBackbone(Backbone):
 
     def predict(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return the prediction of the network that speaks now, (B, C, H, W)."""
-        told = self.told(prompt, latents)
-        return self.policy.net(latents.to(self.dtype), t, **told).sample
+        told, latents = self.told(prompt, latents), latents.to(self.dtype)
+        if self.steer is not None:
+            told |= self.steer(latents, t, told)
+        return self.policy.net(latents, t, **told).sample
+
+    def reads(self, text: str) -> bool:
+        """Whether the text encoders read a prompt to its end."""
+        names = (name.replace("text_encoder", "tokenizer") for name in self.ENCODERS)
+        tokenizers = (getattr(self, name) for name in names)
+        return all(len(t(text, verbose=False).input_ids) <= t.model_max_length for t in tokenizers)
 
     def told(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
         """Return what the UNet is told beside latents and timestep, as its arguments.

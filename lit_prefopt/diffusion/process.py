@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
+from lit_prefopt.diffusion.samplers import DDIM, Sampler
+from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 
 
@@ -51,6 +53,9 @@ class DiscreteProcess(nn.Module):
 
     PREDICTIONS = ("epsilon", "v_prediction")
 
+    HAS_DENSITIES: ClassVar[bool] = True
+    """Whether a sampler's steps are reverse steps, whose densities tell policies apart."""
+
     def __init__(self, config: dict, prediction: str | None = None) -> None:
         super().__init__()
         stated = {} if prediction is None else {"prediction_type": prediction}
@@ -79,9 +84,7 @@ class DiscreteProcess(nn.Module):
 
     def timesteps(self, steps: int) -> Tensor:
         """Return the timesteps of a roll-out of so many steps, noisiest first, (steps,) int64."""
-        sampler = self.sampler()
-        sampler.set_timesteps(steps)
-        return sampler.timesteps
+        return self.sampler(Sampling(steps)).timesteps
 
     def step(
         self, prediction: Tensor, latents: Tensor, t: Tensor, t_next: Tensor, eta: float = 1.0
@@ -125,10 +128,11 @@ class DiscreteProcess(nn.Module):
             return signal * prediction + rest * latents, signal * latents - rest * prediction
         return prediction, (latents - rest * prediction) / signal
 
-    def sampler(self) -> DDIMScheduler:
-        """Return a fresh DDIM sampler of this process.
+    def sampler(self, how: Sampling) -> Sampler:
+        """Return a fresh DDIM walk of this process.
 
         Latents are not clipped and timesteps start at 1, as in the stock pipeline, whatever
         sampler the checkpoint was saved with.
         """
-        return DDIMScheduler.from_config(self.scheduler.config, clip_sample=False, steps_offset=1)
+        config = self.scheduler.config
+        return DDIM(DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1), how)

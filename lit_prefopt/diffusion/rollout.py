@@ -28,6 +28,11 @@ class Walk:
                 "A deterministic sampler's steps have no density: set `sampling.eta` above 0, as "
                 "a rule to 1."
             )
+        if not backbone.process.HAS_DENSITIES:
+            raise InputError(
+                "A consistency model takes no reverse steps that have a density: take a method "
+                "that learns from pairs, such as ConsistencyDPO, or another backbone."
+            )
         self.backbone, self.how = backbone, how
         times = backbone.process.timesteps(how.steps)
         self.times = [*times.tolist(), 0]
@@ -39,7 +44,7 @@ class Walk:
 
     def noise(self, seeds: Tensor, purpose: str) -> Tensor:
         """Return noise of the latents' shape for every seed, (B, C, H, W) float32."""
-        return draws.normal(seeds, self.backbone.latent_shape, purpose)
+        return draws.normal(seeds, self.backbone.canvas(self.how), purpose)
 
     def step(self, latents: Tensor, number: int, prompt: Prompt) -> Step:
         """Return step `number` from these latents, (B, C, H, W)."""

@@ -32,18 +32,16 @@ def _chunks(texts: list[str], size: int) -> list[list[str]]:
 
 
 def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
-    scheduler = backbone.process.sampler()
-    scheduler.set_timesteps(how.steps)
+    sampler = backbone.process.sampler(how)
     prompt = backbone.embed(texts)
     device = prompt.hidden.device
-    latents = draws.normal(seeds, backbone.latent_shape, "start").to(device)
-    for i, t in enumerate(scheduler.timesteps):
+    shape = backbone.canvas(how)
+    latents = draws.normal(seeds, shape, "start").to(device)
+    for i, t in enumerate(sampler.timesteps):
         times = t.to(device).expand(len(texts))
         prediction = guided(backbone, latents, times, prompt, how.guidance)
         noise = None
-        if how.eta > 0:
-            noise = draws.normal(seeds, backbone.latent_shape, f"step {i}").to(device)
-        latents = scheduler.step(
-            prediction, t, latents, eta=how.eta, variance_noise=noise
-        ).prev_sample
+        if sampler.draws_noise(i):
+            noise = draws.normal(seeds, shape, f"step {i}").to(device)
+        latents = sampler.step(prediction, latents, i, noise)
     return backbone.decode(latents)

@@ -15,6 +15,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -149,7 +150,7 @@ class Base:
             )
 
     def pipeline(self, unet: UNet2DConditionModel, vae: str | None) -> DiffusionPipeline:
-        """Return the whole pipeline in float32.
+        """Return the whole pipeline in float32: an LCM's where its UNet was distilled into one.
 
         Args:
             unet: The UNet that it gets, in the place of its own.
@@ -166,6 +167,9 @@ class Base:
                 pipeline = self.kind.from_pretrained(
                     self.name, variant=self.variant, use_safetensors=True, **parts
                 )
+        told_before = self.unet_config.get("time_cond_proj_dim") is not None
+        if self.kind is StableDiffusionPipeline and not told_before and _is_told(unet):
+            pipeline = _lcm(pipeline)
         if self.prediction is not None:
             pipeline.scheduler.register_to_config(prediction_type=self.prediction)
         return pipeline
@@ -193,6 +197,19 @@ class Base:
 
     def _text_config(self, part: str) -> CLIPTextConfig:
         return CLIPTextConfig.from_pretrained(self.config, subfolder=part)
+
+
+def _is_told(unet: UNet2DConditionModel) -> bool:
+    """Return whether a UNet is told the guidance scale."""
+    return unet.config.time_cond_proj_dim is not None
+
+
+def _lcm(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """Return the latent consistency model that was distilled from this pipeline."""
+    scheduler = LCMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    parts = pipeline.components | {"scheduler": scheduler}
+    checked = pipeline.config.get("requires_safety_checker", True)
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=checked)
 
 
 def _hub_config(file: str) -> str:

@@ -46,7 +46,7 @@ class Origin(NamedTuple):
         own = load_part(UNet2DConditionModel, denoiser, "unet", torch.float32) if denoiser else None
         if self.unet is None:
             return own or base.unet()
-        unet = own or UNet2DConditionModel.from_config(base.unet_config)
+        unet = own or UNet2DConditionModel.from_config(base.unet_config | _added(self.unet))
         try:
             unet.load_state_dict(self.unet)
         except RuntimeError as error:
@@ -55,6 +55,12 @@ class Origin(NamedTuple):
                 "pipeline that was trained as `--base`."
             ) from error
         return unet
+
+
+def _added(weights: dict[str, Tensor]) -> dict[str, int]:
+    """Return what a distillation added to a UNet's configuration: a guidance embedding."""
+    layer = weights.get("time_embedding.cond_proj.weight")
+    return {} if layer is None else {"time_cond_proj_dim": layer.shape[1]}
 
 
 def missing_base(name: str) -> InputError:

@@ -46,7 +46,9 @@ def read_recipe(text: str, where: Path) -> Recipe:
         arguments = dict(backbone.get("init_args") or {})
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"The recipe of {where} names no backbone; it is damaged.") from error
-    if str(backbone.get("class_path")).endswith(".ToyDiffusion"):
+    kind = str(backbone.get("class_path"))
+    unnamed = kind.endswith(".ToyConsistency") and not arguments.get("pretrained")
+    if kind.endswith(".ToyDiffusion") or unnamed:
         arguments["pretrained"] = str(TOY)
     lora = arguments.pop("lora", None)
     places = {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}

@@ -1,7 +1,35 @@
 """Generators: pairs that a model makes itself, written as ordinary pair shards."""
 
+from lit_prefopt.generate.change_mask import ChangeMask
+from lit_prefopt.generate.corruptions import Corruption, MisspeltText, OtherWord
+from lit_prefopt.generate.diptych import Diptychs
+from lit_prefopt.generate.edges import EdgeControl
+from lit_prefopt.generate.filters import (
+    AnyCallable,
+    Apart,
+    AttributeHolds,
+    Filter,
+    Similar,
+    TextHolds,
+)
 from lit_prefopt.generate.generator import Generator
 from lit_prefopt.generate.ranked import RankedSamples
 from lit_prefopt.generate.self_play import SelfPlay
 
-__all__ = ["Generator", "RankedSamples", "SelfPlay"]
+__all__ = [
+    "AnyCallable",
+    "Apart",
+    "AttributeHolds",
+    "ChangeMask",
+    "Corruption",
+    "Diptychs",
+    "EdgeControl",
+    "Filter",
+    "Generator",
+    "MisspeltText",
+    "OtherWord",
+    "RankedSamples",
+    "SelfPlay",
+    "Similar",
+    "TextHolds",
+]

@@ -1,8 +1,10 @@
 """One paper, one file."""
 
-from lit_prefopt.methods.curriculum_dpo import CurriculumDPO
+from lit_prefopt.methods.consistency_distillation import ConsistencyDistillation
+from lit_prefopt.methods.curriculum_dpo import ConsistencyDPO, CurriculumDPO
 from lit_prefopt.methods.d3po import D3PO
 from lit_prefopt.methods.dense_reward import DenseRewardDPO
+from lit_prefopt.methods.di3po import Di3PO
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
 from lit_prefopt.methods.spin import SPINDiffusion
 from lit_prefopt.methods.spo import SPO
@@ -11,8 +13,11 @@ from lit_prefopt.methods.supervised import SupervisedFineTuning
 __all__ = [
     "D3PO",
     "SPO",
+    "ConsistencyDPO",
+    "ConsistencyDistillation",
     "CurriculumDPO",
     "DenseRewardDPO",
+    "Di3PO",
     "DiffusionDPO",
     "SPINDiffusion",
     "SupervisedFineTuning",

@@ -1,7 +1,8 @@
 """The embedded default: a world of scenes, its exact judge, its models and their trainings."""
 
-from lit_prefopt.toy.backbone import ToyDiffusion
+from lit_prefopt.toy.backbone import ToyConsistency, ToyDiffusion
 from lit_prefopt.toy.clip import ToyCLIPTraining
+from lit_prefopt.toy.diptychs import ToyAttributes, ToyDiptychWeb
 from lit_prefopt.toy.judge import ToyJudge
 from lit_prefopt.toy.pairs import (
     ToyCollections,
@@ -14,9 +15,12 @@ from lit_prefopt.toy.vae import ToyVAETraining
 from lit_prefopt.toy.web import ToyWeb
 
 __all__ = [
+    "ToyAttributes",
     "ToyCLIPTraining",
     "ToyCollections",
+    "ToyConsistency",
     "ToyDiffusion",
+    "ToyDiptychWeb",
     "ToyJudge",
     "ToyPairGroups",
     "ToyPairs",

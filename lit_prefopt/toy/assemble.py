@@ -8,6 +8,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -33,10 +35,12 @@ def save_pipeline(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
+    scheduler: DDIMScheduler | LCMScheduler,
 ) -> None:
-    """Write a whole Stable Diffusion pipeline of these parts, without a safety checker."""
-    StableDiffusionPipeline(
+    """Write a whole pipeline of these parts, without a safety checker; the scheduler says which."""
+    lcm = isinstance(scheduler, LCMScheduler)
+    kind = LatentConsistencyModelPipeline if lcm else StableDiffusionPipeline
+    kind(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,

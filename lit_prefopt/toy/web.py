@@ -17,74 +17,6 @@ from lit_prefopt.toy.render import render
 from lit_prefopt.toy.scenes import Scene, Split, captions, changes, parse
 
 
-class ToyWeb(LightningDataModule):
-    """The toy world's training pictures, one side each, rendered while the training runs.
-
-    Real image models learn from a web whose captions lie and whose pictures are poor, and that is
-    what leaves a preference method something to win. Batch number s depends on the seed and s
-    alone, so a resumed run sees the batches that an uninterrupted one would have seen.
-
-    Args:
-        batch_size: Pictures in a batch.
-        steps: Batches in an epoch, on each rank.
-        wrong_caption: Share of pictures that differ from their caption in one attribute.
-        flawed_picture: Share of pictures that are blurred, dim or displaced.
-        two_objects: Share of pictures with two objects.
-        caption_dropout: Share of captions replaced by "", which guidance needs.
-        seed: Everything random is drawn from it.
-        workers: Processes that render; 0 renders in the training process.
-        val_steps: Batches of clean pictures with held-out captions for validation; 0 for none.
-    """
-
-    def __init__(
-        self,
-        batch_size: int = 64,
-        steps: int = 2500,
-        wrong_caption: float = 1 / 3,
-        flawed_picture: float = 0.5,
-        two_objects: float = 0.5,
-        caption_dropout: float = 0.1,
-        seed: int = 0,
-        workers: int = 0,
-        val_steps: int = 0,
-    ) -> None:
-        super().__init__()
-        shares = (wrong_caption, flawed_picture, two_objects, caption_dropout)
-        if not all(0 <= share <= 1 for share in shares):
-            raise InputError(f"the shares of ToyWeb are {shares}; choose each between 0 and 1")
-        if batch_size < 1 or steps < 1:
-            raise InputError("ToyWeb makes no batch; set batch_size and steps to at least 1")
-        self.steps = steps
-        self.workers = workers
-        self.val_steps = val_steps
-        draw = partial(web_pictures, count=batch_size, two_objects=two_objects)
-        self._train = _Batches(
-            partial(
-                draw,
-                seed=seed,
-                wrong_caption=wrong_caption,
-                flawed_picture=flawed_picture,
-                caption_dropout=caption_dropout,
-            )
-        )
-        # a fixed seed: runs with different seeds are validated on the same pictures
-        self._val = _Batches(partial(draw, seed=0, of="held-out"))
-
-    def train_dataloader(self) -> _Onward:
-        """Return the batches from where the run stands to the end of its epoch."""
-        return _Onward(self)
-
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Return clean pictures with held-out captions, the same at every validation."""
-        if not self.val_steps:
-            return []
-        return DataLoader(self._val, batch_size=None, sampler=range(self.val_steps))
-
-    def batches(self, numbers: range) -> DataLoader:
-        """Return the training batches of these numbers."""
-        return DataLoader(self._train, batch_size=None, sampler=numbers, num_workers=self.workers)
-
-
 def web_pictures(
     step: int,
     count: int,
@@ -125,6 +57,77 @@ def web_pictures(
 def _changed(scene: Scene, which: int, how: int) -> Scene:
     others = changes(scene, scene.attributes[which % len(scene.attributes)])
     return others[how % len(others)]
+
+
+class ToyWeb(LightningDataModule):
+    """The toy world's training pictures, one side each, rendered while the training runs.
+
+    Real image models learn from a web whose captions lie and whose pictures are poor, and that is
+    what leaves a preference method something to win. Batch number s depends on the seed and s
+    alone, so a resumed run sees the batches that an uninterrupted one would have seen.
+
+    Args:
+        batch_size: Pictures in a batch.
+        steps: Batches in an epoch, on each rank.
+        wrong_caption: Share of pictures that differ from their caption in one attribute.
+        flawed_picture: Share of pictures that are blurred, dim or displaced.
+        two_objects: Share of pictures with two objects.
+        caption_dropout: Share of captions replaced by "", which guidance needs.
+        seed: Everything random is drawn from it.
+        workers: Processes that render; 0 renders in the training process.
+        val_steps: Batches of clean pictures with held-out captions for validation; 0 for none.
+    """
+
+    pictures = staticmethod(web_pictures)
+    """Makes one batch."""
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        steps: int = 2500,
+        wrong_caption: float = 1 / 3,
+        flawed_picture: float = 0.5,
+        two_objects: float = 0.5,
+        caption_dropout: float = 0.1,
+        seed: int = 0,
+        workers: int = 0,
+        val_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        shares = (wrong_caption, flawed_picture, two_objects, caption_dropout)
+        if not all(0 <= share <= 1 for share in shares):
+            raise InputError(f"the shares of ToyWeb are {shares}; choose each between 0 and 1")
+        if batch_size < 1 or steps < 1:
+            raise InputError("ToyWeb makes no batch; set batch_size and steps to at least 1")
+        self.steps = steps
+        self.workers = workers
+        self.val_steps = val_steps
+        draw = partial(self.pictures, count=batch_size, two_objects=two_objects)
+        self._train = _Batches(
+            partial(
+                draw,
+                seed=seed,
+                wrong_caption=wrong_caption,
+                flawed_picture=flawed_picture,
+                caption_dropout=caption_dropout,
+            )
+        )
+        # a fixed seed: runs with different seeds are validated on the same pictures
+        self._val = _Batches(partial(draw, seed=0, of="held-out"))
+
+    def train_dataloader(self) -> _Onward:
+        """Return the batches from where the run stands to the end of its epoch."""
+        return _Onward(self)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return clean pictures with held-out captions, the same at every validation."""
+        if not self.val_steps:
+            return []
+        return DataLoader(self._val, batch_size=None, sampler=range(self.val_steps))
+
+    def batches(self, numbers: range) -> DataLoader:
+        """Return the training batches of these numbers."""
+        return DataLoader(self._train, batch_size=None, sampler=numbers, num_workers=self.workers)
 
 
 class _Batches(Dataset[ImagePairs]):

@@ -61,6 +61,28 @@ def test_latent_shape(backbone: StableDiffusion) -> None:
     assert backbone.encode(torch.zeros(1, 3, 32, 32))[0].shape[1:] == backbone.latent_shape
 
 
+def test_images_of_another_size_are_sampled(
+    backbone: StableDiffusion, stock: StableDiffusionPipeline
+) -> None:
+    """The stock pipeline draws the same canvas from the same noise."""
+    how = Sampling(steps=3, guidance=3.0, height=32, width=48)
+    ours = sample(backbone, ["a cat"], torch.tensor([5]), how)
+    assert ours.shape == (1, 3, 32, 48)
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(
+        "a cat",
+        height=32,
+        width=48,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        latents=draws.normal(torch.tensor([5]), (4, 8, 12), "start"),
+        output_type="pt",
+    ).images
+    torch.testing.assert_close((ours + 1) / 2, theirs, atol=1e-3, rtol=1e-3)
+    with pytest.raises(InputError, match="multiples of 4"):
+        sample(backbone, ["a cat"], torch.tensor([5]), Sampling(steps=1, width=47))
+
+
 def test_fresh_denoiser_from_a_configuration(tiny_folder: str, tmp_path: Path) -> None:
     shutil.copyfile(Path(tiny_folder) / "unet" / "config.json", tmp_path / "unet.json")
     fresh = StableDiffusion(tiny_folder, str(tmp_path / "unet.json"), reference="none")

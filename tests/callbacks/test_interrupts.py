@@ -105,7 +105,8 @@ def test_without_time_for_the_step_the_one_before_is_saved(
 
 
 def test_ctrl_c_outside_of_a_training_ends_with_130(recipe: list[str]) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    # a shell starts its background jobs with the signal ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     stop = at(signal.SIGINT, -1, validation=True)
     try:
         with pytest.raises(SystemExit) as stopped:

@@ -6,6 +6,7 @@ import torch
 from lit_prefopt.batches import Pairs, Prompt
 from lit_prefopt.diffusion.denoising import Noised, denoising_errors, error_log_ratios
 from lit_prefopt.diffusion.process import DiscreteProcess
+from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 
 SD15 = {
@@ -41,9 +42,8 @@ def test_latents_are_never_clipped_whatever_sampler_the_checkpoint_names() -> No
     """Euler's configuration has no `clip_sample`, and DDIM's default would clip to one."""
     config = {**SD15, "prediction_type": "epsilon", "_class_name": "EulerDiscreteScheduler"}
     del config["clip_sample"]
-    sampler = DiscreteProcess(config).sampler()
-    assert sampler.config.clip_sample is False
-    sampler.set_timesteps(20)
+    sampler = DiscreteProcess(config).sampler(Sampling(steps=20))
+    assert sampler.scheduler.config.clip_sample is False
     assert sampler.timesteps.tolist() == list(range(951, 0, -50))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lit_prefopt.diffusion.process import DiscreteProcess
+from lit_prefopt.diffusion.settings import Sampling
 
 SD15 = {
     "num_train_timesteps": 1000,
@@ -41,8 +42,7 @@ def test_the_noise_of_twenty_steps(final_level_is_one: bool) -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_stepping_with_a_stored_noise_is_diffusers_step(prediction: str, eta: float) -> None:
     ours = process(prediction, set_alpha_to_one=False)
-    theirs = ours.sampler()
-    theirs.set_timesteps(20)
+    theirs = ours.sampler(Sampling(steps=20)).scheduler
     latents, said, noise = torch.randn(3, 2, 4, 8, 8).unbind(0)
     for t in theirs.timesteps:
         there = theirs.step(said, t, latents, eta=eta, variance_noise=noise)

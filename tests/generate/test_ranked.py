@@ -234,7 +234,7 @@ def test_from_prompts_to_a_curriculum(tmp_path: Path) -> None:
     ranked = ["--model.output", str(tmp_path / "pairs"), "--data.prompts.count", "12"]
     ranked += ["--trainer.default_root_dir", str(tmp_path), "--data.group_size", "6"]
     ranked += ["--model.sampling", "{steps: 4, guidance: 2.0, eta: 1.0, batch_size: 60}"]
-    main(["predict", "--config", "generate/ranked-toy.yaml", *ranked])
+    main(["predict", "--config", "generate/toy-ranked.yaml", *ranked])
     pairs, stages = str(tmp_path / "pairs"), str(tmp_path / "stages")
     main(["shards", "stages", "--shards", pairs, "--output", stages, "--stages", "3"])
     counts = json.loads((tmp_path / "stages" / "summary.json").read_text())["pairs"]

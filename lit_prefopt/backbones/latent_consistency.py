@@ -1,0 +1,149 @@
+"""Latent consistency models made of Stable Diffusion, and the teachers they come from."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from lit_prefopt.backbones.parts import load_part
+from lit_prefopt.backbones.reference import freeze
+from lit_prefopt.backbones.stable_diffusion import StableDiffusion
+from lit_prefopt.batches import Prompt
+from lit_prefopt.diffusion.consistency import ConsistencyProcess
+from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import InputError
+
+
+class LatentConsistency(StableDiffusion):
+    """A latent consistency model (LCM, arXiv 2310.04378) of Stable Diffusion's form.
+
+    Its UNet is told the guidance scale, and its images take a few steps of its own sampler.
+
+    Args:
+        pretrained: Hub name or folder of a whole pipeline in diffusers' layout, or a single
+            .safetensors file in the layout of the original release.
+        teacher: Hub name or folder of the model that it was distilled from, or of that model's
+            UNet; for methods that ask it, with prompts embedded by this model's text encoder. It
+            has the precision of all that is frozen, and is in no checkpoint.
+        guidance_width: Width of a guidance embedding that is added to a UNet without one, to
+            distil it. The new layer starts at zero, so that the student starts as its teacher.
+    """
+
+    process: ConsistencyProcess
+
+    PROCESS = ConsistencyProcess
+
+    def __init__(
+        self,
+        pretrained: str,
+        teacher: str | None = None,
+        guidance_width: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(pretrained, **kwargs)
+        if guidance_width is not None:
+            self._add_guidance(guidance_width)
+        if not self.takes_guidance:
+            raise InputError(
+                f"The UNet of {kwargs.get('denoiser') or pretrained} is not told the guidance "
+                "scale, so it is no latent consistency model: name one, or, to distil it, give "
+                "`--backbone.guidance_width 256`."
+            )
+        frozen: Any = self.policy.frozen
+        if frozen is not None and frozen.config.time_cond_proj_dim is None:
+            raise InputError(
+                f"The reference {kwargs.get('reference')} is not told the guidance scale as this "
+                "model is: name another LCM as `--backbone.reference`, or `initial`."
+            )
+        self.teacher: UNet2DConditionModel | None = None
+        if teacher is not None:
+            self.teacher = freeze(self._load_teacher(teacher))
+
+    def consistent(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+        """Return the consistency function of the network that speaks now, (B, C, H, W) float32.
+
+        Args:
+            latents: (B, C, H, W).
+            t: (B,) int64.
+            prompt: B rows.
+        """
+        return self.process.consistent(self.predict(latents, t, prompt), latents, t)
+
+    @torch.no_grad()
+    def taught(self, latents: Tensor, t: Tensor, t_next: Tensor, prompt: Prompt) -> Tensor:
+        """Return where the teacher's guided DDIM step from t to t_next leads, (B, C, H, W) float32.
+
+        Args:
+            latents: (B, C, H, W).
+            t: (B,) int64.
+            t_next: (B,) int64, less noisy.
+            prompt: B rows; their `guidance` is the classifier-free guidance scale.
+        """
+        if self.teacher is None:
+            raise InputError(
+                "This needs the model that the latent consistency model was distilled from: name "
+                "it as `--backbone.teacher` (Lykon/dreamshaper-7 for LCM_Dreamshaper_v7)."
+            )
+        assert prompt.guidance is not None
+        told = prompt.hidden, self.empty.hidden.expand_as(prompt.hidden)
+        twice = self.teacher(
+            latents.repeat(2, 1, 1, 1).to(self.frozen_dtype),
+            t.repeat(2),
+            encoder_hidden_states=torch.cat(told).to(self.frozen_dtype),
+        ).sample.float()
+        with_prompt, without = twice.chunk(2)
+        # LCMs' own form of guidance: w = 0 is without
+        w = (prompt.guidance - 1).view(-1, 1, 1, 1)
+        prediction = with_prompt + w * (with_prompt - without)
+        return self.process.step(prediction, latents, t, t_next, eta=0.0).mean
+
+    def freeze(self) -> None:
+        """Let nothing be trained, nor taught."""
+        super().freeze()
+        self.teacher = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """Steps and guidance of the stock pipeline of LCMs."""
+        return Sampling(steps=4, guidance=8.5, batch_size=8)
+
+    def _add_guidance(self, width: int) -> None:
+        """Let the policy and its reference be told the guidance, which changes nothing yet."""
+        if self.takes_guidance:
+            raise InputError(
+                "The UNet is told the guidance scale already: leave `--backbone.guidance_width` "
+                "out."
+            )
+        if self.policy.adapter:
+            raise InputError(
+                "A new guidance embedding cannot be trained as an adapter: leave `--backbone.lora` "
+                "out, or name a UNet that has the embedding."
+            )
+        unets: list[Any] = [self.policy.denoiser, self.policy.frozen]  # diffusers is untyped
+        for unet in filter(None, unets):
+            embedding = unet.time_embedding
+            layer = nn.Linear(width, embedding.linear_1.in_features, bias=False, dtype=unet.dtype)
+            nn.init.zeros_(layer.weight)
+            embedding.cond_proj = layer.requires_grad_(unet is self.policy.denoiser)
+            unet.register_to_config(time_cond_proj_dim=width)
+
+    def _load_teacher(self, source: str) -> UNet2DConditionModel:
+        teacher = load_part(UNet2DConditionModel, source, "unet", self.frozen_dtype)
+        self._check_unet(teacher, [self.text_encoder], source)
+        if teacher.config.time_cond_proj_dim is not None:
+            raise InputError(
+                f"{source} is a guidance-distilled model itself: name the model that it was "
+                "distilled from as `--backbone.teacher`."
+            )
+        with suppress(OSError):  # a UNet's own folder does not tell
+            stated = DDPMScheduler.load_config(source, subfolder="scheduler")["prediction_type"]
+            if stated != self.process.prediction:
+                raise InputError(
+                    f"The teacher {source} predicts {stated} and the latent consistency model "
+                    f"{self.process.prediction}: name the model that it was distilled from."
+                )
+        return teacher

@@ -1,0 +1,167 @@
+"""What the right panel of a diptych shows instead: rules that spoil one thing of a prompt."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from string import ascii_lowercase, digits
+from typing import ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Generator
+
+from lit_prefopt.errors import InputError
+
+Misspelling = Literal["swap", "replace", "drop", "double"]
+Thing = TypeVar("Thing")
+
+_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|„([^“]+)“|(?<!\w)['‘]([^'’]+)['’](?!\w)")
+
+
+class Target(NamedTuple):
+    """What differs between the two panels."""
+
+    kind: str  # "text", "word" or the name of an attribute
+    left: str  # what the left panel is to show of it
+    right: str  # what the right one is to show instead
+
+
+class Corrupted(NamedTuple):
+    """The prompts of both panels."""
+
+    left: str  # the prompt as it is
+    right: str  # the spoilt one
+    target: Target
+
+
+class Corruption(ABC):
+    """Spoils one thing of a prompt by a rule."""
+
+    WANTS: ClassVar[str]
+    """What a prompt must hold to be spoilt, for messages."""
+
+    @abstractmethod
+    def corrupt(self, prompt: str, generator: Generator) -> Corrupted | None:
+        """Return the prompts of both panels, or None where there is nothing to spoil.
+
+        Args:
+            prompt: Any prompt.
+            generator: Everything random is drawn from it.
+        """
+
+
+class MisspeltText(Corruption):
+    """Misspells one word of a text that the prompt has in quotes.
+
+    Args:
+        kinds: The ways to misspell: `swap` two neighbouring letters, `replace` one, `drop` one,
+            `double` one.
+    """
+
+    WANTS = "a text in quotes"
+
+    def __init__(
+        self, kinds: tuple[Misspelling, ...] = ("swap", "replace", "drop", "double")
+    ) -> None:
+        unknown = set(kinds) - set(_WAYS)
+        if unknown or not kinds:
+            raise InputError(
+                f"The ways to misspell are {', '.join(kinds) or 'none'}; choose some of "
+                f"{', '.join(_WAYS)}."
+            )
+        self.kinds = tuple(kinds)
+
+    def corrupt(self, prompt: str, generator: Generator) -> Corrupted | None:
+        """Return the prompt, and one with another spelling of a word in quotes."""
+        for quoted in _shuffled([*_QUOTED.finditer(prompt)], generator):
+            group = quoted.lastindex or 0
+            text, start = quoted.group(group), quoted.start(group)
+            for word in _shuffled([*re.finditer(r"[^\W_]+", text)], generator):
+                wrong = self._misspelt(word.group(), generator)
+                if wrong is not None:
+                    other = text[: word.start()] + wrong + text[word.end() :]
+                    spoilt = prompt[:start] + other + prompt[quoted.end(group) :]
+                    return Corrupted(prompt, spoilt, Target("text", text, other))
+        return None
+
+    def _misspelt(self, word: str, generator: Generator) -> str | None:
+        """Return another spelling, or None where no way leads to one."""
+        for kind in _shuffled(self.kinds, generator):
+            for place in _shuffled(range(len(word)), generator):
+                wrong = _WAYS[kind](word, place, generator)
+                # another case is not another spelling
+                if wrong and wrong.casefold() != word.casefold():
+                    return wrong
+        return None
+
+
+class OtherWord(Corruption):
+    """Replaces one word by another one of a table.
+
+    Args:
+        words: What may stand in each word's place, such as `{left: [right], three: [two, four]}`.
+    """
+
+    WANTS = "a word of the table"
+
+    def __init__(self, words: Mapping[str, list[str]]) -> None:
+        self.words = {word.casefold(): [*others] for word, others in words.items()}
+        empty = [
+            w for w, others in self.words.items() if not others or w in map(str.casefold, others)
+        ]
+        if not self.words or empty:
+            raise InputError(
+                f"The table `words` says nothing else for {', '.join(empty) or 'any word'}; give "
+                "at least one other word for each."
+            )
+
+    def corrupt(self, prompt: str, generator: Generator) -> Corrupted | None:
+        """Return the prompt, and one with another word."""
+        words = sorted(self.words, key=len, reverse=True)  # the longer of two that overlap
+        known = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
+        found = [*known.finditer(prompt)]
+        if not found:
+            return None
+        word = one_of(found, generator)
+        other = one_of(self.words[word.group().casefold()], generator)
+        if word.group()[0].isupper():
+            other = other[0].upper() + other[1:]
+        spoilt = prompt[: word.start()] + other + prompt[word.end() :]
+        return Corrupted(prompt, spoilt, Target("word", word.group(), other))
+
+
+def one_of(things: Sequence[Thing], generator: Generator) -> Thing:
+    """Return one of some things, all alike likely."""
+    return things[int(torch.randint(len(things), (), generator=generator))]
+
+
+def _shuffled(things: Sequence[Thing], generator: Generator) -> Iterator[Thing]:
+    return (things[i] for i in torch.randperm(len(things), generator=generator).tolist())
+
+
+def _swap(word: str, place: int, generator: Generator) -> str:
+    return word[:place] + word[place : place + 2][::-1] + word[place + 2 :]
+
+
+def _replace(word: str, place: int, generator: Generator) -> str:
+    old = word[place]
+    choice = digits if old.isdigit() else ascii_lowercase
+    new = one_of([letter for letter in choice if letter != old.casefold()], generator)
+    return word[:place] + (new.upper() if old.isupper() else new) + word[place + 1 :]
+
+
+def _drop(word: str, place: int, generator: Generator) -> str:
+    return word[:place] + word[place + 1 :]
+
+
+def _double(word: str, place: int, generator: Generator) -> str:
+    return word[:place] + word[place] + word[place:]
+
+
+_WAYS: dict[str, Callable[[str, int, Generator], str]] = {
+    "swap": _swap,
+    "replace": _replace,
+    "drop": _drop,
+    "double": _double,
+}

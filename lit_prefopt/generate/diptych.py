@@ -1,0 +1,238 @@
+"""Diptychs: both sides of a pair from one canvas (Di3PO, arXiv 2602.06355, 2026)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.data.groups import Group
+from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.sampling import sample
+from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.evaluate.report import to_pil
+from lit_prefopt.generate.change_mask import ChangeMask
+from lit_prefopt.generate.corruptions import Corrupted, Corruption
+from lit_prefopt.generate.edges import EdgeControl
+from lit_prefopt.generate.filters import Diptych, Filter, left_out
+from lit_prefopt.generate.generator import Generator, Made, fingerprint
+from lit_prefopt.generate.sheet import Sheet
+
+
+class Asked(NamedTuple):
+    """One diptych to be made."""
+
+    place: int  # of its prompt in the group
+    seed: int
+    panels: Corrupted
+    text: str  # the prompt of the whole canvas
+
+
+class Diptychs(Generator):
+    """Makes each pair as one picture of two panels, which differ in what the corruption spoils.
+
+    The left panel shows the prompt and becomes the chosen side, the right one shows the spoilt
+    prompt and becomes the rejected side. What the filters refuse is left out and counted.
+
+    Args:
+        backbone: Makes the diptychs; given as the recipe's own key `backbone`.
+        output: Folder of pair shards to be made.
+        corruption: What the right panel shows instead.
+        template: Prompt of the whole picture, with {left} and {right} for those of the panels.
+        size: Width and height of the images that are written, in pixels; as large as they come
+            out of the canvas where it is not given.
+        per_prompt: Diptychs made of each prompt, each from a seed and with a corruption of its own.
+        seam: Pixels cut off the left and right rim of both panels, so that nothing of the seam
+            stays and the panels still lie on each other.
+        filters: What must hold of the two halves, in this order.
+        change: How it is found where the halves differ.
+        masks: Write where they differ to each pair's mask.png, for methods that ask for it.
+        control: Hold both panels to the edges of an image that is made of the prompt first.
+        sheet: Draw that many diptychs, the kept ones and the others, to OUTPUT-sheet.png.
+        sampling: How canvases are sampled, with their height and width; twice as wide as the
+            backbone's own images where no width is given.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        output: str,
+        corruption: Corruption,
+        template: str,
+        size: int | None = None,
+        per_prompt: int = 1,
+        seam: int = 0,
+        filters: Sequence[Filter] = (),
+        change: ChangeMask | None = None,
+        masks: bool = False,
+        control: EdgeControl | None = None,
+        sheet: int = 0,
+        sampling: Sampling | None = None,
+    ) -> None:
+        super().__init__(backbone, output, sampling)
+        for name, number, least in (
+            ("size", size, 1),
+            ("per_prompt", per_prompt, 1),
+            ("seam", seam, 0),
+            ("sheet", sheet, 0),
+        ):
+            check_number(name, number, least)
+        _check_template(template)
+        own = backbone.latent_shape[2] * backbone.pixels_per_latent
+        self.sampling = replace(self.sampling, width=self.sampling.width or 2 * own)
+        width = backbone.canvas(self.sampling)[2] * backbone.pixels_per_latent
+        if width % 2 or (width // 2) % backbone.pixels_per_latent or width // 2 <= 2 * seam:
+            raise InputError(
+                f"A canvas {width} pixels wide cannot be cut into two panels without a seam of "
+                f"{seam}: set `sampling.width` to a multiple of {2 * backbone.pixels_per_latent}, "
+                "or the seam to less."
+            )
+        self.corruption, self.template, self.size = corruption, template, size
+        self.per_prompt, self.seam, self.filters = per_prompt, seam, list(filters)
+        self.change, self.masks, self.control = change or ChangeMask(), masks, control
+        if control is not None:
+            control.check(backbone)
+        self.sheet = Sheet(self.output.with_name(f"{self.output.name}-sheet.png"), sheet)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides, beside weights, prompts and sampling, what is made."""
+        control = self.control and {**self.control.facts(), "weights": fingerprint(self.control)}
+        return {
+            "corruption": _said(self.corruption),
+            "template": self.template,
+            "size": self.size,
+            "per_prompt": self.per_prompt,
+            "seam": self.seam,
+            "filters": [_said(one) for one in self.filters],
+            "change": vars(self.change),
+            "masks": self.masks,
+            "control": control,
+        }
+
+    def make(self, group: Group) -> list[Made]:
+        """Return the pairs that the filters let pass."""
+        asked = self._asked(group)
+        diptychs = [
+            diptych
+            for start in range(0, len(asked), self.sampling.batch_size)
+            for diptych in self._made(asked[start : start + self.sampling.batch_size])
+        ]
+        reasons = left_out(self.filters, diptychs)
+        self.left_out.update(reason for reason in reasons if reason is not None)
+        if self.trainer.is_global_zero:
+            self.sheet.add(diptychs, reasons)
+        return [
+            self._pair(group.indices[one.place], one, diptych)
+            for one, diptych, reason in zip(asked, diptychs, reasons, strict=True)
+            if reason is None
+        ]
+
+    def _asked(self, group: Group) -> list[Asked]:
+        """Return the diptychs to be made, without prompts that cannot be spoilt or read."""
+        seeds = draws.subseeds(group.seeds, self.per_prompt, "diptych").tolist()
+        asked = []
+        for place, text in enumerate(group.texts):
+            for seed in seeds[place]:
+                panels = self.corruption.corrupt(text, draws.generator(seed, "corruption"))
+                if panels is None:
+                    self.left_out[f"without {self.corruption.WANTS} in the prompt"] += 1
+                    continue
+                whole = self.template.format(left=panels.left, right=panels.right)
+                if not self.backbone.reads(whole):
+                    self.left_out["with prompts longer than the text encoder reads"] += 1
+                    continue
+                asked.append(Asked(place, seed, panels, whole))
+        return asked
+
+    def _made(self, asked: Sequence[Asked]) -> list[Diptych]:
+        """Return the diptychs of one batch, on the CPU."""
+        seeds = torch.tensor([one.seed for one in asked])
+        drawing: Any = nullcontext()
+        if self.control is not None:
+            half = replace(self.sampling, width=(self.sampling.width or 0) // 2)
+            first = draws.subseeds(seeds, 1, "edges")[:, 0]
+            image = sample(self.backbone, [one.panels.left for one in asked], first, half)
+            drawing = self.control.along(
+                self.backbone, self.control.edges(image).repeat(1, 1, 1, 2)
+            )
+        with drawing:
+            canvases = sample(self.backbone, [one.text for one in asked], seeds, self.sampling)
+        left, right = cut(canvases.float().cpu(), self.seam, self.size)
+        change = self.change(left, right)
+        return [
+            Diptych(*one.panels, *images)
+            for one, *images in zip(asked, left, right, change, strict=True)
+        ]
+
+    def _pair(self, index: int, asked: Asked, diptych: Diptych) -> Made:
+        target = diptych.target
+        meta = {
+            "source": "diptych",
+            "seeds": [asked.seed, asked.seed],
+            "changed": target.kind,
+            "rejected_prompt": diptych.other,
+        }
+        mask = None
+        if self.masks:
+            mask = Image.fromarray((diptych.change[0] * 255).byte().numpy())
+        sides = to_pil(diptych.left), to_pil(diptych.right)
+        return Made(index, diptych.prompt, *sides, meta, mask)
+
+
+def cut(canvases: Tensor, seam: int = 0, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the two panels of canvases, (B, 3, H, W) each.
+
+    Args:
+        canvases: (B, 3, H, 2 W).
+        seam: Pixels that both panels lose on their left and right.
+        size: Width and height that the middle of each panel is brought to.
+    """
+    width = canvases.shape[-1] // 2
+    panels = torch.cat([canvases[..., :width], canvases[..., width:]])
+    panels = panels[..., seam : width - seam]
+    if size is not None and panels.shape[-2:] != (size, size):
+        height, width = panels.shape[-2:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        panels = panels[..., top : top + side, left : left + side]
+        panels = F.interpolate(panels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    left_ones, right_ones = panels.chunk(2)
+    return left_ones, right_ones
+
+
+def _check_template(template: str) -> None:
+    try:
+        filled = template.format(left="\0l", right="\0r")
+    except (KeyError, IndexError, ValueError):
+        filled = ""
+    if "\0l" not in filled or "\0r" not in filled:
+        raise InputError(
+            f"The template {template!r} does not say where the panels' prompts go: write {{left}} "
+            "and {right} once each."
+        )
+
+
+def _said(part: Any) -> dict[str, Any]:
+    """Return a part's class and its plain numbers and words, functions by their names."""
+    told = {name: _plain(value) for name, value in sorted(vars(part).items())}
+    return {"class": type(part).__name__, **told}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    named = value if isinstance(value, FunctionType) else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
