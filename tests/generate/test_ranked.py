@@ -216,7 +216,7 @@ def test_what_cannot_be_ranked_is_refused(
 def test_the_shipped_files_state_all_their_numbers(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = f"generate/ranked-{name}.yaml"
+    recipe = f"generate/{name}-ranked.yaml"
     with pytest.raises(SystemExit) as stop:
         main(["predict", "--config", recipe, "--print_config"])
     assert stop.value.code == 0
