@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ from lit_prefopt.errors import InputError
 
 By = Literal["rank", "gap"]
 BY_SIDE = ("chosen", "rejected")
+MOST = 1e300  # beyond, a difference of two scores may be infinite
 IN_ORDER = ("seeds", "ranks", "scores")  # lists with a value for either side
 
 
@@ -89,7 +89,7 @@ def _by_rank(sample: Sample) -> Difficulty:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < MOST
 
 
 def _turned(name: str, value: Any) -> Any:

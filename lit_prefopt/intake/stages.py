@@ -60,16 +60,17 @@ class Stages:
     def told(self) -> str:
         """Return what is printed at the end."""
         rows = enumerate(zip(self.pairs, self.gaps, strict=True), 1)
+        what = "ranks" if self.by == "rank" else "scores"
         lines = [
-            f"{FOLDER.format(number)}: {count} pairs, {self.by} gaps from {low:g} to {high:g}"
+            f"{FOLDER.format(number)}: {count} pairs, gaps of {what} from {low:g} to {high:g}"
             for number, (count, (low, high)) in rows
         ]
         lines += [
             f"{sum(self.pairs)} of {self.read} pairs; left out: {self.small} below `least`, "
             f"{self.surplus} beyond `most`, {self.even} of two equal scores, "
             f"{self.broken.count} broken",
-            f"{self.disagreeing} have the higher score on the rejected side, {self.swapped} "
-            "of them changed sides",
+            f"{self.disagreeing} with the better score on the rejected side, of which "
+            f"{self.swapped} changed sides",
         ]
         return "\n".join([*lines, *(f"broken: {line}" for line in self.broken.lines())])
 
@@ -170,7 +171,7 @@ def cut_ranks(gaps: NDArray[np.int64], images: NDArray[np.int64], stages: int) -
         images: (pairs,) M, how many images were ranked.
         stages: B, how many stages.
     """
-    # whole numbers, rounded up: the stage that (M - 1) / B goes into how often, from behind
+    # k = B + 1 - ceil(gap * B / (M - 1)), in whole numbers
     return stages - -(-gaps * stages // (images - 1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -215,16 +216,12 @@ def test_what_cannot_be_ranked_is_refused(
 def test_the_shipped_files_state_all_their_numbers(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import inspect
-
-    recipe = f"{name}-ranked"
+    recipe = f"generate/{name}-ranked.yaml"
     with pytest.raises(SystemExit) as stop:
         main(["predict", "--config", recipe, "--print_config"])
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    stated = yaml.safe_load((CONFIGS / "generate" / f"{recipe}.yaml").read_text())["model"][
-        "init_args"
-    ]
+    stated = yaml.safe_load((CONFIGS / recipe).read_text())["model"]["init_args"]
     wanted = set(inspect.signature(RankedSamples).parameters) - {"backbone"}
     assert set(stated) | {"sampling"} == wanted
     assert config["return_predictions"] is False
@@ -237,7 +234,7 @@ def test_from_prompts_to_a_curriculum(tmp_path: Path) -> None:
     ranked = ["--model.output", str(tmp_path / "pairs"), "--data.prompts.count", "12"]
     ranked += ["--trainer.default_root_dir", str(tmp_path), "--data.group_size", "6"]
     ranked += ["--model.sampling", "{steps: 4, guidance: 2.0, eta: 1.0, batch_size: 60}"]
-    main(["predict", "--config", "toy-ranked", *ranked])
+    main(["predict", "--config", "generate/toy-ranked.yaml", *ranked])
     pairs, stages = str(tmp_path / "pairs"), str(tmp_path / "stages")
     main(["shards", "stages", "--shards", pairs, "--output", stages, "--stages", "3"])
     counts = json.loads((tmp_path / "stages" / "summary.json").read_text())["pairs"]

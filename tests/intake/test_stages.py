@@ -76,7 +76,7 @@ def test_rank_gaps_become_stages(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert made.gaps[0] == (3, 9)
     facts = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (facts["by"], facts["read"], facts["pairs"]) == ("rank", 10, [3, 2, 2, 2, 1])
-    assert "stage-1: 3 pairs, rank gaps from 3 to 9" in capsys.readouterr().out
+    assert "stage-1: 3 pairs, gaps of ranks from 3 to 9" in capsys.readouterr().out
 
 
 def test_what_is_stored_is_copied_to_the_byte_and_twice_alike(tmp_path: Path):
@@ -156,6 +156,7 @@ RANKED = {"rank_gap": 1, "images": 4}
         ([{"rank_gap": "1", "images": 4}], {}, "rank_gap '1' among 4"),
         ([{}], {"by": "gap"}, "neither `scores` of its chosen and rejected side nor a `gap`"),
         ([{"gap": float("nan")}], {"by": "gap"}, "neither `scores`"),
+        ([{"gap": 10**400}], {"by": "gap"}, "neither `scores`"),
         (scored(-1, -1, 1), {"by": "gap"}, "prefer the rejected side in 2 of 3 .* is probably rev"),
         (
             [RANKED] * 3,
