@@ -78,8 +78,10 @@ def compare(
 def _judged(
     judge: Judge, texts: list[str], seeds: Tensor, before: Tensor, after: Tensor
 ) -> list[Compared]:
-    scores = [judge.score(images, texts).tolist() for images in (before, after)]
-    attributes = [_by_prompt(judge.attributes(x, texts), len(texts)) for x in (before, after)]
+    both = before.float(), after.float()
+    with torch.autocast(before.device.type, enabled=False):  # near images differ in late digits
+        scores = [judge.score(images, texts).tolist() for images in both]
+        attributes = [_by_prompt(judge.attributes(x, texts), len(texts)) for x in both]
     columns = zip(texts, seeds.tolist(), *scores, *attributes, strict=True)
     return [Compared(*column) for column in columns]
 
