@@ -14,9 +14,9 @@ from lit_prefopt.module import PreferenceDiffusionModule
 
 
 class Budget(Callback):
-    """Counts what policy and reference are asked in training and collections, and stops in time.
+    """Counts what policy, reference and teacher are asked in training, and stops in time.
 
-    A row of a forward counts 1, with gradients 3, since its backward costs two more; guidance
+    Collections belong to it. A row of a forward counts 1, with gradients 3, since its backward costs two more; guidance
     doubles the rows. Validation, sample grids and the evaluation at the end cost nothing. The run
     stops after the batch in which a rank reaches the budget, so the last collection may exceed it.
 
@@ -36,8 +36,9 @@ class Budget(Callback):
         if not isinstance(pl_module, PreferenceDiffusionModule):
             return
         policy = pl_module.backbone.policy
-        nets = [net for net in (policy.denoiser, policy.frozen) if net is not None]
-        self._hooks = [net.register_forward_pre_hook(self._count) for net in nets]
+        nets = policy.denoiser, policy.frozen, getattr(pl_module.backbone, "teacher", None)
+        asked = [net for net in nets if net is not None]
+        self._hooks = [net.register_forward_pre_hook(self._count) for net in asked]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pause."""
