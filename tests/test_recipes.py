@@ -48,7 +48,7 @@ MAX_STEPS = {
     "sdxl-step-aware-preference": 7000,
     "toy-lcm-curriculum-dpo": 120,
     "sd15-lcm-curriculum-dpo": 10000,
-    "configs/toy/lcm.yaml": 1200,
+    "configs/toy/lcm.yaml": 800,
     "configs/toy/unet.yaml": 2400,
     "configs/toy/vae.yaml": -1,
     "configs/toy/clip.yaml": -1,
