@@ -56,7 +56,7 @@ MAX_STEPS = {
     "sdxl-di3po": 900,
     "toy-lcm-curriculum-dpo": 120,
     "sd15-lcm-curriculum-dpo": 10000,
-    "configs/toy/lcm.yaml": 1200,
+    "configs/toy/lcm.yaml": 800,
     "configs/toy/unet.yaml": 2400,
     "configs/toy/diptych.yaml": 2000,
     "configs/toy/vae.yaml": -1,
