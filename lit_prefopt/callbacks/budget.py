@@ -16,9 +16,10 @@ from lit_prefopt.module import PreferenceDiffusionModule
 class Budget(Callback):
     """Counts what policy, reference and teacher are asked in training, and stops in time.
 
-    Collections belong to it. A row of a forward counts 1, with gradients 3, since its backward costs two more; guidance
-    doubles the rows. Validation, sample grids and the evaluation at the end cost nothing. The run
-    stops after the batch in which a rank reaches the budget, so the last collection may exceed it.
+    Collections belong to it. A row of a forward counts 1, with gradients 3, since its backward
+    costs two more; guidance doubles the rows. Validation, sample grids and the evaluation at the
+    end cost nothing. The run stops after the batch in which a rank reaches the budget, so the last
+    collection may exceed it.
 
     Args:
         evaluations: The budget of each rank; it is only counted where none is given.
