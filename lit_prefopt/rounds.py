@@ -68,10 +68,16 @@ class Round:
             output = ["--output", str(self.folder / "unet")]
             yield ["export", "--source", str(self.folder), "--to", "unet", *output]
 
+    @property
+    def arguments(self) -> list[list[str]]:
+        """Both commands' arguments, wherever the rounds lie."""
+        root = str(self.folder.parent)
+        return [[one.replace(root, "OUTPUT") for one in own] for own in (self.generate, self.fit)]
+
     def check(self) -> None:
         """Refuse a folder in which another recipe has made a round."""
         told = self.folder / ARGUMENTS
-        if told.exists() and json.loads(told.read_text()) != [self.generate, self.fit]:
+        if told.exists() and json.loads(told.read_text()) != self.arguments:
             raise InputError(
                 f"{self.folder} is a round of another run, with other arguments: give the same ones"
                 " to go on with it, or name another folder by `--output FOLDER`."
@@ -106,7 +112,7 @@ class Rank:
         one.check()
         if self.first:
             one.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(one.folder / ARGUMENTS, json.dumps([one.generate, one.fit]))
+            write_whole(one.folder / ARGUMENTS, json.dumps(one.arguments))
         for command in one.steps:
             if self.first or command[0] != "export":
                 self.run(command)

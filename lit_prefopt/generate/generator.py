@@ -88,7 +88,7 @@ class Generator(LightningModule):
         facts = {
             "generator": type(self).__name__,
             **data.facts(),
-            "sampling": vars(self.sampling),
+            "sampling": {k: v for k, v in vars(self.sampling).items() if v is not None},
             "weights": fingerprint(self.backbone),
             **self.facts(),
         }

@@ -72,10 +72,12 @@ class Parts:
                 )
 
     def begin(self) -> None:
-        """Note what decides what is made, before the first part."""
-        if not self.complete:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / FACTS, self._facts())
+        """Note what decides what is made, before the first part; of a whole output, tidy up."""
+        if self.complete:
+            shutil.rmtree(self.folder, ignore_errors=True)  # a kill may have left it
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / FACTS, self._facts())
 
     def write(self, number: int, made: Iterable[Made], left_out: Mapping[str, int]) -> None:
         """Keep a group, whole or not at all.
