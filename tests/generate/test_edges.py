@@ -100,7 +100,7 @@ def test_edges_of_a_square() -> None:
     """A closed line of about one pixel around the square, and nothing else."""
     image = torch.full((1, 3, 48, 48), -1.0)
     image[:, :, 12:36, 12:36] = 1.0
-    found = edges(image, 0.1, 0.2)
+    found = edges(image, 0.25, 0.5)
     assert found.shape == image.shape
     assert set(found.unique().tolist()) == {0.0, 1.0}
     ones = found[0, 0]
@@ -116,11 +116,11 @@ def test_faint_edges_count_only_beside_strong_ones() -> None:
     ramp = torch.cat([torch.full((24,), 0.1), torch.linspace(0.1, 1.0, 24)])
     image = torch.zeros(1, 3, 48, 48)
     image[..., 24:] = ramp[:, None]  # a step that grows from top to bottom
-    alone, along = edges(image, 0.45, 0.45)[0, 0], edges(image, 0.04, 0.45)[0, 0]
+    alone, along = edges(image, 0.89, 0.9)[0, 0], edges(image, 0.1, 0.9)[0, 0]
     assert alone[:20].sum() == 0
     assert alone[45].sum() == 1
     assert (along[:, 22:26].sum(1) >= 1).all()
-    assert edges(image * 0.01, 0.04, 0.45).sum() == 0
+    assert edges(image * 0.01, 0.1, 0.9).sum() == 0
 
 
 def test_edges_do_not_move_with_the_direction() -> None:
@@ -128,8 +128,8 @@ def test_edges_do_not_move_with_the_direction() -> None:
     grid = torch.arange(48.0)
     disc = ((grid - 23.5).square()[:, None] + (grid - 23.5).square()[None] < 200).float() * 2 - 1
     image: Tensor = disc.expand(1, 3, 48, 48)
-    found = edges(image, 0.1, 0.2)[0, 0]
-    turned = edges(image.rot90(1, (2, 3)), 0.1, 0.2)[0, 0].rot90(-1, (0, 1))
+    found = edges(image, 0.25, 0.5)[0, 0]
+    turned = edges(image.rot90(1, (2, 3)), 0.25, 0.5)[0, 0].rot90(-1, (0, 1))
     near = torch.nn.functional.max_pool2d(turned[None, None], 3, 1, 1)[0, 0]
     assert found.sum() > 60
     assert (found <= near).all()
