@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -17,6 +18,8 @@ from lit_prefopt.errors import InputError, check_number
 
 ScheduleName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 DECAYING = ("linear", "cosine")
+LEAST_SIZE = 65_536
+"""Elements from which on a tensor's moments are kept in 8 bits."""
 
 
 class OptimizerConfig(ABC):
@@ -72,6 +75,7 @@ class AdamW(OptimizerConfig):
         weight_decay: Decoupled weight decay.
         schedule: Name of the schedule as diffusers defines it.
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
+        fused: One kernel for all weights; the same step up to rounding.
     """
 
     def __init__(
@@ -82,17 +86,115 @@ class AdamW(OptimizerConfig):
         weight_decay: float = 1e-2,
         schedule: ScheduleName = "constant",
         warmup_steps: int = 0,
+        fused: bool = False,
     ) -> None:
         super().__init__(lr, schedule, warmup_steps)
-        for beta in betas:
-            check_number("betas", beta, 0, 1 - 1e-12)
+        _check_moments(betas, weight_decay)
         check_number("eps", eps, 0)
-        check_number("weight_decay", weight_decay, 0)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.fused = fused
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Return torch's AdamW, not fused: Lightning's mixed precision cannot clip with that."""
-        return torch.optim.AdamW(parameters, self.lr, self.betas, self.eps, self.weight_decay)
+        """Return torch's AdamW."""
+        optimizer = torch.optim.AdamW(
+            parameters, self.lr, self.betas, self.eps, self.weight_decay, fused=self.fused or None
+        )
+        # It could unscale float16 gradients itself, and Lightning would refuse to clip them then;
+        # without that the scaler does it beforehand, as for every other optimizer.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
+
+
+class AdamW8bit(OptimizerConfig):
+    """AdamW whose moments are kept in 8 bits, block by block (bitsandbytes, arXiv 2110.02861).
+
+    A weight's two moments then take 2 bytes instead of 8. Small tensors, where there is nothing to
+    save, keep theirs in float32: as a rule norms, biases and LoRAs.
+
+    Args:
+        lr: Learning rate after the warm-up.
+        betas: Decay rates of the two moments.
+        eps: Added to the denominator.
+        weight_decay: Decoupled weight decay.
+        schedule: Name of the schedule as diffusers defines it.
+        warmup_steps: Optimizer steps over which the learning rate rises from zero.
+        least_size: Tensors with fewer elements keep their moments in float32.
+        paged: Let a GPU that is full move moments to the host for the time being.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        schedule: ScheduleName = "constant",
+        warmup_steps: int = 0,
+        least_size: int = LEAST_SIZE,
+        paged: bool = False,
+    ) -> None:
+        super().__init__(lr, schedule, warmup_steps)
+        _check_moments(betas, weight_decay)
+        check_number("eps", eps, 0)
+        check_number("least_size", least_size, 0)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.least_size, self.paged = least_size, paged
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Return bitsandbytes' AdamW8bit."""
+        return _bitsandbytes().AdamW8bit(
+            parameters,
+            self.lr,
+            self.betas,
+            self.eps,
+            self.weight_decay,
+            min_8bit_size=self.least_size,
+            is_paged=self.paged,
+        )
+
+
+class Lion8bit(OptimizerConfig):
+    """Lion (arXiv 2302.06675) whose one moment is kept in 8 bits, block by block (bitsandbytes).
+
+    Its steps are signs: it wants a learning rate of a third to a tenth of AdamW's, and as much more
+    weight decay.
+
+    Args:
+        lr: Learning rate after the warm-up.
+        betas: Decay rates of the update and of the moment.
+        weight_decay: Decoupled weight decay.
+        schedule: Name of the schedule as diffusers defines it.
+        warmup_steps: Optimizer steps over which the learning rate rises from zero.
+        least_size: Tensors with fewer elements keep their moment in float32.
+        paged: Let a GPU that is full move moments to the host for the time being.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 1e-2,
+        schedule: ScheduleName = "constant",
+        warmup_steps: int = 0,
+        least_size: int = LEAST_SIZE,
+        paged: bool = False,
+    ) -> None:
+        super().__init__(lr, schedule, warmup_steps)
+        _check_moments(betas, weight_decay)
+        check_number("least_size", least_size, 0)
+        self.betas, self.weight_decay = betas, weight_decay
+        self.least_size, self.paged = least_size, paged
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Return bitsandbytes' Lion8bit."""
+        return _bitsandbytes().Lion8bit(
+            parameters,
+            self.lr,
+            self.betas,
+            self.weight_decay,
+            min_8bit_size=self.least_size,
+            is_paged=self.paged,
+        )
 
 
 class Adafactor(OptimizerConfig):
@@ -129,3 +231,20 @@ class Adafactor(OptimizerConfig):
             scale_parameter=False,
             relative_step=False,
         )
+
+
+def _check_moments(betas: tuple[float, float], weight_decay: float) -> None:
+    for beta in betas:
+        check_number("betas", beta, 0, 1 - 1e-12)
+    check_number("weight_decay", weight_decay, 0)
+
+
+def _bitsandbytes() -> Any:
+    """Return the optimizers of bitsandbytes, which is untyped."""
+    try:
+        return importlib.import_module("bitsandbytes.optim")
+    except ImportError as error:
+        raise InputError(
+            "8-bit optimizers want bitsandbytes: `pip install lit-prefopt[bitsandbytes]`, or take "
+            "AdamW or Adafactor."
+        ) from error

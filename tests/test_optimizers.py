@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from lit_prefopt.optimizers import Adafactor, AdamW
+from lit_prefopt.optimizers import Adafactor, AdamW, AdamW8bit, Lion8bit, OptimizerConfig
+from tests.runs import assert_same_end
 
 
 def test_warmup_rises_to_the_learning_rate() -> None:
@@ -34,3 +40,107 @@ def test_adafactor_keeps_rows_and_columns_and_bounds_its_step() -> None:
     assert weight.detach().square().mean().sqrt() == pytest.approx(0.01 * 0.5, rel=1e-4)
     kept = [v for v in optimizer.state[weight].values() if torch.is_tensor(v) and v.dim()]
     assert sorted(tuple(v.shape) for v in kept) == [(8,), (16,)]
+
+
+BIG, SMALL = (64, 128), (64,)
+
+
+def weights(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    random = torch.Generator().manual_seed(0)
+    drawn = (torch.randn(shape, generator=random) * 0.05 for shape in (BIG, SMALL))
+    return [torch.nn.Parameter(weight.to(dtype)) for weight in drawn]
+
+
+def stepped(
+    config: OptimizerConfig, steps: int, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
+    """Return how far the weights have moved under gradients that lean to one side."""
+    parameters, random = weights(dtype), torch.Generator().manual_seed(1)
+    before = [p.detach().clone() for p in parameters]
+    optimizer = config.build(parameters)
+    for _ in range(steps):
+        for p in parameters:
+            p.grad = (torch.randn(p.shape, generator=random) + 0.5).to(dtype)
+        optimizer.step()
+    return [p.detach() - b for p, b in zip(parameters, before, strict=True)]
+
+
+@pytest.mark.parametrize("kind", [AdamW8bit, Lion8bit])
+def test_moments_of_large_tensors_are_8_bit(kind: type[AdamW8bit] | type[Lion8bit]) -> None:
+    large, small = weights()
+    optimizer = kind(1e-3, least_size=1000).build([large, small])
+    for p in (large, small):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moments = {p: optimizer.state[p]["state1"] for p in (large, small)}
+    assert moments[large].dtype == torch.uint8
+    assert moments[large].shape == large.shape
+    assert moments[small].dtype == torch.float32
+    kept = kind(1e-3).build([large])
+    kept.step()
+    assert kept.state[large]["state1"].dtype == torch.float32  # below the default size
+
+
+@pytest.mark.parametrize(
+    ("config", "full"),
+    [
+        (AdamW8bit(1e-3, least_size=0, weight_decay=0.1), AdamW(1e-3, weight_decay=0.1)),
+        (AdamW(1e-3, weight_decay=0.1, fused=True), AdamW(1e-3, weight_decay=0.1)),
+    ],
+)
+def test_other_adamws_go_where_adamw_goes(config: OptimizerConfig, full: AdamW) -> None:
+    moved, expected = (torch.cat([x.flatten() for x in stepped(c, 40)]) for c in (config, full))
+    assert torch.cosine_similarity(moved, expected, 0) > 0.999
+    assert moved.norm() / expected.norm() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("config", [AdamW8bit(1e-6, least_size=0), Lion8bit(1e-6, least_size=0)])
+def test_full_weights_move_at_a_very_small_learning_rate(config: OptimizerConfig) -> None:
+    """Every weight does, and as far as it should; in pure bfloat16 hardly one of them does."""
+    moved = torch.cat([x.flatten() for x in stepped(config, 50)])
+    assert (moved != 0).float().mean() > 0.99
+    assert -50e-6 < moved.mean() < -10e-6
+    coarse = torch.cat([x.flatten() for x in stepped(config, 50, torch.bfloat16)])
+    assert (coarse != 0).float().mean() < 0.1
+
+
+OPTIMIZERS = [
+    [*("--model.optimizer", "AdamW8bit"), *("--model.optimizer.least_size", "0")],
+    [*("--model.optimizer", "Lion8bit"), *("--model.optimizer.least_size", "0")],
+    ["--model.optimizer.fused", "true"],
+]
+
+
+@pytest.mark.parametrize("change", OPTIMIZERS, ids=["AdamW8bit", "Lion8bit", "fused"])
+def test_a_clipped_run_in_mixed_precision_resumes_exactly(
+    change: list[str], recipe: list[str], tmp_path: Path
+) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    place = recipe.index("--trainer.default_root_dir") + 1
+    more = [*change, "--model.optimizer.lr", "1e-3", "--trainer.precision", "bf16-mixed"]
+    more += ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]
+    more += ["--trainer.gradient_clip_val", "1.0", "--trainer.max_steps"]
+
+    def run(folder: Path, *arguments: str) -> None:
+        main(["fit", *recipe[:place], str(folder), *recipe[place + 1 :], *more, *arguments])
+
+    run(whole, "4")
+    run(halves, "2")
+    run(halves, "4", "--ckpt_path", "last")
+    assert_same_end(whole, halves)
+    state = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = "uint8" in str(dtypes(state["optimizer_states"][0]["state"]))
+    assert kept == ("--model.optimizer" in change)
+
+
+def dtypes(state: Any) -> Any:
+    """Return the dtypes of all tensors of a nested state."""
+    if isinstance(state, dict):
+        return [dtypes(inner) for inner in state.values()]
+    return state.dtype if torch.is_tensor(state) else None
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(InputError, match=r"pip install lit-prefopt\[bitsandbytes\]"):
+        AdamW8bit(1e-3).build(weights())
