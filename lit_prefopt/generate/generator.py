@@ -122,10 +122,17 @@ class Generator(LightningModule):
         """Join what was made (rank zero), and say what was left out."""
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero and not self.parts.complete:
-            counts = self.parts.join()
-            told = "".join(f", {count} {name}" for name, count in sorted(counts.items()))
-            rank_zero_info(f"Pairs: {self.output}{told}")
+            self._join()
         self.trainer.strategy.barrier()
+
+    def _join(self) -> None:
+        missing = self.parts.missing()
+        if missing:  # the Trainer was given a limit
+            rank_zero_info(f"{missing} groups are left: the same command goes on with them.")
+            return
+        counts = self.parts.join()
+        told = "".join(f", {count} {name}" for name, count in sorted(counts.items()))
+        rank_zero_info(f"Pairs: {self.output}{told}")
 
 
 def _leave(signum: int, _: FrameType | None) -> None:

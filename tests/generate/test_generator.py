@@ -92,6 +92,18 @@ def test_a_stopped_generation_ends_with_the_same_bytes(
     assert not (tmp_path / "out.parts").exists()
 
 
+def test_a_limited_generation_says_what_is_left(
+    tiny_folder: str, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = on_pairs(tiny_folder, tmp_path / "out", shards)
+    with caplog.at_level("INFO"):
+        main([*arguments, "--trainer.limit_predict_batches", "2"])
+    assert "10 groups are left" in caplog.text
+    assert not (tmp_path / "out").exists()
+    main(arguments)
+    assert len(samples(tmp_path / "out")) == 24
+
+
 def test_what_is_complete_is_not_made_again(tiny_folder: str, shards: str, tmp_path: Path) -> None:
     output = generate(tiny_folder, shards, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
