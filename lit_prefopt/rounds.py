@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.rank_zero import _get_rank
 
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.whole_files import write_whole
@@ -93,7 +94,7 @@ class Round:
 class Rank:
     """This process among those that torchrun or SLURM started; alone as a rule."""
 
-    first: bool = field(default_factory=lambda: os.environ.get("RANK", "0") == "0")
+    first: bool = field(default_factory=lambda: not _get_rank())
     steps: int = 0
 
     def run(self, command: Sequence[str]) -> None:
@@ -109,8 +110,8 @@ class Rank:
 
     def make(self, one: Round) -> None:
         """Make a round, or wait until the first rank has put its end on record."""
-        one.check()
         if self.first:
+            one.check()
             one.folder.mkdir(parents=True, exist_ok=True)
             write_whole(one.folder / ARGUMENTS, json.dumps(one.arguments))
         for command in one.steps:
