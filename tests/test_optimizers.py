@@ -104,14 +104,18 @@ def test_full_weights_move_at_a_very_small_learning_rate(config: OptimizerConfig
     assert (coarse != 0).float().mean() < 0.1
 
 
-OPTIMIZERS = [
-    [*("--model.optimizer", "AdamW8bit"), *("--model.optimizer.least_size", "0")],
-    [*("--model.optimizer", "Lion8bit"), *("--model.optimizer.least_size", "0")],
-    ["--model.optimizer.fused", "true"],
-]
-
-
-@pytest.mark.parametrize("change", OPTIMIZERS, ids=["AdamW8bit", "Lion8bit", "fused"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--model.optimizer", "AdamW8bit", "--model.optimizer.least_size", "0"],
+        pytest.param(
+            ["--model.optimizer", "Lion8bit", "--model.optimizer.least_size", "0"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["--model.optimizer.fused", "true"], marks=pytest.mark.slow),
+    ],
+    ids=["AdamW8bit", "Lion8bit", "fused"],
+)
 def test_a_clipped_run_in_mixed_precision_resumes_exactly(
     change: list[str], recipe: list[str], tmp_path: Path
 ) -> None:
