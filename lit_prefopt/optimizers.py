@@ -105,7 +105,37 @@ class AdamW(OptimizerConfig):
         return optimizer
 
 
-class AdamW8bit(OptimizerConfig):
+class EightBit(OptimizerConfig):
+    """What the optimizers of bitsandbytes share.
+
+    Args:
+        lr: Learning rate after the warm-up.
+        betas: Decay rates.
+        weight_decay: Decoupled weight decay.
+        schedule: Name of the schedule as diffusers defines it.
+        warmup_steps: Optimizer steps over which the learning rate rises from zero.
+        least_size: Tensors with fewer elements keep their moments in float32.
+        paged: Let a GPU that is full move moments to the host for the time being.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        schedule: ScheduleName,
+        warmup_steps: int,
+        least_size: int,
+        paged: bool,
+    ) -> None:
+        super().__init__(lr, schedule, warmup_steps)
+        _check_moments(betas, weight_decay)
+        check_number("least_size", least_size, 0)
+        self.betas, self.weight_decay = betas, weight_decay
+        self.options = {"min_8bit_size": least_size, "is_paged": paged}
+
+
+class AdamW8bit(EightBit):
     """AdamW whose moments are kept in 8 bits, block by block (bitsandbytes, arXiv 2110.02861).
 
     A weight's two moments then take 2 bytes instead of 8. Small tensors, where there is nothing to
@@ -133,27 +163,18 @@ class AdamW8bit(OptimizerConfig):
         least_size: int = LEAST_SIZE,
         paged: bool = False,
     ) -> None:
-        super().__init__(lr, schedule, warmup_steps)
-        _check_moments(betas, weight_decay)
+        super().__init__(lr, betas, weight_decay, schedule, warmup_steps, least_size, paged)
         check_number("eps", eps, 0)
-        check_number("least_size", least_size, 0)
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.least_size, self.paged = least_size, paged
+        self.eps = eps
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return bitsandbytes' AdamW8bit."""
         return _bitsandbytes().AdamW8bit(
-            parameters,
-            self.lr,
-            self.betas,
-            self.eps,
-            self.weight_decay,
-            min_8bit_size=self.least_size,
-            is_paged=self.paged,
+            parameters, self.lr, self.betas, self.eps, self.weight_decay, **self.options
         )
 
 
-class Lion8bit(OptimizerConfig):
+class Lion8bit(EightBit):
     """Lion (arXiv 2302.06675) whose one moment is kept in 8 bits, block by block (bitsandbytes).
 
     Its steps are signs: it wants a learning rate of a third to a tenth of AdamW's, and as much more
@@ -179,21 +200,12 @@ class Lion8bit(OptimizerConfig):
         least_size: int = LEAST_SIZE,
         paged: bool = False,
     ) -> None:
-        super().__init__(lr, schedule, warmup_steps)
-        _check_moments(betas, weight_decay)
-        check_number("least_size", least_size, 0)
-        self.betas, self.weight_decay = betas, weight_decay
-        self.least_size, self.paged = least_size, paged
+        super().__init__(lr, betas, weight_decay, schedule, warmup_steps, least_size, paged)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return bitsandbytes' Lion8bit."""
         return _bitsandbytes().Lion8bit(
-            parameters,
-            self.lr,
-            self.betas,
-            self.weight_decay,
-            min_8bit_size=self.least_size,
-            is_paged=self.paged,
+            parameters, self.lr, self.betas, self.weight_decay, **self.options
         )
 
 
