@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_prefopt.backbones import Backbone, trained
+from lit_prefopt.backbones import Backbone, check_backbone, trained
 from lit_prefopt.errors import InputError
 from lit_prefopt.log import Window
 from lit_prefopt.optimizers import OptimizerConfig
@@ -32,11 +32,7 @@ class Learner(LightningModule):
 
     def __init__(self, backbone: Backbone, optimizer: OptimizerConfig) -> None:
         super().__init__()
-        if not isinstance(backbone, Backbone):
-            raise InputError(
-                "The recipe names no backbone: give one by `--backbone backbone/toy.yaml`, or a "
-                "class with its arguments."
-            )
+        check_backbone(backbone)
         self.backbone = backbone
         self.optimizer = optimizer
         self.window = Window()

@@ -1,6 +1,6 @@
 """One model family, one file."""
 
-from lit_prefopt.backbones.backbone import Backbone
+from lit_prefopt.backbones.backbone import Backbone, check_backbone
 from lit_prefopt.backbones.latent_consistency import LatentConsistency
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.reference import Policy, trained
@@ -14,5 +14,6 @@ __all__ = [
     "Policy",
     "StableDiffusion",
     "StableDiffusionXL",
+    "check_backbone",
     "trained",
 ]

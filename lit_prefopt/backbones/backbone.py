@@ -142,3 +142,16 @@ class Backbone(nn.Module, ABC):
         super().train(False)
         self.policy.train(mode)
         return self
+
+
+def check_backbone(backbone: object) -> None:
+    """Refuse what a recipe without a backbone hands over.
+
+    Args:
+        backbone: What was built of the recipe's key `backbone`.
+    """
+    if not isinstance(backbone, Backbone):
+        raise InputError(
+            "The recipe names no backbone: give one by `--backbone backbone/toy.yaml`, or a "
+            "class with its arguments."
+        )

@@ -16,7 +16,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
-from lit_prefopt.judges import Judge
+from lit_prefopt.judges.judge import Judge, full_precision
 from lit_prefopt.whole_files import write_whole
 
 
@@ -78,10 +78,11 @@ def compare(
 def _judged(
     judge: Judge, texts: list[str], seeds: Tensor, before: Tensor, after: Tensor
 ) -> list[Compared]:
-    both = before.float(), after.float()
-    with torch.autocast(before.device.type, enabled=False):  # near images differ in late digits
-        scores = [judge.score(images, texts).tolist() for images in both]
-        attributes = [_by_prompt(judge.attributes(x, texts), len(texts)) for x in both]
+    scores, attributes = [], []
+    for images in (before, after):
+        with full_precision(images) as seen:
+            scores.append(judge.score(seen, texts).tolist())
+            attributes.append(_by_prompt(judge.attributes(seen, texts), len(texts)))
     columns = zip(texts, seeds.tolist(), *scores, *attributes, strict=True)
     return [Compared(*column) for column in columns]
 

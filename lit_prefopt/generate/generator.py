@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lit_prefopt.backbones import Backbone
+from lit_prefopt.backbones import Backbone, check_backbone
 from lit_prefopt.data.groups import Group, Groups
 from lit_prefopt.data.writer import Side
 from lit_prefopt.diffusion.settings import Sampling
@@ -52,11 +52,7 @@ class Generator(LightningModule):
 
     def __init__(self, backbone: Backbone, output: str, sampling: Sampling | None = None) -> None:
         super().__init__()
-        if not isinstance(backbone, Backbone):
-            raise InputError(
-                "The recipe names no backbone: give one by `--backbone backbone/toy.yaml`, or a "
-                "class with its arguments."
-            )
+        check_backbone(backbone)
         backbone.freeze()
         self.backbone = backbone
         self.sampling = sampling or backbone.sampling

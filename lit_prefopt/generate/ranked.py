@@ -21,7 +21,7 @@ from lit_prefopt.evaluate.report import to_pil
 from lit_prefopt.generate.generator import Generator, Made
 from lit_prefopt.generate.selection import How, Match, calibrated, drawn, matches, ranks
 from lit_prefopt.judges import Judge
-from lit_prefopt.judges.judge import checked_scores
+from lit_prefopt.judges.judge import checked_scores, full_precision
 
 
 class Rated(NamedTuple):
@@ -128,9 +128,8 @@ class RankedSamples(Generator):
         for first in range(0, len(texts), size):  # decoded images take room: a batch at a time
             some = texts[first : first + size]
             images = sample(self.backbone, some, seeds[first : first + size], self.sampling)
-            # near images differ in digits that bfloat16 has not
-            with torch.autocast(images.device.type, enabled=False):
-                rows = [checked_scores(judge, images.float(), some).cpu() for judge in self.judges]
+            with full_precision(images) as seen:
+                rows = [checked_scores(judge, seen, some).cpu() for judge in self.judges]
             scores.append(torch.stack(rows, 1))
             pictures += map(to_pil, images)
         by_prompt = torch.cat(scores).split(self.images)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,6 +28,17 @@ class Judge(ABC):
     def attributes(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return scores of single attributes by name, each (B,), NaN where one does not apply."""
         return {}
+
+
+@contextmanager
+def full_precision(images: Tensor) -> Iterator[Tensor]:
+    """Lend the images in float32, outside of autocast: near ones differ in late digits of scores.
+
+    Args:
+        images: (B, 3, H, W).
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        yield images.float()
 
 
 def checked_scores(
