@@ -59,11 +59,14 @@ class Learner(LightningModule):
         self.train()  # networks are loaded in evaluation mode, and Lightning keeps modes
         # Lightning warns of modules in evaluation; here all that is frozen is meant to be.
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
-        coarse = {p.dtype for p in trained(self).values()} - {torch.float32}
+        learned = {torch.float32} | ({torch.bfloat16} if self.optimizer.learns_coarse else set())
+        coarse = {p.dtype for p in trained(self).values()} - learned
         if coarse:
             raise InputError(
                 f"The trained weights are {coarse.pop()}, in which steps of usual learning rates "
-                "are rounded away: set `--trainer.precision bf16-mixed` or `32-true`."
+                "are rounded away: keep them in float32 (`--trainer.precision bf16-mixed` or "
+                "`32-true`, `--backbone.policy_dtype float32`), or learn bfloat16 by "
+                "`--model.optimizer AdamW8bit --model.optimizer.stochastic_rounding true`."
             )
 
     def configure_optimizers(self) -> Any:

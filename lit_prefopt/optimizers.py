@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import optimization
 
 from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.rounding import RoundedSteps
 
 ScheduleName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 DECAYING = ("linear", "cosine")
@@ -30,6 +31,9 @@ class OptimizerConfig(ABC):
         schedule: Name of the schedule as diffusers defines it.
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
     """
+
+    learns_coarse: bool = False
+    """Whether steps of usual learning rates move weights of bfloat16."""
 
     def __init__(
         self, lr: float, schedule: ScheduleName = "constant", warmup_steps: int = 0
@@ -116,6 +120,8 @@ class EightBit(OptimizerConfig):
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
         least_size: Tensors with fewer elements keep their moments in float32.
         paged: Let a GPU that is full move moments to the host for the time being.
+        stochastic_rounding: Learn weights of bfloat16, see `--backbone.policy_dtype`: each step is
+            rounded at random, so that small ones are kept on average.
     """
 
     def __init__(
@@ -127,12 +133,20 @@ class EightBit(OptimizerConfig):
         warmup_steps: int,
         least_size: int,
         paged: bool,
+        stochastic_rounding: bool,
     ) -> None:
         super().__init__(lr, schedule, warmup_steps)
         _check_moments(betas, weight_decay)
         check_number("least_size", least_size, 0)
         self.betas, self.weight_decay = betas, weight_decay
         self.options = {"min_8bit_size": least_size, "is_paged": paged}
+        self.learns_coarse = stochastic_rounding
+
+    def rounding(self, optimizer: Any) -> Optimizer:
+        """Return an optimizer of bitsandbytes that rounds as it was said."""
+        if self.learns_coarse:
+            optimizer.update_step = RoundedSteps(optimizer)
+        return optimizer  # type: ignore[no-any-return]
 
 
 class AdamW8bit(EightBit):
@@ -150,6 +164,8 @@ class AdamW8bit(EightBit):
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
         least_size: Tensors with fewer elements keep their moments in float32.
         paged: Let a GPU that is full move moments to the host for the time being.
+        stochastic_rounding: Learn weights of bfloat16, see `--backbone.policy_dtype`: each step is
+            rounded at random, so that small ones are kept on average.
     """
 
     def __init__(
@@ -162,15 +178,26 @@ class AdamW8bit(EightBit):
         warmup_steps: int = 0,
         least_size: int = LEAST_SIZE,
         paged: bool = False,
+        stochastic_rounding: bool = False,
     ) -> None:
-        super().__init__(lr, betas, weight_decay, schedule, warmup_steps, least_size, paged)
+        super().__init__(
+            lr,
+            betas,
+            weight_decay,
+            schedule,
+            warmup_steps,
+            least_size,
+            paged,
+            stochastic_rounding,
+        )
         check_number("eps", eps, 0)
         self.eps = eps
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return bitsandbytes' AdamW8bit."""
-        return _bitsandbytes().AdamW8bit(
-            parameters, self.lr, self.betas, self.eps, self.weight_decay, **self.options
+        adam = _bitsandbytes().AdamW8bit
+        return self.rounding(
+            adam(parameters, self.lr, self.betas, self.eps, self.weight_decay, **self.options)
         )
 
 
@@ -188,6 +215,8 @@ class Lion8bit(EightBit):
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
         least_size: Tensors with fewer elements keep their moment in float32.
         paged: Let a GPU that is full move moments to the host for the time being.
+        stochastic_rounding: Learn weights of bfloat16, see `--backbone.policy_dtype`: each step is
+            rounded at random, so that small ones are kept on average.
     """
 
     def __init__(
@@ -199,13 +228,24 @@ class Lion8bit(EightBit):
         warmup_steps: int = 0,
         least_size: int = LEAST_SIZE,
         paged: bool = False,
+        stochastic_rounding: bool = False,
     ) -> None:
-        super().__init__(lr, betas, weight_decay, schedule, warmup_steps, least_size, paged)
+        super().__init__(
+            lr,
+            betas,
+            weight_decay,
+            schedule,
+            warmup_steps,
+            least_size,
+            paged,
+            stochastic_rounding,
+        )
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return bitsandbytes' Lion8bit."""
-        return _bitsandbytes().Lion8bit(
-            parameters, self.lr, self.betas, self.weight_decay, **self.options
+        lion = _bitsandbytes().Lion8bit
+        return self.rounding(
+            lion(parameters, self.lr, self.betas, self.weight_decay, **self.options)
         )
 
 

@@ -142,5 +142,5 @@ def assert_same_end(one: Path, other: Path) -> None:
     )
     assert a["global_step"] == b["global_step"]
     for key in WEIGHTS:
-        assert same(a[key], b[key]), key
+        assert same(a.get(key), b.get(key)), key  # a run without an average has no running state
     assert a["state_dict"]

@@ -10,6 +10,7 @@ import torch
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.optimizers import Adafactor, AdamW, AdamW8bit, Lion8bit, OptimizerConfig
+from lit_prefopt.rounding import rounded_at_random
 from tests.runs import assert_same_end
 
 
@@ -102,6 +103,66 @@ def test_full_weights_move_at_a_very_small_learning_rate(config: OptimizerConfig
     assert -50e-6 < moved.mean() < -10e-6
     coarse = torch.cat([x.flatten() for x in stepped(config, 50, torch.bfloat16)])
     assert (coarse != 0).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("kind", [AdamW8bit, Lion8bit])
+def test_rounded_at_random_coarse_weights_move_as_far(
+    kind: type[AdamW8bit] | type[Lion8bit],
+) -> None:
+    exact = stepped(kind(1e-6, least_size=0, weight_decay=0.0), 50)
+    config = kind(1e-6, least_size=0, weight_decay=0.0, stochastic_rounding=True)
+    coarse = stepped(config, 50, torch.bfloat16)
+    # a weight of 0.05 has a neighbour 2e-4 away: about 80 of 8,192 go that far for 50 steps of 1e-6
+    assert coarse[0].float().mean().item() == pytest.approx(exact[0].mean().item(), rel=0.3)
+    again = stepped(config, 50, torch.bfloat16)
+    assert all(torch.equal(one, other) for one, other in zip(coarse, again, strict=True))
+
+
+def test_rounding_at_random_keeps_the_mean_and_what_is_exact() -> None:
+    random = torch.Generator().manual_seed(0)
+    exact = torch.tensor([1.0, -1.0, 0.0, 3e-39, torch.inf, -torch.inf])
+    assert torch.equal(rounded_at_random(exact[:3], random), exact[:3].bfloat16())
+    assert torch.equal(rounded_at_random(exact[4:], random), exact[4:].bfloat16())
+    assert rounded_at_random(torch.tensor([torch.nan]), random).isnan().all()
+    for number in (1 + 2**-9, -(1 + 2**-9), 1 + 3 * 2**-9):  # neighbours are 2**-7 apart
+        drawn = rounded_at_random(torch.full((20_000,), number), random).double()
+        assert len(drawn.unique()) == 2
+        share = (abs(number) - 1) / 2**-7
+        deviation = 2**-7 * (share * (1 - share) / 20_000) ** 0.5
+        assert (drawn.mean() - number).abs() < 4 * deviation
+
+
+def test_coarse_weights_want_an_optimizer_that_learns_them(recipe: list[str]) -> None:
+    coarse = [*recipe, "--backbone.policy_dtype", "bfloat16"]
+    with pytest.raises(SystemExit, match="--model.optimizer.stochastic_rounding true"):
+        main(["fit", *coarse])
+
+
+def test_coarse_weights_have_no_average(recipe: list[str]) -> None:
+    with pytest.raises(SystemExit, match="drop PolicyAveraging"):
+        main(["fit", *recipe, *COARSE, "--trainer.callbacks+", "PolicyAveraging"])
+
+
+COARSE = [
+    *("--backbone.policy_dtype", "bfloat16", "--model.optimizer", "AdamW8bit"),
+    *("--model.optimizer.least_size", "0", "--model.optimizer.stochastic_rounding", "true"),
+]
+
+
+def test_a_run_with_coarse_weights_resumes_exactly(recipe: list[str], tmp_path: Path) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    place = recipe.index("--trainer.default_root_dir") + 1
+
+    def run(folder: Path, *arguments: str) -> None:
+        more = [*COARSE, "--model.optimizer.lr", "1e-5", "--trainer.max_steps", *arguments]
+        main(["fit", *recipe[:place], str(folder), *recipe[place + 1 :], *more])
+
+    run(whole, "4")
+    run(halves, "2")
+    run(halves, "4", "--ckpt_path", "last")
+    assert_same_end(whole, halves)
+    state = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {weight.dtype for weight in state.values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,10 @@ class UNetBackbone(Backbone):
         reference: `initial` for the weights that training starts from (with LoRA the UNet without
             its adapter, else a frozen copy), `none`, or hub name or folder of another UNet.
         gradient_checkpointing: Compute activations twice instead of keeping them.
-        dtype: Precision of VAE and text encoders, and under LoRA of the UNet below it. What is
-            trained is float32, and so is a frozen copy of it, since the two must agree exactly.
+        dtype: Precision of VAE and text encoders, and under LoRA of the UNet below it.
+        policy_dtype: Precision of a UNet whose weights are all trained, and of a frozen copy of it,
+            since the two must agree exactly; a LoRA is float32 always. bfloat16 takes half of the
+            memory and wants an optimizer with stochastic rounding.
         variant: Variant of the pipeline's files, such as `fp16`.
         vae: Hub name or folder of another VAE.
         start_lora: A LoRA to start from, in diffusers' or kohya's layout: it is merged into the
@@ -94,9 +96,10 @@ class UNetBackbone(Backbone):
         prediction: Literal["epsilon", "v_prediction"] | None = None,
         guidance: float = 7.5,
         decoder: str | None = None,
+        policy_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         frozen_dtype: torch.dtype = getattr(torch, dtype)
-        unet_dtype = frozen_dtype if lora else torch.float32
+        unet_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
         own_vae = load_part(AutoencoderKL, vae, "vae", frozen_dtype) if vae else None
         parts = self._parts(pretrained, unet_dtype, variant, config, own_vae)
         process = self.PROCESS(parts.scheduler(), prediction)

@@ -44,6 +44,11 @@ class PolicyAveraging(Callback):
                 "Checkpoints of weights only hold no average: leave `save_weights_only` of the "
                 "checkpoint callback false, or drop PolicyAveraging."
             )
+        if any(p.dtype != torch.float32 for p in trained(pl_module).values()):
+            raise InputError(
+                "An average of weights in bfloat16 would round away what a step adds to it: drop "
+                "PolicyAveraging, or set `--backbone.policy_dtype float32`."
+            )
         if self._swapped:  # a second fit of the same trainer
             self._swap(pl_module)
         if not self.average:
