@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lit_prefopt.backbones.backbone import Backbone
 from lit_prefopt.backbones.lora import LoRA
+from lit_prefopt.backbones.nf4 import in_four_bits
 from lit_prefopt.backbones.parts import FileParts, FolderParts, Parts, load_part
 from lit_prefopt.backbones.reference import Policy, freeze
 from lit_prefopt.backbones.small_decoder import SmallDecoder
@@ -45,6 +46,8 @@ class UNetBackbone(Backbone):
         policy_dtype: Precision of a UNet whose weights are all trained, and of a frozen copy of it,
             since the two must agree exactly; a LoRA is float32 always. bfloat16 takes half of the
             memory and wants an optimizer with stochastic rounding.
+        nf4: Keep the linear layers of transformer blocks below a LoRA in four bits, for policy and
+            reference alike; the LoRA is then made for weights that are rounded a little.
         variant: Variant of the pipeline's files, such as `fp16`.
         vae: Hub name or folder of another VAE.
         start_lora: A LoRA to start from, in diffusers' or kohya's layout: it is merged into the
@@ -97,7 +100,13 @@ class UNetBackbone(Backbone):
         guidance: float = 7.5,
         decoder: str | None = None,
         policy_dtype: Literal["float32", "bfloat16"] = "float32",
+        nf4: bool = False,
     ) -> None:
+        if nf4 and lora is None:
+            raise InputError(
+                "Weights of four bits cannot be trained: add an adapter to them, such as "
+                "`--backbone.lora LoRA --backbone.lora.rank 16`, or leave `--backbone.nf4` false."
+            )
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         unet_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
         own_vae = load_part(AutoencoderKL, vae, "vae", frozen_dtype) if vae else None
@@ -114,6 +123,8 @@ class UNetBackbone(Backbone):
         self._check_unet(unet, [*encoders.values()], denoiser or pretrained)
         if start_lora is not None:
             merge_lora(unet, [*encoders.values()], read_lora(start_lora))
+        if nf4:
+            in_four_bits(unet, unet_dtype)
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         super().__init__(_policy(unet, lora, reference), process)

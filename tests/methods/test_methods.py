@@ -25,6 +25,8 @@ BACKBONES = {
     "full, checkpointing": (StableDiffusion, {"gradient_checkpointing": True}),
     "lora": (StableDiffusion, {"lora": LoRA(4)}),
     "lora, bfloat16, checkpointing": (StableDiffusion, COARSE),
+    "lora over four bits": (StableDiffusion, {"lora": LoRA(4), "nf4": True}),
+    "full, bfloat16": (StableDiffusion, {"policy_dtype": "bfloat16"}),
     "sdxl, full": (StableDiffusionXL, {}),
     "sdxl, lora, bfloat16, checkpointing": (StableDiffusionXL, COARSE),
 }
