@@ -56,6 +56,7 @@ class ConsistencyDPO(DiffusionDPO):
         link: Loss of a difference of log-ratios: `lit_prefopt.losses.sigmoid`, `.ipo`, `.hinge`,
             or any function of that form.
         label_smoothing: Share of the labels that are taken to be wrong.
+        anchor: Weight of the chosen side's residual, added to the loss; the paper has none.
         validation_draws: Draws of noise level, noise and guidance per held-out pair.
     """
 
@@ -70,6 +71,7 @@ class ConsistencyDPO(DiffusionDPO):
         delta: float = 0.001,
         link: Callable = sigmoid,
         label_smoothing: float = 0.0,
+        anchor: float = 0.0,
         validation_draws: int = 4,
     ) -> None:
         super().__init__(
@@ -78,6 +80,7 @@ class ConsistencyDPO(DiffusionDPO):
             beta,
             link,
             label_smoothing,
+            anchor,
             validation_draws=validation_draws,
         )
         check_lcm(backbone, type(self).__name__)
