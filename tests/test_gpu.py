@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
+from tests.backbones.test_nf4 import NF4, predicted
 from tests.test_cli import LORA, scalars
+from tests.test_optimizers import COARSE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,6 +31,20 @@ def test_step_zero_and_fit(
     assert logged["train/margin"][0] == 0
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert all(math.isfinite(loss) for loss in logged["train/loss"])
+
+
+@pytest.mark.parametrize("extra", [COARSE, NF4], ids=["weights of bfloat16", "four bits"])
+def test_small_weights(recipe: list[str], tmp_path: Path, extra: list[str]) -> None:
+    main(["fit", *recipe, *extra, "--trainer.accelerator", "gpu"])
+    logged = scalars(tmp_path / "run")
+    assert logged["train/margin"][0] == 0
+    assert all(math.isfinite(loss) for loss in logged["train/loss"])
+
+
+def test_four_bits_say_the_same_on_both_devices(tiny_folder: str) -> None:
+    backbone = StableDiffusion(tiny_folder, lora=LoRA(4), nf4=True)
+    expected = predicted(backbone)
+    torch.testing.assert_close(predicted(backbone.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -25,10 +25,11 @@ def folded(tiny_folder: str) -> StableDiffusion:
 
 
 def predicted(backbone: StableDiffusion) -> torch.Tensor:
-    random = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, *backbone.latent_shape, generator=random)
+    random, device = torch.Generator().manual_seed(0), next(backbone.parameters()).device
+    latents = torch.randn(2, *backbone.latent_shape, generator=random).to(device)
+    t = torch.tensor([10, 900], device=device)
     with torch.no_grad():
-        return backbone.predict(latents, torch.tensor([10, 900]), backbone.embed(["a", "b"]))
+        return backbone.predict(latents, t, backbone.embed(["a", "b"]))
 
 
 def test_transformer_blocks_have_four_bits_and_the_adapter_32(folded: StableDiffusion) -> None:
