@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, check_backbone, trained
 from lit_prefopt.errors import InputError
+from lit_prefopt.gradient_release import check_release
 from lit_prefopt.log import Window
 from lit_prefopt.optimizers import OptimizerConfig
 
@@ -55,10 +56,12 @@ class Learner(LightningModule):
             self.log(f"train/{name}", mean, prog_bar=shown, sync_dist=True, batch_size=1)
 
     def on_fit_start(self) -> None:
-        """Set what is trained to training, and refuse weights too coarse to learn."""
+        """Set what is trained to training, and refuse what the optimizer cannot step."""
         self.train()  # networks are loaded in evaluation mode, and Lightning keeps modes
         # Lightning warns of modules in evaluation; here all that is frozen is meant to be.
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
+        if self.optimizer.releases:
+            check_release(self.trainer)
         learned = {torch.float32} | ({torch.bfloat16} if self.optimizer.learns_coarse else set())
         coarse = {p.dtype for p in trained(self).values()} - learned
         if coarse:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import optimization
 
 from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.gradient_release import release_gradients
 from lit_prefopt.rounding import RoundedSteps
 
 ScheduleName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -34,6 +35,9 @@ class OptimizerConfig(ABC):
 
     learns_coarse: bool = False
     """Whether steps of usual learning rates move weights of bfloat16."""
+
+    releases: bool = False
+    """Whether gradients are let go in the backward pass."""
 
     def __init__(
         self, lr: float, schedule: ScheduleName = "constant", warmup_steps: int = 0
@@ -122,6 +126,8 @@ class EightBit(OptimizerConfig):
         paged: Let a GPU that is full move moments to the host for the time being.
         stochastic_rounding: Learn weights of bfloat16, see `--backbone.policy_dtype`: each step is
             rounded at random, so that small ones are kept on average.
+        release_gradients: Step each weight in the backward pass and let its gradient go, which
+            takes the gradients' memory away; not with accumulation, clipping or several ranks.
     """
 
     def __init__(
@@ -134,18 +140,21 @@ class EightBit(OptimizerConfig):
         least_size: int,
         paged: bool,
         stochastic_rounding: bool,
+        release_gradients: bool,
     ) -> None:
         super().__init__(lr, schedule, warmup_steps)
         _check_moments(betas, weight_decay)
         check_number("least_size", least_size, 0)
         self.betas, self.weight_decay = betas, weight_decay
         self.options = {"min_8bit_size": least_size, "is_paged": paged}
-        self.learns_coarse = stochastic_rounding
+        self.learns_coarse, self.releases = stochastic_rounding, release_gradients
 
-    def rounding(self, optimizer: Any) -> Optimizer:
-        """Return an optimizer of bitsandbytes that rounds as it was said."""
+    def stepping(self, optimizer: Any) -> Optimizer:
+        """Return an optimizer of bitsandbytes that rounds and releases as it was said."""
         if self.learns_coarse:
             optimizer.update_step = RoundedSteps(optimizer)
+        if self.releases:
+            release_gradients(optimizer)
         return optimizer  # type: ignore[no-any-return]
 
 
@@ -166,6 +175,8 @@ class AdamW8bit(EightBit):
         paged: Let a GPU that is full move moments to the host for the time being.
         stochastic_rounding: Learn weights of bfloat16, see `--backbone.policy_dtype`: each step is
             rounded at random, so that small ones are kept on average.
+        release_gradients: Step each weight in the backward pass and let its gradient go, which
+            takes the gradients' memory away; not with accumulation, clipping or several ranks.
     """
 
     def __init__(
@@ -179,6 +190,7 @@ class AdamW8bit(EightBit):
         least_size: int = LEAST_SIZE,
         paged: bool = False,
         stochastic_rounding: bool = False,
+        release_gradients: bool = False,
     ) -> None:
         super().__init__(
             lr,
@@ -189,6 +201,7 @@ class AdamW8bit(EightBit):
             least_size,
             paged,
             stochastic_rounding,
+            release_gradients,
         )
         check_number("eps", eps, 0)
         self.eps = eps
@@ -196,7 +209,7 @@ class AdamW8bit(EightBit):
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return bitsandbytes' AdamW8bit."""
         adam = _bitsandbytes().AdamW8bit
-        return self.rounding(
+        return self.stepping(
             adam(parameters, self.lr, self.betas, self.eps, self.weight_decay, **self.options)
         )
 
@@ -217,6 +230,8 @@ class Lion8bit(EightBit):
         paged: Let a GPU that is full move moments to the host for the time being.
         stochastic_rounding: Learn weights of bfloat16, see `--backbone.policy_dtype`: each step is
             rounded at random, so that small ones are kept on average.
+        release_gradients: Step each weight in the backward pass and let its gradient go, which
+            takes the gradients' memory away; not with accumulation, clipping or several ranks.
     """
 
     def __init__(
@@ -229,6 +244,7 @@ class Lion8bit(EightBit):
         least_size: int = LEAST_SIZE,
         paged: bool = False,
         stochastic_rounding: bool = False,
+        release_gradients: bool = False,
     ) -> None:
         super().__init__(
             lr,
@@ -239,12 +255,13 @@ class Lion8bit(EightBit):
             least_size,
             paged,
             stochastic_rounding,
+            release_gradients,
         )
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return bitsandbytes' Lion8bit."""
         lion = _bitsandbytes().Lion8bit
-        return self.rounding(
+        return self.stepping(
             lion(parameters, self.lr, self.betas, self.weight_decay, **self.options)
         )
 

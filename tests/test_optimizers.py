@@ -118,6 +118,43 @@ def test_rounded_at_random_coarse_weights_move_as_far(
     assert all(torch.equal(one, other) for one, other in zip(coarse, again, strict=True))
 
 
+@pytest.mark.parametrize("rounding", [False, True])
+def test_released_gradients_take_the_same_steps(rounding: bool) -> None:
+    dtype = torch.bfloat16 if rounding else torch.float32
+
+    def learned(release: bool) -> list[torch.nn.Parameter]:
+        parameters = weights(dtype)
+        large, small = parameters
+        config = AdamW8bit(
+            1e-3, least_size=0, stochastic_rounding=rounding, release_gradients=release
+        )
+        optimizer = config.build(parameters)
+        for number in range(3):
+            x = torch.randn(4, 64, generator=torch.Generator().manual_seed(number)).to(dtype)
+            (((x * small) @ large).square().sum() + large.sum()).backward()
+            assert all((p.grad is None) == release for p in parameters)
+            optimizer.step()
+            optimizer.zero_grad()
+        return parameters
+
+    pairs = zip(learned(False), learned(True), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (["--trainer.accumulate_grad_batches", "2"], "several batches"),
+        (["--trainer.gradient_clip_val", "1.0"], "clipped"),
+        (["--trainer.callbacks+", "Guard"], "Guard"),
+    ],
+)
+def test_released_gradients_cannot_wait(change: list[str], reason: str, recipe: list[str]) -> None:
+    release = ["--model.optimizer", "AdamW8bit", "--model.optimizer.release_gradients", "true"]
+    with pytest.raises(SystemExit, match=f"{reason}.*release_gradients false"):
+        main(["fit", *recipe, *release, *change])
+
+
 def test_rounding_at_random_keeps_the_mean_and_what_is_exact() -> None:
     random = torch.Generator().manual_seed(0)
     exact = torch.tensor([1.0, -1.0, 0.0, 3e-39, torch.inf, -torch.inf])
@@ -149,12 +186,16 @@ COARSE = [
 ]
 
 
-def test_a_run_with_coarse_weights_resumes_exactly(recipe: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("release", ["false", "true"])
+def test_a_run_with_coarse_weights_resumes_exactly(
+    release: str, recipe: list[str], tmp_path: Path
+) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     place = recipe.index("--trainer.default_root_dir") + 1
 
     def run(folder: Path, *arguments: str) -> None:
-        more = [*COARSE, "--model.optimizer.lr", "1e-5", "--trainer.max_steps", *arguments]
+        more = [*COARSE, "--model.optimizer.release_gradients", release]
+        more += ["--model.optimizer.lr", "1e-5", "--trainer.max_steps", *arguments]
         main(["fit", *recipe[:place], str(folder), *recipe[place + 1 :], *more])
 
     run(whole, "4")
