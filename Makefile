@@ -13,8 +13,9 @@ quickstart: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config quickstart \
 		--trainer.default_root_dir runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
+# One process a core, and one thread in each of them and in the runs that they start.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
