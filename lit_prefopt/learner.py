@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, check_backbone, trained
 from lit_prefopt.errors import InputError
-from lit_prefopt.gradient_release import check_release
 from lit_prefopt.log import Window
 from lit_prefopt.optimizers import OptimizerConfig
+from lit_prefopt.optimizers.gradient_release import check_release
 
 
 class Learner(LightningModule):

@@ -10,7 +10,7 @@ import torch
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.optimizers import Adafactor, AdamW, AdamW8bit, Lion8bit, OptimizerConfig
-from lit_prefopt.rounding import rounded_at_random
+from lit_prefopt.optimizers.rounding import rounded_at_random
 from tests.runs import assert_same_end
 
 

@@ -120,7 +120,10 @@ def test_a_resumed_run_ends_in_the_same_weights(judge_recipe: list[str], tmp_pat
         (["--model.validation_timesteps", "[0, 1000]"], "validation_timesteps is 1000"),
         (["--data.caption_dropout", "1"], "set `--data.caption_dropout 0`"),
         (["--data", "ToyWeb", "--data.steps", "2"], "yields single images"),
-        (["--trainer.precision", "bf16-true"], "set `--trainer.precision bf16-mixed`"),
+        (
+            ["--trainer.precision", "bf16-true"],
+            r"keep them in float32 \(`--trainer.precision bf16-mixed`",
+        ),
     ],
 )
 def test_bad_input_is_answered_by_a_sentence(
