@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lit_prefopt.errors import check_number
 
 _HPSV2 = "https://huggingface.co/datasets/zhwang/HPDv2/resolve/main/benchmark"
+_SHEET = "https://docs.google.com/spreadsheets/d/1y7nAbmR4FREi6npB1u-Bo3GFdwdOPYJc617rBOxIRHY"
 SETS = {
     "partiprompts": [
         "https://raw.githubusercontent.com/google-research/parti/main/PartiPrompts.tsv"
@@ -18,6 +19,7 @@ SETS = {
     "geneval": [
         "https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
     ],
+    "drawbench": [f"{_SHEET}/gviz/tq?tqx=out:csv#drawbench.csv"],
     "hpsv2": [f"{_HPSV2}/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")],
 }
 """Published prompt sets by their short names; they are fetched where their authors keep them."""
@@ -52,8 +54,9 @@ class PromptFile(Prompts):
 
     Args:
         path: The file, in UTF-8, or the pair shards as `--data.shards` takes them; a local path
-            or a URL; `partiprompts`, `geneval` or `hpsv2` for the published set; or a list of
-            these. Of several files each is a category, where they name none themselves.
+            or a URL (`…#a.csv` where its own ending does not say what it is); `partiprompts`,
+            `drawbench`, `geneval` or `hpsv2` for the published set; or a list of these. Of several
+            files each is a category, where they name none themselves.
         column: The key or column that holds the prompts; where not given, the one that is called
             prompt, caption, original_prompt, text, txt or prompts, in capitals or not.
         count: How many of its first prompts to take; all where it is not given.

@@ -36,7 +36,7 @@ def read_prompts(source: str, column: str | None = None, count: int | None = Non
 
     Args:
         source: A .txt, .json, .jsonl, .csv or .tsv file in UTF-8, local or remote, or what
-            `find_shards` takes.
+            `find_shards` takes. A URL that ends otherwise says it at its end: `…?id=7#a.csv`.
         column: The key or column that holds them; where not given, the usual name that is there.
         count: How many of the first ones to return; all where not given.
     """
@@ -72,7 +72,9 @@ def read_entries(
 
 
 def _kind(source: str) -> str:
-    ending = PurePosixPath(urlsplit(source).path if "://" in source else source).suffix.lower()
+    address = urlsplit(source)
+    name = (address.fragment or address.path) if "://" in source else source
+    ending = PurePosixPath(name).suffix.lower()
     if Path(source).is_dir():
         return SHARDS
     kind = SUFFIXES.get(ending, ending.removeprefix("."))

@@ -269,6 +269,15 @@ def test_published_sets_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert PromptFile("geneval").sources == ["geneval"]  # what is there comes first
 
 
+def test_a_sheet_that_is_served_as_csv(tmp_path: Path) -> None:
+    [address] = PromptFile("drawbench").sources
+    name = address.rpartition("/")[2]
+    assert name == "tq?tqx=out:csv#drawbench.csv"
+    (tmp_path / "tq?tqx=out:csv").write_text(SETS["drawbench.csv"])  # all but the fragment is sent
+    with serving(str(tmp_path)) as server:
+        assert PromptFile(f"{server.url}/{name}").entries() == ENTRIES
+
+
 def test_the_digest_is_that_of_a_file_of_lines(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a red fox\nthe sea\n")
     texts = PromptFile(str(tmp_path / "a.txt")).texts()
