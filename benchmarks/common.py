@@ -162,13 +162,14 @@ def hardware() -> str:
     return f"CPU, {os.cpu_count()} cores, {names[0] if names else platform.processor()}"
 
 
-def write_report(name: str, text: str, variant: str = "") -> Path:
+def write_report(name: str, text: str, variant: str = "", path: Path | None = None) -> Path:
     """Write a report with all that is needed to repeat it.
 
     Args:
         name: The script's name.
         text: The figures.
         variant: Tells several reports of one script and day apart.
+        path: Where it goes; a dated one beside the others where it is not given.
     """
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
@@ -186,7 +187,7 @@ def write_report(name: str, text: str, variant: str = "") -> Path:
         "",
     ]
     named = "-".join(filter(None, (str(date.today()), name, variant)))
-    path = REPORTS / f"{named}.md"
-    path.parent.mkdir(exist_ok=True)
+    path = path or REPORTS / f"{named}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([*head, text.rstrip(), ""]))
     return path

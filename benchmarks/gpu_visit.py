@@ -28,9 +28,10 @@ from typing import Literal, NamedTuple
 
 from jsonargparse import auto_cli
 
-from benchmarks.common import REPORTS, hardware
+from benchmarks.common import write_report
+from benchmarks.memory import SAVINGS
 
-TAIL = 60  # lines of a measurement's output that go into the report
+TAIL, LAST = 60, 15  # lines of a measurement's output, and of what a failed one complains of
 
 
 class Task(NamedTuple):
@@ -60,13 +61,25 @@ def tasks(size: str, folder: Path) -> Iterator[Task]:
     made += f"Path({str(folder / 'step-time')!r})); recipe({small!r}, 'lora', 'images', "
     made += f"Path({str(folder / 'step-time')!r}))"
     yield Task("networks and shards are made", ["-c", made], 240)
-    pytest = ["-m", "pytest", "-x", "-m", "gpu" if full else "not slow and not gpu"]
-    yield Task("tests on the device", [*pytest, "tests/test_gpu.py"], 240 if full else 120)
-    batch = "4" if full else "2"
-    for train, rows in (("lora", "1"), ("lora", batch), ("full", "1")):
+    pytest = ["-m", "pytest", "-x", "-m", "gpu", "tests/test_gpu.py"]
+    if not full:
+        pytest.append("--collect-only")
+    yield Task("tests on the device", pytest, 240)
+    some, many = ("4", "16") if full else ("2", "4")
+    for train, rows, more in (  # `more` as options of step_time
+        ("lora", "1", ""),
+        ("lora", many, ""),
+        ("lora", many, "--data reference"),
+        ("full", "1", ""),
+        ("full", some, "--coarse true --data reference"),
+    ):
         words = f"--family {large} --train {train} --batch {rows} --steps 8 --workers 4 {where}"
-        title = f"{large}, {train}, {rows} pairs: a step against a plain loop"
-        yield Task(title, step_time(words), 150)
+        title = f"{large}, {train}, {rows} pairs{more and f', {more}'}"
+        yield Task(
+            f"{title}: a step against a plain loop",
+            step_time(f"{words} {more}"),
+            240 if "reference" in more else 150,  # the caches are made first
+        )
     for train in ("lora", "full"):
         words = f"--family {small} --train {train} --batch 8 --steps 10 --workers 4 {where}"
         title = f"{small}, {train}, 8 pairs: a step against a plain loop"
@@ -82,24 +95,31 @@ def tasks(size: str, folder: Path) -> Iterator[Task]:
         ),
         ("no checkpointing", "lora", "--backbone.gradient_checkpointing false"),
         ("AdamW8bit", "full", "--model.optimizer AdamW8bit"),
+        (
+            "AdamW8bit, bf16 weights, gradients let go",
+            "full",
+            f"--model.optimizer AdamW8bit {SAVINGS['coarse']}",
+        ),
         ("Adafactor", "full", "--model.optimizer Adafactor"),
         ("fused AdamW", "full", "--model.optimizer.fused true"),
     ):
         arguments = ["variant", "--family", large, "--train", train, "--folder", str(folder)]
         command = ["-m", "benchmarks.gpu_visit", *arguments, f"--options={options}"]
         yield Task(f"{large}, {train}, {title}: estimate", command, 120)
+    pairs = "200" if full else "16"
+    words = f"--pairs {pairs} --side 512 --workers [0,4] --repeats 2 --folder {folder / 'loader'}"
+    yield Task("loader", ["-m", "benchmarks.loader", *words.split()], 90)
     device = "cuda" if full else "cpu"
     words = f"--family {large} --train lora --device {device} {where}"
     profile = ["-m", "benchmarks.profile_step", *words.split()]
     yield Task(f"{large}, lora: the ten largest items of a step", profile, 120)
     family = small if size == "toy" else large
     words = f"main --families [{family}] --trains [lora,full] --optimizers [AdamW,AdamW8bit] "
-    words += f"--checkpointing [true] --folder {folder / 'step-time'}"
+    words += (
+        f"--checkpointing [true] --savings [none,coarse,cached] --folder {folder / 'step-time'}"
+    )
     memory = ["-m", "benchmarks.memory", *words.split()]
-    yield Task(f"{family}: memory, foretold and measured", memory, 240)
-    pairs = "200" if full else "16"
-    words = f"--pairs {pairs} --side 512 --workers [0,4] --repeats 2 --folder {folder / 'loader'}"
-    yield Task("loader", ["-m", "benchmarks.loader", *words.split()], 90)
+    yield Task(f"{family}: memory, foretold and measured", memory, 360)
 
 
 def variant(
@@ -123,26 +143,39 @@ def variant(
     estimate([*made.arguments, *options.split(), "--steps", "5"])
 
 
-def run(task: Task, seconds: float, log: Path) -> str:
-    """Return the last lines of what a task says, ended with all its children after a while."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as out:
+def run(task: Task, seconds: float, logs: Path) -> str:
+    """Return the last lines of what a task says, ended with all its children after a while.
+
+    Args:
+        task: The measurement.
+        seconds: After which it is ended.
+        logs: Where all that it says is kept: this path ending in .out and .err.
+    """
+    logs.parent.mkdir(parents=True, exist_ok=True)
+    said, complained = logs.with_suffix(".out"), logs.with_suffix(".err")
+    with said.open("w") as out, complained.open("w") as err:
         process = subprocess.Popen(
             [sys.executable, *task.command],
             stdout=out,
-            stderr=subprocess.STDOUT,
+            stderr=err,
             env={**os.environ, "COLUMNS": "100", "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
         try:
             code = process.wait(seconds)
-            ended = "" if code == 0 else f"\n(ended with {code})"
+            ended = f"ended with {code}" if code else ""
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            ended = f"\n(given up after {seconds:.0f} s)"
-    lines = [line.split("\r")[-1] for line in log.read_text(errors="replace").splitlines()]
-    return "\n".join(lines[-TAIL:]) + ended
+            ended = f"given up after {seconds:.0f} s"
+    lines = _lines(said)[-TAIL:]
+    if ended:
+        lines += [*_lines(complained)[-LAST:], f"({ended})"]
+    return "\n".join(lines)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.split("\r")[-1] for line in path.read_text(errors="replace").splitlines()]
 
 
 def main(
@@ -162,24 +195,22 @@ def main(
         only: Measure only what has this in its title, beside making the networks.
     """
     end = time.monotonic() + 60 * minutes
-    day = time.strftime("%Y-%m-%d")
-    path = Path(output) if output else REPORTS / f"{day}-gpu_visit-{size}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = [f"# gpu_visit, {size}", "", f"- date: {day}", f"- hardware: {hardware()}", ""]
+    report: list[str] = []
+    path = Path(output) if output else None
     for number, task in enumerate(tasks(size, Path(folder))):
         if number and only not in task.title:
             continue
         left = end - time.monotonic()
+        report += [f"## {task.title}", ""]
         if left < 10:
-            report += [f"## {task.title}", "", "(no time was left)", ""]
-            path.write_text("\n".join(report))
-            continue
-        start = time.monotonic()
-        said = run(task, min(task.seconds, left), Path(folder) / "logs" / f"{number:02d}.log")
-        took = time.monotonic() - start
-        report += [f"## {task.title}", "", f"{took:.0f} s", "", "```", said, "```", ""]
-        path.write_text("\n".join(report))
-        print(f"{task.title}: {took:.0f} s", flush=True)
+            report += ["(no time was left)", ""]
+        else:
+            start = time.monotonic()
+            said = run(task, min(task.seconds, left), Path(folder) / "logs" / f"{number:02d}")
+            took = time.monotonic() - start
+            report += [f"{took:.0f} s", "", "```", said, "```", ""]
+            print(f"{task.title}: {took:.0f} s", flush=True)
+        path = write_report("gpu_visit", "\n".join(report), size, path)
     print(path)
 
 
