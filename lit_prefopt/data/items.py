@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data.images import Augment, BrokenSample, Pixels, Size, decode, upright_size
+from lit_prefopt.data.images import Augment, BrokenSample, Opened, Pixels, Size, decode
 from lit_prefopt.data.read import Sample, ShardReader
 from lit_prefopt.data.seeds import sample_seed
+
+GiveRoom = Callable[[int], NDArray[np.uint8]]
+"""Returns memory for so many bytes."""
+
+
+def own_room(size: int) -> NDArray[np.uint8]:
+    """Return memory for so many bytes."""
+    return np.empty(size, dtype=np.uint8)
 
 
 class Visit(NamedTuple):
@@ -39,8 +49,14 @@ class Items(Protocol):
         """Return a sample; raise BrokenSample, which names it, if it cannot be used."""
         ...
 
-    def collate(self, items: list[Any], broken: tuple[str, ...]) -> Any:
-        """Return the batch that these items make, with the names of those they stand in for."""
+    def collate(self, items: list[Any], broken: tuple[str, ...], room: GiveRoom) -> Any:
+        """Return the batch that these items make.
+
+        Args:
+            items: The samples.
+            broken: Names of those they stand in for.
+            room: Gives memory for what is large.
+        """
         ...
 
 
@@ -75,9 +91,9 @@ class ImageItems:
         stored = self.reader(visit.shard, visit.sample)
         return make_item(stored, self.augments[visit.bucket], seed, self.reader.sides)
 
-    def collate(self, items: list[Item], broken: tuple[str, ...]) -> ImagePairs:
+    def collate(self, items: list[Item], broken: tuple[str, ...], room: GiveRoom) -> ImagePairs:
         """Return the batch that these items make."""
-        return collate(items, broken)
+        return collate(items, broken, room)
 
 
 def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> Item:
@@ -90,25 +106,29 @@ def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str])
         names: Names of its sides, for messages.
     """
     text = prompt_of(sample)
-    files = [*zip(names, sample.sides, strict=True)]
-    least = _enough(sample.sides[0], augment, seed) if augment.draft else None
-    images = [_decoded(sample, name, data, "RGB", least) for name, data in files]
-    sizes = [image.size for image in images]
-    if least is not None:
-        sizes = [upright_size(data) for data in sample.sides]
-    crop, dropped = augment.draw(sizes[0], seed)
+    sides: list[Opened] = []
+    for name, data in zip(names, sample.sides, strict=True):
+        with _of(sample, name):
+            sides.append(Opened.read(data))
+    crop, dropped = augment.draw(sides[0].size, seed)
+    images: list[Image.Image | Pixels] = []
+    for name, side in zip(names, sides, strict=True):
+        with _of(sample, name):
+            images.append(_decoded(side, crop.size, draft=augment.draft))
+    best = images[0].size if isinstance(images[0], Image.Image) else crop.size
     mask = None
     if sample.mask is not None:
-        mask = augment.mask(_decoded(sample, "mask", sample.mask, "L"), sizes[0], crop)
+        with _of(sample, "mask"):
+            mask = augment.mask(decode(sample.mask, "L"), sides[0].size, crop)
     return Item(
-        images=augment.pixels(images, crop),
+        images=[augment.pixels(image, best, crop) for image in images],
         text="" if dropped else text,
         seed=seed,
         label=label_of(sample),
         weight=weight_of(sample),
         key=sample.name,
         mask=mask,
-        frames=[augment.frame(size, crop) for size in sizes],
+        frames=[augment.frame(side.size, crop) for side in sides],
     )
 
 
@@ -151,14 +171,16 @@ def prompt_of(sample: Described) -> str:
     return sample.text
 
 
-def collate(items: list[Item], broken: tuple[str, ...] = ()) -> ImagePairs:
-    """Return the batch that these items make."""
+def collate(
+    items: list[Item], broken: tuple[str, ...] = (), room: GiveRoom = own_room
+) -> ImagePairs:
+    """Return the batch that these items make; for the arguments see `Items`."""
     masks = None
     if any(item.mask is not None for item in items):  # where there is none, all may differ
         all_ones = torch.ones(1, *items[0].images[0].shape[:2])
         masks = torch.stack([all_ones if i.mask is None else i.mask for i in items])
     return ImagePairs(
-        images=_stacked([item.images for item in items]),
+        images=_stacked([item.images for item in items], room),
         texts=[item.text for item in items],
         seeds=torch.tensor([item.seed for item in items]),
         labels=torch.tensor([item.label for item in items]),
@@ -170,34 +192,25 @@ def collate(items: list[Item], broken: tuple[str, ...] = ()) -> ImagePairs:
     )
 
 
-def _stacked(images: list[list[Pixels]]) -> Tensor:
-    """Return all in one, (B, K, 3, H, W); every pixel is copied once.
-
-    A worker writes them to where the main process reads them, as torch's own collate does.
-    """
+def _stacked(images: list[list[Pixels]], room: GiveRoom) -> Tensor:
+    """Return all in one, (B, K, 3, H, W); every pixel is copied once."""
     shape = len(images), len(images[0]), *images[0][0].shape
-    room = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        shared: Any = torch.UntypedStorage._new_shared(math.prod(shape))
-        room.set_(shared)
-    room = room.resize_(shape)
-    for row, sides in zip(room.numpy(), images, strict=True):
-        for place, side in zip(row, sides, strict=True):
-            place[:] = side
-    return room.permute(0, 1, 4, 2, 3)
+    whole = room(math.prod(shape)).reshape(shape)
+    for row, sides in zip(whole, images, strict=True):
+        np.stack(sides, out=row)
+    return torch.from_numpy(whole).permute(0, 1, 4, 2, 3)
 
 
-def _enough(best: bytes, augment: Augment, seed: int) -> Size | None:
-    """Return the size that all sides are brought to; None where the best one has no usable size."""
-    size = upright_size(best)
-    return None if 0 in size else augment.draw(size, seed)[0].size
+def _decoded(side: Opened, size: Size, *, draft: bool) -> Image.Image | Pixels:
+    pixels = side.pixels() if side.size == size else None
+    return side.decoded("RGB", size if draft else None) if pixels is None else pixels
 
 
-def _decoded(
-    sample: Sample, name: str, data: bytes, mode: Literal["RGB", "L"], least: Size | None = None
-) -> Image.Image:
+@contextmanager
+def _of(sample: Sample, name: str) -> Iterator[None]:
+    """Say whose image it is that cannot be used."""
     try:
-        return decode(data, mode, least)
+        yield
     except BrokenSample as error:
         raise BrokenSample(f"{sample.name}: {name} {error}") from error
 

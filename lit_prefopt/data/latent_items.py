@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_prefopt.batches import LatentPairs, Prompt
 from lit_prefopt.data.error_table import ErrorTable, draw_seed
 from lit_prefopt.data.images import BrokenSample, Coins
-from lit_prefopt.data.items import Visit, label_of, prompt_of, weight_of
+from lit_prefopt.data.items import GiveRoom, Visit, label_of, own_room, prompt_of, weight_of
 from lit_prefopt.data.latent_set import LatentSet
 from lit_prefopt.data.latents import LatentReader, LatentSample
 from lit_prefopt.data.seeds import sample_seed
@@ -86,9 +86,11 @@ class LatentItems:
             stored.name,
         )
 
-    def collate(self, items: list[LatentItem], broken: tuple[str, ...] = ()) -> LatentPairs:
-        """Return the batch that these items make."""
-        means = torch.stack([item.tensors["mean"] for item in items])
+    def collate(
+        self, items: list[LatentItem], broken: tuple[str, ...] = (), room: GiveRoom = own_room
+    ) -> LatentPairs:
+        """Return the batch that these items make; for the arguments see `Items`."""
+        means = _stacked([item.tensors["mean"] for item in items], room)
         pooled = [item.pooled for item in items if item.pooled is not None]
         errors = [item.errors for item in items if item.errors is not None]
         masks = None
@@ -97,11 +99,11 @@ class LatentItems:
             masks = torch.stack([item.tensors.get("masks", ones) for item in items])
         return LatentPairs(
             mean=means,
-            deviation=torch.stack([item.tensors["deviation"] for item in items])
+            deviation=_stacked([item.tensors["deviation"] for item in items], room)
             if self.latents.facts["deviation"]
             else None,
             prompt=Prompt(
-                torch.stack([item.hidden for item in items]),
+                _stacked([item.hidden for item in items], room),
                 torch.stack(pooled) if pooled else None,
             ),
             texts=[item.text for item in items],
@@ -114,6 +116,13 @@ class LatentItems:
             frames=torch.stack([item.tensors["frames"] for item in items]),
             reference_error=torch.stack(errors) if errors else None,
         )
+
+
+def _stacked(tensors: list[Tensor], room: GiveRoom) -> Tensor:
+    """Return all in one, every byte copied once."""
+    first = tensors[0]
+    whole = torch.from_numpy(room(len(tensors) * first.nbytes)).view(first.dtype)
+    return torch.stack(tensors, out=whole.view(len(tensors), *first.shape))
 
 
 class FixedDrawItems(LatentItems):

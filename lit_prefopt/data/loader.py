@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from lit_prefopt.data.carried import AHEAD, Batch, Carried, Receiver
 from lit_prefopt.data.course import Anchor, Course, Stage
 from lit_prefopt.data.enlarged import Enlarged
 from lit_prefopt.data.signals import heed_the_parent_alone
 from lit_prefopt.data.tally import Tally
-from lit_prefopt.data.worker import Batch, PairBatches, Stop
+from lit_prefopt.data.worker import PairBatches, Stop
 from lit_prefopt.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,11 @@ class PairLoader(DataLoader[Batch]):
             collate_fn=_as_is,
             worker_init_fn=heed_the_parent_alone,
             persistent_workers=workers > 0,
-            pin_memory=pinned,
+            prefetch_factor=AHEAD if workers else None,
+            pin_memory=pinned and not workers,  # else the receiver does it
         )
         self.batches, self.length = batches, length
+        self.receiver = Receiver(pinned=pinned)
         self.tally = Tally(batches.tally.share, batches.samples)
         self.enlarged: Enlarged | None = None  # where the sizes are not known beforehand
 
@@ -61,10 +64,13 @@ class PairLoader(DataLoader[Batch]):
         for number, batch in zip(range(stage.batches), super().__iter__(), strict=False):
             if isinstance(batch, Stop):
                 raise InputError(batch.reason)
-            batch = self._counted(batch)
+            batch = self._counted(self._received(batch))
             if self.enlarged is not None and number + 1 == stage.batches:
                 self.enlarged.tell()  # a small set has fewer samples than are waited for
             yield batch
+
+    def _received(self, batch: Batch | Carried) -> Batch:
+        return self.receiver.receive(batch) if isinstance(batch, Carried) else batch
 
     def _counted(self, batch: Batch) -> Batch:
         if self.enlarged is not None and batch.frames is not None:

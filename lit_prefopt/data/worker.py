@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lit_prefopt.batches import ImagePairs, LatentPairs
+from lit_prefopt.data.carried import Batch, Carried, Sender
 from lit_prefopt.data.course import Stage
 from lit_prefopt.data.images import BrokenSample
-from lit_prefopt.data.items import Items, Visit
+from lit_prefopt.data.items import Items, Visit, own_room
 from lit_prefopt.data.plan import Order, Ranks, stand_ins
 from lit_prefopt.data.tally import Tally, TooManyBroken
 from lit_prefopt.errors import InputError
@@ -26,10 +26,7 @@ class Stop(NamedTuple):
     reason: str
 
 
-Batch = ImagePairs | LatentPairs
-
-
-class PairBatches(IterableDataset[Batch | Stop]):
+class PairBatches(IterableDataset[Batch | Carried | Stop]):
     """The batches of one rank, from wherever the run stands.
 
     Args:
@@ -53,15 +50,19 @@ class PairBatches(IterableDataset[Batch | Stop]):
         self.tally = Tally(broken_share, samples)
         # shared with the workers, which live on from one epoch to the next
         self.at = torch.zeros(3, dtype=torch.int64).share_memory_()
+        self.sender: Sender | None = None  # of a worker
 
-    def __iter__(self) -> Iterator[Batch | Stop]:
-        """Yield the batches that are this worker's: every n-th one."""
+    def __iter__(self) -> Iterator[Batch | Carried | Stop]:
+        """Yield the batches that are this worker's, every n-th one, or all in the main process."""
         worker = get_worker_info()
+        if worker and self.sender is None:
+            self.sender = Sender(worker.id)
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         stage = Stage(*self.at.tolist())
         try:
             for batch in range(first, stage.batches, step):
-                yield self.batch(stage.epoch, *self.ranks.stretch(stage.position, batch))
+                made = self.batch(stage.epoch, *self.ranks.stretch(stage.position, batch))
+                yield self.sender.send(made) if self.sender else made
         except InputError as error:  # anything else is a bug and keeps its trace
             # torch would bury the sentence in a worker's traceback
             log.debug("The reading of batches ended.", exc_info=True)
@@ -72,7 +73,8 @@ class PairBatches(IterableDataset[Batch | Stop]):
         broken: list[str] = []
         stop = min(stop, self.samples)
         items = [self._item(epoch, position, broken) for position in range(start, stop)]
-        batch: Batch = self.items.collate(items, tuple(broken))
+        room = self.sender.room if self.sender else own_room
+        batch: Batch = self.items.collate(items, tuple(broken), room)
         return batch
 
     def _item(self, epoch: int, position: int, broken: list[str]) -> Any:

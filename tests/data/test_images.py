@@ -13,7 +13,14 @@ from PIL import ExifTags, Image, ImageOps
 
 from lit_prefopt.batches import scaled
 from lit_prefopt.data import images
-from lit_prefopt.data.images import Augment, BrokenSample, decode, open_image, upright_size
+from lit_prefopt.data.images import (
+    Augment,
+    BrokenSample,
+    Opened,
+    decode,
+    open_image,
+    upright_size,
+)
 from lit_prefopt.data.items import make_item
 from lit_prefopt.data.read import SIDES, Sample
 
@@ -201,6 +208,67 @@ def test_a_broken_best_side_is_named_in_draft_mode_too():
     sample = Sample("a.tar/1", "text", [b"no image", jpeg(ramp((400, 240)))], None, {})
     with pytest.raises(BrokenSample, match="a.tar/1: chosen is no png, jpg or webp image"):
         make_item(sample, Augment((32, 32), draft=True), 1, SIDES)
+
+
+def noise(size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
+    """Return a JPEG in which every pixel differs from its neighbours."""
+    shape = (*size[::-1], len(mode)) if len(mode) > 1 else size[::-1]
+    pixels = np.random.RandomState(1).randint(0, 255, shape).astype(np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(pixels, mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (37, 21)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"progressive": True},
+        {"restart_marker_blocks": 1},
+        {"keep_rgb": True},
+    ],
+    ids=str,
+)
+def test_pixels_without_pil_are_those_of_pil(size: tuple[int, int], options: dict):
+    data = noise(size, **options)
+    pixels = Opened.read(data).pixels()
+    assert pixels is not None
+    np.testing.assert_array_equal(pixels, np.asarray(decode(data)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [noise((16, 8), "L"), noise((16, 8), "CMYK"), jpeg(ramp((16, 8)), 6), picture(1)],
+    ids=["grey", "CMYK", "turned", "png"],
+)
+def test_whatever_else_is_left_to_pil(data: bytes):
+    assert Opened.read(data).pixels() is None
+    assert decode(data).mode == "RGB"
+
+
+def test_half_a_jpeg_is_left_to_pil_which_refuses_it():
+    half = Opened.read(noise((64, 64))[:-900])
+    assert half.pixels() is None
+    with pytest.raises(BrokenSample, match="cannot be decoded .*truncated"):
+        half.decoded()
+
+
+def test_samples_are_the_same_with_and_without_pil(monkeypatch: pytest.MonkeyPatch):
+    """Sides of the crop's own height: nothing is resized, all is cut out and mirrored."""
+    sides = [noise((48, 32)), noise((48, 32), quality=30)]
+    sample = Sample("a.tar/1", "text", sides, None, {})
+    augment = Augment((32, 32), crop="random", flip=True)
+    fast = [make_item(sample, augment, seed, SIDES) for seed in range(8)]
+    monkeypatch.setattr(Opened, "pixels", lambda self: None)
+    for seed, one in enumerate(fast):
+        other = make_item(sample, augment, seed, SIDES)
+        assert one.frames == other.frames
+        for mine, theirs in zip(one.images, other.images, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert len({str(one.frames) for one in fast}) > 4
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", picture(1, form="GIF")])
