@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch.utils._pytree import tree_leaves
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
+from lit_prefopt.data import PairShards
+from lit_prefopt.toy.pairs import PAIRS
 from tests.backbones.test_nf4 import NF4, predicted
 from tests.test_cli import LORA, scalars
 from tests.test_optimizers import COARSE
@@ -104,3 +107,14 @@ def test_collections(name: str, tmp_path: Path, precision: str) -> None:
     assert logged["train/margin"][0] == 0
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert all(math.isfinite(loss) for loss in logged["train/loss"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_lie_in_pinned_memory(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setattr(PairShards, "_pinned", lambda self: True)
+    data = PairShards(str(PAIRS / "train"), 4, 32, workers=workers)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+    assert len(tensors) >= 5
+    assert all(tensor.is_pinned() for tensor in tensors)

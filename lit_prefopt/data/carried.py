@@ -24,6 +24,7 @@ AHEAD = 2  # batches that a worker makes before they are asked for
 TURNS = AHEAD + 1  # and one that the main process is copying
 SMALL = 2**14  # bytes of a tensor
 Room = tuple[int, int]  # turn, and number of the tensor in its batch
+NUMBERS: Room = (-1, 0)  # holds which batch lies in the rooms of each turn, (TURNS,) int64
 Bytes = NDArray[np.uint8]
 
 
@@ -63,7 +64,6 @@ class Carried(NamedTuple):
     number: int  # of the batch among its worker's, from 1
     parts: Any  # the batch; Small and Large stand for its tensors
     rooms: dict[Room, Tensor]  # those that are new
-    numbers: Tensor  # (TURNS,) of the batch that each turn's rooms hold
 
 
 class Sender:
@@ -79,7 +79,7 @@ class Sender:
         self.numbers = torch.zeros(TURNS, dtype=torch.int64).share_memory_()
         self.number = 1
         self.taken: dict[Room, Tensor] = {}  # by this batch
-        self.new: dict[Room, Tensor] = {}
+        self.new: dict[Room, Tensor] = {NUMBERS: self.numbers}
 
     def room(self, size: int) -> Bytes:
         """Return memory for a tensor of the next batch, which then need not be copied.
@@ -111,7 +111,7 @@ class Sender:
             return large
 
         parts = tree_map_only(Tensor, packed, batch)
-        carried = Carried(self.worker, self.number, parts, self.new, self.numbers)
+        carried = Carried(self.worker, self.number, parts, self.new)
         self.number, self.taken, self.new = self.number + 1, {}, {}
         return carried
 
@@ -151,6 +151,6 @@ class Receiver:
             return torch.empty_like(there, pin_memory=self.pinned).copy_(there)
 
         batch: Batch = tree_map_only((Small, Large), unpacked, carried.parts)
-        if carried.numbers[carried.number % TURNS] != carried.number:
+        if rooms[NUMBERS][carried.number % TURNS] != carried.number:
             raise RuntimeError("A worker has written over a batch that was not copied yet.")
         return batch
