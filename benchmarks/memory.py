@@ -211,6 +211,7 @@ def main(
         "| states | frozen | activations | foretold, GiB | measured, GiB | before the model |",
         "|---" * 14 + "|",
     ]
+    print("\n".join(lines), flush=True)
     for family in families or ["tiny"]:
         for train in trains or ["full", "lora"]:
             for optimizer in optimizers or ["AdamW", "AdamW8bit", "Lion8bit", "Adafactor"]:
