@@ -55,7 +55,7 @@ def draw(what: Comparison, rows: list[Row]) -> Path | None:
     curves = {name: found for name in what.methods if (found := curve(what, rows, name))}
     if not curves:
         return None
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
     for colour, (name, (spent, gained)) in zip(COLOURS, curves.items(), strict=False):
         axes.plot(
             spent,
@@ -70,7 +70,7 @@ def draw(what: Comparison, rows: list[Row]) -> Path | None:
     axes.axhline(0, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xlabel("denoiser evaluations of the run")
     axes.set_ylabel("true reward, gained")
-    axes.legend(fontsize=8, title="method (seeds)", title_fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8, title="method (seeds)", title_fontsize=8)
     path = REPORTS / f"{what.name}.png"
     figure.savefig(path, dpi=100)
     plt.close(figure)
