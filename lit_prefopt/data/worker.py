@@ -55,7 +55,7 @@ class PairBatches(IterableDataset[Batch | Carried | Stop]):
     def __iter__(self) -> Iterator[Batch | Carried | Stop]:
         """Yield the batches that are this worker's, every n-th one, or all in the main process."""
         worker = get_worker_info()
-        if worker and self.sender is None:
+        if worker:  # a new one: of an epoch that was left early, not all that was sent is received
             self.sender = Sender(worker.id)
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         stage = Stage(*self.at.tolist())

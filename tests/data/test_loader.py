@@ -184,3 +184,13 @@ def test_numbers_out_of_range_make_a_sample_broken(meta):
     sample = Sample("a.tar/1", "text", [picture(1)] * 2, None, meta)
     with pytest.raises(ValueError, match="a.tar/1 has a .* that is no number up to"):
         make_item(sample, Augment((8, 8)), 5, SIDES)
+
+
+def test_an_epoch_that_is_left_early_loses_nothing_of_the_next(make_shards):
+    folder = make_shards(23)
+    alone = [batch.keys for batch in data(folder).train_dataloader()]
+    loader = data(folder, workers=2).train_dataloader()
+    for taken in (1, 0, 2):
+        begun = iter(loader)
+        assert [next(begun).keys for _ in range(taken)] == alone[:taken]
+    assert [batch.keys for batch in loader] == alone
