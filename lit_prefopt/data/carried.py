@@ -79,7 +79,12 @@ class Sender:
         self.numbers = torch.zeros(TURNS, dtype=torch.int64).share_memory_()
         self.number = 1
         self.taken: dict[Room, Tensor] = {}  # by this batch
-        self.new: dict[Room, Tensor] = {NUMBERS: self.numbers}
+        self.new: dict[Room, Tensor] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin an epoch; of one that was left early, not all that was sent has been received."""
+        self.taken, self.new = {}, {NUMBERS: self.numbers, **self.rooms}
 
     def room(self, size: int) -> Bytes:
         """Return memory for a tensor of the next batch, which then need not be copied.
@@ -138,7 +143,7 @@ class Receiver:
 
     def receive(self, carried: Carried) -> Batch:
         """Return a batch, in memory of its own."""
-        if carried.number == 1:  # another process has this number now
+        if NUMBERS in carried.rooms:  # an epoch begins, perhaps in another process
             self.rooms[carried.worker] = {}
         rooms = self.rooms[carried.worker]
         rooms.update(carried.rooms)

@@ -55,8 +55,9 @@ class PairBatches(IterableDataset[Batch | Carried | Stop]):
     def __iter__(self) -> Iterator[Batch | Carried | Stop]:
         """Yield the batches that are this worker's, every n-th one, or all in the main process."""
         worker = get_worker_info()
-        if worker:  # a new one: of an epoch that was left early, not all that was sent is received
-            self.sender = Sender(worker.id)
+        if worker:
+            self.sender = self.sender or Sender(worker.id)
+            self.sender.begin()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         stage = Stage(*self.at.tolist())
         try:

@@ -64,6 +64,11 @@ def test_rooms_are_used_again_and_batches_stay() -> None:
     larger = sender.send(batch(0, side=100))
     assert len(larger.rooms) == 1
     assert_same(receiver.receive(larger), batch(0, side=100))
+    sender.begin()
+    sender.send(batch(5))  # of an epoch that is left before this one arrives
+    sender.begin()
+    for seed in range(2 * TURNS):
+        assert_same(receiver.receive(sender.send(batch(seed, side=100))), batch(seed, side=100))
     again = Sender(0)  # a new process of the same number
     assert_same(receiver.receive(again.send(batch(7))), batch(7))
     assert_same(receiver.receive(again.send(batch(8))), batch(8))
