@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.compare_methods import plan as plans
+from benchmarks.compare_methods import runs
 from benchmarks.compare_methods.figure import curve
 from benchmarks.compare_methods.plan import PLANS, Comparison, Data, Method, load
 from benchmarks.compare_methods.runs import command
@@ -116,6 +118,29 @@ def test_runs_of_others_count_where_they_are_the_same(two: Comparison, tmp_path:
     write(tmp_path / "two.jsonl", [own])
     [found] = two.finished()
     assert (found["method"], found["after"]) == ("first", [0.9])
+
+
+def test_a_second_round_waits_for_its_first_alone(
+    two: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 1 goes on until the second round of seed 0 has begun; what fails keeps nobody."""
+    second_began = Event()
+
+    def run(what: Comparison, name: str, seed: int, threads: int) -> dict[str, Any]:
+        if name == "second":
+            second_began.set()
+        if name == "third":
+            raise ValueError("a run that fails")
+        if seed == 1:
+            assert second_began.wait(60)
+        return row(what.method(name).arguments, seed, [0.5], [0.6]) | {"seconds": 1.0}
+
+    monkeypatch.setattr(runs, "run", run)
+    two.methods |= {"third": Method(["--z"], seeds=[0]), "fourth": Method([], after="third")}
+    with pytest.raises(ValueError, match="a run that fails"):
+        runs.make(two, jobs=3)
+    done = {(name["method"], name["seed"]) for name in two.finished()}
+    assert done == {("first", 0), ("second", 0), ("first", 1)}
 
 
 def test_runs_on_other_terms_are_refused(two: Comparison, tmp_path: Path) -> None:

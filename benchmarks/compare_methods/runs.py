@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -125,24 +125,34 @@ def make(what: Comparison, jobs: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     for made in what.prepare:
         prepare(made, what, 0, os.cpu_count() or 1)
-    while ready := what.ready():
-        with ThreadPoolExecutor(jobs) as pool:
-            waiting = [pool.submit(run, what, name, seed, threads) for name, seed in ready]
-            failed = []
-            for one in as_completed(waiting):
-                if one.exception() is not None:
-                    failed.append(one)
-                    continue
-                row = one.result()
-                with what.rows.open("a") as stream:
-                    stream.write(json.dumps(row) + "\n")
-                gained = np.mean(row["after"]) - np.mean(row["before"])
-                print(
-                    f"{row['method']}, seed {row['seed']}: {gained:+.4f} in {row['seconds']:.0f} s",
-                    flush=True,
-                )
-        if failed:  # the others' rows are written
-            failed[0].result()
+    begun: set[tuple[str, int]] = set()
+    running: set[Future[Row]] = set()
+    failed: list[BaseException] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        while True:
+            ready = [one for one in what.ready() if one not in begun]
+            begun.update(ready)
+            running |= {pool.submit(run, what, name, seed, threads) for name, seed in ready}
+            if not running:
+                break
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in ended:
+                if (error := one.exception()) is not None:
+                    failed.append(error)
+                else:
+                    write_row(what, one.result())
+    if failed:  # the others' rows are written
+        raise failed[0]
+
+
+def write_row(what: Comparison, row: Row) -> None:
+    """Add a finished run to the committed rows, and tell it."""
+    with what.rows.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    gained = np.mean(row["after"]) - np.mean(row["before"])
+    print(
+        f"{row['method']}, seed {row['seed']}: {gained:+.4f} in {row['seconds']:.0f} s", flush=True
+    )
 
 
 def main(comparison: Comparison, jobs: int = 1, report: bool = False, dry: bool = False) -> None:
