@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +14,8 @@ from benchmarks.compare_methods.plan import REPORTS, Comparison, Row
 from benchmarks.compare_methods.table import own_and_starts
 from lit_prefopt.evaluate.statistics import two_way_interval
 
-COLOURS = plt.colormaps["tab10"].colors + plt.colormaps["Dark2"].colors  # type: ignore[attr-defined]
+COLOURS = plt.colormaps["tab10"].colors  # type: ignore[attr-defined]
+STROKES = ("-", "--", ":")
 
 
 def curve(
@@ -56,11 +59,16 @@ def draw(what: Comparison, rows: list[Row]) -> Path | None:
     if not curves:
         return None
     figure, axes = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
-    for colour, (name, (spent, gained)) in zip(COLOURS, curves.items(), strict=False):
+    new = product(STROKES, COLOURS)
+    looks: dict[str | None, tuple[str, Any]] = {}
+    for name, (spent, gained) in curves.items():
+        # a round goes on with the line of the round before
+        stroke, colour = looks[name] = looks.get(what.method(name).after) or next(new)
         axes.plot(
             spent,
             [now.mean() for now in gained],
             color=colour,
+            linestyle=stroke,
             label=f"{name} ({len(gained[0])})",
             marker="o",
             markersize=3,

@@ -35,7 +35,8 @@ class Endpoint(Judge):
     judge of this library.
 
     What is worth asking again (no connection, a time-out, 429, 500, 502, 503, 504) is asked again
-    after a pause that doubles. Redirects are not followed.
+    after a pause that doubles. Redirects are not followed. Name and password of a host come from
+    ~/.netrc (or the file that NETRC names): what stands in an address is written down.
 
     Args:
         url: Where it listens, http or https.
@@ -59,6 +60,11 @@ class Endpoint(Judge):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"{url} is no address of a judge: give one as http://HOST:PORT/PATH.")
+        if parts.username is not None:
+            raise InputError(
+                f"The address of the judge at {parts.hostname} holds a password, which evaluations "
+                "would write down: leave it out, and put it into ~/.netrc."
+            )
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("retries", retries, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -220,10 +221,32 @@ def test_time_outs() -> None:
             assert len(asked) == 2
 
 
+def test_a_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    told: list[str | None] = []
+
+    def answer(handler: Odd) -> None:
+        told.append(handler.headers["Authorization"])
+        status, body = good()
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    with answering(answer) as (url, _):
+        assert ask(url).tolist() == [0.5] * 3
+    assert told == ["Basic " + base64.b64encode(b"me:secret").decode()]
+
+
 def test_what_cannot_be_an_address() -> None:
     for url in ("file:///etc/passwd", "localhost:8000", "http://", "ftp://host/"):
         with pytest.raises(InputError, match="is no address of a judge"):
             Endpoint(url)
+    with pytest.raises(InputError, match="judge at host holds a password") as error:
+        Endpoint("http://me:secret@host/")
+    assert "secret" not in str(error.value)
     with pytest.raises(InputError, match="timeout is 0"):
         Endpoint("http://127.0.0.1:1", timeout=0)
     with pytest.raises(InputError, match=r"did not answer"):
