@@ -187,6 +187,12 @@ def test_the_best_setting_stands_first(two: Comparison, tmp_path: Path) -> None:
     assert "- DPO: lr 2 (+0.3000), lr 1 (+0.1000)" in best_settings(two, two.finished())
 
 
+def test_some_seeds_alone_may_have_a_curve(two: Comparison) -> None:
+    two.curve, two.curve_seeds = [50], [1]
+    judged = ["RewardCurve" in " ".join(command(two, "first", seed)) for seed in (0, 1)]
+    assert judged == [False, True]
+
+
 def test_the_curve_by_hand(two: Comparison, tmp_path: Path) -> None:
     """Only runs that were judged on their way count, and a round begins where the last ended."""
     point = {"evaluations": 52, "pairs": 6, "judge_calls": 0, "step": 1, "rewards": [0.7]}

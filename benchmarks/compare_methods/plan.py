@@ -88,6 +88,7 @@ class Comparison:
         also: Other comparisons, by name, whose finished runs count where arguments, limits and
             seed are the same; their common arguments must be.
         curve: Denoiser evaluations after which the policy is judged in mid-run, for the figure.
+        curve_seeds: Seeds of the runs that are judged so; all where they are not given.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Comparison:
     prepare: list[Prepared] = field(default_factory=list)
     also: list[str] = field(default_factory=list)
     curve: list[int] = field(default_factory=list)
+    curve_seeds: list[int] | None = None
 
     def method(self, name: str) -> Method:
         """Return a method by its name; arguments alone are one."""

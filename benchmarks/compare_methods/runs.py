@@ -56,7 +56,7 @@ def command(what: Comparison, name: str, seed: int) -> list[str]:
         *("--trainer.callbacks+", "Budget"),
         *(f"--trainer.callbacks.{key}={limit}" for key, limit in limits),
     ]
-    if what.curve:
+    if what.curve and (what.curve_seeds is None or seed in what.curve_seeds):
         arguments += ["--trainer.callbacks+=RewardCurve", f"--trainer.callbacks.at={what.curve}"]
     if (root / "checkpoints" / "last.ckpt").exists():
         arguments += ["--ckpt_path", "last"]
