@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks.compare_methods import plan as plans
 from benchmarks.compare_methods import runs
@@ -75,10 +76,30 @@ def test_a_plan_says_what_is_compared(name: str) -> None:
             assert other is None or other in plan.methods
 
 
-def test_the_toy_comparison_uses_the_runs_that_there_are() -> None:
-    plan = load(PLANS / "toy.yaml")
-    done = {(row["method"], row["seed"]) for row in plan.finished()}
-    assert {(name, seed) for name in plan.methods for seed in (0, 1, 2)} <= done
+@pytest.mark.parametrize("name", ["toy", "toy-tuning", "toy-curves"])
+def test_what_the_pages_tell_of_is_committed(name: str) -> None:
+    assert not load(PLANS / f"{name}.yaml").missing()
+
+
+@pytest.mark.slow
+def test_the_settings_that_tuning_found_best_are_compared(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def setting(plan: Comparison, method: str) -> tuple[float, float | None]:
+        parses(plan, method)
+        told = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+        return told["optimizer"]["init_args"]["lr"], told.get("beta")
+
+    tuning, tuned = (load(PLANS / f"{name}.yaml") for name in ("toy-tuning", "toy-tuned"))
+    gained = {row["method"]: np.subtract(row["after"], row["before"]) for row in tuning.finished()}
+    best: dict[str, str] = {}
+    for name in sorted(tuning.methods, key=lambda name: gained[name].mean()):
+        best[str(tuning.method(name).setting_of)] = name
+    named = {"SPO": "SPO, exact judge", "SPO with a learned judge": "SPO, step-aware judge"}
+    named |= {"SPIN": "SPIN, round 1", "Curriculum DPO": "Curriculum DPO, 5 stages"}
+    named |= {"Dense reward": "Dense reward 0.9"}
+    for method, winner in best.items():
+        assert setting(tuned, named.get(method, method)) == setting(tuning, winner), method
 
 
 @pytest.mark.parametrize("method", load(PLANS / "sd15-pickscore.yaml").methods)
