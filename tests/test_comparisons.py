@@ -164,6 +164,21 @@ def test_a_second_round_waits_for_its_first_alone(
     assert done == {("first", 0), ("second", 0), ("first", 1)}
 
 
+def test_a_run_with_other_arguments_is_not_taken_for_this_one(
+    two: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.claim(two, "first", 0)
+    two.folder("first", 0).mkdir(parents=True)
+    runs.claim(two, "first", 0)  # goes on
+    two.methods["first"] = Method(["--x", "--z"])
+    with pytest.raises(InputError, match="first-seed0 was made with other arguments"):
+        runs.claim(two, "first", 0)
+    two.folder("first", 1).mkdir()  # of before arguments were noted
+    with pytest.raises(InputError, match="first-seed1 was made with other arguments"):
+        runs.claim(two, "first", 1)
+
+
 def test_runs_on_other_terms_are_refused(two: Comparison, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("comparison: {common: [--a, --b]}")
     two.also = ["other"]

@@ -20,6 +20,7 @@ from benchmarks.common import write_report
 from benchmarks.compare_methods.figure import draw
 from benchmarks.compare_methods.plan import Comparison, Prepared, Row
 from benchmarks.compare_methods.table import best_settings, table
+from lit_prefopt.errors import InputError
 
 
 def lit_prefopt(
@@ -63,9 +64,29 @@ def command(what: Comparison, name: str, seed: int) -> list[str]:
     return arguments
 
 
+def claim(what: Comparison, name: str, seed: int) -> None:
+    """Refuse to take a run with other arguments for this one, and note these.
+
+    Raises:
+        InputError: The run's folder holds another one.
+    """
+    root = what.folder(name, seed)
+    note = root.parent / f"{root.name}.json"
+    arguments = [*what.method(name).arguments, *what.common]
+    told = json.dumps({"arguments": arguments, "limits": what.limits(name)}, indent=2)
+    if root.exists() and not (note.exists() and note.read_text() == told):
+        raise InputError(
+            f"{root} was made with other arguments than the plan's: move it away, or give the "
+            "method another name."
+        )
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(told)
+
+
 def run(what: Comparison, name: str, seed: int, threads: int) -> Row:
     """Return the row of one run, made or finished now."""
     method, root = what.method(name), what.folder(name, seed)
+    claim(what, name, seed)
     for made in method.needs:
         prepare(made, what, seed, threads)
     evidence = root / "evaluation" / "evaluation.json"
