@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def draw(what: Comparison, rows: list[Row]) -> Path | None:
     if not curves:
         return None
     figure, axes = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
-    new = product(STROKES, COLOURS)
+    new = cycle(product(STROKES, COLOURS))
     looks: dict[str | None, tuple[str, Any]] = {}
     for name, (spent, gained) in curves.items():
         # a round goes on with the line of the round before

@@ -78,13 +78,12 @@ class Sender:
         self.rooms: dict[Room, Tensor] = {}
         self.numbers = torch.zeros(TURNS, dtype=torch.int64).share_memory_()
         self.number = 1
-        self.taken: dict[Room, Tensor] = {}  # by this batch
-        self.new: dict[Room, Tensor] = {}
         self.begin()
 
     def begin(self) -> None:
         """Begin an epoch; of one that was left early, not all that was sent has been received."""
-        self.taken, self.new = {}, {NUMBERS: self.numbers, **self.rooms}
+        self.taken: dict[Room, Tensor] = {}  # by this batch
+        self.new: dict[Room, Tensor] = {NUMBERS: self.numbers, **self.rooms}
 
     def room(self, size: int) -> Bytes:
         """Return memory for a tensor of the next batch, which then need not be copied.

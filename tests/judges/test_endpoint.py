@@ -70,14 +70,16 @@ class Odd(BaseHTTPRequestHandler):
         asked.append(self.path)
         if callable(answer):
             return answer(self)
-        status, body = answer
+        return self.reply(*answer)
+
+    def reply(self, status: int, body: bytes) -> None:
         self.send_response(status)
         if status == 302:
             self.send_header("Location", body.decode())
             body = b""
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        return self.wfile.write(body)
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -229,11 +231,7 @@ def test_a_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def answer(handler: Odd) -> None:
         told.append(handler.headers["Authorization"])
-        status, body = good()
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
+        handler.reply(*good())
 
     with answering(answer) as (url, _):
         assert ask(url).tolist() == [0.5] * 3
