@@ -194,6 +194,13 @@ def test_a_run_that_nothing_ends_is_refused(two: Comparison) -> None:
         two.limits("first")
 
 
+def test_a_method_of_its_own_length_has_no_other_limit(two: Comparison) -> None:
+    two.evaluations, two.pairs = None, 64
+    two.methods["on policy"] = Method(["--z"], evaluations=100)
+    assert two.limits("first") == {"pairs": 64}
+    assert two.limits("on policy") == {"evaluations": 100}
+
+
 def test_the_table_by_hand(two: Comparison, tmp_path: Path) -> None:
     """The second round is told against the start of the first: 0.9 - 0.5, and not 0.9 - 0.6."""
     rows = [

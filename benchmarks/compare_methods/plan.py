@@ -51,7 +51,7 @@ class Method:
 
     Args:
         arguments: Further arguments of `lit-prefopt fit`.
-        evaluations: Budget of a run where it is not the comparison's.
+        evaluations: What ends a run in place of the comparison's limits.
         after: Another method whose runs of the same seed must be there before: the round before.
         needs: What must be there before a run of this method.
         against: The method whose reference its reward is compared with, on the same prompts and
@@ -111,9 +111,10 @@ class Comparison:
 
     def limits(self, name: str) -> dict[str, int]:
         """Return what ends a method's runs, by the arguments of `Budget`."""
-        evaluations = self.method(name).evaluations or self.evaluations
+        if (own := self.method(name).evaluations) is not None:
+            return {"evaluations": own}
         named = {
-            "evaluations": evaluations,
+            "evaluations": self.evaluations,
             "pairs": self.pairs,
             "judge_calls": self.judge_calls,
         }
