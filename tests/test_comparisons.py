@@ -16,7 +16,7 @@ from benchmarks.compare_methods import runs
 from benchmarks.compare_methods.figure import curve
 from benchmarks.compare_methods.plan import PLANS, Comparison, Data, Method, load
 from benchmarks.compare_methods.runs import command
-from benchmarks.compare_methods.table import best_settings, table
+from benchmarks.compare_methods.table import best_settings, table, total
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 
@@ -218,6 +218,8 @@ def test_the_table_by_hand(two: Comparison, tmp_path: Path) -> None:
     assert first[6:12] == ["25%", "3", "12", "4,096 + —", "0 + 104", "—"]
     assert second[4].startswith("+0.4000 (")
     assert second[12] == "+0.200 |"  # 0.1 of its own and 0.1 of the round before
+    timed = [one | {"seconds": 1800.0} for one in two.finished()]
+    assert total(timed) == "3 runs took 1.5 hours, one after the other."
 
 
 def test_the_best_setting_stands_first(two: Comparison, tmp_path: Path) -> None:

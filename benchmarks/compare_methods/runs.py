@@ -19,7 +19,7 @@ import torch
 from benchmarks.common import write_report
 from benchmarks.compare_methods.figure import draw
 from benchmarks.compare_methods.plan import Comparison, Prepared, Row
-from benchmarks.compare_methods.table import best_settings, table
+from benchmarks.compare_methods.table import best_settings, table, total
 from lit_prefopt.errors import InputError
 
 
@@ -192,7 +192,7 @@ def main(comparison: Comparison, jobs: int = 1, report: bool = False, dry: bool 
     else:
         make(comparison, jobs)
     rows = comparison.finished()
-    text = table(comparison, rows)
+    text = f"{table(comparison, rows)}\n\n{total(rows)}"
     if settings := best_settings(comparison, rows):
         text += f"\n\n{settings}"
     print(text)

@@ -97,6 +97,12 @@ def _attribute(row: Row, start: Row, name: str) -> float:
     return risen + row["attributes_before"][name] - start["attributes_before"][name]
 
 
+def total(rows: list[Row]) -> str:
+    """Return what all runs have taken: training, evaluation, and data of their own."""
+    hours = sum(row["seconds"] for row in rows) / 3600
+    return f"{len(rows)} runs took {hours:.1f} hours, one after the other."
+
+
 def best_settings(what: Comparison, rows: list[Row]) -> str:
     """Return a line for each method that was tuned: its settings, the best first."""
     found: list[tuple[str, float, str]] = []
