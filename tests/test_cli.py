@@ -28,7 +28,10 @@ def scalars(run: Path) -> dict[str, list[float]]:
 LORA = ["--backbone.lora.rank", "4"]
 
 
-@pytest.mark.parametrize("extra", [[], LORA], ids=["full", "lora"])
+# At a smaller learning rate the first losses of a tiny LoRA round to log 2 on some processors.
+@pytest.mark.parametrize(
+    "extra", [[], [*LORA, "--model.optimizer.lr", "1e-2"]], ids=["full", "lora"]
+)
 def test_fit_from_recipe_to_weights(
     recipe: list[str], extra: list[str], tmp_path: Path, tiny_folder: str
 ) -> None:
@@ -38,7 +41,7 @@ def test_fit_from_recipe_to_weights(
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert logged["train/accuracy"][0] == 0.5
     assert logged["train/margin"][0] == 0
-    assert len({*logged["train/loss"]}) > 1  # a LoRA's first steps may round to none, but not all
+    assert logged["train/loss"][-1] != logged["train/loss"][0]
     assert len(logged["val/accuracy"]) == 2
     assert {"train/chosen_log_ratio", "train/rejected_log_ratio", "train/error"} <= set(logged)
     assert {f"val/accuracy_t{b}" for b in range(4)} <= set(logged)
@@ -201,7 +204,7 @@ def test_mixed_precision_with_clipped_gradients(recipe: list[str], tmp_path: Pat
     logged = scalars(tmp_path / "run")
     assert logged["train/margin"][0] == 0
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
-    assert len({*logged["train/loss"]}) > 1  # a LoRA's first steps may round to none, but not all
+    assert logged["train/loss"][-1] != logged["train/loss"][0]
 
 
 def test_logs_are_means_over_the_micro_batches(recipe: list[str], tmp_path: Path) -> None:
