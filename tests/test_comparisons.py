@@ -76,7 +76,9 @@ def test_a_plan_says_what_is_compared(name: str) -> None:
             assert other is None or other in plan.methods
 
 
-@pytest.mark.parametrize("name", ["toy", "toy-tuned", "toy-tuning", "toy-curves"])
+@pytest.mark.parametrize(
+    "name", ["toy", "toy-tuned", "toy-tuning", "toy-equal-pairs", "toy-curves"]
+)
 def test_what_the_pages_tell_of_is_committed(name: str) -> None:
     assert not load(PLANS / f"{name}.yaml").missing()
 
