@@ -96,12 +96,9 @@ LOGGED = (
 
 def make(case: Case) -> None:
     """Make a case's run, and what it needs."""
-    from benchmarks.compare_methods.runs import prepare, run  # they import torch
+    from benchmarks.compare_methods.runs import run  # it imports torch
 
-    plan = case.comparison
-    for made in plan.prepare:
-        prepare(made, plan, 0, threads=2)
-    run(plan, case.method, case.seed, threads=2)
+    run(case.comparison, case.method, case.seed, threads=2)
 
 
 def read(folder: Path, steps: int | None = None) -> dict[str, Any]:

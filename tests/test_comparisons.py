@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -74,6 +77,11 @@ def test_a_plan_says_what_is_compared(name: str) -> None:
     for method in plan.methods:
         for other in (plan.method(method).after, plan.method(method).against):
             assert other is None or other in plan.methods
+        needed = {Path(output) for output in plan.needed(method)}
+        learned_from = [
+            Path(one.partition("=")[2]) for one in plan.method(method).arguments if "=runs/" in one
+        ]
+        assert all({path, *path.parents} & needed for path in learned_from)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +189,81 @@ def test_a_run_with_other_arguments_is_not_taken_for_this_one(
     two.folder("first", 1).mkdir()  # of before arguments were noted
     with pytest.raises(InputError, match="first-seed1 was made with other arguments"):
         runs.claim(two, "first", 1)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+    """Every command that `prepare` starts, in a folder of the test's own; each makes its output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plans, "PREPARED", tmp_path / "prepared.yaml")
+    (tmp_path / "prepared.yaml").write_text(
+        """outputs:
+          runs/base: {command: [fit, --output=runs/base]}
+          runs/pairs: {command: [predict, --output=runs/pairs], needs: [runs/base]}
+          '{runs}/stages-{seed}':
+            command: [shards, --from=runs/pairs, '--output={runs}/stages-{seed}']
+        """
+    )
+    plans.prepared.cache_clear()
+    begun: list[list[str]] = []
+
+    def made(arguments: list[str], log: Path, threads: int) -> None:
+        begun.append(arguments)
+        if "fails" in arguments:
+            raise ValueError("a command that fails")
+        time.sleep(0.05)  # as long as another thread needs to begin as well
+        Path(arguments[-1].removeprefix("--output=")).mkdir(parents=True)
+
+    monkeypatch.setattr(runs, "lit_prefopt", made)
+    yield begun
+    plans.prepared.cache_clear()
+
+
+def test_what_a_run_needs_is_made_once_and_in_order(
+    two: Comparison, commands: list[list[str]]
+) -> None:
+    two.methods["first"] = Method(["--x", "--stages={runs}/stages-{seed}"])
+    two.methods["third"] = Method(["--weights=runs/base/unet", "--other=runs/pairs-2"])
+    assert two.needed("first") == ["runs/base", "runs/pairs", "{runs}/stages-{seed}"]
+    assert two.needed("third") == ["runs/base"]
+    assert two.needed("second") == []
+    with ThreadPoolExecutor(3) as pool:
+        runs_of = [("first", 0), ("first", 1), ("third", 0)]
+        for one in [pool.submit(runs.prepare, two, name, seed, 1) for name, seed in runs_of]:
+            one.result()
+    assert [one[0] for one in commands] == ["fit", "predict", "shards", "shards"]
+    assert {one[-1] for one in commands[2:]} == {
+        "--output=runs/two/stages-0",
+        "--output=runs/two/stages-1",
+    }
+    runs.prepare(two, "first", 0, 1)
+    assert len(commands) == 4  # it is there
+
+
+def test_what_was_begun_is_finished_and_what_was_made_by_hand_is_taken(
+    two: Comparison, commands: list[list[str]], tmp_path: Path
+) -> None:
+    two.methods["third"] = Method(["--data=runs/pairs"])
+    (tmp_path / "runs" / "base").mkdir(parents=True)  # by hand
+    plans.prepared()["runs/pairs"].command.insert(1, "fails")
+    with pytest.raises(ValueError, match="a command that fails"):
+        runs.prepare(two, "third", 0, 1)
+    (tmp_path / "runs" / "pairs").mkdir()  # half of it
+    with pytest.raises(ValueError, match="a command that fails"):
+        runs.prepare(two, "third", 0, 1)
+    assert [one[0] for one in commands] == ["predict", "predict"]
+    plans.prepared()["runs/pairs"].command.remove("fails")
+    with pytest.raises(InputError, match="runs/pairs was made by another command"):
+        runs.prepare(two, "third", 0, 1)
+
+
+def test_what_nobody_says_how_to_make_is_refused(
+    two: Comparison, commands: list[list[str]]
+) -> None:
+    two.methods["third"] = Method([], needs=["runs/nowhere"])
+    with pytest.raises(InputError, match=r"prepared.yaml does not say how runs/nowhere is made"):
+        runs.make(two, jobs=1)
+    assert commands == []
 
 
 def test_runs_on_other_terms_are_refused(two: Comparison, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,21 @@ from lit_prefopt.errors import InputError
 
 Row = dict[str, Any]
 PLANS = Path(__file__).parents[1] / "compare"
+PREPARED = Path(__file__).parents[1] / "prepared.yaml"
 REPORTS = Path(__file__).parents[1] / "reports"
 
 
 @dataclass
 class Prepared:
-    """What must be there before a run: made by a command of this library if it is not.
+    """How a file or folder is made that runs learn from; marks are filled in as in a method.
 
     Args:
-        output: File or folder that the command makes.
-        command: Its arguments.
-        module: What is run: `lit-prefopt`, or another module of it.
+        command: Arguments of `lit-prefopt`.
+        needs: What the command needs and does not name: its recipe does.
     """
 
-    output: str
     command: list[str]
-    module: str = "lit_prefopt.cli"
+    needs: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Method:
         arguments: Further arguments of `lit-prefopt fit`.
         evaluations: What ends a run in place of the comparison's limits.
         after: Another method whose runs of the same seed must be there before: the round before.
-        needs: What must be there before a run of this method.
+        needs: What its recipe needs and its arguments do not name; see `Comparison.needed`.
         against: The method whose reference its reward is compared with, on the same prompts and
             seeds; its own where not given.
         data: What its data have cost.
@@ -64,7 +65,7 @@ class Method:
     arguments: list[str]
     evaluations: int | None = None
     after: str | None = None
-    needs: list[Prepared] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
     against: str | None = None
     data: Data = field(default_factory=Data)
     seeds: list[int] | None = None
@@ -84,7 +85,6 @@ class Comparison:
         pairs: Limit of each run, in pairs that it learns from.
         judge_calls: Limit of each run, in images that its judge is asked about.
         seeds: Seeds of the runs.
-        prepare: What must be there before all runs.
         also: Other comparisons, by name, whose finished runs count where arguments, limits and
             seed are the same; their common arguments must be.
         curve: Denoiser evaluations after which the policy is judged in mid-run, for the figure.
@@ -99,7 +99,6 @@ class Comparison:
     pairs: int | None = None
     judge_calls: int | None = None
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    prepare: list[Prepared] = field(default_factory=list)
     also: list[str] = field(default_factory=list)
     curve: list[int] = field(default_factory=list)
     curve_seeds: list[int] | None = None
@@ -135,6 +134,14 @@ class Comparison:
         for mark, value in marks.items():
             arguments = [one.replace(mark, value) for one in arguments]
         return arguments
+
+    def needed(self, name: str) -> list[str]:
+        """Return what a method's runs need of `prepared.yaml`, what it needs itself before it.
+
+        That is what it says to need, and every output that an argument names, or a file in it.
+        """
+        method = self.method(name)
+        return [*dict.fromkeys(_in_order([*method.needs, *_named(method.arguments)]))]
 
     def runs(self) -> list[tuple[str, int]]:
         """Return all runs, seed by seed: what is whole early can be looked at early."""
@@ -185,6 +192,37 @@ class Comparison:
             for name, seed in self.missing()
             if self.method(name).after is None or (self.method(name).after, seed) in done
         ]
+
+
+@cache
+def prepared() -> dict[str, Prepared]:
+    """Return how each output is made that runs of comparisons learn from."""
+    parser = ArgumentParser()
+    parser.add_argument("--outputs", type=dict[str, Prepared])
+    found: dict[str, Prepared] = parser.instantiate(parser.parse_path(PREPARED)).outputs
+    return found
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """Return the outputs that are the value of an argument, or hold the file that is."""
+    values = [Path(one.partition("=")[2]) for one in arguments]
+    return [
+        output
+        for output in prepared()
+        if any(Path(output) in (value, *value.parents) for value in values)
+    ]
+
+
+def _in_order(outputs: list[str]) -> Iterator[str]:
+    """Yield outputs, each after those that its command needs."""
+    for output in outputs:
+        if output not in prepared():
+            raise InputError(f"{PREPARED.name} does not say how {output} is made: add it there.")
+        made = prepared()[output]
+        # its command names what it makes, too
+        others = [one for one in [*made.needs, *_named(made.command)] if one != output]
+        yield from _in_order(others)
+        yield output
 
 
 def read(path: Path) -> list[Row]:

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import date
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,21 @@ import torch
 
 from benchmarks.common import write_report
 from benchmarks.compare_methods.figure import draw
-from benchmarks.compare_methods.plan import Comparison, Prepared, Row
+from benchmarks.compare_methods.plan import Comparison, Row, prepared
 from benchmarks.compare_methods.table import best_settings, table, total
 from lit_prefopt.errors import InputError
+from lit_prefopt.whole_files import write_whole
+
+MAKING: defaultdict[str, Lock] = defaultdict(Lock)
+"""What is being made, so that two runs that need it make it once."""
 
 
-def lit_prefopt(
-    arguments: Iterable[str], log: Path, threads: int, module: str = "lit_prefopt.cli"
-) -> None:
+def lit_prefopt(arguments: Iterable[str], log: Path, threads: int) -> None:
     """Run a command in a process of its own, its output in a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as stream:
         subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "lit_prefopt.cli", *arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
@@ -38,12 +42,31 @@ def lit_prefopt(
         )
 
 
-def prepare(made: Prepared, what: Comparison, seed: int, threads: int) -> None:
-    """Make what must be there, if it is not."""
-    [output] = what.filled([made.output], seed)
-    if not Path(output).exists():
-        log = Path("runs") / what.name / f"{output.replace('/', '-')}.log"
-        lit_prefopt(what.filled(made.command, seed), log, threads, made.module)
+def prepare(what: Comparison, name: str, seed: int, threads: int) -> None:
+    """Make what a run needs and is not there; what another command has made is refused.
+
+    Beside an output, FILE.json says by which command it was made, and whether that has ended. What
+    is there without it was made by hand, and is taken as it is.
+
+    Raises:
+        InputError: An output was made by another command than `prepared.yaml`'s.
+    """
+    for output in what.needed(name):
+        path, *arguments = what.filled([output, *prepared()[output].command], seed)
+        note = Path(f"{path}.json")
+        with MAKING[path]:
+            if Path(path).exists():
+                by = json.loads(note.read_text()) if note.exists() else None
+                if by and by["command"] != arguments:
+                    raise InputError(
+                        f"{path} was made by another command than prepared.yaml's: move it away."
+                    )
+                if by is None or by["ended"]:
+                    continue
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(note, json.dumps({"command": arguments, "ended": False}))
+            lit_prefopt(arguments, Path(f"{path}.log"), threads)
+            write_whole(note, json.dumps({"command": arguments, "ended": True}))
 
 
 def command(what: Comparison, name: str, seed: int) -> list[str]:
@@ -87,8 +110,7 @@ def run(what: Comparison, name: str, seed: int, threads: int) -> Row:
     """Return the row of one run, made or finished now."""
     method, root = what.method(name), what.folder(name, seed)
     claim(what, name, seed)
-    for made in method.needs:
-        prepare(made, what, seed, threads)
+    prepare(what, name, seed, threads)
     evidence = root / "evaluation" / "evaluation.json"
     begun = time.monotonic()
     if not evidence.exists():
@@ -144,8 +166,8 @@ def _git(*arguments: str) -> str:
 def make(what: Comparison, jobs: int) -> None:
     """Make the runs that are missing, and write each one's row as soon as it ends."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    for made in what.prepare:
-        prepare(made, what, 0, os.cpu_count() or 1)
+    for name, _ in what.missing():
+        what.needed(name)  # all of it can be made
     begun: set[tuple[str, int]] = set()
     running: set[Future[Row]] = set()
     failed: list[BaseException] = []
