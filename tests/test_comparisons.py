@@ -244,17 +244,36 @@ def test_what_was_begun_is_finished_and_what_was_made_by_hand_is_taken(
     two: Comparison, commands: list[list[str]], tmp_path: Path
 ) -> None:
     two.methods["third"] = Method(["--data=runs/pairs"])
+    pairs = plans.prepared()["runs/pairs"].command
     (tmp_path / "runs" / "base").mkdir(parents=True)  # by hand
-    plans.prepared()["runs/pairs"].command.insert(1, "fails")
-    with pytest.raises(ValueError, match="a command that fails"):
-        runs.prepare(two, "third", 0, 1)
-    (tmp_path / "runs" / "pairs").mkdir()  # half of it
-    with pytest.raises(ValueError, match="a command that fails"):
-        runs.prepare(two, "third", 0, 1)
+    pairs.insert(1, "fails")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a command that fails"):
+            runs.prepare(two, "third", 0, 1)
+        (tmp_path / "runs" / "pairs").mkdir(exist_ok=True)  # half of it
     assert [one[0] for one in commands] == ["predict", "predict"]
-    plans.prepared()["runs/pairs"].command.remove("fails")
+    pairs.remove("fails")
     with pytest.raises(InputError, match="runs/pairs was made by another command"):
         runs.prepare(two, "third", 0, 1)
+    (tmp_path / "runs" / "pairs").rmdir()
+    runs.prepare(two, "third", 0, 1)
+    runs.prepare(two, "third", 0, 1)
+    assert len(commands) == 3
+
+
+def test_a_training_that_was_stopped_goes_on(
+    two: Comparison, commands: list[list[str]], tmp_path: Path
+) -> None:
+    two.methods["third"] = Method([], needs=["runs/base"])
+    plans.prepared()["runs/base"].command.insert(1, "fails")
+    with pytest.raises(ValueError, match="a command that fails"):
+        runs.prepare(two, "third", 0, 1)
+    checkpoints = tmp_path / "runs" / "base" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt").touch()
+    with pytest.raises(ValueError, match="a command that fails"):
+        runs.prepare(two, "third", 0, 1)
+    assert commands[1] == [*commands[0], "--ckpt_path", "last"]
 
 
 def test_what_nobody_says_how_to_make_is_refused(

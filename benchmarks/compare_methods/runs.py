@@ -65,7 +65,9 @@ def prepare(what: Comparison, name: str, seed: int, threads: int) -> None:
                     continue
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps({"command": arguments, "ended": False}))
-            lit_prefopt(arguments, Path(f"{path}.log"), threads)
+            # what `fit` makes is its run's folder, or lies in it
+            more = going_on(Path(path), Path(path).parent) if arguments[0] == "fit" else []
+            lit_prefopt([*arguments, *more], Path(f"{path}.log"), threads)
             write_whole(note, json.dumps({"command": arguments, "ended": True}))
 
 
@@ -82,9 +84,13 @@ def command(what: Comparison, name: str, seed: int) -> list[str]:
     ]
     if what.curve and (what.curve_seeds is None or seed in what.curve_seeds):
         arguments += ["--trainer.callbacks+=RewardCurve", f"--trainer.callbacks.at={what.curve}"]
-    if (root / "checkpoints" / "last.ckpt").exists():
-        arguments += ["--ckpt_path", "last"]
-    return arguments
+    return arguments + going_on(root)
+
+
+def going_on(*roots: Path) -> list[str]:
+    """Return what lets a run that was stopped go on from its last checkpoint."""
+    begun = any((root / "checkpoints" / "last.ckpt").exists() for root in roots)
+    return ["--ckpt_path", "last"] if begun else []
 
 
 def claim(what: Comparison, name: str, seed: int) -> None:
