@@ -4,5 +4,6 @@
 
 A run that is finished is a line of `benchmarks/reports/NAME.jsonl`, written as soon as it ends, and
 is not made again; one that was stopped goes on from its last checkpoint. So the whole may take
-several sittings, and the lines are the record that table and figure are made of.
+several sittings, and the lines are the record that table and figure are made of. What a run learns
+from is made by the first run that needs it; `benchmarks/prepared.yaml` says how.
 """
