@@ -85,7 +85,8 @@ def test_a_plan_says_what_is_compared(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["toy", "toy-tuned", "toy-tuning", "toy-equal-pairs", "toy-curves"]
+    "name",
+    ["toy", "toy-tuned", "toy-tuning", "toy-equal-pairs", "toy-fixed-draws", "toy-curves"],
 )
 def test_what_the_pages_tell_of_is_committed(name: str) -> None:
     assert not load(PLANS / f"{name}.yaml").missing()
