@@ -199,7 +199,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[l
     monkeypatch.setattr(plans, "PREPARED", tmp_path / "prepared.yaml")
     (tmp_path / "prepared.yaml").write_text(
         """outputs:
-          runs/base: {command: [fit, --output=runs/base]}
+          runs/base: {command: [fit, --output=runs/base], run: runs/training}
           runs/pairs: {command: [predict, --output=runs/pairs], needs: [runs/base]}
           '{runs}/stages-{seed}':
             command: [shards, --from=runs/pairs, '--output={runs}/stages-{seed}']
@@ -269,7 +269,7 @@ def test_a_training_that_was_stopped_goes_on(
     plans.prepared()["runs/base"].command.insert(1, "fails")
     with pytest.raises(ValueError, match="a command that fails"):
         runs.prepare(two, "third", 0, 1)
-    checkpoints = tmp_path / "runs" / "base" / "checkpoints"
+    checkpoints = tmp_path / "runs" / "training" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "last.ckpt").touch()
     with pytest.raises(ValueError, match="a command that fails"):

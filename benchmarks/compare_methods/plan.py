@@ -27,10 +27,13 @@ class Prepared:
     Args:
         command: Arguments of `lit-prefopt`.
         needs: What the command needs and does not name: its recipe does.
+        run: Directory of the run that the command is, where it is a training; one that was stopped
+            goes on.
     """
 
     command: list[str]
     needs: list[str] = field(default_factory=list)
+    run: str | None = None
 
 
 @dataclass

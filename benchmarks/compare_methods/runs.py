@@ -52,7 +52,8 @@ def prepare(what: Comparison, name: str, seed: int, threads: int) -> None:
         InputError: An output was made by another command than `prepared.yaml`'s.
     """
     for output in what.needed(name):
-        path, *arguments = what.filled([output, *prepared()[output].command], seed)
+        made = prepared()[output]
+        path, *arguments = what.filled([output, *made.command], seed)
         note = Path(f"{path}.json")
         with MAKING[path]:
             if Path(path).exists():
@@ -65,8 +66,7 @@ def prepare(what: Comparison, name: str, seed: int, threads: int) -> None:
                     continue
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps({"command": arguments, "ended": False}))
-            # what `fit` makes is its run's folder, or lies in it
-            more = going_on(Path(path), Path(path).parent) if arguments[0] == "fit" else []
+            more = going_on(Path(made.run)) if made.run else []
             lit_prefopt([*arguments, *more], Path(f"{path}.log"), threads)
             write_whole(note, json.dumps({"command": arguments, "ended": True}))
 
@@ -87,9 +87,9 @@ def command(what: Comparison, name: str, seed: int) -> list[str]:
     return arguments + going_on(root)
 
 
-def going_on(*roots: Path) -> list[str]:
+def going_on(root: Path) -> list[str]:
     """Return what lets a run that was stopped go on from its last checkpoint."""
-    begun = any((root / "checkpoints" / "last.ckpt").exists() for root in roots)
+    begun = (root / "checkpoints" / "last.ckpt").exists()
     return ["--ckpt_path", "last"] if begun else []
 
 
