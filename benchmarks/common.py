@@ -23,7 +23,7 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from lit_prefopt.data import ShardWriter
+from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
 from tests.tiny import tiny_text_config, tiny_tokenizer
 

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.common import random_sd15, random_sdxl, write_report
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.estimate.device import matmul_peak
+from lit_prefopt.utils.device import matmul_peak
 
 
 class Family(NamedTuple):

@@ -137,7 +137,7 @@ def variant(
         options: More arguments of `lit-prefopt fit`.
     """
     from benchmarks.recipes import recipe
-    from lit_prefopt.estimate.command import estimate
+    from lit_prefopt.commands.estimate import estimate
 
     made = recipe(family, train, "images", Path(folder) / "step-time", workers=2)
     estimate([*made.arguments, *options.split(), "--steps", "5"])

@@ -35,7 +35,6 @@ from transformers import (
 
 from benchmarks.common import CLIP_L, VIT_H, VIT_H_TEXT, write_report
 from examples.judge_server import JudgeServer
-from lit_prefopt.estimate.device import matmul_peak, peak_bytes, reset_peak, wait_for
 from lit_prefopt.judges import (
     Aesthetic,
     CLIPScore,
@@ -49,6 +48,7 @@ from lit_prefopt.judges import (
 from lit_prefopt.judges.image_reward import RewardBLIP
 from lit_prefopt.judges.linear_head import LinearHead
 from lit_prefopt.judges.step_aware import StepAwareCLIP
+from lit_prefopt.utils.device import matmul_peak, peak_bytes, reset_peak, wait_for
 from tests.tiny import tiny_text_config, tiny_tokenizer
 
 Name = Literal[

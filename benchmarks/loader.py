@@ -35,8 +35,8 @@ from transformers import CLIPTextModel
 
 from benchmarks.common import CLIP_L, default_dtype, random_shards, write_report
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.data import CachedPairs, PairShards
-from lit_prefopt.data.stored import StoredPairs
+from lit_prefopt.datamodules import CachedPairs, PairShards
+from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
 from tests.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae
 

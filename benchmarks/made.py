@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig
 
 from benchmarks.common import CLIP_G, CLIP_L, FULL_SIZE_VAE, SDXL_UNET, default_dtype
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
-from lit_prefopt.backbones.parts import Parts
+from lit_prefopt.backbones.loading import Parts
 from lit_prefopt.toy.assemble import SCHEDULER
 from tests.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae, tiny_xl_unet
 

@@ -142,7 +142,7 @@ def measure(
         saving: What else saves memory.
         steps: Optimizer steps, after a first one.
     """
-    from lit_prefopt.estimate.command import estimate
+    from lit_prefopt.commands.estimate import estimate
 
     case = Case(family, train, optimizer, checkpointing, batch, saving)
     data: Data = "reference" if saving == "cached" else "images"

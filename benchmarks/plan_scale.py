@@ -19,11 +19,11 @@ from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
 from benchmarks.common import write_report
-from lit_prefopt.data.buckets import BucketPlan, bucket_shapes, choose_buckets
-from lit_prefopt.data.course import Anchor, Course
-from lit_prefopt.data.index import read_index, write_index
-from lit_prefopt.data.plan import Order, Plan, Ranks
-from lit_prefopt.data.shard import Shard
+from lit_prefopt.data.order.buckets import BucketPlan, bucket_shapes, choose_buckets
+from lit_prefopt.data.order.plan import Order, Plan, Ranks
+from lit_prefopt.data.order.position import Anchor, Course
+from lit_prefopt.data.shards.format import Shard
+from lit_prefopt.data.shards.index import read_index, write_index
 
 RANKS, WORKERS, BATCH, EPOCH = 4096, 8, 8, 3
 Rows = list[tuple[str, str]]

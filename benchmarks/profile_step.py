@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import write_report
 from benchmarks.recipes import Family, Train, recipe
 from benchmarks.step_time import fitted
-from lit_prefopt.estimate.device import wait_for
+from lit_prefopt.utils.device import wait_for
 
 ITEMS = 10
 

@@ -21,7 +21,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Callback, Trainer
 
 from benchmarks.common import write_report
-from lit_prefopt.data import ShardWriter
+from lit_prefopt.data.shards.writer import ShardWriter
 from tests.tiny import tiny_pipeline
 
 BATCH = 40

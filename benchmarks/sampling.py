@@ -21,7 +21,7 @@ from benchmarks.common import write_report
 from benchmarks.parts import COLLECTION, DENOISER, JUDGE, Parts
 from lit_prefopt import load
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.estimate.device import matmul_peak
+from lit_prefopt.utils.device import matmul_peak
 
 Method = Literal["spo", "dense-reward"]
 COLLECTED = (DENOISER, "decode", JUDGE, "the rest")

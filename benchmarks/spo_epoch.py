@@ -27,9 +27,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer, CLIPVisi
 from benchmarks.common import VIT_H, VIT_H_TEXT, default_dtype, random_sd15, write_report
 from benchmarks.parts import PARTS, Parts
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.estimate.device import matmul_peak
 from lit_prefopt.judges import StepAware
 from lit_prefopt.judges.step_aware import StepAwareCLIP
+from lit_prefopt.utils.device import matmul_peak
 from tests.tiny import tiny_pipeline, tiny_text_config, tiny_tokenizer
 
 TINY_VISION = {

@@ -34,8 +34,8 @@ from benchmarks.python_time import python_of, shares
 from benchmarks.recipes import KINDS, Data, Family, Train, dtype_of, recipe
 from lit_prefopt.batches import Batch
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.estimate.device import matmul_peak, peak_bytes, reset_peak, wait_for
 from lit_prefopt.estimate.dry import checkpointing, step_cost
+from lit_prefopt.utils.device import matmul_peak, peak_bytes, reset_peak, wait_for
 
 GIB = 2**30
 WARM = 1  # steps of each that are not counted

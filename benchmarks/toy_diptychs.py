@@ -21,13 +21,13 @@ from benchmarks.common import write_report
 from lit_prefopt.configs import CONFIGS
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
 from lit_prefopt.generate.change_mask import ChangeMask
 from lit_prefopt.generate.corruptions import Corruption
 from lit_prefopt.generate.diptych import cut
 from lit_prefopt.generate.filters import Diptych, Filter, left_out
 from lit_prefopt.generate.sheet import Sheet
+from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.toy import ToyDiffusion, ToyJudge
 from lit_prefopt.toy.backbone import TOY_SAMPLING
 from lit_prefopt.toy.scenes import prompts

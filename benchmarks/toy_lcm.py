@@ -17,8 +17,8 @@ from torch import Tensor
 from benchmarks.common import write_report
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.evaluate.statistics import bootstrap_interval
+from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.toy import ToyConsistency, ToyDiffusion, ToyJudge, ToyPrompts
 from lit_prefopt.toy.backbone import TOY_SAMPLING
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, check_backbone, trained
 from lit_prefopt.errors import InputError
-from lit_prefopt.log import Window
+from lit_prefopt.metrics import Window
 from lit_prefopt.optimizers import OptimizerConfig
 from lit_prefopt.optimizers.gradient_release import check_release
 from lit_prefopt.strategies import FullySharded
-from lit_prefopt.strategies.check import check_strategy
+from lit_prefopt.strategies.compatibility import check_strategy
 
 
 class Learner(LightningModule):

@@ -14,13 +14,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import lit_prefopt.backbones
 import lit_prefopt.callbacks
 import lit_prefopt.data
-import lit_prefopt.evaluate.panel
-import lit_prefopt.evaluate.prompts
+import lit_prefopt.evaluate.scoring
 import lit_prefopt.evaluate.two_models
 import lit_prefopt.generate
 import lit_prefopt.judges
 import lit_prefopt.methods
 import lit_prefopt.optimizers
+import lit_prefopt.prompts.files
 import lit_prefopt.strategies
 import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
@@ -29,15 +29,15 @@ from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
 from lit_prefopt.callbacks.progress import Progress
 from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.errors import InputError, causes, check_number
-from lit_prefopt.estimate.device import is_out_of_memory
-from lit_prefopt.run_directory import (
+from lit_prefopt.runs.directory import (
     RunDirectory,
     check_run_directory,
     lead_checkpoints,
     logger_arguments,
     run_directory,
 )
-from lit_prefopt.strategies.check import check_strategy
+from lit_prefopt.strategies.compatibility import check_strategy
+from lit_prefopt.utils.device import is_out_of_memory
 
 
 class PreferenceCLI(LightningCLI):

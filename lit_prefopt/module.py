@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs
+from lit_prefopt.cache_checks import check_data
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.cached import check_data
 from lit_prefopt.diffusion.denoising import (
     Errors,
     Noised,
@@ -20,7 +20,7 @@ from lit_prefopt.diffusion.denoising import (
 from lit_prefopt.diffusion.encoding import drawn, encoded
 from lit_prefopt.errors import check_number
 from lit_prefopt.learner import Learner
-from lit_prefopt.log import HeldOut, summary
+from lit_prefopt.metrics import HeldOut, summary
 from lit_prefopt.optimizers import OptimizerConfig
 
 

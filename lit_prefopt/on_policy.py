@@ -12,10 +12,10 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Batch, LogRatios, Pairs, Steps, Trajectories, rows
 from lit_prefopt.diffusion.rollout import Walk, logp
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.judges.judge import Judge, checked_scores
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import OptimizerConfig
+from lit_prefopt.processes.settings import Sampling
 
 
 class OnPolicyModule(PreferenceDiffusionModule):

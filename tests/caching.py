@@ -10,8 +10,8 @@ from lightning import Trainer
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.backbones.unet import UNetBackbone
-from lit_prefopt.data import CachedGroups, CachedPairs, SampleGroups
-from lit_prefopt.data.groups import Groups
+from lit_prefopt.datamodules import CachedGroups, CachedPairs, SampleGroups
+from lit_prefopt.datamodules.generation import Groups
 from lit_prefopt.generate import LatentCache, ReferenceErrors
 from lit_prefopt.generate.producer import Producer
 from tests.runs import same

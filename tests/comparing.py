@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.evaluate.comparison import (
     Answer,
     Questions,
@@ -11,10 +10,11 @@ from lit_prefopt.evaluate.comparison import (
     reference_speaker,
     speaker,
 )
-from lit_prefopt.evaluate.panel import Panel
-from lit_prefopt.evaluate.prompts import Entry
 from lit_prefopt.evaluate.rows import Compared
+from lit_prefopt.evaluate.scoring import Panel
 from lit_prefopt.judges import Judge
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.base import Entry
 
 
 def asked(

@@ -13,7 +13,7 @@ import torch
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import ShardWriter
+from lit_prefopt.data.shards.writer import ShardWriter
 from tests.tiny import tiny_clip, tiny_lcm, tiny_pipeline, tiny_xl_pipeline
 
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_prefopt.checkpoint_files import is_whole
 from lit_prefopt.cli import main
+from lit_prefopt.runs.checkpoint_files import is_whole
 
 CASES = 200
 PATIENCE = 60  # seconds

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import PairShards
+from lit_prefopt.datamodules import PairShards
 from lit_prefopt.toy.pairs import PAIRS
 from tests.backbones.test_nf4 import NF4, predicted
 from tests.test_cli import LORA, scalars

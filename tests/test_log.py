@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prefopt.batches import LogRatios, Pairs, Prompt
-from lit_prefopt.log import HeldOut, Window, accuracy, summary
+from lit_prefopt.metrics import HeldOut, Window, accuracy, summary
 
 
 def pairs(count: int) -> Pairs:

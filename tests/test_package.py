@@ -36,7 +36,7 @@ def test_recipes_work_from_an_installed_wheel(tmp_path: Path) -> None:
     assert wheel.stat().st_size < 25e6
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
     for part in ("page.html", "page.css", "page.js"):
-        assert (site / "lit_prefopt" / "evaluate" / "templates" / part).is_file()
+        assert (site / "lit_prefopt" / "evaluate" / "report" / "templates" / part).is_file()
     script = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import lit_prefopt; from lit_prefopt.cli import main\n"

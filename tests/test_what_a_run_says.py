@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_prefopt.cli import _sentence, main
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.run_directory import differences
+from lit_prefopt.runs.directory import differences
 
 
 def test_a_resumed_run_says_what_differs_and_the_recipe_holds(

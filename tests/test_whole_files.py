@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_prefopt.whole_files import whole_output
+from lit_prefopt.utils.atomic_files import whole_output
 
 
 def test_a_whole_output_gets_its_name_and_can_be_read_by_others(tmp_path: Path) -> None:

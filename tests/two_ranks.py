@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
-from lit_prefopt.data import PairShards
+from lit_prefopt.datamodules import PairShards
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 

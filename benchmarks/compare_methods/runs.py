@@ -23,7 +23,7 @@ from benchmarks.compare_methods.figure import draw
 from benchmarks.compare_methods.plan import Comparison, Row, prepared
 from benchmarks.compare_methods.table import best_settings, table, total
 from lit_prefopt.errors import InputError
-from lit_prefopt.whole_files import write_whole
+from lit_prefopt.utils.atomic_files import write_whole
 
 MAKING: defaultdict[str, Lock] = defaultdict(Lock)
 """What is being made, so that two runs that need it make it once."""

@@ -9,13 +9,13 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from lit_prefopt.backbones.parts import load_part
-from lit_prefopt.backbones.reference import freeze
+from lit_prefopt.backbones.loading import load_part
+from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
 from lit_prefopt.batches import Prompt
-from lit_prefopt.diffusion.consistency import ConsistencyProcess
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.consistency import ConsistencyProcess
+from lit_prefopt.processes.settings import Sampling
 
 
 class LatentConsistency(StableDiffusion):

@@ -10,7 +10,7 @@ from transformers import CLIPTextModel
 
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
-from lit_prefopt.transfer import sent
+from lit_prefopt.utils.transfer import sent
 
 
 class StableDiffusion(UNetBackbone):

@@ -11,8 +11,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
-from lit_prefopt.diffusion.settings import Sampling
-from lit_prefopt.transfer import sent
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.transfer import sent
 
 
 class StableDiffusionXL(UNetBackbone):

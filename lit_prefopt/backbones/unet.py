@@ -15,18 +15,18 @@ from diffusers.training_utils import _collate_lora_metadata
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from lit_prefopt.backbones.latent import VAEBackbone, precise_enough, whole_config
+from lit_prefopt.backbones.loading import FileParts, FolderParts, Parts, config_of, load_part
 from lit_prefopt.backbones.lora import LoRA
+from lit_prefopt.backbones.memory_format import hasten
 from lit_prefopt.backbones.nf4 import in_four_bits
-from lit_prefopt.backbones.parts import FileParts, FolderParts, Parts, config_of, load_part
-from lit_prefopt.backbones.reference import Policy, freeze
+from lit_prefopt.backbones.policy import Policy, freeze
 from lit_prefopt.backbones.small_decoder import SmallDecoder
-from lit_prefopt.backbones.speed import hasten
-from lit_prefopt.backbones.vae import VAEBackbone, precise_enough, whole_config
 from lit_prefopt.batches import Prompt
-from lit_prefopt.diffusion.process import DiscreteProcess
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.lora_files import read_lora
-from lit_prefopt.export.merge import merge_lora
+from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.weights.lora_files import read_lora
+from lit_prefopt.weights.merge import merge_lora
 
 DType = Literal["float32", "bfloat16", "float16"]
 

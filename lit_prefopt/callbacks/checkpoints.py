@@ -9,10 +9,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_prefopt.checkpoint_files import WholeCheckpoints
 from lit_prefopt.errors import InputError
-from lit_prefopt.optimizer_steps import at_the_last_step, open_batches
-from lit_prefopt.whole_files import remove_temporaries
+from lit_prefopt.runs.checkpoint_files import WholeCheckpoints
+from lit_prefopt.runs.optimizer_steps import at_the_last_step, open_batches
+from lit_prefopt.utils.atomic_files import remove_temporaries
 
 
 class Checkpoints(ModelCheckpoint):

@@ -11,16 +11,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import check_number
 from lit_prefopt.evaluate.comparison import Questions, reference_speaker, speaker
-from lit_prefopt.evaluate.evidence import Evaluator, Pictures, RenewedParts, check_pictures
-from lit_prefopt.evaluate.panel import Panel, TextReader
-from lit_prefopt.evaluate.prompts import Prompts
-from lit_prefopt.fingerprint import fingerprint
+from lit_prefopt.evaluate.results import Evaluator, Pictures, RenewedParts, check_pictures
+from lit_prefopt.evaluate.scoring import Panel, TextReader
 from lit_prefopt.judges import CLIPJudge, Judge
 from lit_prefopt.module import PreferenceDiffusionModule
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.base import Prompts
 from lit_prefopt.strategies import WholeStates
+from lit_prefopt.utils.fingerprint import fingerprint
 
 
 class Evaluation(Callback):

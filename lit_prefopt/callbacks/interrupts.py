@@ -15,9 +15,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_prefopt.checkpoint_files import LAST
-from lit_prefopt.optimizer_steps import at_the_last_step, open_batches
-from lit_prefopt.run_directory import CHECKPOINTS
+from lit_prefopt.runs.checkpoint_files import LAST
+from lit_prefopt.runs.directory import CHECKPOINTS
+from lit_prefopt.runs.optimizer_steps import at_the_last_step, open_batches
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 

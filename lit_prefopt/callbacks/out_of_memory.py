@@ -8,10 +8,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.estimate.device import is_out_of_memory
 from lit_prefopt.estimate.dry import step_cost
 from lit_prefopt.estimate.memory import GIB, advice, footprint, savings
 from lit_prefopt.learner import Learner
+from lit_prefopt.utils.device import is_out_of_memory
 
 BLUNT = (
     "Memory does not suffice; what saves most is a LoRA (`--backbone.lora.rank 16`), "

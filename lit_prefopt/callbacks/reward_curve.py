@@ -16,7 +16,7 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.judge import checked_scores, full_precision
 from lit_prefopt.module import PreferenceDiffusionModule
-from lit_prefopt.whole_files import write_whole
+from lit_prefopt.utils.atomic_files import write_whole
 
 
 class RewardCurve(Callback):

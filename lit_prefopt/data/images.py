@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from lit_prefopt.batches import scaled
-from lit_prefopt.data.seeds import stable_seed
+from lit_prefopt.utils.seeds import stable_seed
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # PIL's names, and ours for the files
 MAX_SIDE = 16_384  # the longest side that webp and most encoders know

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Pairs, Prompt
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.process import DiscreteProcess
+from lit_prefopt.processes.discrete import DiscreteProcess
 
 
 def discounted(u: Tensor, gamma: float, steps: int) -> Tensor:

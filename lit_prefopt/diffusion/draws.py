@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_prefopt.transfer import sent
+from lit_prefopt.utils.transfer import sent
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:

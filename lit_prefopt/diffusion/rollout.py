@@ -9,9 +9,9 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Prompt, Steps
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
-from lit_prefopt.diffusion.process import Step
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.base import Step
+from lit_prefopt.processes.settings import Sampling
 
 
 class Walk:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.processes.settings import Sampling
 
 
 @torch.no_grad()

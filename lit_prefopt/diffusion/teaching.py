@@ -9,8 +9,8 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone, LatentConsistency
 from lit_prefopt.batches import Pairs, Prompt
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.consistency import pseudo_huber
 from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.processes.consistency import pseudo_huber
 
 
 class Taught(NamedTuple):

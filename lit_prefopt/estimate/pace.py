@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.estimate.device import matmul_dtype, matmul_peak, peak_bytes, reset_peak, wait_for
 from lit_prefopt.estimate.dry import checkpointing, step_cost
 from lit_prefopt.estimate.memory import Footprint, footprint
 from lit_prefopt.learner import Learner
-from lit_prefopt.optimizer_steps import open_batches
+from lit_prefopt.runs.optimizer_steps import open_batches
+from lit_prefopt.utils.device import matmul_dtype, matmul_peak, peak_bytes, reset_peak, wait_for
 
 FEW = 2  # batches of an optimizer step, where the recipe accumulates more
 TERA = 1e12

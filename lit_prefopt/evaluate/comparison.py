@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.seeds import stable_seed
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
-from lit_prefopt.evaluate.panel import Panel
-from lit_prefopt.evaluate.prompts import Entry, digest
 from lit_prefopt.evaluate.rows import Compared, Judged
+from lit_prefopt.evaluate.scoring import Panel
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.base import Entry, digest
+from lit_prefopt.utils.seeds import stable_seed
 
 Speaker = Callable[[list[str], Tensor], Tensor]
 """Makes one image for each of B texts and seeds (B,): (B, 3, H, W) in [-1, 1]."""

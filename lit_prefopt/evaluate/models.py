@@ -18,12 +18,12 @@ from torch import Tensor
 from lit_prefopt.backbones import LatentConsistency, StableDiffusion, StableDiffusionXL
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base import Base
-from lit_prefopt.export.lora_files import read_lora
-from lit_prefopt.export.merge import merge_lora
+from lit_prefopt.export.base_pipeline import Base
 from lit_prefopt.export.origin import Origin, read_origin
 from lit_prefopt.export.recipe import TOY, Recipe
-from lit_prefopt.fingerprint import fingerprint
+from lit_prefopt.utils.fingerprint import fingerprint
+from lit_prefopt.weights.lora_files import read_lora
+from lit_prefopt.weights.merge import merge_lora
 
 DType = Literal["float32", "bfloat16", "float16"]
 TOY_NAME = "toy"

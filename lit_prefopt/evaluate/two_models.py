@@ -6,17 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lit_prefopt.data.groups import Group, Groups, PromptGroups
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.datamodules.generation import Group, Groups, PromptGroups
 from lit_prefopt.errors import check_number
 from lit_prefopt.evaluate.comparison import Questions, speaker
-from lit_prefopt.evaluate.evidence import EvaluationParts, Evaluator, Pictures, check_pictures
-from lit_prefopt.evaluate.evidence import Group as Answered
 from lit_prefopt.evaluate.models import DType, check_alike, load_model
-from lit_prefopt.evaluate.panel import Panel, TextReader
-from lit_prefopt.generate.parts import Parts
+from lit_prefopt.evaluate.results import EvaluationParts, Evaluator, Pictures, check_pictures
+from lit_prefopt.evaluate.results import Group as Answered
+from lit_prefopt.evaluate.scoring import Panel, TextReader
+from lit_prefopt.generate.partial_outputs import Parts
 from lit_prefopt.generate.producer import Producer
 from lit_prefopt.judges import CLIPJudge, Judge
+from lit_prefopt.processes.settings import Sampling
 
 
 class TwoModels(Producer):

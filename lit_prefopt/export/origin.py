@@ -11,11 +11,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lit_prefopt.backbones.parts import load_part
+from lit_prefopt.backbones.loading import load_part
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base import Base
-from lit_prefopt.export.lora_files import WEIGHTS, LoRAFile, LoRALayer, flat_name, read_lora
+from lit_prefopt.export.base_pipeline import Base
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_beside
+from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, LoRALayer, flat_name, read_lora
 
 LAST = Path("checkpoints") / "last.ckpt"
 DENOISER = "backbone.policy.denoiser."

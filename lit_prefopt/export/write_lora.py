@@ -11,10 +11,10 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_prefopt.export.base import Base
-from lit_prefopt.export.facts import base_version, modelspec
-from lit_prefopt.export.ldm_names import unet_names
-from lit_prefopt.export.lora_files import LoRALayer, flat_name
+from lit_prefopt.export.base_pipeline import Base
+from lit_prefopt.export.metadata import base_version, modelspec
+from lit_prefopt.weights.ldm_names import unet_names
+from lit_prefopt.weights.lora_files import LoRALayer, flat_name
 
 Layers = Mapping[tuple[str, str], LoRALayer]
 

@@ -14,13 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.groups import Group
 from lit_prefopt.data.images import to_pil
+from lit_prefopt.datamodules.generation import Group
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.fingerprint import fingerprint
 from lit_prefopt.generate.change_mask import ChangeMask
 from lit_prefopt.generate.corruptions import Corrupted, Corruption
 from lit_prefopt.generate.edges import EdgeControl
@@ -28,6 +26,8 @@ from lit_prefopt.generate.filters import Diptych, Filter, left_out
 from lit_prefopt.generate.generator import Generator, Made
 from lit_prefopt.generate.sheet import Sheet
 from lit_prefopt.judges import Judge
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.fingerprint import fingerprint
 
 
 class Asked(NamedTuple):

@@ -12,8 +12,8 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.backbones.parts import load_part
-from lit_prefopt.backbones.reference import freeze
+from lit_prefopt.backbones.loading import load_part
+from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.unet import DType, UNetBackbone
 from lit_prefopt.errors import InputError, check_number
 

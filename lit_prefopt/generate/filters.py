@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,6 +15,7 @@ from lit_prefopt.data.images import to_pil
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.generate.corruptions import Target
 from lit_prefopt.judges import Judge
+from lit_prefopt.judges.ocr import rapid_ocr
 
 
 class Diptych(NamedTuple):
@@ -190,27 +189,6 @@ def _says(text: str, wanted: str, other: str) -> bool:
 
 def _letters(text: str) -> str:
     return "".join(letter for letter in text.casefold() if letter.isalnum())
-
-
-def rapid_ocr() -> Callable[[Image.Image], list[str]]:
-    """Return a reader of text in images that runs on the CPU.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        module: Any = importlib.import_module("rapidocr")
-        engine = module.RapidOCR(params={"Global.log_level": "error"})
-    except ImportError as error:  # it looks for onnxruntime when it is made
-        raise InputError(
-            "Reading text wants RapidOCR: `pip install lit-prefopt[ocr]`, or name a reader of your "
-            "own by `reader`."
-        ) from error
-
-    def read(image: Image.Image) -> list[str]:
-        return [*(engine(np.asarray(image)[..., ::-1]).txts or ())]  # it takes BGR
-
-    return read
 
 
 class AnyCallable(Filter):

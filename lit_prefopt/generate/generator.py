@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.groups import Group, Groups, WholeSamples
-from lit_prefopt.data.writer import ShardWriter, Side
-from lit_prefopt.diffusion.settings import Sampling
-from lit_prefopt.fingerprint import fingerprint
+from lit_prefopt.data.shards.writer import ShardWriter, Side
+from lit_prefopt.datamodules.generation import Group, Groups, WholeSamples
 from lit_prefopt.generate.producer import Producer
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.fingerprint import fingerprint
 
 
 class Made(NamedTuple):

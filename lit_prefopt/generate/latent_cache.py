@@ -14,21 +14,21 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Prompt, scaled
-from lit_prefopt.data.groups import Groups, SampleGroups, StoredGroup
 from lit_prefopt.data.images import Augment, BrokenSample, Size, decode
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.latent_set import EMPTY
-from lit_prefopt.data.latents import members_of
-from lit_prefopt.data.read import Sample
-from lit_prefopt.data.seeds import stable_seed
-from lit_prefopt.data.shard import LATENTS, SIDES
-from lit_prefopt.data.writer import ShardWriter
+from lit_prefopt.data.latents.manifest import EMPTY
+from lit_prefopt.data.latents.reader import members_of
+from lit_prefopt.data.shards.format import LATENTS, SIDES
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.reader import Sample
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.datamodules.generation import Groups, SampleGroups, StoredGroup
 from lit_prefopt.diffusion.encoding import at_latents
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.fingerprint import fingerprint
-from lit_prefopt.generate.forms import Form, Shards
+from lit_prefopt.generate.output_formats import Form, Shards
 from lit_prefopt.generate.producer import Producer
-from lit_prefopt.intake.parallel import in_order
+from lit_prefopt.utils.fingerprint import fingerprint
+from lit_prefopt.utils.parallel import in_order
+from lit_prefopt.utils.seeds import stable_seed
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_prefopt.backbones import Backbone, check_backbone
-from lit_prefopt.data.groups import Groups
+from lit_prefopt.datamodules.generation import Groups
 from lit_prefopt.errors import InputError
-from lit_prefopt.generate.forms import Form, Shards
-from lit_prefopt.generate.parts import Parts
+from lit_prefopt.generate.output_formats import Form, Shards
+from lit_prefopt.generate.partial_outputs import Parts
 
 
 class Producer(LightningModule):

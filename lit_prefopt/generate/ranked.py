@@ -10,18 +10,18 @@ from PIL import Image
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.groups import Group
 from lit_prefopt.data.images import to_pil
-from lit_prefopt.data.writer import encode
+from lit_prefopt.data.shards.writer import encode
+from lit_prefopt.datamodules.generation import Group
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.generate.generator import Generator, Made
 from lit_prefopt.generate.selection import How, Match, calibrated, drawn, matches, ranks
 from lit_prefopt.judges import Judge
 from lit_prefopt.judges.judge import checked_scores, full_precision
 from lit_prefopt.judges.mixture import judge_names, judge_weights
+from lit_prefopt.processes.settings import Sampling
 
 
 class Rated(NamedTuple):

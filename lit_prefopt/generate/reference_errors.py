@@ -11,18 +11,18 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.error_table import draw_seed
-from lit_prefopt.data.groups import CachedGroups, Groups, StoredGroup
+from lit_prefopt.cache_checks import check_latents, facts_of_reference
 from lit_prefopt.data.images import BrokenSample
-from lit_prefopt.data.latent_items import LatentItems
-from lit_prefopt.data.latents import LatentReader, LatentSample
-from lit_prefopt.data.shard import SIDES
+from lit_prefopt.data.latents.error_table import draw_seed
+from lit_prefopt.data.latents.latent_samples import LatentItems
+from lit_prefopt.data.latents.reader import LatentReader, LatentSample
+from lit_prefopt.data.shards.format import SIDES
+from lit_prefopt.datamodules.generation import CachedGroups, Groups, StoredGroup
 from lit_prefopt.diffusion import draws as drawing
-from lit_prefopt.diffusion.cached import check_latents, facts_of_reference
 from lit_prefopt.diffusion.denoising import discounted, errors_of, noised
 from lit_prefopt.diffusion.encoding import drawn
 from lit_prefopt.errors import check_number
-from lit_prefopt.generate.forms import Form, Tables
+from lit_prefopt.generate.output_formats import Form, Tables
 from lit_prefopt.generate.producer import Producer
 
 

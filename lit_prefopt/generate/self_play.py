@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.groups import Group
 from lit_prefopt.data.images import to_pil
+from lit_prefopt.datamodules.generation import Group
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.generator import Generator, Made
+from lit_prefopt.processes.settings import Sampling
 
 
 class SelfPlay(Generator):

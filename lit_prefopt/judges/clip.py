@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from lit_prefopt.judges.judge import Judge
 from lit_prefopt.judges.pixels import cut, normalised
 from lit_prefopt.judges.weights import loading, version
-from lit_prefopt.transfer import sent
+from lit_prefopt.utils.transfer import sent
 
 
 class CLIPJudge(Judge):

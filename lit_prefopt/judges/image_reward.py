@@ -17,7 +17,7 @@ from lit_prefopt.judges.judge import Judge
 from lit_prefopt.judges.linear_head import LinearHead
 from lit_prefopt.judges.pixels import cut, normalised
 from lit_prefopt.judges.weights import fill, loading, read_weights, version, weights_file
-from lit_prefopt.transfer import sent
+from lit_prefopt.utils.transfer import sent
 
 REPOSITORY, NAME = "THUDM/ImageReward", "ImageReward.pt"
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the scores, as released

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_prefopt.data.folders import find_shards
 from lit_prefopt.data.images import decode, from_pil
-from lit_prefopt.data.read import Sample, ShardReader
+from lit_prefopt.data.shards.find import find_shards
+from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.judge import Judge, checked_scores
 

@@ -21,8 +21,8 @@ from lit_prefopt.judges.clip import CLIPJudge
 from lit_prefopt.judges.judge import Judge, checked_scores
 from lit_prefopt.judges.step_aware import StepAware
 from lit_prefopt.learner import Learner
-from lit_prefopt.log import Means, accuracy
 from lit_prefopt.losses import choice_divergence
+from lit_prefopt.metrics import Means, accuracy
 from lit_prefopt.optimizers import OptimizerConfig
 
 FILE = "step_aware.safetensors"

@@ -11,12 +11,12 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs, Steps, Trajectories
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import discounted
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges import Judge
 from lit_prefopt.losses import plackett_luce
 from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import OptimizerConfig
+from lit_prefopt.processes.settings import Sampling
 
 
 class DenseRewardDPO(OnPolicyModule):

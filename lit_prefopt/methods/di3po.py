@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Batch, Pairs
-from lit_prefopt.data.stored import StoredPairs
+from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.errors import InputError
 from lit_prefopt.losses import sigmoid
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO

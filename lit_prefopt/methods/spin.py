@@ -9,10 +9,10 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs, Steps
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.rollout import Walk, logp
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
 from lit_prefopt.optimizers import OptimizerConfig
-from lit_prefopt.transfer import sent
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.transfer import sent
 
 
 class SPINDiffusion(DiffusionDPO):

@@ -11,13 +11,13 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs, Prompt, Steps, joined
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.process import Step
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
 from lit_prefopt.losses import clip, preference_loss
 from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import OptimizerConfig
+from lit_prefopt.processes.base import Step
+from lit_prefopt.processes.settings import Sampling
 
 
 class SPO(OnPolicyModule):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prefopt.data.seeds import stable_seed
+from lit_prefopt.utils.seeds import stable_seed
 
 LOST_BITS = 16  # of a float32's 32, bfloat16 keeps the upper half
 

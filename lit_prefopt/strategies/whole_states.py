@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_prefopt.backbones.reference import trained
+from lit_prefopt.backbones.policy import trained
 from lit_prefopt.errors import InputError
 
 Moment = Literal["exp_avg", "exp_avg_sq"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from lit_prefopt.data import (
+from lit_prefopt.datamodules import (
     CurriculumPairs,
     PairGroups,
     PairShards,
     PromptCollections,
     SampleGroups,
 )
-from lit_prefopt.evaluate.prompts import Entry, Prompts
+from lit_prefopt.prompts.base import Entry, Prompts
 from lit_prefopt.toy.scenes import Split, parse, prompts, unused
 
 PAIRS = Path(__file__).parent / "pairs"

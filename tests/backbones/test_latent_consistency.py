@@ -13,8 +13,8 @@ from torch import Tensor
 from lit_prefopt.backbones import LatentConsistency, LoRA, StableDiffusion, trained
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.settings import Sampling
 from tests.tiny import tiny_lcm, tiny_pipeline
 
 LATENTS = (4, 8, 8)

@@ -11,10 +11,10 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
+from lit_prefopt.processes.settings import Sampling
 from tests.methods.test_spo import Brightness
 from tests.tiny import tiny_decoder
 

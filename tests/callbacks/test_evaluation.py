@@ -12,11 +12,11 @@ from torch import Tensor
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.prompts import PromptFile
 from lit_prefopt.evaluate.summary import summarise
 from lit_prefopt.judges import Judge
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.files import PromptFile
 from tests.comparing import asked, compared
 
 FAST = Sampling(steps=3, guidance=2.0, eta=1.0, batch_size=8)

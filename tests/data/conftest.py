@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_prefopt.data import ShardWriter, files
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.utils import filesystem as files
 
 Maker = Callable[..., str]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_prefopt.data import PairShards
-from lit_prefopt.data.index import index_shards
+from lit_prefopt.data.shards.index import index_shards
+from lit_prefopt.datamodules import PairShards
 from lit_prefopt.errors import InputError
 
 from .conftest import picture

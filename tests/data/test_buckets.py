@@ -7,15 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lit_prefopt.data.buckets import (
+from lit_prefopt.data.order.buckets import (
     LEFT_OUT,
     BucketPlan,
     bucket_shapes,
     choose_buckets,
     nearest,
 )
-from lit_prefopt.data.course import Course
-from lit_prefopt.data.plan import Plan
+from lit_prefopt.data.order.plan import Plan
+from lit_prefopt.data.order.position import Course
 from lit_prefopt.errors import InputError
 
 from .test_plan import epoch_on

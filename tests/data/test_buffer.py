@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.batches import Prompt, Steps, Trajectories, rows
-from lit_prefopt.data.buffer import Buffer
+from lit_prefopt.datamodules.rollout_buffer import Buffer
 
 
 def trajectories(*numbers: int) -> Trajectories:

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lit_prefopt.data import PairShards, files
-from lit_prefopt.data.cache import ShardCache, default_folder
-from lit_prefopt.data.files import filesystem
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.reader import ShardReader
+from lit_prefopt.data.shards.remote_cache import ShardCache, default_folder
+from lit_prefopt.datamodules import PairShards
 from lit_prefopt.errors import InputError
+from lit_prefopt.utils import filesystem as files
+from lit_prefopt.utils.filesystem import filesystem
 
 from .server import Server, serving
 from .test_bad_input import sentence

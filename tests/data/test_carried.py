@@ -8,8 +8,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lit_prefopt.batches import LatentPairs, Prompt
-from lit_prefopt.data.carried import SMALL, TURNS, Carried, Large, Receiver, Sender, Small
-from lit_prefopt.data.latent_items import _stacked
+from lit_prefopt.data.latents.latent_samples import _stacked
+from lit_prefopt.data.loading.shared_memory import (
+    SMALL,
+    TURNS,
+    Carried,
+    Large,
+    Receiver,
+    Sender,
+    Small,
+)
 
 
 def batch(seed: int, side: int = 64) -> LatentPairs:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data import CurriculumPairs, PairShards, Plan, ShardWriter
-from lit_prefopt.data.curriculum import CurriculumOrder
-from lit_prefopt.data.plan import Ranks
+from lit_prefopt.data.order.plan import Plan, Ranks
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.datamodules import CurriculumPairs, PairShards
+from lit_prefopt.datamodules.curriculum import CurriculumOrder
 from lit_prefopt.errors import InputError
 
 from .conftest import picture

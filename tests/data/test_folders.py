@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from lit_prefopt.data.folders import find_shards
+from lit_prefopt.data.shards.find import find_shards
 from lit_prefopt.errors import InputError
 
 from .server import serving

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lit_prefopt.data.index import index_shards
+from lit_prefopt.data.shards.index import index_shards
 from lit_prefopt.errors import InputError
 
 from .test_loader import data

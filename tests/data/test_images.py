@@ -21,8 +21,8 @@ from lit_prefopt.data.images import (
     open_image,
     upright_size,
 )
-from lit_prefopt.data.items import make_item
-from lit_prefopt.data.read import SIDES, Sample
+from lit_prefopt.data.loading.image_samples import make_item
+from lit_prefopt.data.shards.reader import SIDES, Sample
 
 from .conftest import picture
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lit_prefopt.data.index import index_shards, read_index, scan_shard, write_index
-from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.shards.index import index_shards, read_index, scan_shard, write_index
+from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.errors import InputError
 
 from .conftest import picture

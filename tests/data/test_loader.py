@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data import PairShards
 from lit_prefopt.data.images import Augment
-from lit_prefopt.data.items import collate, make_item
-from lit_prefopt.data.plan import Ranks
-from lit_prefopt.data.read import SIDES, Sample
+from lit_prefopt.data.loading.image_samples import collate, make_item
+from lit_prefopt.data.order.plan import Ranks
+from lit_prefopt.data.shards.reader import SIDES, Sample
+from lit_prefopt.datamodules import PairShards
 
 from .conftest import picture
 

@@ -11,8 +11,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data import PairShards
-from lit_prefopt.data.plan import Ranks
+from lit_prefopt.data.order.plan import Ranks
+from lit_prefopt.datamodules import PairShards
 
 from .test_loader import data, equal, keys
 

@@ -7,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lit_prefopt.data.course import Course
-from lit_prefopt.data.plan import Plan, Ranks, stand_ins
-from lit_prefopt.data.seeds import sample_seed, stable_seed
+from lit_prefopt.data.order.plan import Plan, Ranks, stand_ins
+from lit_prefopt.data.order.position import Course
+from lit_prefopt.utils.seeds import sample_seed, stable_seed
 
 COUNTS = [5, 0, 17, 3, 11, 1, 8, 9, 2, 30, 4]
 

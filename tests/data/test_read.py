@@ -11,10 +11,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from lit_prefopt.data.files import filesystem
 from lit_prefopt.data.images import BrokenSample
-from lit_prefopt.data.index import index_shards, read_index
-from lit_prefopt.data.read import ShardReader, parse, unpack
+from lit_prefopt.data.shards.index import index_shards, read_index
+from lit_prefopt.data.shards.reader import ShardReader, parse, unpack
+from lit_prefopt.utils.filesystem import filesystem
 
 from .conftest import picture
 from .test_index import members, plain_tar

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lit_prefopt.cli import main
-from lit_prefopt.data import PairShards, ShardWriter
-from lit_prefopt.data.plan import Ranks
+from lit_prefopt.data.order.plan import Ranks
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.datamodules import PairShards
 from lit_prefopt.errors import InputError
 
 from .conftest import picture

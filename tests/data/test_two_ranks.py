@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_prefopt.data.plan import Plan
+from lit_prefopt.data.order.plan import Plan
 
 from .test_loader import data
 from .test_pairs import seen_keys, train

@@ -11,10 +11,10 @@ import pytest
 import webdataset
 from PIL import Image
 
-from lit_prefopt.data import ShardWriter
 from lit_prefopt.data.images import decode
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.reader import ShardReader
+from lit_prefopt.data.shards.writer import ShardWriter
 
 from .conftest import picture
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_prefopt.data import PairShards
+from lit_prefopt.datamodules import PairShards
 
 from .test_pairs import Recorder, seen_keys
 

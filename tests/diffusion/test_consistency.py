@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import LCMScheduler
 
-from lit_prefopt.diffusion.consistency import ConsistencyProcess, boundary, pseudo_huber
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.consistency import ConsistencyProcess, boundary, pseudo_huber
+from lit_prefopt.processes.settings import Sampling
 from tests.diffusion.test_denoising import SD15, alphas
 
 

@@ -5,9 +5,9 @@ import torch
 
 from lit_prefopt.batches import Pairs, Prompt
 from lit_prefopt.diffusion.denoising import Noised, denoising_errors, error_log_ratios
-from lit_prefopt.diffusion.process import DiscreteProcess
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.settings import Sampling
 
 SD15 = {
     "num_train_timesteps": 1000,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_prefopt.diffusion.process import DiscreteProcess
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.settings import Sampling
 
 SD15 = {
     "num_train_timesteps": 1000,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lit_prefopt.cli import main
+from lit_prefopt.commands.estimate import estimate
 from lit_prefopt.errors import InputError
-from lit_prefopt.estimate.command import estimate
-from lit_prefopt.estimate.device import is_out_of_memory, matmul_dtype
 from lit_prefopt.estimate.pace import Batch, Pace
+from lit_prefopt.utils.device import is_out_of_memory, matmul_dtype
 
 
 def test_an_estimate_of_a_recipe(recipe: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lit_prefopt.data.images import to_pil
-from lit_prefopt.evaluate.report import picture_name
+from lit_prefopt.evaluate.console import picture_name
 from lit_prefopt.evaluate.statistics import paired
 from lit_prefopt.toy.render import render
 from lit_prefopt.toy.scenes import parse, prompts

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.by_round import tell_rounds
-from lit_prefopt.evaluate.report import picture_name
+from lit_prefopt.evaluate.console import picture_name
+from lit_prefopt.evaluate.report.by_round import tell_rounds
 
 START = [0.5, 0.6, 0.7, 0.8]
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.page import write_page
-from lit_prefopt.evaluate.page_facts import told
-from lit_prefopt.evaluate.page_pictures import LONGEST, by_interest, embed
-from lit_prefopt.evaluate.page_rows import read_evidence
+from lit_prefopt.evaluate.report.page import write_page
+from lit_prefopt.evaluate.report.page_data import told
+from lit_prefopt.evaluate.report.pictures import LONGEST, by_interest, embed
+from lit_prefopt.evaluate.report.saved_results import read_evidence
 from tests.evaluate.folders import HOSTILE, write_evaluation, write_folder, write_noise
 
 OLD = {"text": "a red fox", "seed": 0, "reward_reference": 0.25, "reward_policy": 0.75}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lit_prefopt.evaluate.page import write_page
+from lit_prefopt.evaluate.report.page import write_page
 from tests.evaluate.folders import HOSTILE, write_evaluation
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

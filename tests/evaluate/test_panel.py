@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from lit_prefopt.backbones import StableDiffusion
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.panel import Panel, TextReader, quoted
+from lit_prefopt.evaluate.scoring import Panel, TextReader, quoted
 from lit_prefopt.judges import CLIPJudge, Judge
+from lit_prefopt.processes.settings import Sampling
 from tests.comparing import asked
 
 FAST = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import PromptGroups
-from lit_prefopt.data.groups import Group
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.datamodules import PromptGroups
+from lit_prefopt.datamodules.generation import Group
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.comparison import image_seed
-from lit_prefopt.evaluate.evidence import Group as Answered
 from lit_prefopt.evaluate.models import check_alike, load_model
-from lit_prefopt.evaluate.prompts import Entry, Prompts, digest
+from lit_prefopt.evaluate.results import Group as Answered
 from lit_prefopt.evaluate.two_models import TwoModels
-from lit_prefopt.fingerprint import fingerprint
 from lit_prefopt.judges import Judge
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.base import Entry, Prompts, digest
+from lit_prefopt.utils.fingerprint import fingerprint
 from tests.runs import TWO_RANKS, finished, launch, wait_until
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lit_prefopt.cli import main
-from lit_prefopt.export import read_lora
+from lit_prefopt.weights.lora_files import read_lora
 from tests.export.conftest import EVERYWHERE, Family, picture, prediction, write_lora
 
 

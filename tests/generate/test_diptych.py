@@ -16,17 +16,17 @@ from PIL import Image
 from lit_prefopt import generate as generate_package
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.cli import main
-from lit_prefopt.data import PromptGroups
 from lit_prefopt.data.images import decode, to_pil
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.read import Sample, ShardReader
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.reader import Sample, ShardReader
+from lit_prefopt.datamodules import PromptGroups
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.prompts import Prompts
 from lit_prefopt.generate import AnyCallable, Apart, ChangeMask, Diptychs, EdgeControl, MisspeltText
 from lit_prefopt.generate.diptych import cut
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.base import Prompts
 from tests.generate.test_edges import controlnet
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)

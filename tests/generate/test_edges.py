@@ -20,9 +20,9 @@ from torch import Tensor
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.edges import EdgeControl, edges
+from lit_prefopt.processes.settings import Sampling
 
 FAMILIES = {
     "sd": (StableDiffusion, StableDiffusionPipeline, StableDiffusionControlNetPipeline),

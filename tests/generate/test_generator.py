@@ -11,14 +11,15 @@ from lightning import Trainer
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import PairGroups, PromptGroups, ShardWriter
-from lit_prefopt.data.groups import Group
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.read import Sample, ShardReader
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.reader import Sample, ShardReader
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.datamodules import PairGroups, PromptGroups
+from lit_prefopt.datamodules.generation import Group
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import SelfPlay
 from lit_prefopt.generate.generator import Generator, Made
+from lit_prefopt.processes.settings import Sampling
 from tests.runs import TWO_RANKS, finished, launch, wait_until
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
@@ -137,7 +138,7 @@ def test_not_one_pair_is_told_with_the_reasons(tiny_folder: str, tmp_path: Path)
     model = Nothing(StableDiffusion(tiny_folder, reference="none"), str(tmp_path / "out"), HOW)
     trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
     (tmp_path / "prompts.txt").write_text("a cat\na dog\nthe sea\n")
-    from lit_prefopt.evaluate.prompts import PromptFile
+    from lit_prefopt.prompts.files import PromptFile
 
     groups = PromptGroups(PromptFile(str(tmp_path / "prompts.txt")), group_size=2)
     with pytest.raises(InputError, match="Not one pair was made .*3 too dull"):

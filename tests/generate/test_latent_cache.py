@@ -11,17 +11,18 @@ import torch
 
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import ImagePairs, LatentPairs, Pairs
-from lit_prefopt.data import PairShards, ShardWriter, index_shards
-from lit_prefopt.data.groups import StoredGroup
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.latents import LatentReader, LatentSample
+from lit_prefopt.data.latents.reader import LatentReader, LatentSample
+from lit_prefopt.data.shards.index import index_shards, read_index
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.datamodules import PairShards
+from lit_prefopt.datamodules.generation import StoredGroup
 from lit_prefopt.diffusion.encoding import drawn, encoded
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import LatentCache
 from lit_prefopt.generate.latent_cache import Encoded
-from lit_prefopt.intake import validate
 from lit_prefopt.methods import SupervisedFineTuning
 from lit_prefopt.optimizers import AdamW
+from lit_prefopt.prepare import validate
 from tests.caching import cache, data, frozen
 from tests.generate.test_generator import samples as pairs_of
 

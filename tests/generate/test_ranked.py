@@ -20,16 +20,16 @@ from torch import Tensor
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
 from lit_prefopt.configs import CONFIGS
-from lit_prefopt.data import PromptGroups
 from lit_prefopt.data.images import to_pil
-from lit_prefopt.data.read import Sample
+from lit_prefopt.data.shards.reader import Sample
+from lit_prefopt.datamodules import PromptGroups
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.prompts import PromptFile
 from lit_prefopt.generate import RankedSamples
-from lit_prefopt.intake import split_into_stages
 from lit_prefopt.judges import Judge
+from lit_prefopt.prepare import split_into_stages
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.files import PromptFile
 
 from .test_generator import QUIET, content, samples
 

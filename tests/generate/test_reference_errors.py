@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data.groups import StoredGroup
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.datamodules.generation import StoredGroup
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import ReferenceErrors
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion
 from lit_prefopt.optimizers import AdamW
+from lit_prefopt.processes.settings import Sampling
 from tests.caching import assert_same_end, cache, data, errors, frozen
 from tests.generate.test_cached_runs import logged, on, recipe
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_prefopt.data.folders import find_shards
 from lit_prefopt.data.images import decode
-from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.shards.find import find_shards
+from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Calibrated, Judge, JudgeMetric, Weighted
 

@@ -14,12 +14,12 @@ from lit_prefopt.backbones import LatentConsistency, LoRA, StableDiffusion
 from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.rollout import Walk
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.diffusion.teaching import taught
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import ConsistencyDistillation, ConsistencyDPO, DiffusionDPO
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import AdamW
+from lit_prefopt.processes.settings import Sampling
 from tests.batches import image_pairs
 
 WAYS = {

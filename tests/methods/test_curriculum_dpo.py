@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_prefopt.cli import main
-from lit_prefopt.data import ShardWriter
+from lit_prefopt.data.shards.writer import ShardWriter
 from tests.runs import same
 
 ENDS = ("state_dict", "optimizer_states", "lr_schedulers")

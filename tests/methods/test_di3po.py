@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import ShardWriter
+from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import Di3PO, DiffusionDPO
 from lit_prefopt.optimizers import AdamW

@@ -12,10 +12,10 @@ from lit_prefopt.backbones import StableDiffusion, trained
 from lit_prefopt.batches import Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion
 from lit_prefopt.optimizers import AdamW
+from lit_prefopt.processes.settings import Sampling
 from tests.batches import image_pairs
 
 TWO_STEPS = Sampling(steps=2, guidance=1.0, eta=1.0)

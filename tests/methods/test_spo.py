@@ -13,11 +13,11 @@ from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import LogRatios, Steps
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
+from lit_prefopt.processes.settings import Sampling
 
 TEXTS, SEEDS = ["a cat", "two dogs"], torch.tensor([3, 8])
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from lit_prefopt.data import PairShards
+from lit_prefopt.datamodules import PairShards
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.evaluate.summary import summarise
 from lit_prefopt.toy import ToyDiffusion, ToyJudge, ToyPairs, ToyPrompts
