@@ -25,8 +25,8 @@ from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
 from lit_prefopt.generate.change_mask import ChangeMask
 from lit_prefopt.generate.corruptions import Corruption
 from lit_prefopt.generate.diptych import cut
-from lit_prefopt.generate.filters import Diptych, Filter, left_out
-from lit_prefopt.generate.sheet import Sheet
+from lit_prefopt.generate.filters import Diptych, Filter, first_rejections
+from lit_prefopt.generate.sheet import DiptychSheet
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.toy import ToyDiffusion, ToyJudge
 from lit_prefopt.toy.backbone import TOY_SAMPLING
@@ -80,9 +80,9 @@ def main(
         Diptych(*panels, *images)
         for (_, panels), *images in zip(asked, left, right, changed, strict=True)
     ]
-    reasons = left_out(parts.filters, diptychs)
+    reasons = first_rejections(parts.filters, diptychs)
     if sheet is not None:
-        Sheet(Path(sheet), said["sheet"]).add(diptychs, reasons)
+        DiptychSheet(Path(sheet), said["sheet"]).add(diptychs, reasons)
 
     judge, own = ToyJudge(), [d.prompt for d in diptychs]
     others = [d.other for d in diptychs]

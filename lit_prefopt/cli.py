@@ -42,7 +42,7 @@ def shards(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     from lit_prefopt.data.shards.index import index_shards
-    from lit_prefopt.prepare import Report, convert, preview, split_into_stages, validate
+    from lit_prefopt.prepare import ValidationReport, convert, preview, split_into_stages, validate
 
     result = auto_cli(
         {
@@ -56,7 +56,7 @@ def shards(args: Sequence[str]) -> None:
         as_positional=False,
         prog="lit-prefopt shards",
     )
-    if isinstance(result, Report) and result.stops:
+    if isinstance(result, ValidationReport) and result.stops:
         sys.exit(1)
 
 

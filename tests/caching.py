@@ -11,7 +11,7 @@ from lightning import Trainer
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.datamodules import CachedGroups, CachedPairs, SampleGroups
-from lit_prefopt.datamodules.generation import Groups
+from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.generate import LatentCache, ReferenceErrors
 from lit_prefopt.generate.producer import Producer
 from tests.runs import same
@@ -19,7 +19,7 @@ from tests.runs import same
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
-def run(model: Producer, groups: Groups) -> Path:
+def run(model: Producer, groups: GenerationDataModule) -> Path:
     """Run a generator and return its output."""
     trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
     trainer.predict(model, groups, return_predictions=False)

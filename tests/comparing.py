@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.evaluate.comparison import (
-    Answer,
-    Questions,
+    EvaluationPlan,
+    SampleResult,
     compare,
-    reference_speaker,
-    speaker,
+    image_sampler,
+    reference_image_sampler,
 )
-from lit_prefopt.evaluate.rows import Compared
-from lit_prefopt.evaluate.scoring import Panel
+from lit_prefopt.evaluate.rows import ComparisonRow
+from lit_prefopt.evaluate.scoring import Scorers
 from lit_prefopt.judges import Judge
 from lit_prefopt.processes.settings import Sampling
-from lit_prefopt.prompts.base import Entry
+from lit_prefopt.prompts.base import PromptEntry
 
 
 def asked(
     backbone: Backbone,
-    judge: Judge | Panel,
+    judge: Judge | Scorers,
     texts: list[str],
     how: Sampling,
     seed: int = 0,
     reference_seed: int | None = None,
     images: int = 1,
-) -> list[Answer]:
+) -> list[SampleResult]:
     """Return the answers of both to all prompts, in one group."""
-    entries = [Entry(text) for text in texts]
-    questions = Questions(entries, seed, images, len(texts), reference_seed)
-    panel = judge if isinstance(judge, Panel) else Panel(judge)
-    speakers = (reference_speaker(backbone, how), speaker(backbone, how))
+    entries = [PromptEntry(text) for text in texts]
+    questions = EvaluationPlan(entries, seed, images, len(texts), reference_seed)
+    panel = judge if isinstance(judge, Scorers) else Scorers(judge)
+    speakers = (reference_image_sampler(backbone, how), image_sampler(backbone, how))
     return compare(*speakers, panel, questions.group(0), how.batch_size)
 
 
@@ -41,6 +41,6 @@ def compared(
     how: Sampling,
     seed: int = 0,
     reference_seed: int | None = None,
-) -> list[Compared]:
+) -> list[ComparisonRow]:
     """Return the rows alone."""
     return [answer.row for answer in asked(backbone, judge, texts, how, seed, reference_seed)]

@@ -115,7 +115,7 @@ def test_fit_on_sdxl(
     [
         (["--model.link", "lit_prefopt.losses.ipo", "--model.beta", "2"], 1 / (4 * 2**2)),
         pytest.param(["--model.link", "lit_prefopt.losses.hinge"], 1.0, marks=pytest.mark.slow),
-        (["--model.label_smoothing", "0.1", "--model.spare_chosen", "0.9"], math.log(2)),
+        (["--model.label_smoothing", "0.1", "--model.chosen_protection", "0.9"], math.log(2)),
     ],
 )
 def test_options_of_the_loss(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prefopt.batches import LogRatios, Pairs, Prompt
-from lit_prefopt.metrics import HeldOut, Window, accuracy, summary
+from lit_prefopt.metrics import PreferenceMetric, RunningMeans, accuracy, summary
 
 
 def pairs(count: int) -> Pairs:
@@ -40,7 +40,7 @@ def test_summary_by_hand() -> None:
 
 
 def test_held_out_by_bin_of_the_timestep() -> None:
-    held_out = HeldOut(steps=1000)
+    held_out = PreferenceMetric(steps=1000)
     values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
     held_out.update(LogRatios(values, torch.tensor([0, 249, 250, 999])), pairs(4), beta=2.0)
     means = {name: value.item() for name, value in held_out.compute().items()}
@@ -49,7 +49,7 @@ def test_held_out_by_bin_of_the_timestep() -> None:
     assert means["accuracy_t1"] == 1
     assert means["accuracy_t3"] == 0.5
     assert means["margin"] == pytest.approx(0.5)
-    assert means["coin"] == pytest.approx(0.5 + 0.98 / 2)  # four pairs
+    assert means["chance_95"] == pytest.approx(0.5 + 0.98 / 2)  # four pairs
     assert "accuracy_t2" not in means
     assert "reference_error" not in means
     held_out.reset()
@@ -57,7 +57,7 @@ def test_held_out_by_bin_of_the_timestep() -> None:
 
 
 def test_window_covers_the_batches_since_the_last_logged_step() -> None:
-    window = Window()
+    window = RunningMeans()
     for value in (1.0, 3.0, 5.0):
         window.add({"loss": torch.tensor(value)})
     assert window.close()["loss"] == 3

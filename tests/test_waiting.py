@@ -36,7 +36,7 @@ def images(count: int) -> ImagePairs:
 
 
 def dpo(backbone: StableDiffusion) -> DiffusionDPO:
-    return DiffusionDPO(backbone, AdamW(1e-3), 5000.0, anchor=0.1, spare_chosen=0.9, gamma=0.9)
+    return DiffusionDPO(backbone, AdamW(1e-3), 5000.0, anchor=0.1, chosen_protection=0.9, gamma=0.9)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])

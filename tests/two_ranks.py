@@ -58,7 +58,7 @@ def main(folder: str, pipeline: str, shards: str, rank: int) -> None:
     trainer.fit(module, data)
     weights = torch.cat([p.flatten() for p in module.parameters() if p.requires_grad])
     seen = {"keys": witness.keys, "gradients": witness.gradients, "weights": weights.detach()}
-    seen |= {name: trainer.callback_metrics[f"val/{name}"] for name in ("accuracy", "coin")}
+    seen |= {name: trainer.callback_metrics[f"val/{name}"] for name in ("accuracy", "chance_95")}
     torch.save(seen, Path(folder) / f"rank-{trainer.global_rank}.pt")
 
 

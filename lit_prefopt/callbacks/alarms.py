@@ -13,7 +13,7 @@ FLOOR = 0.25  # a run that hardly varies may still go up by half
 OVERFLOWS = 20  # steps in a row that mixed precision in fp16 may take to find its scale
 
 
-class Step(NamedTuple):
+class StepStatistics(NamedTuple):
     """What is known about an optimizer step before it is taken; an error below 0 is not known."""
 
     number: int
@@ -23,7 +23,7 @@ class Step(NamedTuple):
     gradient: float  # its norm
 
 
-class Level:
+class RunningMedian:
     """The usual level of one number: median and median absolute deviation of its last values.
 
     Args:
@@ -44,7 +44,7 @@ class Level:
         return (value - middle) / max(spread, self.floor)
 
 
-class Rise:
+class ErrorTrend:
     """Whether an error has risen over what it is compared with, beyond the noise.
 
     Compared with is the reference's error on the same noise where there is one, and else the
@@ -85,7 +85,7 @@ class Rise:
         return rise / base if base > 0 and rise > SURE * noise else 0.0
 
 
-class Watch:
+class SpikeDetector:
     """Looks at one optimizer step after the other.
 
     Args:
@@ -97,11 +97,11 @@ class Watch:
         self.threshold = threshold
         # Of logarithms: on a large beta losses of healthy small batches reach 200 times their
         # median, and a deviation in the logarithm bears that.
-        self.loss, self.gradient = Level(window, FLOOR), Level(window, FLOOR)
-        self.chosen = Rise(window)
+        self.loss, self.gradient = RunningMedian(window, FLOOR), RunningMedian(window, FLOOR)
+        self.chosen = ErrorTrend(window)
         self.overflows = 0
 
-    def spike(self, step: Step, *, scaled: bool = False) -> str | None:
+    def spike(self, step: StepStatistics, *, scaled: bool = False) -> str | None:
         """Return what is wrong with a step, in words.
 
         Args:
@@ -124,7 +124,7 @@ class Watch:
                 return f"the {name} jumps to {value:.4g}, {excess:.0f} deviations above the median"
         return None
 
-    def add(self, step: Step) -> None:
+    def add(self, step: StepStatistics) -> None:
         """Take a step into the statistics, unless it has nothing to say."""
         if math.isfinite(step.loss) and math.isfinite(step.gradient):
             self.loss.values.append(_log(step.loss))

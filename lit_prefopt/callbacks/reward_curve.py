@@ -84,7 +84,7 @@ class RewardCurve(Callback):
             images = sample(module.backbone, texts, seeds, how)
         module.train(training)
         with full_precision(images) as seen:
-            scores = checked_scores(evaluation.panel.judge, seen, texts)
+            scores = checked_scores(evaluation.scorers.judge, seen, texts)
         return [round(score, 6) for score in scores.tolist()]
 
     def _beside(self, trainer: Trainer) -> tuple[Budget, Evaluation]:

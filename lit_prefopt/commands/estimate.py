@@ -12,14 +12,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
-from lit_prefopt.callbacks import Budget, Evaluation, Export, SampleGrid
+from lit_prefopt.callbacks import Budget, Evaluation, ExportWeights, SampleGrid
 from lit_prefopt.configs import named_recipes
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.estimate.memory import GIB
 from lit_prefopt.estimate.pace import Pace, device_name, reaches
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 
-BESIDE = (ModelCheckpoint, Export, SampleGrid, Evaluation, Budget)
+BESIDE = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget)
 """Callbacks of no part in a step."""
 
 
@@ -83,7 +83,7 @@ def estimate(args: Sequence[str]) -> Estimate:
         )
     found = _estimate(trainer, pace)
     if trainer.is_global_zero:
-        tell(found)
+        print_estimate(found)
     return found
 
 
@@ -125,7 +125,7 @@ def _estimate(trainer: Trainer, pace: Pace) -> Estimate:
     )
 
 
-def tell(found: Estimate) -> None:
+def print_estimate(found: Estimate) -> None:
     """Print an estimate as tables."""
     whole = f"{found.hours:.3g} h, {found.hours * found.ranks:.3g} hours of a device"
     rows = {

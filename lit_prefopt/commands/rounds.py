@@ -91,7 +91,7 @@ class Round:
 
 
 @dataclass
-class Rank:
+class RoundRunner:
     """This process among those that torchrun or SLURM started; alone as a rule."""
 
     first: bool = field(default_factory=lambda: not _get_rank())
@@ -148,7 +148,7 @@ def rounds(
         generate_arguments: Further arguments of every generation.
     """
     check_number("count", count, 1)
-    rank, root = Rank(), Path(output)
+    rank, root = RoundRunner(), Path(output)
     every, changing = fit_arguments or [], each or [[]]
     _check_recipe("predict", ["--config", generate, *(generate_arguments or [])])
     for arguments in changing:
@@ -168,9 +168,9 @@ def rounds(
             rank.make(one)
         made.append(one)
     if rank.first:
-        from lit_prefopt.evaluate.report.by_round import tell_rounds
+        from lit_prefopt.evaluate.report.by_round import write_round_report
 
-        tell_rounds([one.folder for one in made], root)
+        write_round_report([one.folder for one in made], root)
 
 
 def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:

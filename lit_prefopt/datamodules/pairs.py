@@ -7,8 +7,8 @@ from typing import Literal
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.data.images import Augment, Size
 from lit_prefopt.data.loading.image_samples import ImageItems
-from lit_prefopt.data.order.plan import Order, Plan
-from lit_prefopt.data.order.shaping import Shaping, make_order
+from lit_prefopt.data.order.plan import Plan, SampleOrder
+from lit_prefopt.data.order.shaping import ShapeSettings, make_order
 from lit_prefopt.data.shards.remote_cache import ShardCache
 from lit_prefopt.datamodules.base import StoredPairs, check_at_least_one
 
@@ -80,7 +80,7 @@ class PairShards(StoredPairs):
             ShardCache(cache, cache_size),
         )
         check_at_least_one(resolution=resolution)
-        self.shaping = Shaping(resolution, aspect_buckets, bucket_step, min_side)
+        self.shaping = ShapeSettings(resolution, aspect_buckets, bucket_step, min_side)
         self.augment = Augment(self.shaping.square, crop, flip, caption_dropout, draft)
 
     @property
@@ -97,7 +97,7 @@ class PairShards(StoredPairs):
         """
         return batch.scaled()
 
-    def _make_order(self) -> tuple[Order, list[Size]]:
+    def _make_order(self) -> tuple[SampleOrder, list[Size]]:
         """Return the order of their pairs, and the width and height of each bucket."""
         plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
         return make_order(self.reader.shards, plan, self.shaping, self.batch_size)

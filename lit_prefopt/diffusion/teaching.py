@@ -13,7 +13,7 @@ from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.processes.consistency import pseudo_huber
 
 
-class Taught(NamedTuple):
+class ConsistencyPoints(NamedTuple):
     """All sides of a batch of pairs, noised, and where the teacher's next step leads from there."""
 
     latents: Tensor  # (B * K, C, H, W) float32 at t
@@ -23,12 +23,12 @@ class Taught(NamedTuple):
     prompt: Prompt  # B * K rows, with the guidance that the teacher followed
     sides: int  # K
 
-    def upper_answer(self, backbone: LatentConsistency) -> Tensor:
+    def upper_prediction(self, backbone: LatentConsistency) -> Tensor:
         """Return what the network that speaks now makes of the noisier point, (B * K, C, H, W)."""
         t = self.t.repeat_interleave(self.sides)
         return backbone.consistent(self.latents, t, self.prompt)
 
-    def lower_answer(self, backbone: LatentConsistency) -> Tensor:
+    def lower_prediction(self, backbone: LatentConsistency) -> Tensor:
         """Return what it makes of the cleaner point, (B * K, C, H, W)."""
         t = self.t_lower.repeat_interleave(self.sides)
         return backbone.consistent(self.lower, t, self.prompt)
@@ -38,7 +38,9 @@ class Taught(NamedTuple):
         return pseudo_huber(answer, target, delta).unflatten(0, (-1, self.sides))
 
 
-def taught(backbone: LatentConsistency, pairs: Pairs, w: tuple[float, float]) -> Taught:
+def consistency_points(
+    backbone: LatentConsistency, pairs: Pairs, w: tuple[float, float]
+) -> ConsistencyPoints:
     """Return two points for each side of the pairs; level, noise and guidance are drawn per pair.
 
     Args:
@@ -58,8 +60,8 @@ def taught(backbone: LatentConsistency, pairs: Pairs, w: tuple[float, float]) ->
     )
     noised = backbone.process.add_noise(pairs.latents.flatten(0, 1), every, every_t)
     prompt = pairs.prompt_per_side._replace(guidance=every_scale)
-    lower = backbone.taught(noised, every_t, every_lower, prompt)
-    return Taught(noised, t, lower, t_lower, prompt, sides)
+    lower = backbone.teacher_step(noised, every_t, every_lower, prompt)
+    return ConsistencyPoints(noised, t, lower, t_lower, prompt, sides)
 
 
 def check_lcm(backbone: Backbone, method: str) -> None:

@@ -27,7 +27,7 @@ Context = Callable[[], AbstractContextManager[Any]]
 """Makes the context that a step runs in, such as mixed precision."""
 
 
-class Cost(NamedTuple):
+class StepCost(NamedTuple):
     """What one forward and backward takes."""
 
     flops: int
@@ -35,7 +35,7 @@ class Cost(NamedTuple):
     """Bytes at the most beside weights, gradients and optimizer states."""
 
 
-def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> Cost:
+def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> StepCost:
     """Return the cost of a training step as it is set up, recomputation included.
 
     Args:
@@ -45,14 +45,14 @@ def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> Co
     """
     parameters = [*trained(module).values()]
     gradients = sum(p.numel() * p.element_size() for p in parameters)
-    with _without_numbers(module, batch) as (ghost, known):
-        live = _Live(known)
-        with _garbage_apart(), FlopCounterMode(display=False) as counter, live, context():
+    with _fake_tensors(module, batch) as (ghost, known):
+        live = _LiveMemory(known)
+        with _fast_garbage_collection(), FlopCounterMode(display=False) as counter, live, context():
             loss: Any = module.training_step(ghost, 0)
             forward = live.peak
             torch.autograd.grad(loss, parameters, allow_unused=True)
         # old gradients are dropped after the forward, when the new ones begin to come
-        return Cost(counter.get_total_flops(), max(forward, live.peak - gradients))
+        return StepCost(counter.get_total_flops(), max(forward, live.peak - gradients))
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _set_checkpointing(denoiser: Any, on: bool) -> None:
 
 
 @contextmanager
-def _without_numbers(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tensor]]]:
+def _fake_tensors(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tensor]]]:
     """Give the batch, and all that the module holds, as shapes alone.
 
     What the step leaves behind in the module is taken back, and compiled blocks run as they stand.
@@ -103,7 +103,7 @@ def _shallow(value: Any) -> Any:
 
 
 @contextmanager
-def _garbage_apart() -> Iterator[None]:
+def _fast_garbage_collection() -> Iterator[None]:
     """Let collections of garbage look at what is made inside alone, which makes them fast."""
     gc.collect()
     gc.freeze()
@@ -113,7 +113,7 @@ def _garbage_apart() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Live(TorchDispatchMode):
+class _LiveMemory(TorchDispatchMode):
     """Counts the bytes of what operations make, as long as it lives.
 
     Args:

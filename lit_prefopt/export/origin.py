@@ -11,9 +11,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lit_prefopt.backbones.loading import load_part
+from lit_prefopt.backbones.loading import load_component
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base_pipeline import Base
+from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_beside
 from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, LoRALayer, flat_name, read_lora
 
@@ -21,7 +21,7 @@ LAST = Path("checkpoints") / "last.ckpt"
 DENOISER = "backbone.policy.denoiser."
 
 
-class Origin(NamedTuple):
+class TrainedWeights(NamedTuple):
     """Trained weights, and what is known about the pipeline that they belong to.
 
     They are a LoRA, or all weights of a UNet, in a folder or by name.
@@ -32,18 +32,22 @@ class Origin(NamedTuple):
     lora: LoRAFile | None = None
     unet: Path | dict[str, Tensor] | None = None
 
-    def load_unet(self, base: Base | None) -> UNet2DConditionModel:
+    def load_unet(self, base: BasePipeline | None) -> UNet2DConditionModel:
         """Return the UNet with what was trained, or the one that a LoRA is to be merged into.
 
         Args:
             base: The pipeline that was trained; only a UNet's folder can do without.
         """
         if isinstance(self.unet, Path):
-            return load_part(UNet2DConditionModel, str(self.unet), "unet", torch.float32)
+            return load_component(UNet2DConditionModel, str(self.unet), "unet", torch.float32)
         if base is None:
             raise missing_base(self.name)
         denoiser = self.recipe.denoiser
-        own = load_part(UNet2DConditionModel, denoiser, "unet", torch.float32) if denoiser else None
+        own = (
+            load_component(UNet2DConditionModel, denoiser, "unet", torch.float32)
+            if denoiser
+            else None
+        )
         if self.unet is None:
             return own or base.unet()
         unet = own or UNet2DConditionModel.from_config(base.unet_config | _added(self.unet))
@@ -71,7 +75,7 @@ def missing_base(name: str) -> InputError:
     )
 
 
-def read_origin(source: str) -> Origin:
+def read_trained_weights(source: str) -> TrainedWeights:
     """Return what a path holds.
 
     Args:
@@ -88,19 +92,19 @@ def read_origin(source: str) -> Origin:
         raise InputError(f"{source} does not exist; name a LoRA file, a UNet, a .ckpt or a run.")
     if path.suffix == ".ckpt":
         return _checkpoint(path)
-    return Origin(source, recipe_beside(path.parent), read_lora(path))
+    return TrainedWeights(source, recipe_beside(path.parent), read_lora(path))
 
 
-def _folder(folder: Path) -> Origin:
+def _folder(folder: Path) -> TrainedWeights:
     name = str(folder)
     if (folder / "config.json").is_file():
-        return Origin(name, recipe_beside(folder.parent), unet=folder)
+        return TrainedWeights(name, recipe_beside(folder.parent), unet=folder)
     if (folder / "model_index.json").is_file():
-        return Origin(name, Recipe(pretrained=name), unet=folder / "unet")
+        return TrainedWeights(name, Recipe(pretrained=name), unet=folder / "unet")
     if (folder / WEIGHTS).is_file():
-        return Origin(name, recipe_beside(folder), read_lora(folder))
+        return TrainedWeights(name, recipe_beside(folder), read_lora(folder))
     if (folder / "unet" / "config.json").is_file():
-        return Origin(name, recipe_beside(folder), unet=folder / "unet")
+        return TrainedWeights(name, recipe_beside(folder), unet=folder / "unet")
     if (folder / "weights").is_dir():
         return _folder(folder / "weights")
     if (folder / LAST).is_file():
@@ -111,7 +115,7 @@ def _folder(folder: Path) -> Origin:
     )
 
 
-def _checkpoint(path: Path) -> Origin:
+def _checkpoint(path: Path) -> TrainedWeights:
     """Return the trained weights of a training checkpoint."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -130,8 +134,8 @@ def _checkpoint(path: Path) -> Origin:
             "export: only a trained denoiser has."
         )
     if recipe.lora is None:
-        return Origin(str(path), recipe, unet=weights)
-    return Origin(str(path), recipe, _adapter(path, weights, recipe.lora.get("alpha")))
+        return TrainedWeights(str(path), recipe, unet=weights)
+    return TrainedWeights(str(path), recipe, _adapter(path, weights, recipe.lora.get("alpha")))
 
 
 def _adapter(path: Path, weights: dict[str, Tensor], alpha: float | None) -> LoRAFile:

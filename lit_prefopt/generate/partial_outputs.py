@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 from lit_prefopt.data.latents.manifest import NOTES
 from lit_prefopt.data.shards.format import FACTS
 from lit_prefopt.errors import InputError
-from lit_prefopt.generate.output_formats import Form
+from lit_prefopt.generate.output_formats import OutputFormat
 from lit_prefopt.utils.atomic_files import write_whole
 
 COUNTS = "counts.json"
 
 
-class Parts:
+class PartialOutputs:
     """The groups that are made already, in a folder beside the output.
 
     Both folders say what decides their content, and neither takes anything from another generation.
@@ -43,15 +43,15 @@ class Parts:
     def __init__(
         self,
         output: Path,
-        facts: Mapping[str, Any],
+        settings: Mapping[str, Any],
         count: int,
-        form: Form,
+        form: OutputFormat,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         self.output, self.count, self.form = output, count, form
         self.notes = dict(notes or {})
         self.folder = output.with_name(f"{output.name}.parts")
-        self.facts = json.loads(json.dumps(facts))  # as they are read back
+        self.settings = json.loads(json.dumps(settings))  # as they are read back
 
     @property
     def complete(self) -> bool:
@@ -89,15 +89,15 @@ class Parts:
         """Return in which facts a folder's content differs from what is to be made."""
         made = json.loads((folder / self.FACTS).read_text())
         made.pop(NOTES, None)
-        return sorted(k for k in made | self.facts if made.get(k) != self.facts.get(k))
+        return sorted(k for k in made | self.settings if made.get(k) != self.settings.get(k))
 
-    def begin(self) -> None:
+    def write_settings(self) -> None:
         """Note what decides what is made, before the first part; of a whole output, tidy up."""
         if self.complete:
             shutil.rmtree(self.folder, ignore_errors=True)  # a kill may have left it
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / self.FACTS, self._facts())
+        write_whole(self.folder / self.FACTS, self._dump_settings())
 
     def write(self, number: int, made: Iterable[Any], left_out: Mapping[str, int]) -> None:
         """Keep a group, whole or not at all.
@@ -126,15 +126,15 @@ class Parts:
             if not writer.samples:
                 raise InputError(_nothing(counts, self.folder))
             complete(writer.folder)
-            write_whole(writer.folder / self.FACTS, self._facts())
+            write_whole(writer.folder / self.FACTS, self._dump_settings())
         shutil.rmtree(self.folder)
         return counts
 
     def _part(self, number: int) -> Path:
         return self.folder / f"{number:08d}"
 
-    def _facts(self) -> str:
-        told = {**self.facts, NOTES: self.notes} if self.notes else self.facts
+    def _dump_settings(self) -> str:
+        told = {**self.settings, NOTES: self.notes} if self.notes else self.settings
         return json.dumps(told, indent=2, sort_keys=True) + "\n"
 
 

@@ -18,7 +18,7 @@ LETTERS = 52  # of a line
 KEPT, REFUSED, INK = "#1a7f37", "#b3261e", "#1f2328"
 
 
-class Sheet:
+class DiptychSheet:
     """Collects diptychs until there are enough, and draws them.
 
     Args:
@@ -41,12 +41,12 @@ class Sheet:
         if room <= 0 or not diptychs:
             return
         some = list(zip(diptychs, reasons, strict=True))[:room]
-        self._cards += [card(diptych, reason) for diptych, reason in some]
+        self._cards += [draw_card(diptych, reason) for diptych, reason in some]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        sheet(self._cards).save(self.path)
+        draw_sheet(self._cards).save(self.path)
 
 
-def card(diptych: Diptych, reason: str | None) -> Image.Image:
+def draw_card(diptych: Diptych, reason: str | None) -> Image.Image:
     """Return one diptych with the changed region framed, its prompts and its fate."""
     height = round(PANEL * diptych.left.shape[-2] / diptych.left.shape[-1])
     lines = [
@@ -75,7 +75,7 @@ def card(diptych: Diptych, reason: str | None) -> Image.Image:
     return result
 
 
-def sheet(cards: Sequence[Image.Image]) -> Image.Image:
+def draw_sheet(cards: Sequence[Image.Image]) -> Image.Image:
     """Return the cards in rows."""
     across = max(1, math.ceil(math.sqrt(len(cards))))
     width, height = cards[0].size[0] + GAP, max(one.size[1] for one in cards) + GAP

@@ -75,16 +75,18 @@ class Endpoint(Judge):
         check_number("timeout", timeout, above=0)
         self.url, self.batch_size, self.timeout = url, batch_size, timeout
         self.retries, self.pause, self.most_bytes = retries, pause, most_bytes
-        self.said: dict[str, Any] = {}  # what the server tells of itself
+        self.server_settings: dict[str, Any] = {}  # what the server tells of itself
 
     def prepare(self) -> None:
         """Ask it to score nothing."""
         facts = self._ask([], [], None).get("facts", {})
-        self.said = facts if isinstance(facts, dict) else {}
+        self.server_settings = facts if isinstance(facts, dict) else {}
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what an evaluation writes down, with what the server told of itself."""
-        return super().facts() | ({"server": self.said} if self.said else {})
+        return super().settings() | (
+            {"server": self.server_settings} if self.server_settings else {}
+        )
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
         """Return one score per image, (B,) float32.

@@ -31,7 +31,7 @@ class Judge(ABC):
         """Return what the weights are, by where they come from; None where that is unknown."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what an evaluation writes down: class, plain arguments, versions of the weights.
 
         Ask after `prepare`: what has not been fetched yet has no version.

@@ -107,7 +107,7 @@ class VisionLanguage(Judge):
         parts = zip(images.split(size), range(0, len(texts), size), strict=True)
         return torch.cat([self._score(some, texts[i : i + size]) for some, i in parts])
 
-    def asked(self, images: Tensor, texts: Sequence[str]) -> Any:
+    def model_inputs(self, images: Tensor, texts: Sequence[str]) -> Any:
         """Return the model's input for images (B, 3, H, W) in [-1, 1] and B prompts."""
         chats: list[Any] = []
         for image, text in zip(images, texts, strict=True):
@@ -124,7 +124,7 @@ class VisionLanguage(Judge):
         )
 
     def _score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        asked = self.asked(images, texts).to(images.device, self.model.dtype)
+        asked = self.model_inputs(images, texts).to(images.device, self.model.dtype)
         said = self.model(**asked).logits[:, -1].float()
         yes, no = self.answers
         return said[:, yes] - said[:, no]

@@ -22,7 +22,7 @@ Moment = Literal["exp_avg", "exp_avg_sq"]
 MOMENTS: tuple[Moment, ...] = ("exp_avg", "exp_avg_sq")
 
 
-class WholeStates(ParallelStrategy):
+class FullStateStrategy(ParallelStrategy):
     """Shards weights and moments in training, and writes and reads them as if it did not.
 
     A checkpoint is the file that a run on one device writes: the trained weights and AdamW's

@@ -136,7 +136,7 @@ def _diffusers_layers(
             f"{file} is a peft adapter, whose alpha lies in another file: load it with peft and "
             "write it anew with diffusers' `save_lora_weights`."
         )
-    facts = _adapter_facts(file, metadata)
+    facts = _adapter_metadata(file, metadata)
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         part = next((p for p in set(KOHYA_PARTS.values()) if key.startswith(f"{p}.")), "unet")
@@ -155,7 +155,7 @@ def _diffusers_layers(
     return layers
 
 
-def _adapter_facts(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
+def _adapter_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """Return what the file's metadata says of its adapters."""
     try:
         return dict(json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")))

@@ -52,7 +52,7 @@ def test_policy_and_reference_start_from_it(
     module = DiffusionDPO(backbone, AdamW(1e-3), 10.0)
     pairs = module.form_pairs(image_pairs())
     noised = module.add_noise(pairs)
-    told = backbone.told(noised.prompt, noised.latents)
+    told = backbone.denoiser_kwargs(noised.prompt, noised.latents)
     theirs = pipeline.unet(noised.latents, noised.t_per_side, **told).sample
     ours = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

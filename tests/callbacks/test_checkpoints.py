@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_prefopt.callbacks import Checkpoints
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from lit_prefopt.runs.checkpoint_files import WholeCheckpoints, is_whole, last_checkpoint
+from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO, is_whole, last_checkpoint
 from tests.runs import assert_same_end, folder_of
 
 WINDOW = 3
@@ -123,7 +123,7 @@ def test_after_a_failure_within_accumulation_the_run_goes_on_exactly(
 
 def write(path: Path, step: int, size: int = 1000) -> None:
     state = {"global_step": step, "state_dict": {"weight": torch.full((size,), float(step))}}
-    WholeCheckpoints().save_checkpoint(state, path)
+    AtomicCheckpointIO().save_checkpoint(state, path)
 
 
 def test_the_newest_whole_checkpoint_is_the_last(

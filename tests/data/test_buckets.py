@@ -15,7 +15,7 @@ from lit_prefopt.data.order.buckets import (
     nearest,
 )
 from lit_prefopt.data.order.plan import Plan
-from lit_prefopt.data.order.position import Course
+from lit_prefopt.data.order.position import EpochProgress
 from lit_prefopt.errors import InputError
 
 from .test_plan import epoch_on
@@ -92,7 +92,7 @@ def test_all_numbers_of_ranks_read_one_order_in_batches_of_one_bucket(world: int
 @pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 7), (7, 2)])
 def test_other_ranks_in_mid_epoch_neither_repeat_nor_lose(old: int, new: int):
     plan = bucketed(4)
-    stage = Course(plan.samples, old * 4).stage(plan.samples // (old * 4) + 3)
+    stage = EpochProgress(plan.samples, old * 4).position_after(plan.samples // (old * 4) + 3)
     before = epoch_on(plan, stage.epoch, old, batch_size=4)[: stage.position]
     after = epoch_on(plan, stage.epoch, new, batch_size=4, first=stage.position)
     assert before + after == plan.slice(1, 0, plan.samples)[: len(before) + len(after)]

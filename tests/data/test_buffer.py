@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.batches import Prompt, Steps, Trajectories, rows
-from lit_prefopt.datamodules.rollout_buffer import Buffer
+from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
 
 
 def trajectories(*numbers: int) -> Trajectories:
@@ -27,7 +27,7 @@ def draw(one: Trajectories, which: Tensor, seeds: Tensor) -> Steps:
 
 
 def test_the_oldest_go_first() -> None:
-    buffer = Buffer(Trajectories)
+    buffer = RolloutBuffer(Trajectories)
     for numbers in ([0, 1, 2], [3, 4], [5, 6]):
         buffer.add(trajectories(*numbers), most=5)
     assert [one.seeds.tolist() for one in buffer.rounds] == [[2], [3, 4], [5, 6]]
@@ -36,7 +36,7 @@ def test_the_oldest_go_first() -> None:
 
 
 def test_a_batch_takes_rows_of_all_rounds_in_their_order() -> None:
-    buffer = Buffer(Trajectories)
+    buffer = RolloutBuffer(Trajectories)
     for numbers in ([0, 1, 2], [3], [4, 5, 6]):
         buffer.add(trajectories(*numbers))
     which = torch.tensor([6, 0, 3, 3, 5, 1])
@@ -48,7 +48,7 @@ def test_a_batch_takes_rows_of_all_rounds_in_their_order() -> None:
 
 
 def test_it_comes_back_from_its_tensors() -> None:
-    buffer, again = Buffer(Trajectories), Buffer(Trajectories)
+    buffer, again = RolloutBuffer(Trajectories), RolloutBuffer(Trajectories)
     for numbers in ([0, 1, 2], [3, 4]):
         buffer.add(trajectories(*numbers), most=4)
     again.fill(buffer.tensors())
@@ -60,7 +60,7 @@ def test_it_comes_back_from_its_tensors() -> None:
 
 
 def test_every_state_lies_in_memory_once() -> None:
-    buffer = Buffer(Trajectories)
+    buffer = RolloutBuffer(Trajectories)
     one = trajectories(*range(8))
     buffer.add(one)
     states = buffer.rounds[0].states

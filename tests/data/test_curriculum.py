@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data.order.plan import Plan, Ranks
+from lit_prefopt.data.order.plan import Plan, RankSplit
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules import CurriculumPairs, PairShards
 from lit_prefopt.datamodules.curriculum import CurriculumOrder
@@ -109,7 +109,7 @@ def test_ranks_share_a_stage_out(stages, monkeypatch, world: int, size: int):
     whole = list(alone.train_dataloader())
     read = []
     for rank in range(world):
-        monkeypatch.setattr(PairShards, "_ranks", lambda _, s, r=rank: Ranks(r, world, s))
+        monkeypatch.setattr(PairShards, "_ranks", lambda _, s, r=rank: RankSplit(r, world, s))
         module = curriculum(stages, **OPTIONS, stage_steps=4, batch_size=size)
         module.setup("fit")
         read.append(list(module.train_dataloader()))

@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data.order.plan import Ranks
+from lit_prefopt.data.order.plan import RankSplit
 from lit_prefopt.datamodules import PairShards
 
 from .test_loader import data, equal, keys
@@ -181,7 +181,7 @@ def test_validation_is_split_evenly_over_ranks(make_shards, monkeypatch, world, 
     held_out = make_shards(10, name="validation")
     read = []
     for rank in range(world):
-        monkeypatch.setattr(PairShards, "_ranks", lambda _, size, r=rank: Ranks(r, world, size))
+        monkeypatch.setattr(PairShards, "_ranks", lambda _, size, r=rank: RankSplit(r, world, size))
         read.append(list(data(make_shards(name=f"{rank}"), validation=held_out).val_dataloader()))
     assert [[len(batch.keys) for batch in batches] for batches in read] == [sizes] * world
     everything = [key for batches in read for key in keys(batches)]

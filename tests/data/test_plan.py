@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lit_prefopt.data.order.plan import Plan, Ranks, stand_ins
-from lit_prefopt.data.order.position import Course
+from lit_prefopt.data.order.plan import Plan, RankSplit, replacement_positions
+from lit_prefopt.data.order.position import EpochProgress
 from lit_prefopt.utils.seeds import sample_seed, stable_seed
 
 COUNTS = [5, 0, 17, 3, 11, 1, 8, 9, 2, 30, 4]
@@ -16,9 +16,9 @@ COUNTS = [5, 0, 17, 3, 11, 1, 8, 9, 2, 30, 4]
 
 def epoch_on(plan: Plan, epoch: int, world: int, batch_size: int, first: int = 0) -> list:
     """Return the samples of an epoch, batch by batch and rank by rank, as the ranks read them."""
-    ranks = [Ranks(rank, world, batch_size) for rank in range(world)]
+    ranks = [RankSplit(rank, world, batch_size) for rank in range(world)]
     batches = (plan.samples - first) // ranks[0].global_batch
-    stretches = (r.stretch(first, batch) for batch in range(batches) for r in ranks)
+    stretches = (r.rank_positions(first, batch) for batch in range(batches) for r in ranks)
     return [place for stretch in stretches for place in plan.slice(epoch, *stretch)]
 
 
@@ -78,8 +78,8 @@ def test_all_numbers_of_ranks_read_one_global_order(world: int):
 @pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 7), (7, 2)])
 def test_other_ranks_in_mid_epoch_neither_repeat_nor_lose(old: int, new: int):
     plan = Plan(COUNTS, seed=5)
-    course = Course(plan.samples, old * 2)
-    stage = course.stage(course.whole + 3)  # three batches into the second epoch
+    course = EpochProgress(plan.samples, old * 2)
+    stage = course.position_after(course.whole + 3)  # three batches into the second epoch
     before = epoch_on(plan, stage.epoch, old, batch_size=2)[: stage.position]
     after = epoch_on(plan, stage.epoch, new, batch_size=2, first=stage.position)
     assert before + after == plan.slice(1, 0, plan.samples)[: len(before) + len(after)]
@@ -101,7 +101,9 @@ def test_thousands_of_ranks_and_workers_share_an_epoch_and_change_in_its_middle(
     for worker in range(workers):
         mine = []
         for number in range(worker, batches, workers):
-            stretches = [Ranks(rank, world, 2).stretch(0, number) for rank in range(world)]
+            stretches = [
+                RankSplit(rank, world, 2).rank_positions(0, number) for rank in range(world)
+            ]
             steps[number] = [n for stretch in stretches for n in ids(plan.slice(1, *stretch))]
             mine += steps[number]
         by_worker.append(mine)
@@ -130,10 +132,10 @@ def test_a_large_plan_makes_only_what_is_touched(monkeypatch: pytest.MonkeyPatch
         return make(plan, key)
 
     monkeypatch.setattr(Plan, "_make_block", noted)
-    ranks = Ranks(4_095, 4_096, 8)
+    ranks = RankSplit(4_095, 4_096, 8)
     tracemalloc.start()
     plan = Plan(counts)
-    read = plan.slice(3, *ranks.stretch(0, 200))
+    read = plan.slice(3, *ranks.rank_positions(0, 200))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(read) == 8
@@ -142,11 +144,11 @@ def test_a_large_plan_makes_only_what_is_touched(monkeypatch: pytest.MonkeyPatch
 
 
 def test_stand_ins_belong_to_the_same_rank_and_come_once_each():
-    samples, ranks = 26, Ranks(1, 2, 4)
-    candidates = list(stand_ins(5, samples, ranks.global_batch))
+    samples, ranks = 26, RankSplit(1, 2, 4)
+    candidates = list(replacement_positions(5, samples, ranks.global_batch))
     assert candidates[:3] == [5, 13, 21]
     assert sorted(candidates) == list(range(24))
-    assert list(stand_ins(1, 3, 8)) == [1, 2, 0]  # less than one batch
+    assert list(replacement_positions(1, 3, 8)) == [1, 2, 0]  # less than one batch
 
 
 def test_seeds_are_the_same_for_ever():

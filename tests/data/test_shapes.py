@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lit_prefopt.cli import main
-from lit_prefopt.data.order.plan import Ranks
+from lit_prefopt.data.order.plan import RankSplit
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules import PairShards
 from lit_prefopt.errors import InputError
@@ -69,7 +69,7 @@ def test_workers_and_ranks_make_the_same_batches_of_buckets(mixed: str, monkeypa
     assert all(equal(*both) for both in zip(alone, shared, strict=True))
     read = []
     for rank in range(2):
-        monkeypatch.setattr(PairShards, "_ranks", lambda *_, r=rank: Ranks(r, 2, 3))
+        monkeypatch.setattr(PairShards, "_ranks", lambda *_, r=rank: RankSplit(r, 2, 3))
         read.append(list(data(mixed, **BUCKETS, crop="random").train_dataloader()))
     together = [batch for step in zip(*read, strict=True) for batch in step]
     assert all(equal(*both) for both in zip(alone, together, strict=False))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prefopt.batches import Pairs, Prompt
-from lit_prefopt.diffusion.denoising import Noised, denoising_errors, error_log_ratios
+from lit_prefopt.diffusion.denoising import NoisedPairs, denoising_errors, error_log_ratios
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.discrete import DiscreteProcess
 from lit_prefopt.processes.settings import Sampling
@@ -56,7 +56,9 @@ def test_all_sides_share_timestep_and_noise() -> None:
     process = DiscreteProcess({**SD15, "prediction_type": "epsilon"})
     latents = torch.randn(3, 1, 4, 2, 2).expand(3, 2, 4, 2, 2)
     pairs = Pairs(latents, Prompt(torch.randn(3, 5, 7)), torch.arange(3), *torch.ones(2, 3))
-    noised = Noised.of(process, pairs, torch.tensor([7, 300, 999]), torch.randn(3, 4, 2, 2))
+    noised = NoisedPairs.from_pairs(
+        process, pairs, torch.tensor([7, 300, 999]), torch.randn(3, 4, 2, 2)
+    )
     chosen, rejected = noised.latents.unflatten(0, (3, 2)).unbind(1)
     assert torch.equal(chosen, rejected)
     assert torch.equal(noised.target[:, 0], noised.target[:, 1])

@@ -10,7 +10,7 @@ import torch
 from lit_prefopt.cli import main
 from lit_prefopt.commands.estimate import estimate
 from lit_prefopt.errors import InputError
-from lit_prefopt.estimate.pace import Batch, Pace
+from lit_prefopt.estimate.pace import BatchTiming, Pace
 from lit_prefopt.utils.device import is_out_of_memory, matmul_dtype
 
 
@@ -53,8 +53,8 @@ def test_more_steps_than_the_recipe_has_are_refused(recipe: list[str]) -> None:
 def test_what_a_step_takes_with_all_the_batches_that_it_accumulates() -> None:
     pace = Pace(2)
     pace.accumulated = 10
-    inner, last = Batch(0.1, 1.0, False, False), Batch(0.1, 1.5, True, False)
-    slow = Batch(7.0, 30.0, False, True)  # the first of an epoch, in which much is set up
+    inner, last = BatchTiming(0.1, 1.0, False, False), BatchTiming(0.1, 1.5, True, False)
+    slow = BatchTiming(7.0, 30.0, False, True)  # the first of an epoch, in which much is set up
     pace.batches = [slow, last, inner, last, inner, last]
     assert pace.timed == [inner, last, inner, last]
     assert pace.step_seconds == pytest.approx(9 * 1.0 + 1.5 + 10 * 0.1)

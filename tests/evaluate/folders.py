@@ -12,7 +12,7 @@ from PIL import Image
 
 from lit_prefopt.data.images import to_pil
 from lit_prefopt.evaluate.console import picture_name
-from lit_prefopt.evaluate.statistics import paired
+from lit_prefopt.evaluate.statistics import paired_statistics
 from lit_prefopt.toy.render import render
 from lit_prefopt.toy.scenes import parse, prompts
 
@@ -100,4 +100,4 @@ def _judged(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
     sides = [[row[f"scores_{model}"][name] for row in rows] for model in ("reference", "policy")]
     reference, policy = (np.array(side) for side in sides)
     means = {"reference": float(reference.mean()), "policy": float(policy.mean())}
-    return means | paired(policy - reference)._asdict()
+    return means | paired_statistics(policy - reference)._asdict()

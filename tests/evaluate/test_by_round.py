@@ -10,7 +10,7 @@ from PIL import Image
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.console import picture_name
-from lit_prefopt.evaluate.report.by_round import tell_rounds
+from lit_prefopt.evaluate.report.by_round import write_round_report
 
 START = [0.5, 0.6, 0.7, 0.8]
 
@@ -38,7 +38,7 @@ def test_every_round_is_compared_with_the_start(
     first = [x + 0.1 for x in START]
     second = [0.9, 0.9, 0.7, 0.7]  # two won, one tied, one lost
     folders = [made(tmp_path, 0, START, first), made(tmp_path, 1, first, second)]
-    tell_rounds(folders, tmp_path)
+    write_round_report(folders, tmp_path)
     found = json.loads((tmp_path / "rounds.json").read_text())
     assert found["reward_start"] == pytest.approx(0.65)
     one, two = found["rounds"]
@@ -58,14 +58,14 @@ def test_every_round_is_compared_with_the_start(
 def test_rounds_on_different_prompts_are_not_compared(tmp_path: Path) -> None:
     folders = [made(tmp_path, 0, START, START), made(tmp_path, 1, START[:3], START[:3])]
     with pytest.raises(InputError, match="different prompts or seeds"):
-        tell_rounds(folders, tmp_path)
+        write_round_report(folders, tmp_path)
 
 
 def test_rounds_without_an_evaluation_say_how_to_get_one(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "round-0").mkdir()
-    tell_rounds([tmp_path / "round-0"], tmp_path)
+    write_round_report([tmp_path / "round-0"], tmp_path)
     assert "--trainer.callbacks+=Evaluation" in capsys.readouterr().out
     assert not (tmp_path / "rounds.json").exists()
 
@@ -82,7 +82,7 @@ def test_images_of_a_prompt_count_as_one(tmp_path: Path) -> None:
     (folder / "images").mkdir()
     Image.new("RGB", (16, 16)).save(folder / "images" / "00000-reference.png")
     Image.new("RGB", (16, 16)).save(folder / "images" / "00000-policy.png")
-    tell_rounds([folder.parent], tmp_path)
+    write_round_report([folder.parent], tmp_path)
     [row] = json.loads((tmp_path / "rounds.json").read_text())["rounds"]
     assert row["reward"] == pytest.approx((0.4 + 0.9) / 2)
     assert row["win_rate"] == 0.5

@@ -19,9 +19,9 @@ from PIL import Image
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.report.page import write_page
-from lit_prefopt.evaluate.report.page_data import told
+from lit_prefopt.evaluate.report.page_data import labelled_values
 from lit_prefopt.evaluate.report.pictures import LONGEST, by_interest, embed
-from lit_prefopt.evaluate.report.saved_results import read_evidence
+from lit_prefopt.evaluate.report.saved_results import read_results
 from tests.evaluate.folders import HOSTILE, write_evaluation, write_folder, write_noise
 
 OLD = {"text": "a red fox", "seed": 0, "reward_reference": 0.25, "reward_policy": 0.75}
@@ -79,7 +79,7 @@ def page(folder: Path) -> Page:
 
 
 def test_it_says_what_was_found(page: Page, folder: Path) -> None:
-    summary = read_evidence(folder).summary
+    summary = read_results(folder).summary
     exact = summary["judges"]["Exact"]
     assert f"Better by {exact['difference']:.3f}" in page.text
     low, high = exact["difference_ci"]
@@ -268,7 +268,7 @@ def test_large_pictures_shrink_and_small_ones_are_exact(tmp_path: Path) -> None:
 
 def test_facts_are_told_line_by_line() -> None:
     facts = {"a": {"b": {"c": 1}}, "none": None, "range": [0.1, -0.5], "list": ["x", 2], "f": 0.25}
-    assert list(told(facts)) == [
+    assert list(labelled_values(facts)) == [
         ("a · b · c", "1"),
         ("range", "0.1 to −0.5"),
         ("list", "x, 2"),
@@ -329,4 +329,4 @@ def test_an_evaluation_is_called_by_its_policy(tmp_path: Path, policy: str, name
     folder = tmp_path / "run" / "evaluation"
     folder.mkdir(parents=True)
     (folder / "evaluation.json").write_text(json.dumps(summary))
-    assert read_evidence(folder).name == name
+    assert read_results(folder).name == name

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.scoring import Panel, TextReader, quoted
+from lit_prefopt.evaluate.scoring import Scorers, TextReader, quoted
 from lit_prefopt.judges import CLIPJudge, Judge
 from lit_prefopt.processes.settings import Sampling
 from tests.comparing import asked
@@ -62,29 +62,29 @@ def test_text_is_read_where_a_prompt_quotes_some() -> None:
     assert reader.score(bright, 'a shop: "open", "closed"') == 0
     assert reader.score(dark, 'a shop: "open"') == 0
     assert reader.score(bright, "a shop") is None
-    assert "test_panel" in reader.facts()["reader"]
+    assert "test_panel" in reader.settings()["reader"]
 
 
 def test_judges_have_names_of_their_own() -> None:
-    panel = Panel(Brightness(), {"again": Brightness()})
+    panel = Scorers(Brightness(), {"again": Brightness()})
     [said] = panel.say(torch.ones(1, 3, 4, 4), ["a"])
     assert said.scores == {"Brightness": 1.0, "again": 1.0}
     assert said.attributes == {"Brightness": {"left": 1.0}, "again": {"left": 1.0}}
-    assert panel.facts()["judges"]["again"]["class"] == "Brightness"
+    assert panel.settings()["judges"]["again"]["class"] == "Brightness"
     for name in ("Brightness", "prompts"):
         with pytest.raises(InputError, match="other names"):
-            Panel(Brightness(), {name: Brightness()})
+            Scorers(Brightness(), {name: Brightness()})
 
 
 def test_a_judge_that_gives_no_number_is_refused() -> None:
     with pytest.raises(InputError, match="mend the judge"):
-        Panel(Wrong()).say(torch.ones(1, 3, 4, 4), ["a"])
+        Scorers(Wrong()).say(torch.ones(1, 3, 4, 4), ["a"])
 
 
 def test_likeness(backbone: StableDiffusion, tiny_clip_folder: str) -> None:
     """Worked out image by image; equal images are equally far from all others."""
     clip = CLIPJudge(tiny_clip_folder)
-    panel = Panel(Brightness(), similarity=clip)
+    panel = Scorers(Brightness(), similarity=clip)
     answers = asked(backbone, panel, ["a", "b"], FAST, reference_seed=100, images=3)
     places = [
         torch.nn.functional.normalize(clip.image_features(answer.after[None], None)[0], dim=0)

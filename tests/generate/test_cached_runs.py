@@ -106,8 +106,8 @@ def test_what_needs_the_encoders_says_so(
 def test_without_encoders_the_rest_is_the_same(tiny_folder: str, tiny_xl_folder: str) -> None:
     for family, folder in ((StableDiffusion, tiny_folder), (StableDiffusionXL, tiny_xl_folder)):
         whole, blind = family(folder), family(folder, encoders=False)
-        assert blind.latent_facts() == whole.latent_facts()
-        assert blind.reference_facts() == whole.reference_facts()
+        assert blind.latent_settings() == whole.latent_settings()
+        assert blind.reference_settings() == whole.reference_settings()
         assert set(blind.encoders) == set()
         kept = sum(p.numel() for p in blind.parameters())
         assert kept == sum(p.numel() for p in whole.policy.parameters())

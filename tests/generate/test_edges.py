@@ -60,7 +60,7 @@ def test_controlled_images_are_the_stock_pipelines(
     how = Sampling(steps=3, guidance=3.0, height=32, width=64)
     seeds = torch.tensor([5])
     plain = sample(backbone, ["a cat"], seeds, how)
-    with control.along(backbone, pixels):
+    with control.condition_on(backbone, pixels):
         ours = sample(backbone, ["a cat"], seeds, how)
     assert not torch.allclose(plain, ours, atol=1e-2)
     assert torch.equal(plain, sample(backbone, ["a cat"], seeds, how))

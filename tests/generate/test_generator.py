@@ -15,10 +15,10 @@ from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules import PairGroups, PromptGroups
-from lit_prefopt.datamodules.generation import Group
+from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import SelfPlay
-from lit_prefopt.generate.generator import Generator, Made
+from lit_prefopt.generate.generator import GeneratedPair, Generator
 from lit_prefopt.processes.settings import Sampling
 from tests.runs import TWO_RANKS, finished, launch, wait_until
 
@@ -35,7 +35,7 @@ class Halting(SelfPlay):
 
     halt_at = -1
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         if group.number == self.halt_at:
             raise Stopped
         return super().make(group)
@@ -129,7 +129,7 @@ def test_another_generation_is_not_continued(
 class Nothing(Generator):
     """Leaves everything out."""
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         self.left_out["too dull"] += len(group.texts)
         return []
 

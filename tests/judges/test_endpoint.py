@@ -120,7 +120,7 @@ def test_scores_are_those_of_the_judge_behind_it() -> None:
         judge = Endpoint(url, batch_size=2)
         judge.prepare()
         scores = judge.score(images, captions)
-        assert judge.facts()["server"] == {"class": "ToyJudge"}
+        assert judge.settings()["server"] == {"class": "ToyJudge"}
     torch.testing.assert_close(scores, ToyJudge().score(images, captions), atol=1e-6, rtol=0)
     assert scores.std() > 0.01
 

@@ -70,5 +70,5 @@ def test_shipped_judges_go_by_their_names(
 
 
 def test_base_facts() -> None:
-    assert Unready().facts() == {"class": "Unready"}
+    assert Unready().settings() == {"class": "Unready"}
     assert Unready().attributes(torch.zeros(1, 3, 8, 8), ["a"]) == {}

@@ -108,7 +108,7 @@ def test_kept_states_are_those_that_the_network_saw(backbone: StableDiffusion) -
     with torch.no_grad():
         parents = steps.parents[:, 0, 0]
         prompt = backbone.embed(TEXTS)
-        again = module.walk.step(parents, 0, prompt)
+        again = module.rollout.step(parents, 0, prompt)
         z = (steps.children[:, 0, 0] - again.mean) / again.sigma
     assert 0.5 < z.std() < 1.5  # the noise that was drawn, and not the rounding
 

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.tensor import DTensor
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.strategies import WholeStates, ZeRO
+from lit_prefopt.strategies import FullStateStrategy, ZeRO
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
@@ -58,7 +58,7 @@ class Seen(Callback):
         seen = {"losses": self.losses, "keys": self.keys, "weights": weights}
         frozen = pl_module.backbone.policy.frozen
         seen["frozen"] = sum(map(held, [] if frozen is None else frozen.parameters()))
-        if isinstance(trainer.strategy, WholeStates):
+        if isinstance(trainer.strategy, FullStateStrategy):
             seen["moments"] = sum(held(state["exp_avg"]) for state in trainer.strategy.states())
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(seen, self.folder / f"seen-{trainer.global_rank}.pt")

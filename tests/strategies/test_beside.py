@@ -33,7 +33,7 @@ def runs(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory
     }
     callbacks = [
         {"class_path": "Checkpoints", "init_args": {"save_last": True}},
-        {"class_path": "Export"},
+        {"class_path": "ExportWeights"},
         {"class_path": "SampleGrid", "init_args": {"count": 2, "sampling": sampling}},
         {"class_path": "Evaluation", "init_args": evaluation},
         {"class_path": f"{CPU}.Seen", "init_args": {"folder": str(root)}},

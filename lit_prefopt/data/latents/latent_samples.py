@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.batches import LatentPairs, Prompt
-from lit_prefopt.data.images import BrokenSample, Coins
+from lit_prefopt.data.images import AugmentDraws, BrokenSample
 from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
 from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.latents.reader import LatentReader, LatentSample
@@ -23,7 +23,7 @@ from lit_prefopt.data.loading.image_samples import (
 from lit_prefopt.utils.seeds import sample_seed
 
 
-class LatentItem(NamedTuple):
+class LoadedLatents(NamedTuple):
     """One sample of a batch."""
 
     tensors: dict[str, Tensor]  # of one view, without the prompt
@@ -37,7 +37,7 @@ class LatentItem(NamedTuple):
     errors: Tensor | None = None  # (E, K): the reference's
 
 
-class LatentItems:
+class LatentSampleLoader:
     """Cached samples, of which the coins of a visit choose a view.
 
     The coin that would have mirrored an image chooses the view, so that of a middle crop that is
@@ -62,19 +62,19 @@ class LatentItems:
         self.reader, self.seed, self.latents = reader, seed, latents
         self.caption_dropout, self.held_out = caption_dropout, held_out
 
-    def item(self, visit: Visit) -> LatentItem:
+    def item(self, visit: Visit) -> LoadedLatents:
         """Return a sample as its seed says."""
         stored = self.reader(visit.shard, visit.sample)
         return self.make(stored, sample_seed(self.seed, visit.epoch, visit.position))
 
-    def make(self, stored: LatentSample, seed: int) -> LatentItem:
+    def make(self, stored: LatentSample, seed: int) -> LoadedLatents:
         """Return a stored sample as a seed says; raise BrokenSample if it cannot be used."""
         text = prompt_of(stored)
         try:
             tensors = self.latents.check(stored).tensors
         except BrokenSample as error:
             raise BrokenSample(f"{stored.name} {error}") from error
-        coins, views = Coins.thrown(seed), len(tensors["mean"])
+        coins, views = AugmentDraws.from_seed(seed), len(tensors["mean"])
         # the mirrored views are the later ones, and images are mirrored by the smaller half
         view = 0 if self.held_out else views - 1 - int(coins.flip * views)
         dropped = not self.held_out and coins.drop < self.caption_dropout
@@ -82,7 +82,7 @@ class LatentItems:
         if dropped:
             empty = self.latents.empty
             hidden, pooled = empty.hidden[0], None if empty.pooled is None else empty.pooled[0]
-        return LatentItem(
+        return LoadedLatents(
             {k: v[view] for k, v in tensors.items() if k not in ("hidden", "pooled")},
             hidden,
             pooled,
@@ -94,7 +94,7 @@ class LatentItems:
         )
 
     def collate(
-        self, items: list[LatentItem], broken: tuple[str, ...] = (), room: GiveRoom = own_room
+        self, items: list[LoadedLatents], broken: tuple[str, ...] = (), room: GiveRoom = own_room
     ) -> LatentPairs:
         """Return the batch that these items make; for the arguments see `Items`."""
         means = _stacked([item.tensors["mean"] for item in items], room)
@@ -107,7 +107,7 @@ class LatentItems:
         return LatentPairs(
             mean=means,
             deviation=_stacked([item.tensors["deviation"] for item in items], room)
-            if self.latents.facts["deviation"]
+            if self.latents.settings["deviation"]
             else None,
             prompt=Prompt(
                 _stacked([item.hidden for item in items], room),
@@ -132,7 +132,7 @@ def _stacked(tensors: list[Tensor], room: GiveRoom) -> Tensor:
     return torch.stack(tensors, out=whole.view(len(tensors), *first.shape))
 
 
-class FixedDrawItems(LatentItems):
+class FixedDrawSampleLoader(LatentSampleLoader):
     """Cached samples whose draws are fixed, each with the reference's errors at it.
 
     The n-th epoch uses the draw n modulo their number; held-out samples have the errors of all.
@@ -157,7 +157,7 @@ class FixedDrawItems(LatentItems):
         self.table = table
         self.starts = [sum(reader.counts[:shard]) for shard in range(len(reader.counts))]
 
-    def item(self, visit: Visit) -> LatentItem:
+    def item(self, visit: Visit) -> LoadedLatents:
         """Return a sample at the draw of the visit's epoch."""
         index = self.starts[visit.shard] + visit.sample
         draw = 0 if self.held_out else visit.epoch % self.table.draws

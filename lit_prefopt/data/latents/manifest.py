@@ -32,7 +32,7 @@ class LatentSet:
         identity: A text that two sets share only if they were made alike of the same pairs.
     """
 
-    facts: dict[str, Any]
+    settings: dict[str, Any]
     notes: dict[str, Any]
     empty: Prompt
     identity: str
@@ -44,14 +44,14 @@ class LatentSet:
     """The facts that folders of one run have in common."""
 
     @classmethod
-    def of(cls, shards: Sequence[Shard]) -> LatentSet:
+    def from_shards(cls, shards: Sequence[Shard]) -> LatentSet:
         """Return what the folders of these shards say.
 
         Raises:
             InputError: They say nothing, or different things.
         """
         folders = list(dict.fromkeys(shard.folder for shard in shards))
-        told = [_read_facts(folder) for folder in folders]
+        told = [_read_metadata(folder) for folder in folders]
         first, *others = told
         for folder, other in zip(folders[1:], others, strict=True):
             differing = [n for n in cls.SHARED if other.get(n) != first.get(n)]
@@ -67,9 +67,9 @@ class LatentSet:
         return cls(decisive[0], first.get(NOTES, {}), _read_empty(folders[0]), identity)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What made them, in words."""
-        facts, form = self.facts, str(self.facts.get("dtype"))
+        facts, form = self.settings, str(self.settings.get("dtype"))
         views = f"{facts['views']} {'random' if facts['crop'] == 'random' else 'middle'} crop"
         mirrored = ", mirrored as well" if facts["flip"] else ""
         kept = "" if facts["deviation"] else ", means alone"
@@ -80,7 +80,7 @@ class LatentSet:
 
     def check(self, sample: LatentSample) -> LatentSample:
         """Return a sample that is of this set; raise BrokenSample, without its name, if not."""
-        facts, mean = self.facts, sample.tensors["mean"]
+        facts, mean = self.settings, sample.tensors["mean"]
         side = facts["resolution"] // facts["pixels_per_latent"]
         shape = (facts["views"] * (1 + facts["flip"]), facts["latent_channels"], side, side)
         form = (mean.shape[0], *mean.shape[2:]), str(mean.dtype).removeprefix("torch.")
@@ -93,7 +93,7 @@ class LatentSet:
         return sample
 
 
-def _read_facts(folder: str) -> dict[str, Any]:
+def _read_metadata(folder: str) -> dict[str, Any]:
     text = _fetched(folder, FACTS)
     try:
         said: dict[str, Any] = json.loads(text)

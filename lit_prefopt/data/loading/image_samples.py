@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data.images import Augment, BrokenSample, Opened, Pixels, Size, decode
+from lit_prefopt.data.images import Augment, BrokenSample, ImageHeader, Pixels, Size, decode
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.utils.seeds import sample_seed
 
@@ -89,14 +89,14 @@ class ImageItems:
         """Return a sample, brought to the shape of its position's bucket."""
         seed = sample_seed(self.seed, visit.epoch, visit.position)
         stored = self.reader(visit.shard, visit.sample)
-        return make_item(stored, self.augments[visit.bucket], seed, self.reader.sides)
+        return load_sample(stored, self.augments[visit.bucket], seed, self.reader.sides)
 
     def collate(self, items: list[Item], broken: tuple[str, ...], room: GiveRoom) -> ImagePairs:
         """Return the batch that these items make."""
         return collate(items, broken, room)
 
 
-def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> Item:
+def load_sample(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> Item:
     """Return a sample decoded and augmented; raise BrokenSample, which names it, if it cannot be.
 
     Args:
@@ -106,10 +106,10 @@ def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str])
         names: Names of its sides, for messages.
     """
     text = prompt_of(sample)
-    sides: list[Opened] = []
+    sides: list[ImageHeader] = []
     for name, data in zip(names, sample.sides, strict=True):
         with _of(sample, name):
-            sides.append(Opened.read(data))
+            sides.append(ImageHeader.read(data))
     crop, dropped = augment.draw(sides[0].size, seed)
     images: list[Image.Image | Pixels] = []
     for name, side in zip(names, sides, strict=True):
@@ -201,7 +201,7 @@ def _stacked(images: list[list[Pixels]], room: GiveRoom) -> Tensor:
     return torch.from_numpy(whole).permute(0, 1, 4, 2, 3)
 
 
-def _decoded(side: Opened, size: Size, *, draft: bool) -> Image.Image | Pixels:
+def _decoded(side: ImageHeader, size: Size, *, draft: bool) -> Image.Image | Pixels:
     pixels = side.pixels() if side.size == size else None
     return side.decoded("RGB", size if draft else None) if pixels is None else pixels
 

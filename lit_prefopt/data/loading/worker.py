@@ -17,8 +17,8 @@ from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.loading.broken_samples import Tally, TooManyBroken
 from lit_prefopt.data.loading.image_samples import Items, Visit, own_room
 from lit_prefopt.data.loading.shared_memory import Batch, Carried, Sender
-from lit_prefopt.data.order.plan import Order, Ranks, stand_ins
-from lit_prefopt.data.order.position import Stage
+from lit_prefopt.data.order.plan import RankSplit, SampleOrder, replacement_positions
+from lit_prefopt.data.order.position import EpochPosition
 from lit_prefopt.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ class PairBatches(IterableDataset[Batch | Carried | Stop]):
 
     def __init__(
         self,
-        plan: Order,
+        plan: SampleOrder,
         items: Items,
-        ranks: Ranks,
+        ranks: RankSplit,
         samples: int,
         broken_share: float,
     ) -> None:
@@ -63,10 +63,10 @@ class PairBatches(IterableDataset[Batch | Carried | Stop]):
             self.sender = self.sender or Sender(worker.id)
             self.sender.begin()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        stage = Stage(*self.at.tolist())
+        stage = EpochPosition(*self.at.tolist())
         try:
             for batch in range(first, stage.batches, step):
-                made = self.batch(stage.epoch, *self.ranks.stretch(stage.position, batch))
+                made = self.batch(stage.epoch, *self.ranks.rank_positions(stage.position, batch))
                 yield self.sender.send(made) if self.sender else made
         except InputError as error:  # anything else is a bug and keeps its trace
             # torch would bury the sentence in a worker's traceback
@@ -85,7 +85,7 @@ class PairBatches(IterableDataset[Batch | Carried | Stop]):
     def _item(self, epoch: int, position: int, broken: list[str]) -> Any:
         # of the position, also for a stand-in: a batch has one shape
         bucket = self.plan.bucket(epoch, position)
-        for place in stand_ins(position, self.samples, self.ranks.global_batch):
+        for place in replacement_positions(position, self.samples, self.ranks.global_batch):
             [stored] = self.plan.slice(epoch, place, place + 1)
             self.tally.read += 1
             try:
@@ -96,7 +96,7 @@ class PairBatches(IterableDataset[Batch | Carried | Stop]):
         raise TooManyBroken(f"No sample can be read, the first one since {broken[0]}.")
 
 
-def heed_the_parent_alone(worker: int) -> None:
+def ignore_interrupts(worker: int) -> None:
     """Let this worker outlive a Ctrl-C or SIGTERM that was meant for the run.
 
     A terminal sends Ctrl-C, and a cluster SIGTERM, to every process of a job. The run goes on to
@@ -108,10 +108,10 @@ def heed_the_parent_alone(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere nobody says who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_leave_when_told, daemon=True).start()
+        threading.Thread(target=_exit_on_request, daemon=True).start()
 
 
-def _leave_when_told() -> None:
+def _exit_on_request() -> None:
     if sys.platform == "linux":
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
             continue

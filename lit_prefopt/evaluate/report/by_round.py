@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.console import picture_name
-from lit_prefopt.evaluate.statistics import Interval, paired
+from lit_prefopt.evaluate.statistics import Interval, paired_statistics
 from lit_prefopt.utils.atomic_files import write_whole
 
 MARGIN, CAPTION = 80, 16  # pixels of the sheet beside and between its pictures
@@ -32,7 +32,7 @@ class RoundRow(NamedTuple):
     win_rate_ci: Interval
 
 
-def tell_rounds(folders: Sequence[Path], output: Path) -> None:
+def write_round_report(folders: Sequence[Path], output: Path) -> None:
     """Print the table and write `rounds.json`, `rounds.png` and `samples.png`.
 
     Args:
@@ -83,7 +83,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _row(name: str, start: NDArray[np.float64], after: NDArray[np.float64]) -> RoundRow:
-    return RoundRow(name, float(after.mean()), *paired(after - start))
+    return RoundRow(name, float(after.mean()), *paired_statistics(after - start))
 
 
 def _table(base: float, rows: Sequence[RoundRow]) -> Table:

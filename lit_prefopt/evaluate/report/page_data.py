@@ -14,19 +14,19 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.report import plots as page_plots
 from lit_prefopt.evaluate.report.pictures import Pictures
 from lit_prefopt.evaluate.report.saved_results import (
-    Evidence,
-    Row,
+    ResultRow,
+    SavedResults,
     by_prompt,
     interval,
     mapping,
     number,
 )
-from lit_prefopt.evaluate.statistics import Interval, paired
+from lit_prefopt.evaluate.statistics import Interval, paired_statistics
 
 MINUS = "\N{MINUS SIGN}"
 
 
-class Line(NamedTuple):
+class TableRow(NamedTuple):
     """One line of the page's table; what the evaluation does not tell is None."""
 
     name: str
@@ -53,7 +53,7 @@ class Line(NamedTuple):
         return round(50 + 50 * max(-1.0, min(1.0, value / self.reach)), 2)
 
 
-def beside(evidence: Evidence, other: Evidence) -> list[Row]:
+def match_rows(evidence: SavedResults, other: SavedResults) -> list[ResultRow]:
     """Return the other evaluation's rows in the order of this one's."""
     asked, found = (
         {(row.text, row.seed, row.image): row for row in one.rows} for one in (evidence, other)
@@ -71,7 +71,7 @@ def beside(evidence: Evidence, other: Evidence) -> list[Row]:
     return [found[row.text, row.seed, row.image] for row in evidence.rows]
 
 
-def model_names(evidence: Evidence, other: Evidence | None) -> dict[str, str]:
+def model_names(evidence: SavedResults, other: SavedResults | None) -> dict[str, str]:
     """Return the models' names; two evaluations' policies are told apart by their runs."""
     names = mapping(evidence.summary.get("models"))
     result = {key: str(names[key]) for key in ("reference", "policy") if names.get(key)}
@@ -80,7 +80,7 @@ def model_names(evidence: Evidence, other: Evidence | None) -> dict[str, str]:
     return result
 
 
-def table_lines(evidence: Evidence) -> list[Line]:
+def table_rows(evidence: SavedResults) -> list[TableRow]:
     """Return every judge's line, each followed by its attributes'."""
     summary, result = evidence.summary, []
     judges = mapping(summary.get("judges"))
@@ -97,9 +97,9 @@ def table_lines(evidence: Evidence) -> list[Line]:
     return result
 
 
-def _line(name: str, facts: dict[str, Any], attribute: bool, reach: float) -> Line:
+def _line(name: str, facts: dict[str, Any], attribute: bool, reach: float) -> TableRow:
     ends = interval(facts.get("difference_ci"))
-    return Line(
+    return TableRow(
         name,
         attribute,
         number(facts.get("reference")),
@@ -119,34 +119,34 @@ def _digits(ends: Interval | None) -> int:
     return 3 if half == 0 else min(6, max(3, -math.floor(math.log10(half))))
 
 
-def outcomes(evidence: Evidence) -> dict[str, int]:
+def outcomes(evidence: SavedResults) -> dict[str, int]:
     """Return for how many prompts the policy is better, equal and worse, by the first judge."""
     found = np.sign(_differences(evidence, evidence.judges[0]))
     names = {"better": 1, "equal": 0, "worse": -1}
     return {name: int((found == sign).sum()) for name, sign in names.items()} if len(found) else {}
 
 
-def _differences(evidence: Evidence, judge: str) -> NDArray[np.float64]:
+def _differences(evidence: SavedResults, judge: str) -> NDArray[np.float64]:
     return by_prompt(evidence.rows, [row.difference(judge) for row in evidence.rows])
 
 
-def categories(evidence: Evidence, judge: str) -> list[page_plots.Difference]:
+def categories(evidence: SavedResults, judge: str) -> list[page_plots.MeanDifference]:
     """Return the categories' differences, the largest first."""
     result = []
     for name, facts in mapping(evidence.summary.get("categories")).items():
         own = mapping(mapping(facts).get(judge))
         value, ends = number(own.get("difference")), interval(own.get("difference_ci"))
         if value is not None and ends is not None:
-            result.append(page_plots.Difference(str(name), value, ends))
+            result.append(page_plots.MeanDifference(str(name), value, ends))
     return sorted(result, key=lambda row: -row.value)
 
 
-def draw_plots(evidence: Evidence, lines: Sequence[Line]) -> list[dict[str, Any]]:
+def draw_plots(evidence: SavedResults, lines: Sequence[TableRow]) -> list[dict[str, Any]]:
     """Return the plots, each with its title and the number of its judge.
 
     Args:
         evidence: Tells what is drawn.
-        lines: As `table_lines` returns them.
+        lines: As `table_rows` returns them.
     """
     result = []
     for place, judge in enumerate(evidence.judges):
@@ -167,7 +167,7 @@ def draw_plots(evidence: Evidence, lines: Sequence[Line]) -> list[dict[str, Any]
     return result
 
 
-def _levels(lines: Sequence[Line]) -> list[list[tuple[str, float, float]]]:
+def _levels(lines: Sequence[TableRow]) -> list[list[tuple[str, float, float]]]:
     """Return every judge's attributes with both means."""
     result: list[list[tuple[str, float, float]]] = []
     for line in lines:
@@ -182,7 +182,9 @@ def _plot(title: str, drawing: str, judge: int | None) -> dict[str, Any]:
     return {"title": title, "svg": Markup(drawing), "judge": judge}
 
 
-def against(evidence: Evidence, also: Sequence[Row], lines: Sequence[Line]) -> list[Line]:
+def compare_policies(
+    evidence: SavedResults, also: Sequence[ResultRow], lines: Sequence[TableRow]
+) -> list[TableRow]:
     """Return how this policy compares with the other's, by the judges that both have.
 
     Args:
@@ -200,14 +202,14 @@ def against(evidence: Evidence, also: Sequence[Row], lines: Sequence[Line]) -> l
         if known:
             theirs = by_prompt(known, [row.reference[judge] for row in known])
             ours = by_prompt(known, [row.policy[judge] for row in known])
-            found = paired(by_prompt(known, [row.difference(judge) for row in known]))
+            found = paired_statistics(by_prompt(known, [row.difference(judge) for row in known]))
             reach = 1.05 * (max(map(abs, found.difference_ci)) or 1.0)
             means = float(theirs.mean()), float(ours.mean())
-            result.append(Line(judge, False, *means, *found, digits.get(judge, 3), reach))
+            result.append(TableRow(judge, False, *means, *found, digits.get(judge, 3), reach))
     return result
 
 
-def told(facts: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+def labelled_values(facts: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     """Yield what is pinned, or measured besides, as a line for each value."""
     for key, value in facts.items():
         ends = interval(value)
@@ -218,7 +220,7 @@ def told(facts: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
             sure = f", 95 % interval {span[0]:.4g} to {span[1]:.4g}" if span else ""
             yield f"{label}{what}", f"{value['value']:.4g}{sure}".replace("-", MINUS)
         elif isinstance(value, dict):
-            yield from told(value, f"{label} · ")
+            yield from labelled_values(value, f"{label} · ")
         elif ends is not None:
             yield label, f"{ends[0]:.4g} to {ends[1]:.4g}".replace("-", MINUS)
         elif isinstance(value, float):
@@ -229,8 +231,11 @@ def told(facts: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
             yield label, str(value)
 
 
-def data(
-    evidence: Evidence, also: Sequence[Row], pictures: Sequence[Pictures], lines: Sequence[Line]
+def script_data(
+    evidence: SavedResults,
+    also: Sequence[ResultRow],
+    pictures: Sequence[Pictures],
+    lines: Sequence[TableRow],
 ) -> dict[str, Any]:
     """Return what the page's script shows, one entry a row.
 

@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 WIDTH, LABEL = 4.6, 26  # inches; characters of a label
 
 
-class Difference(NamedTuple):
+class MeanDifference(NamedTuple):
     """A mean difference, with its interval, of what the label names."""
 
     label: str
@@ -74,7 +74,7 @@ def histogram(name: str, differences: NDArray[np.float64]) -> str:
     return _svg(name, 2.6, said, draw)
 
 
-def intervals(name: str, rows: Sequence[Difference]) -> str:
+def intervals(name: str, rows: Sequence[MeanDifference]) -> str:
     """Draw a mean difference and its interval on each line.
 
     Args:
@@ -131,7 +131,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
     def draw(axes: Axes) -> None:
         axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         across = axes.get_yaxis_transform()
-        axes.text(1, 0.5, "a coin", transform=across, ha="right", va="bottom", color=MUTED)
+        axes.text(1, 0.5, "chance", transform=across, ha="right", va="bottom", color=MUTED)
         axes.plot(*zip(*points, strict=True), "o-", color=ACCENT, markersize=4, linewidth=1.6)
         axes.set_xlabel("step")
         axes.set_ylabel("accuracy on held-out pairs")
