@@ -34,7 +34,7 @@ from benchmarks.python_time import python_of, shares
 from benchmarks.recipes import KINDS, Data, Family, Train, dtype_of, recipe
 from lit_prefopt.batches import Batch
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.estimate.dry import checkpointing, step_cost
+from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.utils.device import matmul_peak, peak_bytes, reset_peak, synchronize
 
 GIB = 2**30

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.cli import main
-from lit_prefopt.estimate.dry import step_cost
+from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion, SupervisedFineTuning
 from lit_prefopt.optimizers import AdamW
 

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.callbacks.alarms import SpikeDetector, StepStatistics
+from lit_prefopt.callbacks.spike_detection import SpikeDetector, StepStatistics
 from lit_prefopt.callbacks.averaging import PolicyAveraging
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.learner import Learner

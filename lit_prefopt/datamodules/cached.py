@@ -8,7 +8,7 @@ from lit_prefopt.data.images import Size
 from lit_prefopt.data.latents.error_table import ErrorTable
 from lit_prefopt.data.latents.latent_samples import FixedDrawSampleLoader, LatentSampleLoader
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import LatentReader
+from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.data.shards.remote_cache import ShardCache

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.estimate.dry import Context, bytes_of, checkpointing, step_cost
+from lit_prefopt.estimate.step_cost import Context, bytes_of, checkpointing, step_cost
 from lit_prefopt.learner import Learner
 from lit_prefopt.optimizers import AdamW, AdamW8bit
 

@@ -19,7 +19,7 @@ from lit_prefopt.backbones import LatentConsistency, StableDiffusion, StableDiff
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
-from lit_prefopt.export.origin import TrainedWeights, read_trained_weights
+from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
 from lit_prefopt.export.recipe import TOY, Recipe
 from lit_prefopt.utils.fingerprint import fingerprint
 from lit_prefopt.weights.lora_files import read_lora

@@ -24,7 +24,7 @@ from lit_prefopt.generate.corruptions import CorruptedPrompt, Corruption
 from lit_prefopt.generate.edges import EdgeControl
 from lit_prefopt.generate.filters import Diptych, Filter, first_rejections
 from lit_prefopt.generate.generator import GeneratedPair, Generator
-from lit_prefopt.generate.sheet import DiptychSheet
+from lit_prefopt.generate.diptych_sheet import DiptychSheet
 from lit_prefopt.judges import Judge
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.fingerprint import fingerprint

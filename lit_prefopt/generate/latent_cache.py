@@ -16,7 +16,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Prompt, scaled
 from lit_prefopt.data.images import Augment, BrokenSample, Size, decode
 from lit_prefopt.data.latents.manifest import EMPTY
-from lit_prefopt.data.latents.reader import members_of
+from lit_prefopt.data.latents.latent_reader import members_of
 from lit_prefopt.data.shards.format import LATENTS, SIDES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample

@@ -15,7 +15,7 @@ from lit_prefopt.cache_checks import check_latents, settings_of_reference
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.latents.error_table import draw_seed
 from lit_prefopt.data.latents.latent_samples import LatentSampleLoader
-from lit_prefopt.data.latents.reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
 from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.datamodules.generation import CachedGroups, GenerationDataModule, StoredGroup
 from lit_prefopt.diffusion import draws as drawing

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, LatentConsistency
 from lit_prefopt.batches import LogRatios, Pairs
-from lit_prefopt.diffusion.teaching import check_guidance, check_lcm, consistency_points
+from lit_prefopt.diffusion.consistency_targets import check_guidance, check_lcm, consistency_points
 from lit_prefopt.errors import check_number
 from lit_prefopt.methods.supervised import SupervisedFineTuning
 from lit_prefopt.optimizers import OptimizerConfig

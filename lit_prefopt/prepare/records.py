@@ -73,8 +73,9 @@ def read_record(row: RawRecord, columns: Columns, folder: Path | None = None) ->
             f"has no image under {columns.names_of('first' if second else 'chosen')}"
         )
     raise BrokenRecord(
-        f"has no image: neither under {columns.names_of('images')} nor {columns.names_of('chosen')} "
-        f"nor {columns.names_of('first')}; it has {', '.join(map(repr, row.values)) or 'nothing'}"
+        f"has no image: neither under {columns.names_of('images')} nor "
+        f"{columns.names_of('chosen')} nor {columns.names_of('first')}; it has "
+        f"{', '.join(map(repr, row.values)) or 'nothing'}"
     )
 
 

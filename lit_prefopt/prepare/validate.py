@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import LatentReader
+from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.loading.broken_samples import HANDFUL
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index

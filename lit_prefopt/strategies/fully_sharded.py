@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.strategies.whole_states import FullStateStrategy, Moment, check_adamw
+from lit_prefopt.strategies.full_state import FullStateStrategy, Moment, check_adamw
 
 
 class FullySharded(FullStateStrategy, ModelParallelStrategy):

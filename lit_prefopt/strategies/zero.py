@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.strategies.whole_states import FullStateStrategy, Moment, check_adamw
+from lit_prefopt.strategies.full_state import FullStateStrategy, Moment, check_adamw
 
 BUCKET = 200_000_000  # DeepSpeed's and Lightning's default is 2e8 to 5e8 elements
 NEVER = 1_000_000_000

@@ -11,7 +11,7 @@ import torch
 
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import ImagePairs, LatentPairs, Pairs
-from lit_prefopt.data.latents.reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
 from lit_prefopt.data.shards.index import index_shards, read_index
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules import PairShards

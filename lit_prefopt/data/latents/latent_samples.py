@@ -11,7 +11,7 @@ from lit_prefopt.batches import LatentPairs, Prompt
 from lit_prefopt.data.images import AugmentDraws, BrokenSample
 from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
 from lit_prefopt.data.loading.image_samples import (
     GiveRoom,
     Visit,

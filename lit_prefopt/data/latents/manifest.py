@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from lit_prefopt.batches import Prompt
 from lit_prefopt.data.images import BrokenSample
-from lit_prefopt.data.latents.reader import LatentSample
+from lit_prefopt.data.latents.latent_reader import LatentSample
 from lit_prefopt.data.shards.format import FACTS, Shard
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, retried
