@@ -25,8 +25,8 @@ from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
 from lit_prefopt.generate.change_mask import ChangeMask
 from lit_prefopt.generate.corruptions import Corruption
 from lit_prefopt.generate.diptych import cut
-from lit_prefopt.generate.filters import Diptych, Filter, first_rejections
 from lit_prefopt.generate.diptych_sheet import DiptychSheet
+from lit_prefopt.generate.filters import Diptych, Filter, first_rejections
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.toy import ToyDiffusion, ToyJudge
 from lit_prefopt.toy.backbone import TOY_SAMPLING

@@ -17,7 +17,7 @@ from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.fingerprint import fingerprint
 
-LOOKED_AT = 256  # pairs whose timesteps are compared
+CHECKED_PAIRS = 256  # pairs whose timesteps are compared
 
 
 class CacheUser(Protocol):
@@ -66,19 +66,19 @@ def check_latents(backbone: Backbone, latents: LatentSet) -> None:
         backbone: Its denoiser is to be trained on them.
         latents: What holds of all of them.
     """
-    facts, made_by = latents.settings, latents.notes.get("checkpoint")
+    settings, made_by = latents.settings, latents.notes.get("checkpoint")
     wanted = backbone.latent_settings()
-    differing = [f"{n} {facts[n]} and not {v}" for n, v in wanted.items() if facts[n] != v]
+    differing = [f"{n} {settings[n]} and not {v}" for n, v in wanted.items() if settings[n] != v]
     if differing:
         raise InputError(
             f"The pairs were cached for another model ({', '.join(differing)}): train {made_by}, "
             "by which they were cached, or cache them again."
         )
     own = {name: fingerprint(part) for name, part in backbone.encoders.items()}
-    differing = [name for name in own if own[name] != facts["encoders"].get(name)]
+    differing = [name for name in own if own[name] != settings["encoders"].get(name)]
     if differing:
         raise InputError(
-            f"The pairs were cached by {made_by} in {facts['dtype']}, whose {differing[0]} has "
+            f"The pairs were cached by {made_by} in {settings['dtype']}, whose {differing[0]} has "
             "other weights or another precision than the backbone's: cache them again, or take the "
             "same `--backbone.pretrained`, `.vae` and `.dtype`."
         )
@@ -115,9 +115,9 @@ def _check_tables(module: CacheUser, data: CachedPairs) -> None:
             f"wants {module.validation_draws}: set `--model.validation_draws {held_out.draws}`, or "
             "compute more."
         )
-    facts = settings_of_reference(module)
+    settings = settings_of_reference(module)
     for table in tables:
-        differing = [name for name, value in facts.items() if table.settings.get(name) != value]
+        differing = [name for name, value in settings.items() if table.settings.get(name) != value]
         if differing:
             raise InputError(
                 f"The reference's errors in {table.folder} differ from this run's in "
@@ -143,7 +143,7 @@ def _check_complete(module: CacheUser, data: CachedPairs) -> None:
 
 def _check_times(module: CacheUser, table: ErrorTable) -> None:
     """Refuse draws of timesteps from another distribution than the method's own."""
-    times = table.times(LOOKED_AT)
+    times = table.times(CHECKED_PAIRS)
     known = [int(i) for i in torch.nonzero(times[:, 0] >= 0)]
     held_out = table.settings["held_out"]
     for draw in range(table.draws):

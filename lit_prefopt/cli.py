@@ -130,10 +130,10 @@ def _sentence(error: Exception) -> str | None:
         if isinstance(cause, InputError):
             return str(cause)
     if _lost(error):
-        said = str(error).strip().splitlines()[0]
+        message = str(error).strip().splitlines()[0]
         return (
-            f"Another rank has ended or does not answer ({said}): see what it said, and go on by "
-            "starting all of them again with `--ckpt_path last`."
+            f"Another rank has ended or does not answer ({message}): see what it said, and go on "
+            "by starting all of them again with `--ckpt_path last`."
         )
     lightnings = type(error).__name__ == "MisconfigurationException"
     if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):

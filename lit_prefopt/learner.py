@@ -84,11 +84,11 @@ class Learner(LightningModule):
         learned = {torch.float32} | (
             {torch.bfloat16} if self.optimizer.supports_bf16_weights else set()
         )
-        coarse = {p.dtype for p in trained(self).values()} - learned
-        if coarse:
+        unsupported = {p.dtype for p in trained(self).values()} - learned
+        if unsupported:
             raise InputError(
-                f"The trained weights are {coarse.pop()}, in which steps of usual learning rates "
-                "are rounded away: keep them in float32 (`--trainer.precision bf16-mixed` or "
+                f"The trained weights are {unsupported.pop()}, in which steps of usual learning "
+                "rates are rounded away: keep them in float32 (`--trainer.precision bf16-mixed` or "
                 "`32-true`, `--backbone.policy_dtype float32`), or learn bfloat16 by "
                 "`--model.optimizer AdamW8bit --model.optimizer.stochastic_rounding true`."
             )

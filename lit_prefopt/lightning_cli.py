@@ -75,9 +75,9 @@ class PreferenceCLI(LightningCLI):
             chain = causes(error)
             if any(isinstance(cause, InputError) for cause in chain):
                 raise
-            said = " ".join(str(chain[-1]).split())
+            message = " ".join(str(chain[-1]).split())
             raise InputError(
-                f"The recipe cannot be used: {said} (`--print_config` shows what every key was "
+                f"The recipe cannot be used: {message} (`--print_config` shows what every key was "
                 "resolved to.)"
             ) from error
         except (RuntimeError, MemoryError) as error:

@@ -89,11 +89,11 @@ class LatentConsistency(StableDiffusion):
                 "it as `--backbone.teacher` (Lykon/dreamshaper-7 for LCM_Dreamshaper_v7)."
             )
         assert prompt.guidance is not None
-        told = prompt.hidden, self.empty.hidden.expand_as(prompt.hidden)
+        hidden = prompt.hidden, self.empty.hidden.expand_as(prompt.hidden)
         twice = self.teacher(
             latents.repeat(2, 1, 1, 1).to(self.frozen_dtype),
             t.repeat(2),
-            encoder_hidden_states=torch.cat(told).to(self.frozen_dtype),
+            encoder_hidden_states=torch.cat(hidden).to(self.frozen_dtype),
         ).sample.float()
         with_prompt, without = twice.chunk(2)
         # LCMs' own form of guidance: w = 0 is without

@@ -149,8 +149,8 @@ class UNetBackbone(VAEBackbone):
             self.vae_config = self.vae.config
             apply_memory_format_and_compile([self.vae], channels_last=channels_last, compiled=False)
         else:
-            said = component_config(AutoencoderKL, vae, "vae") if vae else parts.vae_config()
-            self.vae_config = full_config(said)
+            found = component_config(AutoencoderKL, vae, "vae") if vae else parts.vae_config()
+            self.vae_config = full_config(found)
         if decoder is not None:
             small = SmallDecoder(
                 decoder, frozen_dtype, self.latent_shape[0], self.pixels_per_latent

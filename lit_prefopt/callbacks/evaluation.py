@@ -116,15 +116,15 @@ class Evaluation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate what was trained."""
-        facts = {"seconds_fit": round(self._seconds, 1), "held_out_accuracy": self._curve}
-        self.run(trainer, pl_module, self.folder, facts)
+        extra = {"seconds_fit": round(self._seconds, 1), "held_out_accuracy": self._curve}
+        self.run(trainer, pl_module, self.folder, extra)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate a checkpoint, into `test/`: the evidence of the run itself stays."""
         self.run(trainer, pl_module, "test", {})
 
     def run(
-        self, trainer: Trainer, module: LightningModule, name: str, facts: Mapping[str, Any]
+        self, trainer: Trainer, module: LightningModule, name: str, extra: Mapping[str, Any]
     ) -> None:
         """Compare the two models and write the evidence, each rank its share.
 
@@ -132,7 +132,7 @@ class Evaluation(Callback):
             trainer: Knows the run's directory, the device and the precision.
             module: Holds policy and reference.
             name: Folder inside the run's directory.
-            facts: What else goes into `evaluation.json`.
+            extra: What else goes into `evaluation.json`.
         """
         if not isinstance(module, PreferenceDiffusionModule):
             return
@@ -164,7 +164,7 @@ class Evaluation(Callback):
         module.cpu()
         meet()
         if trainer.is_global_zero:
-            parts.join(partial(evaluator.complete, extra=facts))
+            parts.join(partial(evaluator.complete, extra=extra))
             evaluator.print_table(folder)
         meet()
 

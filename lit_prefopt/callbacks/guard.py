@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.callbacks.spike_detection import SpikeDetector, StepStatistics
 from lit_prefopt.callbacks.averaging import PolicyAveraging
+from lit_prefopt.callbacks.spike_detection import SpikeDetector, StepStatistics
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.learner import Learner
 from lit_prefopt.strategies import ZeRO
@@ -130,7 +130,7 @@ class Guard(Callback):
             if seen is not None:
                 self._act(f"Step {step.number}: {seen}", step.number, trainer, module)
             share = self.watch.chosen.share()
-            if share > self.rise and self._is_news("rise", step.number):
+            if share > self.rise and self._is_new("rise", step.number):
                 risen = f"the chosen error is {share:.0%} above what it began with"
                 rank_zero_warn(f"Step {step.number}: {risen}; {RISING_CURES}.")
 
@@ -141,7 +141,7 @@ class Guard(Callback):
 
     def _act(self, seen: str, step: int, trainer: Trainer, module: LightningModule) -> None:
         if self.on_spike == "warn":
-            if self._is_news("spike", step):
+            if self._is_new("spike", step):
                 rank_zero_warn(f"{seen}; {CURES}.")
             return
         done = self.skipped if self.on_spike == "skip" else self.rewound
@@ -157,7 +157,7 @@ class Guard(Callback):
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without one alone
 
-    def _is_news(self, kind: str, step: int) -> bool:
+    def _is_new(self, kind: str, step: int) -> bool:
         """Whether this was not said within the last window."""
         if step - self.last_reported.get(kind, -self.window) < self.window:
             return False

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.estimate.memory import GIB, advice, footprint, savings
+from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.learner import Learner
 from lit_prefopt.utils.device import is_out_of_memory
 

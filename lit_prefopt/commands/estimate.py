@@ -19,7 +19,7 @@ from lit_prefopt.estimate.memory import GIB
 from lit_prefopt.estimate.pace import Pace, device_name, reaches
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 
-BESIDE = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget)
+UNMEASURED_CALLBACKS = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget)
 """Callbacks of no part in a step."""
 
 
@@ -58,7 +58,7 @@ class EstimateCLI(PreferenceCLI):
         """Build the Trainer with what has a part in a step, and a clock."""
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        kept = [c for c in callbacks if not isinstance(c, BESIDE)]
+        kept = [c for c in callbacks if not isinstance(c, UNMEASURED_CALLBACKS)]
         trainer.callbacks = [*kept, self.pace]  # type: ignore[attr-defined]
         return trainer
 

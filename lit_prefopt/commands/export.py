@@ -14,8 +14,8 @@ from torch import nn
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.metadata import modelspec
-from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
 from lit_prefopt.export.single_file import check_single_file, single_file_state
+from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
 from lit_prefopt.export.write_lora import combine, write_diffusers_lora, write_kohya_lora
 from lit_prefopt.utils.atomic_files import whole_output
 from lit_prefopt.weights.lora_files import LoRAFile, read_lora

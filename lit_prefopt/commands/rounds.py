@@ -77,13 +77,13 @@ class Round:
 
     def check(self) -> None:
         """Refuse a folder in which another recipe has made a round."""
-        told = self.folder / ARGUMENTS
-        if told.exists() and json.loads(told.read_text()) != self.arguments:
+        file = self.folder / ARGUMENTS
+        if file.exists() and json.loads(file.read_text()) != self.arguments:
             raise InputError(
                 f"{self.folder} is a round of another run, with other arguments: give the same ones"
                 " to go on with it, or name another folder by `--output FOLDER`."
             )
-        if not told.exists() and self.folder.exists() and any(self.folder.iterdir()):
+        if not file.exists() and self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(
                 f"{self.folder} was not made by `lit-prefopt rounds`: name another folder by "
                 "`--output FOLDER`."
@@ -178,14 +178,14 @@ def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:
     from lit_prefopt.configs import named_recipes
     from lit_prefopt.lightning_cli import run_lightning
 
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(stderr):
             run_lightning(named_recipes([command, *arguments, "--print_config"]))
     except SystemExit as stop:
         if stop.code:
             raise
-    config: dict[str, Any] = yaml.safe_load(said.getvalue())
+    config: dict[str, Any] = yaml.safe_load(stderr.getvalue())
     backbone = (config.get("backbone") or {}).get("init_args", {})
     if backbone.get("start_lora"):
         raise InputError(

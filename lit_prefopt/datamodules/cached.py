@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.latents.error_table import ErrorTable
+from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.latents.latent_samples import FixedDrawSampleLoader, LatentSampleLoader
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.data.shards.remote_cache import ShardCache
@@ -165,9 +165,9 @@ def _check_table(
             f"these are {are}held out: compute them by `--model.held_out {str(held_out).lower()}`."
         )
     pairs = sum(reader.counts)
-    told = {"latents": latents.identity, "prompts": reader.fingerprint(pairs)}
+    expected = {"latents": latents.identity, "prompts": reader.fingerprint(pairs)}
     if (
-        any(table.settings.get(name) != value for name, value in told.items())
+        any(table.settings.get(name) != value for name, value in expected.items())
         or table.pairs != pairs
     ):
         raise InputError(

@@ -14,8 +14,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from lit_prefopt.data.images import BrokenSample, open_image
-from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.latents.latent_reader import LatentReader
+from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.image_samples import prompt_of
 from lit_prefopt.data.order.plan import Plan
 from lit_prefopt.data.shards.find import find_shards

@@ -33,9 +33,9 @@ class ConsistencyPoints(NamedTuple):
         t = self.t_lower.repeat_interleave(self.sides)
         return backbone.consistent(self.lower, t, self.prompt)
 
-    def error(self, answer: Tensor, target: Tensor, delta: float) -> Tensor:
+    def error(self, prediction: Tensor, target: Tensor, delta: float) -> Tensor:
         """Return the distance of two answers on every side, (B, K) float32."""
-        return pseudo_huber(answer, target, delta).unflatten(0, (-1, self.sides))
+        return pseudo_huber(prediction, target, delta).unflatten(0, (-1, self.sides))
 
 
 def consistency_points(

@@ -105,10 +105,10 @@ def logp(backbone: Backbone, how: Sampling, steps: Steps) -> Tensor:
         how: Guidance and eta, as the steps were sampled with.
         steps: All of them in one forward: B * K * S rows, or B * S where sides share parents.
     """
-    asked, shape = steps.parents.shape[:3], steps.children.shape[:3]
-    t, t_next = (x[:, None].expand(asked).flatten() for x in (steps.t, steps.t_next))
-    prompt = steps.prompt.repeat(asked[1] * asked[2])
+    parent_shape, shape = steps.parents.shape[:3], steps.children.shape[:3]
+    t, t_next = (x[:, None].expand(parent_shape).flatten() for x in (steps.t, steps.t_next))
+    prompt = steps.prompt.repeat(parent_shape[1] * parent_shape[2])
     step = transition(backbone, how, steps.parents.flatten(0, 2), t, t_next, prompt)
-    every = (part.unflatten(0, asked) for part in step)
+    every = (part.unflatten(0, parent_shape) for part in step)
     per_side = ReverseStep(*(x.expand(*shape, *x.shape[3:]).flatten(0, 2) for x in every))
     return per_side.logp(steps.children.flatten(0, 2)).view(shape)

@@ -112,8 +112,8 @@ def _of_weights(module: Learner) -> Iterator[MemorySaving]:
             size, "a LoRA, whose reference is the network itself", "--backbone.lora.rank 16"
         )
     if type(optimizer) is AdamW:
-        coarse = AdamW8bit(optimizer.lr)
-        size = parts.states - sum(coarse.state_bytes(p) for p in parameters)
+        eight_bit = AdamW8bit(optimizer.lr)
+        size = parts.states - sum(eight_bit.state_bytes(p) for p in parameters)
         yield MemorySaving(size, "moments in 8 bits", "--model.optimizer AdamW8bit")
         if not optimizer.fused and module.device.type == "cuda":
             yield MemorySaving(

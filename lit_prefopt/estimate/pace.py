@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.estimate.memory import MemoryFootprint, footprint
+from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.learner import Learner
 from lit_prefopt.runs.optimizer_steps import open_batches
 from lit_prefopt.utils.device import matmul_dtype, matmul_peak, peak_bytes, reset_peak, synchronize

@@ -120,7 +120,7 @@ class _LiveMemory(TorchDispatchMode):
         known: Tensors that were there before.
     """
 
-    COARSE = 0.01  # how far the peak may lie below the truth, as a share of it
+    PEAK_TOLERANCE = 0.01  # how far the peak may lie below the truth, as a share of it
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class _LiveMemory(TorchDispatchMode):
         self._seen.add(id(storage))
         self.now += size
         weakref.finalize(storage, self._drop, id(storage), size)
-        if self.now > self.peak * (1 + self.COARSE):
+        if self.now > self.peak * (1 + self.PEAK_TOLERANCE):
             gc.collect()  # what lives on in cycles alone would count for as long as chance has it
             self.peak = max(self.peak, self.now)
 

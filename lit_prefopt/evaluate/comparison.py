@@ -116,11 +116,11 @@ def image_sampler(backbone: Backbone, how: Sampling) -> ImageSampler:
 def reference_image_sampler(backbone: Backbone, how: Sampling) -> ImageSampler:
     """Return what samples the reference."""
 
-    def speak(texts: list[str], seeds: Tensor) -> Tensor:
+    def sample_reference(texts: list[str], seeds: Tensor) -> Tensor:
         with backbone.as_reference():
             return sample(backbone, texts, seeds, how)
 
-    return speak
+    return sample_reference
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def compare(
         requests: Whole prompts.
         batch_size: Images of a batch.
     """
-    answers: list[SampleResult] = []
+    results: list[SampleResult] = []
     places: list[list[Tensor]] = [[], []]
     for start in range(0, len(requests), batch_size):
         part = requests[start : start + batch_size]
@@ -149,19 +149,19 @@ def compare(
             torch.tensor([one.seed_reference for one in part]),
             torch.tensor([one.seed for one in part]),
         )
-        images = [speak(texts, s) for speak, s in zip((reference, policy), seeds, strict=True)]
-        said = [scorers.say(side, texts) for side in images]
+        images = [draw(texts, s) for draw, s in zip((reference, policy), seeds, strict=True)]
+        scores = [scorers.score_images(side, texts) for side in images]
         for side, found in zip(images, places, strict=True):
             features = scorers.features(side)
             found += [] if features is None else [features]
-        rows = [_row(one, *judged) for one, *judged in zip(part, *said, strict=True)]
-        answers += [
+        rows = [_row(one, *judged) for one, *judged in zip(part, *scores, strict=True)]
+        results += [
             SampleResult(*a) for a in zip(rows, *(side.cpu() for side in images), strict=True)
         ]
     if places[0]:
         before, after = (torch.cat(found) for found in places)
-        _measure([answer.row for answer in answers], before, after)
-    return answers
+        _measure([result.row for result in results], before, after)
+    return results
 
 
 def _row(one: SampleRequest, reference: ImageScores, policy: ImageScores) -> ComparisonRow:

@@ -19,8 +19,8 @@ from lit_prefopt.backbones import LatentConsistency, StableDiffusion, StableDiff
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
-from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
 from lit_prefopt.export.recipe import TOY, Recipe
+from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
 from lit_prefopt.utils.fingerprint import fingerprint
 from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
@@ -147,7 +147,7 @@ def _build(
 ) -> UNetBackbone:
     """Return the pipeline as a backbone, with the UNet that lies in a folder of its own."""
     unet = str(origin.unet) if isinstance(origin.unet, Path) else recipe.denoiser
-    told: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "denoiser": unet,
         "vae": recipe.vae,
         "variant": recipe.variant,
@@ -159,14 +159,14 @@ def _build(
         "policy_dtype": "float32" if dtype == "float16" else dtype,
     }
     if pipeline.kind is StableDiffusionXLPipeline:
-        return StableDiffusionXL(pretrained, **told)
+        return StableDiffusionXL(pretrained, **arguments)
     own = pipeline.unet_config.get("time_cond_proj_dim")
     if isinstance(origin.unet, Path):
         own = UNet2DConditionModel.load_config(unet).get("time_cond_proj_dim")
     added = _guidance_width(origin.unet) if isinstance(origin.unet, dict) and own is None else None
     if own or added or pipeline.kind is LatentConsistencyModelPipeline:
-        return LatentConsistency(pretrained, guidance_width=added, **told)
-    return StableDiffusion(pretrained, **told)
+        return LatentConsistency(pretrained, guidance_width=added, **arguments)
+    return StableDiffusion(pretrained, **arguments)
 
 
 def _guidance_width(weights: dict[str, Tensor]) -> int | None:

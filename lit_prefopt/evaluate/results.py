@@ -124,7 +124,7 @@ class ResultsFormat:
 class PartialEvaluation(PartialOutputs):
     """The groups that are evaluated already, in a folder beside the output."""
 
-    FACTS: ClassVar[str] = "settings.json"
+    SETTINGS_FILE: ClassVar[str] = "settings.json"
     WORK: ClassVar[str] = "evaluation"
     MAKER: ClassVar[str] = "an evaluation"
 
@@ -145,7 +145,7 @@ class PartialRunEvaluation(PartialEvaluation):
 
     def forget(self) -> None:
         """Remove what another evaluation has begun: the model has learned more since."""
-        begun = self.folder / self.FACTS
+        begun = self.folder / self.SETTINGS_FILE
         if not begun.exists() or self.differences(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -209,8 +209,8 @@ class Evaluator:
             reference: Samples the one model.
             policy: Samples the other.
         """
-        begun, asked = time.monotonic(), self.plan.group(number)
-        found = compare(reference, policy, self.scorers, asked, self.how.batch_size)
+        begun, requests = time.monotonic(), self.plan.group(number)
+        found = compare(reference, policy, self.scorers, requests, self.how.batch_size)
         return ResultGroup(found, time.monotonic() - begun)
 
     def complete(self, folder: Path, extra: Mapping[str, Any] | None = None) -> None:

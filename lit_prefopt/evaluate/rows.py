@@ -40,16 +40,20 @@ class ImageScores:
     def record(self, side: str) -> dict[str, Any]:
         """Return it under the names of a file's line."""
         first, *others = self.scores
-        told = {
+        values = {
             "reward": self.reward,
             "scores": self.scores,
             "attributes": self.attributes.get(first, {}),
             "picture": self.picture,
         }
         further = {name: self.attributes[name] for name in others if name in self.attributes}
-        said = {"alike": self.alike, "text_read": self.read, "other_attributes": further or None}
-        told |= {name: value for name, value in said.items() if value is not None}
-        return {f"{name}_{side}": value for name, value in told.items()}
+        optional = {
+            "alike": self.alike,
+            "text_read": self.read,
+            "other_attributes": further or None,
+        }
+        values |= {name: value for name, value in optional.items() if value is not None}
+        return {f"{name}_{side}": value for name, value in values.items()}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], side: str) -> ImageScores:

@@ -101,7 +101,7 @@ class Scorers:
         }
 
     @torch.no_grad()
-    def say(self, images: Tensor, texts: Sequence[str]) -> list[ImageScores]:
+    def score_images(self, images: Tensor, texts: Sequence[str]) -> list[ImageScores]:
         """Return what is said of each image.
 
         Args:

@@ -30,7 +30,7 @@ def summarise(rows: Sequence[ComparisonRow]) -> dict[str, Any]:
     """
     names = list(rows[0].policy.scores)
     judges = {name: _judge(rows, name) for name in names}
-    told = ("difference", "difference_ci", "win_rate", "win_rate_ci", "attributes")
+    copied = ("difference", "difference_ci", "win_rate", "win_rate_ci", "attributes")
     first = judges[names[0]]
     prompts = len(_places(rows)[0])
     return {
@@ -38,7 +38,7 @@ def summarise(rows: Sequence[ComparisonRow]) -> dict[str, Any]:
         "prompts": prompts,
         "images_per_prompt": len(rows) // prompts,
         **{f"reward_{side}": first[side] for side in SIDES},
-        **{name: first[name] for name in told},
+        **{name: first[name] for name in copied},
         "judges": judges,
         "categories": _categories(rows, names),
         "drift": _drift(rows),

@@ -168,8 +168,8 @@ class BasePipeline:
                 pipeline = self.kind.from_pretrained(
                     self.name, variant=self.variant, use_safetensors=True, **parts
                 )
-        told_before = self.unet_config.get("time_cond_proj_dim") is not None
-        if self.kind is StableDiffusionPipeline and not told_before and _takes_guidance(unet):
+        took_guidance = self.unet_config.get("time_cond_proj_dim") is not None
+        if self.kind is StableDiffusionPipeline and not took_guidance and _takes_guidance(unet):
             pipeline = _lcm(pipeline)
         if self.prediction is not None:
             pipeline.scheduler.register_to_config(prediction_type=self.prediction)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_prefopt.backbones.loading import load_component
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
-from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_beside
+from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
 from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, LoRALayer, flat_name, read_lora
 
 LAST = Path("checkpoints") / "last.ckpt"
@@ -92,19 +92,19 @@ def read_trained_weights(source: str) -> TrainedWeights:
         raise InputError(f"{source} does not exist; name a LoRA file, a UNet, a .ckpt or a run.")
     if path.suffix == ".ckpt":
         return _checkpoint(path)
-    return TrainedWeights(source, recipe_beside(path.parent), read_lora(path))
+    return TrainedWeights(source, recipe_in(path.parent), read_lora(path))
 
 
 def _folder(folder: Path) -> TrainedWeights:
     name = str(folder)
     if (folder / "config.json").is_file():
-        return TrainedWeights(name, recipe_beside(folder.parent), unet=folder)
+        return TrainedWeights(name, recipe_in(folder.parent), unet=folder)
     if (folder / "model_index.json").is_file():
         return TrainedWeights(name, Recipe(pretrained=name), unet=folder / "unet")
     if (folder / WEIGHTS).is_file():
-        return TrainedWeights(name, recipe_beside(folder), read_lora(folder))
+        return TrainedWeights(name, recipe_in(folder), read_lora(folder))
     if (folder / "unet" / "config.json").is_file():
-        return TrainedWeights(name, recipe_beside(folder), unet=folder / "unet")
+        return TrainedWeights(name, recipe_in(folder), unet=folder / "unet")
     if (folder / "weights").is_dir():
         return _folder(folder / "weights")
     if (folder / LAST).is_file():

@@ -30,12 +30,12 @@ def combine(first: Layers, second: Layers) -> dict[tuple[str, str], LoRALayer]:
         second: The same, of another LoRA for the same base.
     """
     return {
-        key: _beside([lora[key] for lora in (first, second) if key in lora])
+        key: _side_by_side([lora[key] for lora in (first, second) if key in lora])
         for key in {**first, **second}
     }
 
 
-def _beside(layers: list[LoRALayer]) -> LoRALayer:
+def _side_by_side(layers: list[LoRALayer]) -> LoRALayer:
     if len(layers) == 1:
         return layers[0]
     down = torch.cat([layer.down.float() for layer in layers])

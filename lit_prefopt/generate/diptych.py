@@ -21,10 +21,10 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.generate.change_mask import ChangeMask
 from lit_prefopt.generate.corruptions import CorruptedPrompt, Corruption
+from lit_prefopt.generate.diptych_sheet import DiptychSheet
 from lit_prefopt.generate.edges import EdgeControl
 from lit_prefopt.generate.filters import Diptych, Filter, first_rejections
 from lit_prefopt.generate.generator import GeneratedPair, Generator
-from lit_prefopt.generate.diptych_sheet import DiptychSheet
 from lit_prefopt.judges import Judge
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -128,11 +128,11 @@ class DiptychGenerator(Generator):
 
     def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         """Return the pairs that the filters let pass."""
-        asked = self._asked(group)
+        requests = self._requests(group)
         diptychs = [
             diptych
-            for start in range(0, len(asked), self.sampling.batch_size)
-            for diptych in self._made(asked[start : start + self.sampling.batch_size])
+            for start in range(0, len(requests), self.sampling.batch_size)
+            for diptych in self._generate(requests[start : start + self.sampling.batch_size])
         ]
         reasons = first_rejections(self.filters, diptychs)
         self.left_out.update(reason for reason in reasons if reason is not None)
@@ -140,14 +140,14 @@ class DiptychGenerator(Generator):
             self.sheet.add(diptychs, reasons)
         return [
             self._pair(group.indices[one.place], one, diptych)
-            for one, diptych, reason in zip(asked, diptychs, reasons, strict=True)
+            for one, diptych, reason in zip(requests, diptychs, reasons, strict=True)
             if reason is None
         ]
 
-    def _asked(self, group: GenerationGroup) -> list[DiptychRequest]:
+    def _requests(self, group: GenerationGroup) -> list[DiptychRequest]:
         """Return the diptychs to be made, without prompts that cannot be spoilt or read."""
         seeds = draws.subseeds(group.seeds, self.per_prompt, "diptych").tolist()
-        asked = []
+        requests = []
         for place, text in enumerate(group.texts):
             for seed in seeds[place]:
                 panels = self.corruption.corrupt(text, draws.generator(seed, "corruption"))
@@ -158,34 +158,34 @@ class DiptychGenerator(Generator):
                 if not self.backbone.reads(whole):
                     self.left_out["with prompts longer than the text encoder reads"] += 1
                     continue
-                asked.append(DiptychRequest(place, seed, panels, whole))
-        return asked
+                requests.append(DiptychRequest(place, seed, panels, whole))
+        return requests
 
-    def _made(self, asked: Sequence[DiptychRequest]) -> list[Diptych]:
+    def _generate(self, requests: Sequence[DiptychRequest]) -> list[Diptych]:
         """Return the diptychs of one batch, on the CPU."""
-        seeds = torch.tensor([one.seed for one in asked])
+        seeds = torch.tensor([one.seed for one in requests])
         drawing: Any = nullcontext()
         if self.control is not None:
             half = replace(self.sampling, width=(self.sampling.width or 0) // 2)
             first = draws.subseeds(seeds, 1, "edges")[:, 0]
-            image = sample(self.backbone, [one.panels.left for one in asked], first, half)
+            image = sample(self.backbone, [one.panels.left for one in requests], first, half)
             drawing = self.control.condition_on(
                 self.backbone, self.control.edges(image).repeat(1, 1, 1, 2)
             )
         with drawing:
-            canvases = sample(self.backbone, [one.text for one in asked], seeds, self.sampling)
+            canvases = sample(self.backbone, [one.text for one in requests], seeds, self.sampling)
         left, right = cut(canvases.float().cpu(), self.seam, self.size)
         change = self.change(left, right)
         return [
             Diptych(*one.panels, *images)
-            for one, *images in zip(asked, left, right, change, strict=True)
+            for one, *images in zip(requests, left, right, change, strict=True)
         ]
 
-    def _pair(self, index: int, asked: DiptychRequest, diptych: Diptych) -> GeneratedPair:
+    def _pair(self, index: int, request: DiptychRequest, diptych: Diptych) -> GeneratedPair:
         target = diptych.target
         meta = {
             "source": "diptych",
-            "seeds": [asked.seed, asked.seed],
+            "seeds": [request.seed, request.seed],
             "changed": target.kind,
             "rejected_prompt": diptych.other,
         }
@@ -231,8 +231,8 @@ def _check_template(template: str) -> None:
 
 def _describe(part: Any) -> dict[str, Any]:
     """Return a part's class and its plain numbers and words, functions by their names."""
-    told = {name: _plain(value) for name, value in sorted(vars(part).items())}
-    return {"class": type(part).__name__, **told}
+    values = {name: _plain(value) for name, value in sorted(vars(part).items())}
+    return {"class": type(part).__name__, **values}
 
 
 def _plain(value: Any) -> Any:

@@ -15,8 +15,8 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Prompt, scaled
 from lit_prefopt.data.images import Augment, BrokenSample, Size, decode
-from lit_prefopt.data.latents.manifest import EMPTY
 from lit_prefopt.data.latents.latent_reader import members_of
+from lit_prefopt.data.latents.manifest import EMPTY
 from lit_prefopt.data.shards.format import LATENTS, SIDES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample
@@ -232,8 +232,8 @@ class LatentCache(Producer):
                 tensors["masks"] = at_latents(pair.masks, mean)
             one = prompt.rows(torch.tensor([i], device=prompt.hidden.device))
             tensors |= {name: field[0] for name, field in _kept(one).items()}
-            told = pair.sample.text, tensors, pair.sample.meta
-            made.append(EncodedPair(*told, pair.shard, pair.size))
+            stored = pair.sample.text, tensors, pair.sample.meta
+            made.append(EncodedPair(*stored, pair.shard, pair.size))
         return made
 
 

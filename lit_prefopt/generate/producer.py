@@ -115,13 +115,13 @@ class Producer(LightningModule):
         Args:
             data: The data module.
         """
-        facts = {
+        settings = {
             "generator": type(self).__name__,
             **data.settings(),
             **self.model_settings(),
             **self.settings(),
         }
-        return PartialOutputs(self.output, facts, data.groups, self.form, self.notes())
+        return PartialOutputs(self.output, settings, data.groups, self.form, self.notes())
 
     def on_predict_start(self) -> None:
         """Say what is left to do; all ranks have looked before one of them writes."""

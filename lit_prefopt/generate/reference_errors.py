@@ -14,8 +14,8 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.cache_checks import check_latents, settings_of_reference
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.latents.error_table import draw_seed
-from lit_prefopt.data.latents.latent_samples import LatentSampleLoader
 from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.latent_samples import LatentSampleLoader
 from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.datamodules.generation import CachedGroups, GenerationDataModule, StoredGroup
 from lit_prefopt.diffusion import draws as drawing
@@ -146,7 +146,7 @@ class ReferenceErrors(Producer):
         u = discounted(drawing.uniform(pairs.seeds, "t"), self.gamma, self.gamma_steps)
         t = (u * self.backbone.process.steps).long()
         seen = noise_pairs(self.backbone.process, pairs, t, masked=self.masked)
-        speaks = self.backbone.as_reference() if self.backbone.has_reference else nullcontext()
-        with speaks:
+        weights = self.backbone.as_reference() if self.backbone.has_reference else nullcontext()
+        with weights:
             errors = predict_errors(self.backbone, seen).value
         return errors.cpu(), t.int().cpu()

@@ -60,10 +60,10 @@ class RewardBLIP(nn.Module):
         """
         seen = self.vision(pixels).last_hidden_state
         # nothing is masked in the image, and the text is read both ways
-        said = self.text(
+        encoded = self.text(
             input_ids=tokens, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False
         )
-        return (self.head(said.last_hidden_state[:, 0].float()) - MEAN) / DEVIATION
+        return (self.head(encoded.last_hidden_state[:, 0].float()) - MEAN) / DEVIATION
 
 
 class ImageReward(Judge):

@@ -38,8 +38,8 @@ class Judge(ABC):
         """
         plain = {k: v for k, v in vars(self).items() if isinstance(v, str | int | float | None)}
         versions = self.versions()
-        told = {"class": type(self).__name__, **plain}
-        return told | ({"versions": versions} if versions else {})
+        settings = {"class": type(self).__name__, **plain}
+        return settings | ({"versions": versions} if versions else {})
 
     @abstractmethod
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:

@@ -40,8 +40,8 @@ class WeightedJudges(Judge):
 
     def settings(self) -> dict[str, Any]:
         """Return what an evaluation writes down, of each of them."""
-        told = [judge.settings() for judge in self.judges]
-        return {"class": type(self).__name__, "judges": told, "weights": self.weights}
+        settings = [judge.settings() for judge in self.judges]
+        return {"class": type(self).__name__, "judges": settings, "weights": self.weights}
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
         """Return one score per image, (B,) float32.
@@ -66,13 +66,13 @@ class WeightedJudges(Judge):
 
     def _scores(self, images: Tensor, texts: Sequence[str], t: Tensor | None) -> Tensor:
         """Return what every judge says, (B, J); asked twice about the same, it is asked once."""
-        asked: Any = None
+        key: Any = None
         if not images.is_inference():  # those do not tell whether they were changed
-            asked = (images._version, tuple(texts), None if t is None else tuple(t.tolist()))
-        if asked and self._last and self._last[0]() is images and self._last[1] == asked:
+            key = (images._version, tuple(texts), None if t is None else tuple(t.tolist()))
+        if key and self._last and self._last[0]() is images and self._last[1] == key:
             return self._last[2]
         columns = torch.stack([checked_scores(j, images, texts, t) for j in self.judges], 1)
-        self._last = (weakref.ref(images), asked, columns)
+        self._last = (weakref.ref(images), key, columns)
         return columns
 
 

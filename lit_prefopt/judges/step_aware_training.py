@@ -126,8 +126,8 @@ class StepAwarePreference(Learner):
         process = self.backbone.process
         noised = NoisedPairs.from_pairs(process, pairs, t, noise)
         latents, times = noised.latents, noised.t_per_side
-        said = guided(self.backbone, latents, times, noised.prompt, self.guidance)
-        images = self.backbone.decode(process.clean(said, latents, times))
+        predicted = guided(self.backbone, latents, times, noised.prompt, self.guidance)
+        images = self.backbone.decode(process.clean(predicted, latents, times))
         return images.unflatten(0, pairs.latents.shape[:2])
 
     def margin(self, images: Tensor, texts: list[str], t: Tensor) -> Tensor:

@@ -52,10 +52,10 @@ class ConsistencyDistillation(SupervisedFineTuning):
         """Return minus the student's distances to its own answers one step on."""
         points = consistency_points(self.backbone, pairs, self.w)
         # First with gradients: autocast would keep the weights that it casts without them.
-        answer = points.upper_prediction(self.backbone)
+        prediction = points.upper_prediction(self.backbone)
         with torch.no_grad():
             target = points.lower_prediction(self.backbone)
-        error = points.error(answer, target, self.delta)
+        error = points.error(prediction, target, self.delta)
         return LogRatios(-error, points.t, error)
 
     @property

@@ -98,8 +98,8 @@ class ConsistencyDPO(DiffusionDPO):
         points = consistency_points(self.backbone, pairs, self.w)
         with self.backbone.as_reference():
             target = points.lower_prediction(self.backbone)
-            answer = points.upper_prediction(self.backbone)
-            reference = points.error(answer, target, self.delta)
+            prediction = points.upper_prediction(self.backbone)
+            reference = points.error(prediction, target, self.delta)
         policy = points.error(points.upper_prediction(self.backbone), target, self.delta)
         return LogRatios(reference - policy, points.t, policy, reference)
 

@@ -98,8 +98,8 @@ class DenseRewardDPO(OnPolicyModule):
         repeated, every_text = prompt.repeat(count), [text for text in texts for _ in range(count)]
         states, scores = [], []
         for part in torch.arange(len(own_seeds)).split(size):
-            told = repeated.rows(part.to(prompt.hidden.device))
-            states.append(self.rollout.roll_out(own_seeds[part], told, self.states))
+            rows = repeated.rows(part.to(prompt.hidden.device))
+            states.append(self.rollout.roll_out(own_seeds[part], rows, self.states))
             last = states[-1][:, -1].to(prompt.hidden.device).float()
             clean = torch.zeros(len(last), dtype=torch.int64, device=last.device)
             some = [every_text[i] for i in part]

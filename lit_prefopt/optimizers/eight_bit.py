@@ -61,8 +61,8 @@ class EightBit(OptimizerConfig):
     def state_bytes(self, parameter: nn.Parameter) -> int:
         """Return the bytes of its moments, with their scales where they have 8 bits."""
         size = parameter.numel()
-        coarse = size + 4 * -(-size // self.BLOCK)
-        return self.MOMENTS * (4 * size if size < self.least_size else coarse)
+        quantized = size + 4 * -(-size // self.BLOCK)
+        return self.MOMENTS * (4 * size if size < self.least_size else quantized)
 
     def stepping(self, optimizer: Any) -> Optimizer:
         """Return an optimizer of bitsandbytes that rounds and releases as it was said."""

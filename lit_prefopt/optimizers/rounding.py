@@ -51,13 +51,13 @@ class StochasticRounding:
         if weight.dtype != torch.bfloat16:
             self.step(group, weight, gindex, pindex)
             return
-        coarse, gradient = weight.data, weight.grad
+        rounded, gradient = weight.data, weight.grad
         assert gradient is not None
-        weight.data = coarse.float()  # one tensor at a time has both precisions
+        weight.data = rounded.float()  # one tensor at a time has both precisions
         weight.grad = gradient.float()
         self.step(group, weight, gindex, pindex)
         seed = stable_seed("rounding", gindex, pindex, self.optimizer.state[weight]["step"])
-        random = torch.Generator(coarse.device).manual_seed(seed)
-        coarse.copy_(stochastic_round(weight.data, random))
-        weight.data = coarse
+        random = torch.Generator(rounded.device).manual_seed(seed)
+        rounded.copy_(stochastic_round(weight.data, random))
+        weight.data = rounded
         weight.grad = gradient

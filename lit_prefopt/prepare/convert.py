@@ -89,8 +89,8 @@ def convert(
         summary = maker.summary
         if not summary.pairs:
             raise InputError(f"{source} gives no pair: {_why(summary)}; check images and columns.")
-        facts = json.dumps(summary.metadata(resolution), indent=2, ensure_ascii=False)
-        write_whole(writer.folder / SUMMARY, facts + "\n")
+        metadata = json.dumps(summary.metadata(resolution), indent=2, ensure_ascii=False)
+        write_whole(writer.folder / SUMMARY, metadata + "\n")
     print(summary.summary(time.perf_counter() - start, resolution))
     return summary
 
@@ -179,5 +179,5 @@ def _why(summary: ConversionSummary) -> str:
         "unlabelled": summary.unlabelled,
         "broken": summary.broken.count,
     }
-    told = [f"{count} {name}" for name, count in counts.items() if count]
-    return "; ".join([", ".join(told) or "it holds no record", *summary.broken.names[:3]])
+    counted = [f"{count} {name}" for name, count in counts.items() if count]
+    return "; ".join([", ".join(counted) or "it holds no record", *summary.broken.names[:3]])

@@ -63,14 +63,14 @@ class ImageSizes:
     def metadata(self, resolution: int | None) -> dict[str, Any]:
         """Return all of it under names that speak for themselves."""
         smallest, median, largest = self.smallest_median_largest()
-        facts: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "shorter_side": {"smallest": smallest, "median": median, "largest": largest},
             "unequal_sides": self.unequal,
         }
         if resolution is not None:
-            facts["resolution"] = resolution
-            facts["share_below_resolution"] = round(self.below(resolution), 6)
-        return facts
+            metadata["resolution"] = resolution
+            metadata["share_below_resolution"] = round(self.below(resolution), 6)
+        return metadata
 
 
 @dataclass

@@ -48,8 +48,8 @@ def _meta(record: Record, better: int, worse: int, label: float | None) -> dict[
     meta: dict[str, Any] = {}
     if record.ratings:
         meta["gap"] = record.worths[better] - record.worths[worse]
-    for fact, values in record.ratings.items():
-        meta[fact] = {"chosen": values[better], "rejected": values[worse]}
+    for rating, values in record.ratings.items():
+        meta[rating] = {"chosen": values[better], "rejected": values[worse]}
     if label is not None:
         meta["label"] = label
     if record.weight is not None:

@@ -90,7 +90,7 @@ def _card(entry: PreviewCard, size: tuple[int, int]) -> Image.Image:
     for number, line in enumerate(entry.lines):
         draw.text((EDGE, top + number * LINE), line, INK, _font(16))
     bottom = size[1] - EDGE - LINE + 4
-    draw.text((EDGE, bottom), entry.name + _facts(entry.sample), FAINT, _font(13))
+    draw.text((EDGE, bottom), entry.name + _caption(entry.sample), FAINT, _font(13))
     return card
 
 
@@ -111,7 +111,7 @@ def _blank(words: str) -> Image.Image:
     return tile
 
 
-def _facts(sample: Sample | None) -> str:
+def _caption(sample: Sample | None) -> str:
     meta = sample.meta if sample else {}
     return "".join(
         f"   {name} {meta[name]:.3g}"

@@ -119,13 +119,13 @@ def _ranked(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record
         _numbers(columns.find(role, row.values), len(images), columns.names_of(role))
         for role in ("ranking", "scores", "votes")
     )
-    facts = {name: given for name, given in (("ranks", ranks), ("scores", scores)) if given}
+    ratings = {name: given for name, given in (("ranks", ranks), ("scores", scores)) if given}
     worths = [-rank for rank in ranks] or scores or votes
     if not worths:
         roles = map(columns.names_of, ("ranking", "scores", "votes"))
         raise BrokenRecord(f"has a list of images and no order under {', '.join(roles)}")
     opinions = _opinions(row, columns, len(images))
-    return Record(row.where, text, images, worths, facts, votes, opinions)
+    return Record(row.where, text, images, worths, ratings, votes, opinions)
 
 
 def _weight(row: RawRecord, columns: Columns) -> float | None:

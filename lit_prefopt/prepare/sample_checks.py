@@ -12,8 +12,8 @@ from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
 from lit_prefopt.data.images import BrokenSample, decode
-from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.latents.latent_reader import parse_latents
+from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.shards.format import EXTENSIONS, SIDES, Shard
 from lit_prefopt.data.shards.reader import Sample, parse, unpack
 from lit_prefopt.errors import InputError

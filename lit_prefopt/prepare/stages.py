@@ -117,7 +117,7 @@ def split_into_stages(
     reader = ShardReader(find_shards(shards))
     made = StageSummary(by)
     known = _measure(reader, by, broken_share, made)
-    _keep_apart(known.gaps, made)
+    _count_disagreements(known.gaps, made)
     kept = _kept(known.gaps, winner, least, most, made)
     where = np.full(made.read, OUT)
     if by == "rank":
@@ -137,8 +137,8 @@ def split_into_stages(
                 for n in range(1, stages + 1)
             ]
             _write(reader, writers, where, turned, winner)
-        facts = json.dumps(made.metadata(), indent=2, ensure_ascii=False)
-        write_whole(folder / SUMMARY, facts + "\n")
+        metadata = json.dumps(made.metadata(), indent=2, ensure_ascii=False)
+        write_whole(folder / SUMMARY, metadata + "\n")
     print(made.summary())
     return made
 
@@ -209,7 +209,7 @@ def _measure(
     return known
 
 
-def _keep_apart(gaps: NDArray[np.float64], made: StageSummary) -> None:
+def _count_disagreements(gaps: NDArray[np.float64], made: StageSummary) -> None:
     """Count the pairs whose scores disagree with their sides; more than half is no accident."""
     made.disagreeing = int((gaps < 0).sum())
     if 2 * made.disagreeing > made.read:

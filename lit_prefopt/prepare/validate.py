@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.latents.latent_reader import LatentReader
+from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.broken_samples import HANDFUL
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index
@@ -99,8 +99,8 @@ def validate(
     for name in _unlisted(shards, index):
         report.unlisted.add(name)
     seen: set[bytes] = set()
-    looked = in_order(check_sample, _places(index, latents), workers)
-    for sample in progress(looked, "samples", report.samples):
+    findings = in_order(check_sample, _places(index, latents), workers)
+    for sample in progress(findings, "samples", report.samples):
         _note(report, sample, seen)
     _print(shards, report)
     if latents is not None:
@@ -147,5 +147,5 @@ def _print(shards: str, report: ValidationReport) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    told = "A run would stop here." if report.stops else "A run would not stop here."
-    console.print(told)
+    verdict = "A run would stop here." if report.stops else "A run would not stop here."
+    console.print(verdict)

@@ -189,22 +189,22 @@ def _unfolded(where: str, value: Any, column: str | None) -> Iterator[tuple[str,
             for text in texts:
                 yield where, {USUAL[0]: text, KINDS[0]: style}
         return
-    folded = all(isinstance(facts, dict) for facts in value.values())
+    folded = all(isinstance(record, dict) for record in value.values())
     if not folded or (column is not None and column in value):
         yield where, value
         return
-    for name, facts in value.items():
+    for name, record in value.items():
         inside = f"{where}, {shorten(name, 40)!r}"
         if column is not None:
-            yield inside, facts
+            yield inside, record
             continue
-        usual = _usual(inside, facts)
+        usual = _usual(inside, record)
         if usual is not None:
             raise InputError(
                 f"{inside} may be a prompt itself or hold one under {usual!r}: take the latter as "
                 f"`column: {usual}`, or make a list of the former."
             )
-        yield inside, {**facts, USUAL[0]: name}
+        yield inside, {**record, USUAL[0]: name}
 
 
 def _holds_lists(value: Mapping[str, Any]) -> bool:

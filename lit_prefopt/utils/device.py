@@ -69,7 +69,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no room for a tensor."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in said or "out of memory" in said
+        "can't allocate memory" in message or "out of memory" in message
     )

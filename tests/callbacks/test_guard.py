@@ -11,7 +11,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.callbacks.spike_detection import ErrorTrend, RunningMedian, SpikeDetector, StepStatistics
+from lit_prefopt.callbacks.spike_detection import (
+    ErrorTrend,
+    RunningMedian,
+    SpikeDetector,
+    StepStatistics,
+)
 from lit_prefopt.cli import main
 from tests.runs import TWO_RANKS, assert_same_end, same, start
 

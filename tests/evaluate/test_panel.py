@@ -67,7 +67,7 @@ def test_text_is_read_where_a_prompt_quotes_some() -> None:
 
 def test_judges_have_names_of_their_own() -> None:
     panel = Scorers(Brightness(), {"again": Brightness()})
-    [said] = panel.say(torch.ones(1, 3, 4, 4), ["a"])
+    [said] = panel.score_images(torch.ones(1, 3, 4, 4), ["a"])
     assert said.scores == {"Brightness": 1.0, "again": 1.0}
     assert said.attributes == {"Brightness": {"left": 1.0}, "again": {"left": 1.0}}
     assert panel.settings()["judges"]["again"]["class"] == "Brightness"
@@ -78,7 +78,7 @@ def test_judges_have_names_of_their_own() -> None:
 
 def test_a_judge_that_gives_no_number_is_refused() -> None:
     with pytest.raises(InputError, match="mend the judge"):
-        Scorers(Wrong()).say(torch.ones(1, 3, 4, 4), ["a"])
+        Scorers(Wrong()).score_images(torch.ones(1, 3, 4, 4), ["a"])
 
 
 def test_likeness(backbone: StableDiffusion, tiny_clip_folder: str) -> None:

@@ -256,7 +256,7 @@ def test_the_example_refuses_bad_batches() -> None:
         judge = Endpoint(url, retries=0)
         for texts, images in ((["a"], []), (["a"], ["no base64!"]), (["a"], ["AAAA"])):
             with pytest.raises(InputError, match="answered with status 400"):
-                judge._ask(texts, images, None)
+                judge._request_scores(texts, images, None)
         assert judge.score(torch.zeros(1, 3, 8, 8), ["a"]).tolist() == pytest.approx([1], abs=0.01)
 
 

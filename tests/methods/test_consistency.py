@@ -13,8 +13,8 @@ from torch import Tensor
 from lit_prefopt.backbones import LatentConsistency, LoRA, StableDiffusion
 from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.rollout import Rollout
 from lit_prefopt.diffusion.consistency_targets import consistency_points
+from lit_prefopt.diffusion.rollout import Rollout
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import ConsistencyDistillation, ConsistencyDPO, DiffusionDPO
 from lit_prefopt.module import PreferenceDiffusionModule

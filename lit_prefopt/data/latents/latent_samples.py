@@ -10,8 +10,8 @@ from torch import Tensor
 from lit_prefopt.batches import LatentPairs, Prompt
 from lit_prefopt.data.images import AugmentDraws, BrokenSample
 from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
-from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.image_samples import (
     GiveRoom,
     Visit,
@@ -74,10 +74,10 @@ class LatentSampleLoader:
             tensors = self.latents.check(stored).tensors
         except BrokenSample as error:
             raise BrokenSample(f"{stored.name} {error}") from error
-        coins, views = AugmentDraws.from_seed(seed), len(tensors["mean"])
+        drawn, views = AugmentDraws.from_seed(seed), len(tensors["mean"])
         # the mirrored views are the later ones, and images are mirrored by the smaller half
-        view = 0 if self.held_out else views - 1 - int(coins.flip * views)
-        dropped = not self.held_out and coins.drop < self.caption_dropout
+        view = 0 if self.held_out else views - 1 - int(drawn.flip * views)
+        dropped = not self.held_out and drawn.drop < self.caption_dropout
         hidden, pooled = tensors["hidden"], tensors.get("pooled")
         if dropped:
             empty = self.latents.empty

@@ -49,25 +49,25 @@ def write_page(folder: Path, other: Path | None = None, max_bytes: int = MAX_BYT
         other: Another evaluation on the same prompts and seeds, or None.
         max_bytes: Size of all pictures inside the page; the best, the worst and a spread are kept.
     """
-    evidence = read_results(folder)
+    results = read_results(folder)
     third = None if other is None else read_results(other)
-    also = [] if third is None else match_rows(evidence, third)
+    also = [] if third is None else match_rows(results, third)
     files: list[tuple[Path | None, ...]] = [
         (row.picture_reference, row.picture_policy, *(r.picture_policy for r in also[i : i + 1]))
-        for i, row in enumerate(evidence.rows)
+        for i, row in enumerate(results.rows)
     ]
-    differences = [row.difference(evidence.judges[0]) for row in evidence.rows]
+    differences = [row.difference(results.judges[0]) for row in results.rows]
     pictures = embed(files, differences, max_bytes)
-    lines, summary = table_rows(evidence), evidence.summary
+    lines, summary = table_rows(results), results.summary
     context = {
-        "name": evidence.name,
+        "name": results.name,
         "summary": summary,
-        "models": model_names(evidence, third),
+        "models": model_names(results, third),
         "lines": lines,
-        "outcomes": outcomes(evidence),
-        "categories": categories(evidence, evidence.judges[0]),
-        "plots": draw_plots(evidence, lines),
-        "against": [] if third is None else compare_policies(evidence, also, lines),
+        "outcomes": outcomes(results),
+        "categories": categories(results, results.judges[0]),
+        "plots": draw_plots(results, lines),
+        "against": [] if third is None else compare_policies(results, also, lines),
         "extras": list(
             labelled_values({key: summary.get(key) for key in ("drift", "diversity", "ocr")})
         ),
@@ -75,7 +75,7 @@ def write_page(folder: Path, other: Path | None = None, max_bytes: int = MAX_BYT
         "shown": sum(any(own) for own in pictures),
         "there": sum(any(own) for own in files),
         "limit": f"{max_bytes / 1e6:g}",
-        "data": script_data(evidence, also, pictures, lines),
+        "data": script_data(results, also, pictures, lines),
     }
     path = folder / PAGE
     # half of a surrogate pair is no character, but JSON can hold it

@@ -70,8 +70,8 @@ def histogram(name: str, differences: NDArray[np.float64]) -> str:
         axes.set_ylabel("prompts")
 
     best, worst = float(differences.max()), float(differences.min())
-    said = f"Differences of {len(differences)} prompts, from {worst:+.3f} to {best:+.3f}."
-    return _svg(name, 2.6, said, draw)
+    description = f"Differences of {len(differences)} prompts, from {worst:+.3f} to {best:+.3f}."
+    return _svg(name, 2.6, description, draw)
 
 
 def intervals(name: str, rows: Sequence[MeanDifference]) -> str:
@@ -94,8 +94,8 @@ def intervals(name: str, rows: Sequence[MeanDifference]) -> str:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("policy less reference, 95 % interval")
 
-    said = "; ".join(f"{row.label}: {row.value:+.3f}" for row in rows[:20])
-    return _svg(name, 0.75 + 0.26 * len(rows), said, draw)
+    description = "; ".join(f"{row.label}: {row.value:+.3f}" for row in rows[:20])
+    return _svg(name, 0.75 + 0.26 * len(rows), description, draw)
 
 
 def levels(name: str, rows: Sequence[tuple[str, float, float]]) -> str:
@@ -116,8 +116,8 @@ def levels(name: str, rows: Sequence[tuple[str, float, float]]) -> str:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("mean: reference grey, policy coloured")
 
-    said = "; ".join(f"{row[0]}: {row[1]:.3f} to {row[2]:.3f}" for row in rows[:20])
-    return _svg(name, 0.75 + 0.26 * len(rows), said, draw)
+    description = "; ".join(f"{row[0]}: {row[1]:.3f} to {row[2]:.3f}" for row in rows[:20])
+    return _svg(name, 0.75 + 0.26 * len(rows), description, draw)
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
@@ -146,13 +146,13 @@ def _label(text: str) -> str:
     return line if len(line) <= LABEL else line[: LABEL - 1] + "…"
 
 
-def _svg(name: str, height: float, said: str, draw: Callable[[Any], None]) -> str:
+def _svg(name: str, height: float, description: str, draw: Callable[[Any], None]) -> str:
     """Return a drawing as an <svg> element.
 
     Args:
         name: Begins the identifiers inside it, which a page has once.
         height: In inches.
-        said: What is read out in its place.
+        description: What is read out in its place.
         draw: Draws into the axes.
     """
     # here, since it is slow to import; the figure itself, since pyplot would look for a display
@@ -177,4 +177,4 @@ def _svg(name: str, height: float, said: str, draw: Callable[[Any], None]) -> st
     drawing = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", drawing)
     for colour, variable in _VARIABLES.items():
         drawing = drawing.replace(colour, f"var(--{variable})")
-    return drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(said)}" ', 1)
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
