@@ -24,7 +24,7 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
 from lit_prefopt.generate.change_mask import ChangeMask
 from lit_prefopt.generate.corruptions import Corruption
-from lit_prefopt.generate.diptych import cut
+from lit_prefopt.generate.diptych import split_panels
 from lit_prefopt.generate.diptych_sheet import DiptychSheet
 from lit_prefopt.generate.filters import Diptych, Filter, first_rejections
 from lit_prefopt.processes.settings import Sampling
@@ -74,7 +74,7 @@ def main(
     seeds = torch.tensor([seed for seed, _ in asked])
     backbone = ToyDiffusion(denoiser=denoiser, reference="none").eval()
     texts = [said["template"].format(left=p.left, right=p.right) for _, p in asked]
-    left, right = cut(sample(backbone, texts, seeds, parts.sampling))
+    left, right = split_panels(sample(backbone, texts, seeds, parts.sampling))
     changed = parts.change(left, right)
     diptychs = [
         Diptych(*panels, *images)

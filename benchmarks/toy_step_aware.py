@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.common import write_report
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.diffusion.encoding import encoded
+from lit_prefopt.diffusion.encoding import encode_pairs
 from lit_prefopt.evaluate.statistics import bootstrap_interval
 from lit_prefopt.judges import StepAware, StepAwarePreference
 from lit_prefopt.judges.step_aware_training import FILE, agreement
@@ -58,7 +58,7 @@ def right(judges: dict[str, StepAware], draws: int) -> dict[str, Tensor]:
     data.setup("validate")
     found: dict[str, list[Tensor]] = {name: [] for name in judges}
     for batch in data.val_dataloader():
-        pairs = encoded(backbone, batch)
+        pairs = encode_pairs(backbone, batch)
         rows = {name: torch.zeros(len(TIMES), len(batch.texts)) for name in judges}
         for draw in range(draws):
             seeded = pairs._replace(seeds=pairs.seeds + draw)

@@ -32,9 +32,9 @@ from lit_prefopt.errors import InputError, causes, check_number
 from lit_prefopt.runs.directory import (
     RunDirectory,
     check_run_directory,
-    lead_checkpoints,
     logger_arguments,
     run_directory,
+    set_checkpoint_folder,
 )
 from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.device import is_out_of_memory
@@ -100,7 +100,7 @@ class PreferenceCLI(LightningCLI):
         """Build the Trainer, whose output goes into the run's directory; the recipe stays."""
         arguments = logger_arguments(self.config[self.subcommand], self.root)
         trainer = super().instantiate_trainer(**arguments, **kwargs)
-        lead_checkpoints(trainer, self.root)
+        set_checkpoint_folder(trainer, self.root)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Lightning's own bar, where the recipe names none
         callbacks = [StepProgressBar() if type(c) is RichProgressBar else c for c in callbacks]

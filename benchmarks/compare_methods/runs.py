@@ -23,7 +23,7 @@ from benchmarks.compare_methods.figure import draw
 from benchmarks.compare_methods.plan import Comparison, Row, prepared
 from benchmarks.compare_methods.table import best_settings, table, total
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 MAKING: defaultdict[str, Lock] = defaultdict(Lock)
 """What is being made, so that two runs that need it make it once."""
@@ -65,10 +65,10 @@ def prepare(what: Comparison, name: str, seed: int, threads: int) -> None:
                 if by is None or by["ended"]:
                     continue
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(note, json.dumps({"command": arguments, "ended": False}))
+            write_atomic(note, json.dumps({"command": arguments, "ended": False}))
             more = going_on(Path(made.run)) if made.run else []
             lit_prefopt([*arguments, *more], Path(f"{path}.log"), threads)
-            write_whole(note, json.dumps({"command": arguments, "ended": True}))
+            write_atomic(note, json.dumps({"command": arguments, "ended": True}))
 
 
 def command(what: Comparison, name: str, seed: int) -> list[str]:
