@@ -61,9 +61,9 @@ def section(root: Path, form: str, precision: str, steps: int) -> list[str]:
         name: max(abs(a - b) for a, b in zip(losses[name], losses["ddp"], strict=True))
         for name in SHOWN[1:]
     }
-    told = ", ".join(f"{name} {value:.1e}" for name, value in apart.items())
+    farthest = ", ".join(f"{name} {value:.1e}" for name, value in apart.items())
     away = max(abs(loss - math.log(2)) for loss in losses["ddp"])
-    return [*table, "", f"Farthest from DDP: {told}; DDP from ln 2: {away:.3f}.", ""]
+    return [*table, "", f"Farthest from DDP: {farthest}; DDP from ln 2: {away:.3f}.", ""]
 
 
 def main(steps: int = 10, report: bool = False) -> None:

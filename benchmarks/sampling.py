@@ -35,12 +35,12 @@ def table(parts: Parts, candidates: int, peak: float) -> str:
         candidates: Images that are judged together to one decision.
         peak: TFLOP/s of this machine.
     """
-    asked = parts.rows[DENOISER][f"{COLLECTION}: {DENOISER}"]
+    rows = parts.rows[DENOISER][f"{COLLECTION}: {DENOISER}"]
     judged = sum(parts.rows["decoder"].values())
     work = parts.teraflops()
     lines = [
-        f"{judged} images were judged, {candidates} at a time, for {asked} evaluations: "
-        f"{asked / judged:.2f} an image.",
+        f"{judged} images were judged, {candidates} at a time, for {rows} evaluations: "
+        f"{rows / judged:.2f} an image.",
         "",
         "| part of a collection | ms an image | ms a decision | share | floor, ms an image |",
         "|---|---|---|---|---|",

@@ -66,9 +66,9 @@ def right(judges: dict[str, StepAware], draws: int) -> dict[str, Tensor]:
                 t = torch.full_like(batch.seeds, number)
                 images = eyes.predicted(seeded, t)
                 for name, judge in judges.items():
-                    told = t if name == "step-aware" else None
+                    times = t if name == "step-aware" else None
                     first, last = (
-                        judge.score(images[:, side], batch.texts, told) for side in (0, 1)
+                        judge.score(images[:, side], batch.texts, times) for side in (0, 1)
                     )
                     rows[name][row] += agreement(first - last, batch.labels) / draws
         for name in judges:

@@ -102,14 +102,14 @@ def claim(what: Comparison, name: str, seed: int) -> None:
     root = what.folder(name, seed)
     note = root.parent / f"{root.name}.json"
     arguments = [*what.method(name).arguments, *what.common]
-    told = json.dumps({"arguments": arguments, "limits": what.limits(name)}, indent=2)
-    if root.exists() and not (note.exists() and note.read_text() == told):
+    settings = json.dumps({"arguments": arguments, "limits": what.limits(name)}, indent=2)
+    if root.exists() and not (note.exists() and note.read_text() == settings):
         raise InputError(
             f"{root} was made with other arguments than the plan's: move it away, or give the "
             "method another name."
         )
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(told)
+    note.write_text(settings)
 
 
 def run(what: Comparison, name: str, seed: int, threads: int) -> Row:
@@ -117,12 +117,12 @@ def run(what: Comparison, name: str, seed: int, threads: int) -> Row:
     method, root = what.method(name), what.folder(name, seed)
     claim(what, name, seed)
     prepare(what, name, seed, threads)
-    evidence = root / "evaluation" / "evaluation.json"
+    results = root / "evaluation" / "evaluation.json"
     begun = time.monotonic()
-    if not evidence.exists():
+    if not results.exists():
         lit_prefopt(command(what, name, seed), root.parent / f"{root.name}.log", threads)
-    found = json.loads(evidence.read_text())
-    prompts = _lines(evidence.parent / "per_prompt.jsonl")
+    found = json.loads(results.read_text())
+    prompts = _lines(results.parent / "per_prompt.jsonl")
     curve = root / "curve.jsonl"
     points = _lines(curve) if curve.exists() else []
     state = torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
@@ -229,12 +229,12 @@ def main(comparison: Comparison, jobs: int = 1, report: bool = False, dry: bool 
         text += f"\n\n![true reward against denoiser evaluations]({figure.name})"
     if report:
         limits = {name: comparison.limits(name) for name in comparison.methods}
-        told = "\n".join(
+        listed = "\n".join(
             f"- {' or '.join(f'{n:,} {key}' for key, n in some.items())}: "
             f"{', '.join(name for name in limits if limits[name] == some)}"
             for some in _distinct([*limits.values()])
         )
-        head = f"{comparison.title}\n\nA run ends after\n\n{told}\n\n"
+        head = f"{comparison.title}\n\nA run ends after\n\n{listed}\n\n"
         print(write_report("compare_methods", head + text, comparison.name))
 
 
