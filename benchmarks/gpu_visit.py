@@ -115,7 +115,7 @@ def tasks(size: str, folder: Path) -> Iterator[Task]:
     yield Task(f"{large}, lora: the ten largest items of a step", profile, 120)
     family = small if size == "toy" else large
     words = f"main --families [{family}] --trains [lora,full] --optimizers [AdamW,AdamW8bit] "
-    words += f"--checkpointing [true] --savings [none,bf16_weights,cached]"
+    words += "--checkpointing [true] --savings [none,bf16_weights,cached]"
     words += f" --folder {folder / 'step-time'}"
     memory = ["-m", "benchmarks.memory", *words.split()]
     yield Task(f"{family}: memory, estimated and measured", memory, 360)
