@@ -38,7 +38,7 @@ from lit_prefopt.cli import main as lit_prefopt
 from lit_prefopt.datamodules import CachedPairs, PairShards
 from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
-from tests.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae
 
 KINDS = ("image", "cached")
 BATCH = 4  # pairs

@@ -17,7 +17,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.common import write_report
 from lit_prefopt.export.recipe import TOY
-from tests.strategies.runs import CPU, STRATEGIES, run_cases
+from tests.helpers.strategy_runs import CPU, STRATEGIES, run_cases
 
 SHOWN = ("ddp", "zero2", "zero3", "fsdp")
 FORMS = {

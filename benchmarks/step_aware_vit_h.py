@@ -25,7 +25,7 @@ from lit_prefopt.batches import ImagePairs
 from lit_prefopt.judges import StepAwarePreference
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.toy import ToyDiffusion
-from tests.tiny import tiny_text_config, tiny_tokenizer
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer
 
 PROJECTION = 1024
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_prefopt.backbones import trained
 from lit_prefopt.callbacks.alarms import Level, Rise, Step, Watch
 from lit_prefopt.cli import main
-from tests.runs import TWO_RANKS, assert_same_end, same, start
+from tests.helpers.runs import TWO_RANKS, assert_same_end, same, start
 
 WEIGHTS: dict[int, dict[str, torch.Tensor]] = {}
 
