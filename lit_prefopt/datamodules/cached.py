@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.latents.error_table import ErrorTable
-from lit_prefopt.data.latents.latent_samples import FixedDrawItems, LatentItems
+from lit_prefopt.data.latents.latent_samples import FixedDrawLoader, LatentSampleLoader
 from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.latents.reader import LatentReader
 from lit_prefopt.data.order.plan import Order, Plan
@@ -125,15 +125,17 @@ class CachedPairs(StoredPairs):
         plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
         return plan, [(side, side)]
 
-    def _items(self) -> LatentItems:
-        return _items(self.reader, self.seed, self.latents, self.reference, self.caption_dropout)
+    def _sample_loader(self) -> LatentSampleLoader:
+        return _loader_of(
+            self.reader, self.seed, self.latents, self.reference, self.caption_dropout
+        )
 
-    def _held_out_items(self) -> LatentItems:
+    def _held_out_sample_loader(self) -> LatentSampleLoader:
         reader, latents = self.validation_reader, self.validation_latents
-        return _items(reader, self.seed, latents, self.validation_reference, held_out=True)
+        return _loader_of(reader, self.seed, latents, self.validation_reference, held_out=True)
 
 
-def _items(
+def _loader_of(
     reader: ShardReader,
     seed: int,
     latents: LatentSet | None,
@@ -141,12 +143,12 @@ def _items(
     caption_dropout: float = 0.0,
     *,
     held_out: bool = False,
-) -> LatentItems:
+) -> LatentSampleLoader:
     assert isinstance(reader, LatentReader)
     assert latents is not None
     if table is None:
-        return LatentItems(reader, seed, latents, caption_dropout, held_out)
-    return FixedDrawItems(reader, table, latents, caption_dropout, held_out)
+        return LatentSampleLoader(reader, seed, latents, caption_dropout, held_out)
+    return FixedDrawLoader(reader, table, latents, caption_dropout, held_out)
 
 
 def _check_table(

@@ -19,7 +19,7 @@ from lit_prefopt.data.images import (
     open_image,
     upright_size,
 )
-from lit_prefopt.data.loading.image_samples import make_item
+from lit_prefopt.data.loading.image_samples import load_sample
 from lit_prefopt.data.shards.reader import SIDES, Sample
 from tests.helpers.shards import picture, png_header
 
@@ -183,8 +183,8 @@ def test_a_draft_shows_the_same_place():
     sample = Sample("a.tar/1", "text", sides, None, {})
     for seed in range(4):
         plain = Augment((32, 32), crop="random", flip=True)
-        whole = make_item(sample, plain, seed, SIDES)
-        draft = make_item(sample, plain._replace(draft=True), seed, SIDES)
+        whole = load_sample(sample, plain, seed, SIDES)
+        draft = load_sample(sample, plain._replace(draft=True), seed, SIDES)
         assert draft.frames == whole.frames
         for one, other in zip(draft.images, whole.images, strict=True):
             assert one.shape == (32, 32, 3)
@@ -194,7 +194,7 @@ def test_a_draft_shows_the_same_place():
 def test_a_broken_best_side_is_named_in_draft_mode_too():
     sample = Sample("a.tar/1", "text", [b"no image", jpeg(ramp((400, 240)))], None, {})
     with pytest.raises(BrokenSample, match="a.tar/1: chosen is no png, jpg or webp image"):
-        make_item(sample, Augment((32, 32), draft=True), 1, SIDES)
+        load_sample(sample, Augment((32, 32), draft=True), 1, SIDES)
 
 
 def noise(size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
@@ -248,10 +248,10 @@ def test_samples_are_the_same_with_and_without_pil(monkeypatch: pytest.MonkeyPat
     sides = [noise((48, 32)), noise((48, 32), quality=30)]
     sample = Sample("a.tar/1", "text", sides, None, {})
     augment = Augment((32, 32), crop="random", flip=True)
-    fast = [make_item(sample, augment, seed, SIDES) for seed in range(8)]
+    fast = [load_sample(sample, augment, seed, SIDES) for seed in range(8)]
     monkeypatch.setattr(Opened, "pixels", lambda self: None)
     for seed, one in enumerate(fast):
-        other = make_item(sample, augment, seed, SIDES)
+        other = load_sample(sample, augment, seed, SIDES)
         assert one.frames == other.frames
         for mine, theirs in zip(one.images, other.images, strict=True):
             np.testing.assert_array_equal(mine, theirs)
