@@ -16,7 +16,7 @@ from lit_prefopt.callbacks import Checkpoints
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO, is_whole, last_checkpoint
-from tests.runs import assert_same_end, folder_of
+from tests.helpers.runs import assert_same_end, folder_of
 
 WINDOW = 3
 

@@ -20,8 +20,8 @@ from lit_prefopt.estimate.memory import advice, first_row, footprint, savings
 from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW, AdamW8bit
-from tests.runs import ROOT
-from tests.test_waiting import images
+from tests.helpers.batches import images
+from tests.helpers.runs import ROOT
 
 
 def dpo(folder: str, **options: Any) -> DiffusionDPO:

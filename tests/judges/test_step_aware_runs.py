@@ -10,9 +10,8 @@ import torch
 from lit_prefopt import load
 from lit_prefopt.cli import main
 from lit_prefopt.judges import CLIPJudge, StepAware
-from tests.judges.conftest import Make
-from tests.judges.test_step_aware_training import batch
-from tests.test_cli import scalars
+from tests.helpers.runs import scalars
+from tests.helpers.step_aware import Make, batch
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.methods import DiffusionDPO, SupervisedFineTuning
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import AdamW
-from tests.batches import image_pairs
+from tests.helpers.batches import image_pairs
 
 COARSE = {"lora": LoRA(4), "dtype": "bfloat16", "gradient_checkpointing": True}
 BACKBONES = {
