@@ -110,7 +110,7 @@ def batches_per_step(pairs: int, batch_size: int, devices: int) -> int:
     cures = [f"`--data.batch_size {n}`" for n in near if n]
     cures += [f"`--batch.pairs {n * together}`" for n in (pairs // together, pairs // together + 1)]
     raise InputError(
-        f"batch.pairs is {pairs}, no multiple of {batch_size} pairs on each of {devices} devices: "
+        f"batch.pairs is {pairs}, no multiple of data.batch_size {batch_size} x {devices} ranks: "
         f"set {' or '.join(cure for cure in cures if not cure.endswith(' 0`'))}."
     )
 
