@@ -144,7 +144,7 @@ def test_steps_count_over_epochs_and_a_run_in_parts_ends_in_the_same_bits(
 ) -> None:
     """Steps of 4 and 2 batches: validation at each, and a stop within an epoch."""
     steps = [*BY_STEPS, "--batch.pairs", "16", "--batch.validate_every", "2"]
-    steps += ["--model.optimizer.schedule", "linear"]
+    steps += ["--model.optimizer.schedule", "linear", "--model.optimizer.warmup_steps", "0"]
     epochs = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "3"]
     main(["fit", *recipe, *steps, *epochs])
     whole = tmp_path / "run"
