@@ -116,7 +116,7 @@ def test_two_ranks_and_one_see_the_same_gradients(
             *("fit", *small_recipe(tiny_folder, shards, tmp_path / name)),
             *("--trainer.limit_val_batches", "0", "--model.beta", "100"),
             *("--trainer.max_steps", "2", "--batch.pairs", "16", "--data.batch_size", "2"),
-            *("--model.optimizer.lr", "0", "--trainer.devices", str(ranks), *more),
+            *("--model.optimizer.lr", "0", *more, "--trainer.devices", str(ranks)),
         ]
 
     seen = ["--trainer.callbacks+", f"{CPU}.WholeGradients"]
