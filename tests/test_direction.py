@@ -20,7 +20,7 @@ LEVELS = [
     ["data.order", "diffusion"],
     ["data.loading"],
     ["data.latents"],
-    ["prepare", "export", "metrics", "optimizers", "strategies"],
+    ["prepare", "export", "metrics", "optimizers", "strategies", "effective_batch"],
     ["prompts"],
     ["datamodules"],
     ["learner"],
