@@ -1,7 +1,8 @@
 """Recipe files: parts by path or shipped name, keys that override a part, modules beside a recipe.
 
-A part is a YAML file that describes one object, such as `backbone/sdxl-lora.yaml`. A recipe names it
-by a path relative to the recipe itself, or by the name of a shipped one; keys with dots change it:
+A part is a YAML file that describes one object, such as `backbone/sdxl-lora.yaml`. A recipe names
+it by a path relative to the recipe itself, or by the name of a shipped one; keys with dots change
+it:
 
     backbone: backbone/sdxl-lora.yaml
     backbone.lora.rank: 64
@@ -56,8 +57,10 @@ def find_part(key: str, name: str, folder: Path) -> Path | None:
     if key.split(".")[-1].removesuffix("+") not in PART_KEYS and named.parts[0] not in SHIPPED:
         return None
     near = get_close_matches(name, shipped_parts(), n=3)
-    meant = f"did you mean {' or '.join(near)}?" if near else "shipped parts are " + ", ".join(
-        f"{home}/NAME{SUFFIX}" for home in SHIPPED
+    meant = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "shipped parts are " + ", ".join(f"{home}/NAME{SUFFIX}" for home in SHIPPED)
     )
     raise InputError(f"{key}: {name} is neither a file in {folder} nor a shipped part; {meant}")
 
@@ -154,8 +157,13 @@ def allow_own_modules(args: Sequence[str]) -> None:
     Args:
         args: Arguments of the command, with `--config PATH` for each recipe.
     """
-    recipes = [Path(arg) for before, arg in zip(args, args[1:], strict=False) if before == "--config"]
+    recipes = [
+        Path(arg) for before, arg in zip(args, args[1:], strict=False) if before == "--config"
+    ]
     beside = [path.resolve().parent for path in recipes if path.is_file()]
-    for folder in (*(own for own in beside if CONFIGS.resolve() not in (own, *own.parents)), Path.cwd()):
+    for folder in (
+        *(own for own in beside if CONFIGS.resolve() not in (own, *own.parents)),
+        Path.cwd(),
+    ):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))

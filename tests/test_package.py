@@ -42,7 +42,7 @@ def test_recipes_work_from_an_installed_wheel(tmp_path: Path) -> None:
         "import lit_prefopt; from lit_prefopt.cli import main\n"
         f"assert lit_prefopt.__file__.startswith({str(site)!r}), lit_prefopt.__file__\n"
         "main(['fit', '--config', 'toy-diffusion-dpo', '--trainer.max_steps', '1',\n"
-        "      '--data.batch_size', '4', '--data.validation_pairs', '4'])\n"
+        "      '--data.batch_size', '4', '--batch.pairs', '4', '--data.validation_pairs', '4'])\n"
     )
     subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, check=True)
     weights = tmp_path / "runs" / "toy-diffusion-dpo" / "weights" / "unet"

@@ -26,7 +26,7 @@ def judge_recipe(tiny_folder: str, tiny_clip_folder: str, shards: str, tmp_path:
         *("--data.caption_dropout", "0", "--model.optimizer.warmup_steps", "0"),
         *("--model.optimizer.schedule", "constant", "--model.optimizer.lr", "1e-3"),
         *("--trainer.default_root_dir", str(tmp_path / "run")),
-        *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2"),
+        *("--trainer.max_steps", "4", "--batch.pairs", "4", "--batch.validate_every", "2"),
         *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     ]
 
