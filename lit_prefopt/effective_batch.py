@@ -110,7 +110,7 @@ def batches_per_step(pairs: int, batch_size: int, devices: int) -> int:
     cures = [f"`--data.batch_size {n}`" for n in near if n]
     cures += [f"`--batch.pairs {n * together}`" for n in (pairs // together, pairs // together + 1)]
     raise InputError(
-        f"batch.pairs is {pairs}, no multiple of {batch_size} pairs on each of {devices} devices: "
+        f"batch.pairs is {pairs}, no multiple of data.batch_size {batch_size} x {devices} ranks: "
         f"set {' or '.join(cure for cure in cures if not cure.endswith(' 0`'))}."
     )
 
@@ -139,11 +139,12 @@ def warn_of_short_epochs(trainer: Trainer) -> None:
     batches, planned = trainer.num_training_batches, trainer.accumulate_grad_batches
     if batches >= planned:
         return
-    pairs = getattr(trainer.datamodule, "batch_size", 1) * trainer.world_size
+    size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    rows, unit = (size * trainer.world_size, "pairs") if size else (1, "batches")
     rank_zero_warn(
-        f"An epoch of {int(batches) * pairs} pairs never reaches the effective batch of "
-        f"{planned * pairs}: every optimizer step takes one epoch; set `--batch.pairs` to at most "
-        f"{int(batches) * pairs}, or give more pairs."
+        f"An epoch of {int(batches) * rows} {unit} never reaches the effective batch of "
+        f"{planned * rows}: every optimizer step takes one epoch; lower `--batch.pairs`, or give "
+        "more pairs."
     )
 
 

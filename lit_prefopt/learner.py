@@ -23,6 +23,8 @@ from lit_prefopt.strategies.compatibility import check_strategy
 class Learner(LightningModule):
     """Trains what has gradients; all else is frozen and in no checkpoint.
 
+    A subclass's `training_step` returns `scale_last_step(loss, self._trainer)`.
+
     Args:
         backbone: The model family; given as the recipe's own key `backbone`.
         optimizer: Optimizer and learning-rate schedule of the trained weights.

@@ -66,6 +66,9 @@ class PreferenceCLI(LightningCLI):
         EffectiveBatch(**config.batch.as_dict()).check_alone(config.trainer)
         if config.batch.pairs is None and config.trainer.accumulate_grad_batches is None:
             config.trainer.accumulate_grad_batches = 1
+        limits = config.trainer
+        if (limits.max_steps, limits.max_epochs, limits.max_time) == (-1, None, None):
+            limits.max_epochs = -1  # no end; Lightning would take 1,000 epochs for one
         # Lightning divides by these unchecked.
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             check_number(f"trainer.{name}", config.trainer[name], 1)

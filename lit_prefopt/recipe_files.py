@@ -56,7 +56,8 @@ def find_part(key: str, name: str, folder: Path) -> Path | None:
         return CONFIGS / named
     if key.split(".")[-1].removesuffix("+") not in PART_KEYS and named.parts[0] not in SHIPPED:
         return None
-    near = get_close_matches(name, shipped_parts(), n=3)
+    beside = [path.relative_to(folder).as_posix() for path in folder.glob(f"*/*{SUFFIX}")]
+    near = get_close_matches(name, sorted({*beside, *shipped_parts()}), n=3)
     meant = (
         f"did you mean {' or '.join(near)}?"
         if near
@@ -157,13 +158,10 @@ def allow_own_modules(args: Sequence[str]) -> None:
     Args:
         args: Arguments of the command, with `--config PATH` for each recipe.
     """
-    recipes = [
-        Path(arg) for before, arg in zip(args, args[1:], strict=False) if before == "--config"
-    ]
-    beside = [path.resolve().parent for path in recipes if path.is_file()]
-    for folder in (
-        *(own for own in beside if CONFIGS.resolve() not in (own, *own.parents)),
-        Path.cwd(),
-    ):
+    named = zip(args, args[1:], strict=False)
+    recipes = [Path(arg) for before, arg in named if before in ("--config", "-c")]
+    folders = [path.resolve().parent for path in recipes if path.is_file()]
+    own = [folder for folder in folders if not folder.is_relative_to(CONFIGS.resolve())]
+    for folder in (*own, Path.cwd()):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))

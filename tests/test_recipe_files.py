@@ -130,12 +130,21 @@ def test_parts_of_parts_start_from_their_own_folder(tmp_path: Path) -> None:
         ("backbone", "backbone/sdxl-lorra.yaml", r"did you mean backbone/sdxl-lora.yaml"),
         ("judge", "judge/pikscore.yaml", r"did you mean judge/pickscore.yaml"),
         ("trainer", "hardware/zero4.yaml", r"did you mean hardware/zero[23].yaml"),
+        ("model", "parts/metod.yaml", r"did you mean parts/method.yaml"),
         ("model", "../secret.yaml", r"shipped parts are backbone/NAME.yaml, judge/NAME.yaml"),
     ],
 )
 def test_a_name_that_is_no_part_is_refused(
-    key: str, name: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    key: str,
+    name: str,
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "method.yaml").write_text("class_path: SPO")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=sentence):
         named_recipes(["fit", "--config", "toy-spo", f"--model.{key}", name])
     (tmp_path / "mine.yaml").write_text(f"{key}: {name}\n")
@@ -150,9 +159,6 @@ def test_other_texts_stay_what_they_are(tmp_path: Path) -> None:
     assert resolve(plain, tmp_path) == plain
     assert resolve({"trainer.max_steps": 3}, tmp_path) == {"trainer.max_steps": 3}
     assert len(shipped_parts()) == len({*shipped_parts()}) > 10
-
-
-OWN = "model: {{class_path: {name}.{title}}}\n"
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "evaluate"])
