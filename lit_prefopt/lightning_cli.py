@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -30,6 +32,7 @@ from lit_prefopt.callbacks.progress import StepProgressBar
 from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.effective_batch import EffectiveBatch
 from lit_prefopt.errors import InputError, causes, check_number
+from lit_prefopt.recipe_files import allow_own_modules, loader
 from lit_prefopt.runs.directory import (
     RunDirectory,
     check_run_directory,
@@ -39,6 +42,8 @@ from lit_prefopt.runs.directory import (
 )
 from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.device import is_out_of_memory
+
+set_loader("yaml", loader(get_loader("yaml")), (yaml.YAMLError,))
 
 
 class PreferenceCLI(LightningCLI):
@@ -131,6 +136,7 @@ class PreferenceCLI(LightningCLI):
 
 def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI) -> PreferenceCLI:
     """Run one of the trainer's commands, and return what ran it."""
+    allow_own_modules(args)
     defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
     defaults["predict"].append(str(PREDICT))
     return kind(

@@ -15,7 +15,7 @@ PACKAGE = "lit_prefopt"
 LEVELS = [
     ["errors", "data"],
     ["utils", "batches", "losses", "configs"],
-    ["processes", "weights", "data.images"],
+    ["processes", "weights", "data.images", "recipe_files"],
     ["data.shards", "backbones"],
     ["data.order", "diffusion"],
     ["data.loading"],

@@ -16,12 +16,10 @@ from lit_prefopt.effective_batch import batches_per_step, planned_steps
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.callbacks.test_checkpoints import FailAt
-from tests.conftest import small_recipe
-from tests.runs import assert_same_end
-from tests.strategies.runs import CPU, STRATEGIES, run_cases
-from tests.test_cli import scalars
-from tests.two_ranks import Witness
+from tests.helpers.recipes import small_recipe
+from tests.helpers.runs import FailAt, assert_same_end, scalars
+from tests.helpers.strategy_runs import CPU, STRATEGIES, run_cases
+from tests.helpers.two_ranks_module import Witness
 
 BY_STEPS = ["--trainer.val_check_interval", "null"]  # the recipe counts batches
 

@@ -15,6 +15,7 @@ from lit_prefopt.datamodules import CachedGroups, CachedPairs, SampleGroups
 from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.generate import LatentCache, ReferenceErrors
 from lit_prefopt.generate.producer import Producer
+from tests.helpers.recipes import OWN_COUNTS
 from tests.helpers.runs import same
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -81,6 +82,6 @@ def recipe(pipeline: str, folder: Path, *data: str) -> list[str]:
         *("--backbone", "StableDiffusion", "--backbone.pretrained", pipeline),
         *("--data.batch_size", "4", "--data.caption_dropout", "0.2", *data),
         *("--trainer.default_root_dir", str(folder)),
-        *("--trainer.max_steps", "4", "--trainer.val_check_interval", "4"),
+        *("--trainer.max_steps", "4", *OWN_COUNTS, "--trainer.val_check_interval", "4"),
         *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     ]

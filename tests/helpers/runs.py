@@ -155,3 +155,13 @@ def scalars(run: Path) -> dict[str, list[float]]:
 
 
 LORA = ["--backbone.lora.rank", "4"]
+
+
+class FailAt(Callback):
+    """Fails in a batch, before its gradients are there."""
+
+    batch = 4
+
+    def on_before_backward(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            raise KeyError("a failure")
