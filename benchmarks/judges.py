@@ -49,7 +49,7 @@ from lit_prefopt.judges.image_reward import RewardBLIP
 from lit_prefopt.judges.linear_head import LinearHead
 from lit_prefopt.judges.step_aware import StepAwareCLIP
 from lit_prefopt.utils.device import matmul_peak, peak_bytes, reset_peak, synchronize
-from tests.tiny import tiny_text_config, tiny_tokenizer
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer
 
 Name = Literal[
     "clip-score", "aesthetic", "pickscore", "hpsv2.1", "step-aware", "imagereward", "endpoint"

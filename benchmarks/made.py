@@ -14,7 +14,7 @@ from benchmarks.common import CLIP_G, CLIP_L, FULL_SIZE_VAE, SDXL_UNET, default_
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.backbones.loading import Components
 from lit_prefopt.toy.assemble import SCHEDULER
-from tests.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae, tiny_xl_unet
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae, tiny_xl_unet
 
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 FULL = {"CLIPTextModel": CLIP_L, "CLIPTextModelWithProjection": CLIP_G}

@@ -11,7 +11,8 @@ from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.optimizers import Adafactor, AdamW, AdamW8bit, Lion8bit, OptimizerConfig
 from lit_prefopt.optimizers.rounding import stochastic_round
-from tests.runs import assert_same_end
+from tests.helpers.quantized import COARSE
+from tests.helpers.runs import assert_same_end
 
 
 def test_warmup_rises_to_the_learning_rate() -> None:
@@ -178,12 +179,6 @@ def test_coarse_weights_want_an_optimizer_that_learns_them(recipe: list[str]) ->
 def test_coarse_weights_have_no_average(recipe: list[str]) -> None:
     with pytest.raises(SystemExit, match="drop PolicyAveraging"):
         main(["fit", *recipe, *COARSE, "--trainer.callbacks+", "PolicyAveraging"])
-
-
-COARSE = [
-    *("--backbone.policy_dtype", "bfloat16", "--model.optimizer", "AdamW8bit"),
-    *("--model.optimizer.least_size", "0", "--model.optimizer.stochastic_rounding", "true"),
-]
 
 
 @pytest.mark.parametrize("release", ["false", "true"])

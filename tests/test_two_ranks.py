@@ -18,7 +18,7 @@ def test_two_ranks_agree(rank: int, tmp_path: Path, tiny_folder: str, shards: st
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     arguments = [str(tmp_path), tiny_folder, shards, str(rank)]
     subprocess.run(
-        [*launch, "--standalone", "-m", "tests.two_ranks", *arguments],
+        [*launch, "--standalone", "-m", "tests.helpers.two_ranks_module", *arguments],
         cwd=ROOT,
         check=True,
         timeout=300,

@@ -10,7 +10,7 @@ from typing import ClassVar
 from lightning import LightningDataModule
 
 from lit_prefopt.data.images import Size
-from lit_prefopt.data.loading.image_samples import Items
+from lit_prefopt.data.loading.image_samples import SampleLoader
 from lit_prefopt.data.loading.loader import PairLoader, ResumableLoader
 from lit_prefopt.data.loading.worker import PairBatches
 from lit_prefopt.data.order.plan import Plan, RankSplit, SampleOrder
@@ -85,7 +85,7 @@ class StoredPairs(LightningDataModule):
     @property
     def broken(self) -> list[str]:
         """Names of the samples that could not be read so far, with the reasons."""
-        return [name for loader in self.loaders.values() for name in loader.tally.names]
+        return [name for loader in self.loaders.values() for name in loader.broken.names]
 
     def setup(self, stage: str | None = None) -> None:
         """Read the indexes, so that wrong paths and changed shards are told at the start."""
@@ -98,11 +98,16 @@ class StoredPairs(LightningDataModule):
         if self.validation is not None:
             self.validation_reader = self._reader(find_shards(self.validation))
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of training batches of an epoch on one rank."""
+        return self.order.samples // self._ranks(self.batch_size).global_batch
+
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the training pairs."""
         order, ranks = self.order, self._ranks(self.batch_size)
         _check_size(self.shards, order.samples, ranks)
-        batches = PairBatches(order, self._items(), ranks, order.samples, self.broken_share)
+        batches = PairBatches(order, self._sample_loader(), ranks, order.samples, self.broken_share)
         trainer = self.trainer
         progress = (lambda: trainer.fit_loop.epoch_loop.batch_progress) if trainer else None
         known = True
@@ -130,7 +135,9 @@ class StoredPairs(LightningDataModule):
         _check_size(self.validation, samples, ranks)
         # several ranks need equally many batches; one alone may have a smaller last one
         length = samples // ranks.global_batch if world > 1 else -(-samples // ranks.batch_size)
-        batches = PairBatches(plan, self._held_out_items(), ranks, samples, self.broken_share)
+        batches = PairBatches(
+            plan, self._held_out_sample_loader(), ranks, samples, self.broken_share
+        )
         loader = PairLoader(batches, length, self.workers, pinned=self._pinned())
         self.loaders["validation"] = loader
         return self.loaders["validation"]
@@ -148,12 +155,12 @@ class StoredPairs(LightningDataModule):
         """Return the order of their pairs, and the width and height of each bucket."""
 
     @abstractmethod
-    def _items(self) -> Items:
-        """Return what makes the training samples."""
+    def _sample_loader(self) -> SampleLoader:
+        """Return the loader of the training samples."""
 
     @abstractmethod
-    def _held_out_items(self) -> Items:
-        """Return what makes the held-out samples, nothing of them random."""
+    def _held_out_sample_loader(self) -> SampleLoader:
+        """Return the loader of the held-out samples, nothing of them random."""
 
     def _reader(self, shards: list[Shard]) -> ShardReader:
         self.cache.check(shards, self.shards_per_block)

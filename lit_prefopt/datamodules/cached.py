@@ -7,7 +7,7 @@ from typing import ClassVar
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.latents.error_table import ErrorTable
 from lit_prefopt.data.latents.latent_reader import LatentReader
-from lit_prefopt.data.latents.latent_samples import FixedDrawSampleLoader, LatentSampleLoader
+from lit_prefopt.data.latents.latent_samples import FixedDrawLoader, LatentSampleLoader
 from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.shards.reader import ShardReader
@@ -127,15 +127,17 @@ class CachedPairs(StoredPairs):
         plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
         return plan, [(side, side)]
 
-    def _items(self) -> LatentSampleLoader:
-        return _items(self.reader, self.seed, self.latents, self.reference, self.caption_dropout)
+    def _sample_loader(self) -> LatentSampleLoader:
+        return _loader_of(
+            self.reader, self.seed, self.latents, self.reference, self.caption_dropout
+        )
 
-    def _held_out_items(self) -> LatentSampleLoader:
+    def _held_out_sample_loader(self) -> LatentSampleLoader:
         reader, latents = self.validation_reader, self.validation_latents
-        return _items(reader, self.seed, latents, self.validation_reference, held_out=True)
+        return _loader_of(reader, self.seed, latents, self.validation_reference, held_out=True)
 
 
-def _items(
+def _loader_of(
     reader: ShardReader,
     seed: int,
     latents: LatentSet | None,
@@ -148,7 +150,7 @@ def _items(
     assert latents is not None
     if table is None:
         return LatentSampleLoader(reader, seed, latents, caption_dropout, held_out)
-    return FixedDrawSampleLoader(reader, table, latents, caption_dropout, held_out)
+    return FixedDrawLoader(reader, table, latents, caption_dropout, held_out)
 
 
 def _check_table(

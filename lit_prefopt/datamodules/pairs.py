@@ -6,7 +6,7 @@ from typing import Literal
 
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.data.images import Augment, Size
-from lit_prefopt.data.loading.image_samples import ImageItems
+from lit_prefopt.data.loading.image_samples import ImageSampleLoader
 from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.order.shaping import ShapeSettings, make_order
 from lit_prefopt.data.shards.remote_cache import ShardCache
@@ -102,10 +102,10 @@ class PairShards(StoredPairs):
         plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
         return make_order(self.reader.shards, plan, self.shaping, self.batch_size)
 
-    def _items(self) -> ImageItems:
+    def _sample_loader(self) -> ImageSampleLoader:
         augments = [self.augment._replace(size=shape) for shape in self.shapes]
-        return ImageItems(self.reader, self.seed, augments)
+        return ImageSampleLoader(self.reader, self.seed, augments)
 
-    def _held_out_items(self) -> ImageItems:
+    def _held_out_sample_loader(self) -> ImageSampleLoader:
         augment = Augment(self.shaping.square, draft=self.augment.draft)
-        return ImageItems(self.validation_reader, self.seed, [augment])
+        return ImageSampleLoader(self.validation_reader, self.seed, [augment])

@@ -104,7 +104,7 @@ class ReferenceErrors(Producer):
         check_latents(self.backbone, data.latents)
         reader, self.seed = data.reader, data.seed
         assert isinstance(reader, LatentReader)
-        self.items = LatentSampleLoader(
+        self.samples = LatentSampleLoader(
             reader, self.seed, data.latents, self.caption_dropout, self.held_out
         )
         super().setup(stage)
@@ -130,7 +130,7 @@ class ReferenceErrors(Producer):
 
     def _fits(self, pair: tuple[int, LatentSample]) -> bool:
         try:
-            self.items.make(pair[1], 0)
+            self.samples.view(pair[1], 0)
         except BrokenSample:
             self.left_out["broken pairs"] += 1
             return False
@@ -140,8 +140,8 @@ class ReferenceErrors(Producer):
     def _measured(self, some: list[tuple[int, LatentSample]], draw: int) -> tuple[Tensor, Tensor]:
         """Return the errors (B, K) and timesteps (B,) of one draw, on the CPU."""
         of = 0 if self.held_out else draw
-        items = [self.items.make(one, draw_seed(self.seed, index, of)) for index, one in some]
-        batch = move_data_to_device(self.items.collate(items), self.device)
+        items = [self.samples.view(one, draw_seed(self.seed, index, of)) for index, one in some]
+        batch = move_data_to_device(self.samples.collate(items), self.device)
         pairs = draw_latents(self.backbone, batch).at_draw(draw - of)
         u = discounted(drawing.uniform(pairs.seeds, "t"), self.gamma, self.gamma_steps)
         t = (u * self.backbone.process.steps).long()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_prefopt.data.loading.broken_samples import HANDFUL
+from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
@@ -154,7 +154,7 @@ class _PairMaker:
     def _broken(self, name: str) -> None:
         broken, read = self.summary.broken, self.summary.records
         broken.add(name)
-        allowed = max(HANDFUL, self.broken_share * read) if self.broken_share else 0
+        allowed = max(ALWAYS_ALLOWED, self.broken_share * read) if self.broken_share else 0
         if self.broken_share < 1 and broken.count > allowed:
             raise InputError(
                 f"Broken: {broken.count} in the first {read} records, more than the "

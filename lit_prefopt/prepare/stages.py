@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_prefopt.data.images import BrokenSample, open_image
-from lit_prefopt.data.loading.broken_samples import HANDFUL
+from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.find import find_shards
 from lit_prefopt.data.shards.format import SIDES, STAGE_FOLDER
 from lit_prefopt.data.shards.reader import Sample, ShardReader
@@ -200,7 +200,7 @@ def _measure(
         known.add(difficulty(sample, by))
     if not made.read:
         raise InputError("The shards hold no pair; check the path.")
-    allowed = max(HANDFUL, broken_share * made.read) if broken_share else 0
+    allowed = max(ALWAYS_ALLOWED, broken_share * made.read) if broken_share else 0
     if made.broken.count > allowed or made.broken.count == made.read:
         raise InputError(
             f"Broken: {made.broken.count} of {made.read} pairs, more than the {broken_share} that "

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.loading.broken_samples import HANDFUL
+from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import InputError
@@ -46,7 +46,7 @@ class ValidationReport:
     @property
     def would_stop(self) -> bool:
         """Whether a run would stop at these shards."""
-        allowed = max(HANDFUL, self.broken_share * self.samples) if self.broken_share else 0
+        allowed = max(ALWAYS_ALLOWED, self.broken_share * self.samples) if self.broken_share else 0
         broken = self.broken.count
         return broken == self.samples or broken > allowed  # the former also where there are none
 

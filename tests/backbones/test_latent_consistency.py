@@ -15,7 +15,7 @@ from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.settings import Sampling
-from tests.tiny import tiny_lcm, tiny_pipeline
+from tests.helpers.tiny import tiny_lcm, tiny_pipeline
 
 LATENTS = (4, 8, 8)
 

@@ -15,7 +15,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.batches import image_pairs
+from tests.helpers.batches import image_pairs
 
 
 def made(backbone: UNetBackbone, folder: Path) -> str:

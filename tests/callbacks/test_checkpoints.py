@@ -16,7 +16,7 @@ from lit_prefopt.callbacks import Checkpoints
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO, is_complete, last_checkpoint
-from tests.runs import assert_same_end, folder_of
+from tests.helpers.runs import FailAt, assert_same_end, folder_of
 
 WINDOW = 3
 
@@ -91,16 +91,6 @@ def test_checkpoints_after_a_validation_wait_for_the_step(
 
 def test_a_stop_waits_for_the_step(tmp_path: Path) -> None:
     assert fit(tmp_path, Checkpoints(tmp_path, save_last=True, save_top_k=0), StopAt()) == [6]
-
-
-class FailAt(Callback):
-    """Fails in a batch, before its gradients are there."""
-
-    batch = 4
-
-    def on_before_backward(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.fit_loop.total_batch_idx == self.batch:
-            raise KeyError("a failure")
 
 
 def test_after_a_failure_within_accumulation_the_run_goes_on_exactly(

@@ -18,7 +18,7 @@ from lit_prefopt.callbacks.spike_detection import (
     StepStatistics,
 )
 from lit_prefopt.cli import main
-from tests.runs import TWO_RANKS, assert_same_end, same, start
+from tests.helpers.runs import TWO_RANKS, assert_same_end, same, start
 
 WEIGHTS: dict[int, dict[str, torch.Tensor]] = {}
 

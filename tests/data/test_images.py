@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -23,8 +21,7 @@ from lit_prefopt.data.images import (
 )
 from lit_prefopt.data.loading.image_samples import load_sample
 from lit_prefopt.data.shards.reader import SIDES, Sample
-
-from .conftest import picture
+from tests.helpers.shards import picture, png_header
 
 
 def ramp(size: tuple[int, int]) -> Image.Image:
@@ -32,16 +29,6 @@ def ramp(size: tuple[int, int]) -> Image.Image:
     across = np.linspace(0, 255, size[0])[None, :].repeat(size[1], 0)
     down = np.linspace(0, 255, size[1])[:, None].repeat(size[0], 1)
     return Image.fromarray(np.stack([across, down, 0 * down], -1).astype(np.uint8))
-
-
-def png_header(width: int, height: int) -> bytes:
-    """Return a png that promises a size and holds nearly nothing."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"x")]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])

@@ -8,20 +8,7 @@ from lit_prefopt.diffusion.denoising import NoisedPairs, denoising_errors, error
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.discrete import DiscreteProcess
 from lit_prefopt.processes.settings import Sampling
-
-SD15 = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-}
-
-
-def alphas() -> torch.Tensor:
-    """Cumulated alphas of SD 1.5, worked out without diffusers."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0)
+from tests.helpers.schedules import SD15, alphas
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -27,7 +27,7 @@ from lit_prefopt.judges import Judge
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.prompts.base import PromptEntry, Prompts, digest
 from lit_prefopt.utils.fingerprint import fingerprint
-from tests.runs import TWO_RANKS, finished, launch, wait_until
+from tests.helpers.runs import TWO_RANKS, finished, launch, wait_until
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from lightning import Trainer
 from PIL import Image
 
 from lit_prefopt import generate as generate_package
@@ -18,48 +16,20 @@ from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.cli import main
 from lit_prefopt.data.images import decode, to_pil
 from lit_prefopt.data.shards.index import read_index
-from lit_prefopt.data.shards.reader import Sample, ShardReader
-from lit_prefopt.datamodules import PromptGroups
+from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import (
     CallableFilter,
     ChangeMask,
-    DiptychGenerator,
     EdgeControl,
     MinimumChange,
     MisspeltText,
 )
 from lit_prefopt.generate.diptych import split_panels
 from lit_prefopt.processes.settings import Sampling
-from lit_prefopt.prompts.base import Prompts
-from tests.generate.test_edges import controlnet
-
-HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-TEXTS = ['"A1"', "nothing", '"BO"', '"CAT"', f'"{"long" * 20}"']
-
-
-class Texts(Prompts):
-    """A list of prompts."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.list = [*texts]
-
-    def texts(self) -> list[str]:
-        return self.list
-
-
-def generate(folder: str, output: Path, **options: object) -> list[Sample]:
-    """Return what is written for the prompts above."""
-    settings = {"corruption": MisspeltText(), "template": "{left}|{right}", "sampling": HOW}
-    backbone = StableDiffusion(folder, reference="none")
-    model = DiptychGenerator(backbone, str(output), **settings | options)
-    trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
-    trainer.predict(model, PromptGroups(Texts(TEXTS), 3, seed=1), return_predictions=False)
-    reader = ShardReader(read_index(str(output)))
-    return [reader(s, n) for s, count in enumerate(reader.counts) for n in range(count)]
+from tests.helpers.generating import HOW, controlnet, generate
 
 
 def test_panels_are_cut_in_the_middle_and_lie_on_each_other() -> None:
@@ -194,7 +164,7 @@ def test_the_recipe_runs_and_its_pairs_are_trained_on(tmp_path: Path) -> None:
     main(["predict", *change])
     assert (tmp_path / "pairs-sheet.png").is_file()
     run = ["--config", "toy-di3po", "--data.shards", str(output), "--data.batch_size", "2"]
-    run += ["--model.masked", "true", "--trainer.max_steps", "1"]
+    run += ["--batch.pairs", "2", "--model.masked", "true", "--trainer.max_steps", "1"]
     run += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
     main(["fit", *run, "--trainer.default_root_dir", str(tmp_path / "run")])
     assert (tmp_path / "run" / "weights" / "unet").is_dir()

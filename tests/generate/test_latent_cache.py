@@ -23,8 +23,8 @@ from lit_prefopt.generate.latent_cache import EncodedPair
 from lit_prefopt.methods import SupervisedFineTuning
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.prepare import validate
-from tests.caching import cache, data, frozen
-from tests.generate.test_generator import samples as pairs_from_record
+from tests.helpers.caching import cache, data, frozen
+from tests.helpers.generating import samples as pairs_from_record
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # VAE and text encoders saw batches of another size
 

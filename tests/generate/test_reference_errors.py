@@ -19,8 +19,7 @@ from lit_prefopt.generate import ReferenceErrors
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.caching import assert_same_end, cache, data, errors, frozen
-from tests.generate.test_cached_runs import logged, on, recipe
+from tests.helpers.caching import assert_same_end, cache, data, errors, frozen, logged, on, recipe
 
 DROPOUT = 0.2
 

@@ -18,8 +18,12 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Aesthetic, CLIPScore, HPSv2
 from lit_prefopt.judges.hps import from_open_clip
 from lit_prefopt.judges.pixels import pad_to_square
-
-from .published import head_weights, open_clip_model, open_clip_weights, small_clip_config
+from tests.helpers.published import (
+    head_weights,
+    open_clip_model,
+    open_clip_weights,
+    small_clip_config,
+)
 
 TEXTS = ["a cat", "a dog in the rain", "the sea"]
 

@@ -12,8 +12,7 @@ from transformers import BertTokenizer
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import ImageReward
-
-from .published import WORDS, image_reward_weights
+from tests.helpers.published import WORDS, image_reward_weights
 
 TEXTS = ["a cat", "a dog in the rain", "the sea"]
 State = dict[str, Tensor]

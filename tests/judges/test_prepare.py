@@ -13,7 +13,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import AttributeHolds
 from lit_prefopt.judges import Judge
-from tests.generate.test_diptych import generate
+from tests.helpers.generating import generate
 
 
 class Unready(Judge):

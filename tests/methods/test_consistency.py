@@ -20,7 +20,7 @@ from lit_prefopt.methods import ConsistencyDistillation, ConsistencyDPO, Diffusi
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.batches import image_pairs
+from tests.helpers.batches import image_pairs
 
 WAYS = {
     "full": {},

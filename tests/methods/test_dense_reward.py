@@ -18,7 +18,7 @@ from lit_prefopt.judges import Judge
 from lit_prefopt.methods import D3PO, DenseRewardDPO, DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.methods.test_spo import Brightness, Broken
+from tests.helpers.judges import Brightness, Broken
 
 TEXTS, SEEDS = ["a cat", "two dogs"], torch.tensor([3, 8])
 HOW = Sampling(steps=4, guidance=3.0, eta=1.0, batch_size=3)

@@ -16,7 +16,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.batches import image_pairs
+from tests.helpers.batches import image_pairs
 
 TWO_STEPS = Sampling(steps=2, guidance=1.0, eta=1.0)
 BETA = 3.0
