@@ -37,10 +37,10 @@ class DiptychSheet:
             diptychs: What was made.
             reasons: Why each is left out, or None.
         """
-        room = self.count - len(self._cards)
-        if room <= 0 or not diptychs:
+        free = self.count - len(self._cards)
+        if free <= 0 or not diptychs:
             return
-        some = list(zip(diptychs, reasons, strict=True))[:room]
+        some = list(zip(diptychs, reasons, strict=True))[:free]
         self._cards += [draw_card(diptych, reason) for diptych, reason in some]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(self._cards).save(self.path)

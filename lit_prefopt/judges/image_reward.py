@@ -131,12 +131,15 @@ class ImageReward(Judge):
             t: Ignored.
         """
         network, size = self.network.to(images.device), self.batch_size
-        side, room = network.vision.config.image_size, network.text.config.max_position_embeddings
+        side, longest = (
+            network.vision.config.image_size,
+            network.text.config.max_position_embeddings,
+        )
         tokens = self.bert_tokenizer(
             list(texts),
             padding="max_length",
             truncation=True,
-            max_length=min(TOKENS, room),
+            max_length=min(TOKENS, longest),
             return_tensors="pt",
         )
         ids, mask = (to_device(x, images.device) for x in (tokens.input_ids, tokens.attention_mask))

@@ -62,10 +62,10 @@ class PairBatches(IterableDataset[Batch | Stop]):
         """Yield this worker's batches, every n-th one, or all batches in the main process."""
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        stage = EpochPosition(*self.at.tolist())
+        remaining = EpochPosition(*self.at.tolist())
         try:
-            for batch in range(first, stage.batches, step):
-                yield self.batch(stage.epoch, *self.ranks.rank_positions(stage.position, batch))
+            for batch in range(first, remaining.batches, step):
+                yield self.batch(remaining.epoch, *self.ranks.rank_positions(remaining.position, batch))
         except InputError as error:  # anything else is a bug and keeps its trace
             # torch would bury the sentence in a worker's traceback
             log.debug("Loading of batches stopped.", exc_info=True)

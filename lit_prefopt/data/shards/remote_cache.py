@@ -22,7 +22,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, is_local, retry
 
 POLL = 0.1  # seconds between two looks for room
-ROOM = "room.lock"  # held while the cache is counted or changed
+LOCK = "cache.lock"  # held while the cache is counted or changed
 
 
 class ShardCache:
@@ -78,7 +78,7 @@ class ShardCache:
         try:
             retry(shard.url, lambda: _download(shard, part))
             file = part.open("rb")  # before others can see it and take its room
-            with FileLock(self.folder / ROOM):  # else who counts now may count it twice
+            with FileLock(self.folder / LOCK):  # else who counts now may count it twice
                 os.replace(part, path)
         except FileNotFoundError as error:
             raise InputError(
@@ -105,7 +105,7 @@ class ShardCache:
                 "raise `cache_size`."
             )
         while True:
-            with FileLock(self.folder / ROOM):
+            with FileLock(self.folder / LOCK):
                 if self._evict(self.limit - shard.size):
                     part.touch()
                     return

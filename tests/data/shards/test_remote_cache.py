@@ -193,8 +193,8 @@ def test_many_processes_fetch_a_shard_once_and_share_the_room(server, cache_fold
     with multiprocessing.get_context("fork").Pool(4, **plain) as pool:
         runs = [pool.apply_async(read_all, (server.url, limit, n)) for n in range(4)]
         while not all(run.ready() for run in runs):
-            if (cache_folder / "room.lock").exists():
-                with FileLock(cache_folder / "room.lock"):  # nobody makes room meanwhile
+            if (cache_folder / "cache.lock").exists():
+                with FileLock(cache_folder / "cache.lock"):  # nobody makes room meanwhile
                     most = max(most, sum(map(_size, cache_folder.glob("*.*"))))
             time.sleep(0.002)
         texts = [run.get() for run in runs]
