@@ -31,8 +31,8 @@ from benchmarks.recipes import KINDS, Data, Train, recipe
 from lit_prefopt import optimizers as configs
 from lit_prefopt.backbones import LoRA
 from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, Prompt
-from lit_prefopt.estimate.dry import step_cost
-from lit_prefopt.estimate.memory import GIB, Footprint, footprint
+from lit_prefopt.estimate.memory import GIB, MemoryFootprint, footprint
+from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers.eight_bit import LEAST_SIZE
 
@@ -69,7 +69,7 @@ class Case(NamedTuple):
         return 1024 if self.family.startswith("tiny") else LEAST_SIZE
 
 
-def foretold(case: Case, folder: Path) -> Footprint:
+def foretold(case: Case, folder: Path) -> MemoryFootprint:
     """Return the bytes by part, from shapes alone."""
     kind = KINDS[case.family]
     config = getattr(configs, case.optimizer)

@@ -13,7 +13,7 @@ import torch
 from benchmarks.common import random_sd15, random_sdxl, random_shards
 from lit_prefopt.toy.backbone import CHECKPOINT
 from lit_prefopt.toy.pairs import PAIRS
-from tests.tiny import tiny_pipeline, tiny_xl_pipeline
+from tests.helpers.tiny import tiny_pipeline, tiny_xl_pipeline
 
 Family = Literal["tiny", "tiny-xl", "toy", "sd15", "sdxl"]
 Train = Literal["full", "lora"]

@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, Trainer
 
 from benchmarks.common import write_report
 from lit_prefopt.data.shards.writer import ShardWriter
-from tests.tiny import tiny_pipeline
+from tests.helpers.tiny import tiny_pipeline
 
 BATCH = 40
 

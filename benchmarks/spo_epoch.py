@@ -30,7 +30,7 @@ from lit_prefopt.cli import main as lit_prefopt
 from lit_prefopt.judges import StepAware
 from lit_prefopt.judges.step_aware import StepAwareCLIP
 from lit_prefopt.utils.device import matmul_peak
-from tests.tiny import tiny_pipeline, tiny_text_config, tiny_tokenizer
+from tests.helpers.tiny import tiny_pipeline, tiny_text_config, tiny_tokenizer
 
 TINY_VISION = {
     "hidden_size": 32,

@@ -34,8 +34,8 @@ from benchmarks.python_time import python_of, shares
 from benchmarks.recipes import KINDS, Data, Family, Train, dtype_of, recipe
 from lit_prefopt.batches import Batch
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.estimate.dry import checkpointing, step_cost
-from lit_prefopt.utils.device import matmul_peak, peak_bytes, reset_peak, wait_for
+from lit_prefopt.estimate.step_cost import checkpointing, step_cost
+from lit_prefopt.utils.device import matmul_peak, peak_bytes, reset_peak, synchronize
 
 GIB = 2**30
 WARM = 1  # steps of each that are not counted
@@ -103,7 +103,7 @@ class Turns(Callback):
             self.flops = step_cost(module, self.batch, context).flops
 
     def _note(self, whose: str) -> None:
-        wait_for(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         self.seconds[whose].append(now - self.since)
         if len(self.seconds[whose]) > WARM:
@@ -112,11 +112,11 @@ class Turns(Callback):
         self.since = time.perf_counter()
 
     def _timed(self, part: Callable[[], Any], context: Callable[[], Any]) -> float:
-        wait_for(self.device)
+        synchronize(self.device)
         start = time.perf_counter()
         with context():
             part()
-        wait_for(self.device)
+        synchronize(self.device)
         return time.perf_counter() - start
 
 

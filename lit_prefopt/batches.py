@@ -74,7 +74,7 @@ class Prompt(NamedTuple):
         """Return the same on the CPU."""
         return Prompt(*(None if f is None else f.cpu() for f in self))  # type: ignore[arg-type]
 
-    def after(self, other: Prompt) -> Prompt:
+    def preceded_by(self, other: Prompt) -> Prompt:
         """Return the rows of the other prompt and then these; both know the same fields."""
         return Prompt(*map(_joined, other, self))  # type: ignore[arg-type]
 
@@ -250,7 +250,7 @@ class LogRatios(NamedTuple):
     t: Tensor  # (B,) or (B, S) int64: the timesteps that they were measured at
     policy_error: Tensor | None = None  # (B, K): denoising errors, where there are any
     reference_error: Tensor | None = None  # (B, K)
-    overlap: Tensor | None = None  # (B, K): see `losses.loser_scale`
+    overlap: Tensor | None = None  # (B, K): see `losses.rejected_gradient_scale`
 
     @property
     def chosen(self) -> Tensor:

@@ -17,7 +17,7 @@ from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.fingerprint import fingerprint
 
-LOOKED_AT = 256  # pairs whose timesteps are compared
+CHECKED_PAIRS = 256  # pairs whose timesteps are compared
 
 
 class CacheUser(Protocol):
@@ -55,7 +55,7 @@ def check_data(module: CacheUser, data: object) -> None:
         check_latents(backbone, latents)
     if data.sets and not backbone.has_encoders:
         backbone.remember_empty(data.sets[0].empty)
-        _tell_trust(backbone, data.sets[0])
+        _log_unverified(backbone, data.sets[0])
     _check_tables(module, data)
 
 
@@ -66,25 +66,25 @@ def check_latents(backbone: Backbone, latents: LatentSet) -> None:
         backbone: Its denoiser is to be trained on them.
         latents: What holds of all of them.
     """
-    facts, made_by = latents.facts, latents.notes.get("checkpoint")
-    wanted = backbone.latent_facts()
-    differing = [f"{n} {facts[n]} and not {v}" for n, v in wanted.items() if facts[n] != v]
+    settings, made_by = latents.settings, latents.notes.get("checkpoint")
+    wanted = backbone.latent_settings()
+    differing = [f"{n} {settings[n]} and not {v}" for n, v in wanted.items() if settings[n] != v]
     if differing:
         raise InputError(
             f"The pairs were cached for another model ({', '.join(differing)}): train {made_by}, "
             "by which they were cached, or cache them again."
         )
     own = {name: fingerprint(part) for name, part in backbone.encoders.items()}
-    differing = [name for name in own if own[name] != facts["encoders"].get(name)]
+    differing = [name for name in own if own[name] != settings["encoders"].get(name)]
     if differing:
         raise InputError(
-            f"The pairs were cached by {made_by} in {facts['dtype']}, whose {differing[0]} has "
+            f"The pairs were cached by {made_by} in {settings['dtype']}, whose {differing[0]} has "
             "other weights or another precision than the backbone's: cache them again, or take the "
             "same `--backbone.pretrained`, `.vae` and `.dtype`."
         )
 
 
-def _tell_trust(backbone: Backbone, latents: LatentSet) -> None:
+def _log_unverified(backbone: Backbone, latents: LatentSet) -> None:
     made_by = latents.notes.get("checkpoint")
     if made_by != backbone.checkpoint:
         rank_zero_warn(
@@ -115,9 +115,9 @@ def _check_tables(module: CacheUser, data: CachedPairs) -> None:
             f"wants {module.validation_draws}: set `--model.validation_draws {held_out.draws}`, or "
             "compute more."
         )
-    facts = facts_of_reference(module)
+    settings = settings_of_reference(module)
     for table in tables:
-        differing = [name for name, value in facts.items() if table.facts.get(name) != value]
+        differing = [name for name, value in settings.items() if table.settings.get(name) != value]
         if differing:
             raise InputError(
                 f"The reference's errors in {table.folder} differ from this run's in "
@@ -143,9 +143,9 @@ def _check_complete(module: CacheUser, data: CachedPairs) -> None:
 
 def _check_times(module: CacheUser, table: ErrorTable) -> None:
     """Refuse draws of timesteps from another distribution than the method's own."""
-    times = table.times(LOOKED_AT)
+    times = table.times(CHECKED_PAIRS)
     known = [int(i) for i in torch.nonzero(times[:, 0] >= 0)]
-    held_out = table.facts["held_out"]
+    held_out = table.settings["held_out"]
     for draw in range(table.draws):
         seeds = _seeds(table, known, draw, held_out=held_out)
         own = module.draw_timesteps(draws.uniform(seeds, "t"))
@@ -163,11 +163,11 @@ def _seeds(table: ErrorTable, pairs: Iterable[int], draw: int, *, held_out: bool
     return torch.tensor(seeds, dtype=torch.int64) + draw - of
 
 
-def facts_of_reference(module: Any) -> dict[str, Any]:
+def settings_of_reference(module: Any) -> dict[str, Any]:
     """Return what decides the errors of a module's reference, by name.
 
     Args:
         module: It has a backbone, a trainer, and `masked`.
     """
     own = {"precision": str(module.trainer.precision), "masked": module.masked}
-    return {**module.backbone.reference_facts(), **own}
+    return {**module.backbone.reference_settings(), **own}

@@ -43,7 +43,7 @@ def shards(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     from lit_prefopt.data.shards.index import index_shards
-    from lit_prefopt.prepare import Report, convert, preview, split_into_stages, validate
+    from lit_prefopt.prepare import ValidationReport, convert, preview, split_into_stages, validate
 
     result = auto_cli(
         {
@@ -57,7 +57,7 @@ def shards(args: Sequence[str]) -> None:
         as_positional=False,
         prog="lit-prefopt shards",
     )
-    if isinstance(result, Report) and result.stops:
+    if isinstance(result, ValidationReport) and result.stops:
         sys.exit(1)
 
 
@@ -131,10 +131,10 @@ def _sentence(error: Exception) -> str | None:
         if isinstance(cause, InputError):
             return str(cause)
     if _lost(error):
-        said = str(error).strip().splitlines()[0]
+        message = str(error).strip().splitlines()[0]
         return (
-            f"Another rank has ended or does not answer ({said}): see what it said, and go on by "
-            "starting all of them again with `--ckpt_path last`."
+            f"Another rank has ended or does not answer ({message}): see what it said, and go on "
+            "by starting all of them again with `--ckpt_path last`."
         )
     lightnings = type(error).__name__ == "MisconfigurationException"
     if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):

@@ -28,7 +28,7 @@ import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
-from lit_prefopt.callbacks.progress import Progress
+from lit_prefopt.callbacks.progress import StepProgressBar
 from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.effective_batch import EffectiveBatch
 from lit_prefopt.errors import InputError, causes, check_number
@@ -88,9 +88,9 @@ class PreferenceCLI(LightningCLI):
             chain = causes(error)
             if any(isinstance(cause, InputError) for cause in chain):
                 raise
-            said = " ".join(str(chain[-1]).split())
+            message = " ".join(str(chain[-1]).split())
             raise InputError(
-                f"The recipe cannot be used: {said} (`--print_config` shows what every key was "
+                f"The recipe cannot be used: {message} (`--print_config` shows what every key was "
                 "resolved to.)"
             ) from error
         except (RuntimeError, MemoryError) as error:
@@ -107,7 +107,7 @@ class PreferenceCLI(LightningCLI):
                 raise
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             [noted] = [c for c in callbacks if isinstance(c, OutOfMemory)]
-            raise InputError(noted.said or BLUNT) from error
+            raise InputError(noted.message or BLUNT) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, whose output goes into the run's directory; the recipe stays."""
@@ -119,7 +119,7 @@ class PreferenceCLI(LightningCLI):
             batch.apply(trainer, self.datamodule)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Lightning's own bar, where the recipe names none
-        callbacks = [Progress() if type(c) is RichProgressBar else c for c in callbacks]
+        callbacks = [StepProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
         callbacks += [batch, OutOfMemory()]
         interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
         others = [c for c in callbacks if not isinstance(c, Interrupts)]

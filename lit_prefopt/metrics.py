@@ -41,7 +41,7 @@ def summary(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[
     return means
 
 
-class Window:
+class RunningMeans:
     """Means over the batches since the last logged step, accumulated micro-batches included."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Window:
         return means
 
 
-class Means(Metric):
+class NamedMeans(Metric):
     """Means by name over all batches and ranks.
 
     Args:
@@ -91,7 +91,7 @@ class Means(Metric):
         rows = zip(self.names, self.sums, self.counts, strict=True)
         return {name: total / count for name, total, count in rows if count > 0}
 
-    def coin(self, name: str, draws: int) -> Tensor:
+    def chance_95(self, name: str, draws: int) -> Tensor:
         """Return what an accuracy without any knowledge exceeds in one of 40 cases.
 
         It is a normal approximation, over pairs: draws of one pair are not independent.
@@ -104,7 +104,7 @@ class Means(Metric):
         return 0.5 + 1.96 * 0.5 / pairs.sqrt()
 
 
-class HeldOut(Means):
+class PreferenceMetric(NamedMeans):
     """Held-out preference over all ranks, and by bin of the timestep (bin 0 is the cleanest).
 
     Args:
@@ -134,5 +134,5 @@ class HeldOut(Means):
         """Return the means of what was measured at all, and what a coin would reach."""
         means = super().compute()
         if "accuracy" in means:
-            means["coin"] = self.coin("accuracy", self.draws)
+            means["chance_95"] = self.chance_95("accuracy", self.draws)
         return means

@@ -11,17 +11,17 @@ from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs
 from lit_prefopt.cache_checks import check_data
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import (
-    Errors,
-    Noised,
+    DenoisingErrors,
+    NoisedPairs,
     error_log_ratios,
-    errors_of,
-    noised,
+    noise_pairs,
+    predict_errors,
 )
 from lit_prefopt.diffusion.encoding import drawn, encoded
 from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import check_number
 from lit_prefopt.learner import Learner
-from lit_prefopt.metrics import HeldOut, summary
+from lit_prefopt.metrics import PreferenceMetric, summary
 from lit_prefopt.optimizers import OptimizerConfig
 
 
@@ -51,7 +51,7 @@ class PreferenceDiffusionModule(Learner):
         super().__init__(backbone, optimizer)
         check_number("validation_draws", validation_draws, 1)
         self.validation_draws = validation_draws
-        self.held_out = HeldOut(backbone.process.steps, validation_draws)
+        self.held_out = PreferenceMetric(backbone.process.steps, validation_draws)
 
     def setup(self, stage: str | None = None) -> None:
         """Refuse data that were made for another backbone or method, before anything is trained."""
@@ -94,16 +94,16 @@ class PreferenceDiffusionModule(Learner):
         """
         return (u * self.backbone.process.steps).long()
 
-    def add_noise(self, pairs: Pairs) -> Noised:
+    def add_noise(self, pairs: Pairs) -> NoisedPairs:
         """Noise all sides of a pair alike: one timestep and one noise, drawn from its seed."""
         u = draws.uniform(pairs.seeds, "t", device=pairs.latents.device)
-        return noised(self.backbone.process, pairs, self.draw_timesteps(u), masked=self.masked)
+        return noise_pairs(self.backbone.process, pairs, self.draw_timesteps(u), masked=self.masked)
 
-    def errors(self, noised: Noised) -> Errors:
+    def errors(self, noised: NoisedPairs) -> DenoisingErrors:
         """Return the denoising errors of the network that speaks now, all sides in one forward."""
-        return errors_of(self.backbone, noised)
+        return predict_errors(self.backbone, noised)
 
-    def reference_error(self, pairs: Pairs, noised: Noised) -> Tensor | None:
+    def reference_error(self, pairs: Pairs, noised: NoisedPairs) -> Tensor | None:
         """Return the reference's errors, (B, K), known or asked now; None without a reference.
 
         Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Batch, LogRatios, Pairs, Steps, Trajectories, rows
-from lit_prefopt.diffusion.rollout import Walk, logp
+from lit_prefopt.diffusion.rollout import Rollout, logp
 from lit_prefopt.judges.judge import Judge, checked_scores
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import OptimizerConfig
@@ -43,7 +43,7 @@ class OnPolicyModule(PreferenceDiffusionModule):
         super().__init__(backbone, optimizer, validation_draws)
         self.judge = judge
         self.sampling = sampling
-        self.walk = Walk(backbone, sampling)
+        self.rollout = Rollout(backbone, sampling)
         self.images_judged = 0
 
     def setup(self, stage: str | None = None) -> None:

@@ -14,8 +14,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.toy import ToyConsistency
 from lit_prefopt.toy.backbone import TOY_LCM_SAMPLING
-from tests.runs import same
-from tests.test_cli import scalars
+from tests.helpers.runs import same, scalars
 
 UNET = "diffusion_pytorch_model.safetensors"
 

@@ -16,12 +16,10 @@ from lit_prefopt.effective_batch import batches_per_step, planned_steps
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.callbacks.test_checkpoints import FailAt
-from tests.conftest import small_recipe
-from tests.runs import assert_same_end
-from tests.strategies.runs import CPU, STRATEGIES, run_cases
-from tests.test_cli import scalars
-from tests.two_ranks import Witness
+from tests.helpers.recipes import small_recipe
+from tests.helpers.runs import FailAt, assert_same_end, scalars
+from tests.helpers.strategy_runs import CPU, STRATEGIES, run_cases
+from tests.helpers.two_ranks_module import Witness
 
 BY_STEPS = ["--trainer.val_check_interval", "null"]  # the recipe counts batches
 
@@ -116,7 +114,7 @@ def test_two_ranks_and_one_see_the_same_gradients(
             *("fit", *small_recipe(tiny_folder, shards, tmp_path / name)),
             *("--trainer.limit_val_batches", "0", "--model.beta", "100"),
             *("--trainer.max_steps", "2", "--batch.pairs", "16", "--data.batch_size", "2"),
-            *("--model.optimizer.lr", "0", "--trainer.devices", str(ranks), *more),
+            *("--model.optimizer.lr", "0", *more, "--trainer.devices", str(ranks)),
         ]
 
     seen = ["--trainer.callbacks+", f"{CPU}.WholeGradients"]

@@ -15,9 +15,8 @@ from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
 from lit_prefopt.datamodules import PairShards
 from lit_prefopt.toy.pairs import PAIRS
-from tests.backbones.test_nf4 import NF4, predicted
-from tests.test_cli import LORA, scalars
-from tests.test_optimizers import COARSE
+from tests.helpers.quantized import COARSE, NF4, predicted
+from tests.helpers.runs import LORA, scalars
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.collecting import TWO, spo, write_prompts
-from tests.runs import TWO_RANKS, assert_same_end, finished, kill, lines, start, wait_until
+from tests.helpers.collecting import TWO, spo, write_prompts
+from tests.helpers.runs import TWO_RANKS, assert_same_end, finished, kill, lines, start, wait_until
 
 pytestmark = pytest.mark.slow
 BATCHES = 4  # of a collection; two of them make a step, and every step a checkpoint
@@ -55,7 +55,8 @@ class Run:
         Returns:
             What it did since it was started, one line for each batch and each call of the judge.
         """
-        slowly = ["--trainer.callbacks+", "tests.runs.Beat", "--model.judge.pause", str(PAUSE)]
+        slowly = ["--trainer.callbacks+", "tests.helpers.runs.Beat"]
+        slowly += ["--model.judge.pause", str(PAUSE)]
         slowly += ["--trainer.callbacks.path", str(self.seen)]  # beside the calls, in their order
         slowly += ["--trainer.callbacks.pause", str(PAUSE)]
         process = self.begin(*slowly)

@@ -17,7 +17,7 @@ from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.prompts.files import PromptFile
-from tests.methods.test_spo import Brightness
+from tests.helpers.judges import Brightness
 
 HOW = Sampling(steps=4, guidance=2.0, eta=1.0)
 

@@ -16,7 +16,7 @@ from lit_prefopt.commands.estimate import estimate
 from lit_prefopt.configs import CONFIGS
 from lit_prefopt.errors import InputError
 from lit_prefopt.recipe_files import find_part, named_recipes, resolve, shipped_parts
-from tests.runs import TWO_RANKS, finished, launch
+from tests.helpers.runs import TWO_RANKS, finished, launch
 
 METHOD = """
 from lit_prefopt.methods import DiffusionDPO
@@ -89,7 +89,7 @@ def test_shipped_parts_in_a_recipe_of_ones_own(
     assert trainer["strategy"]["init_args"]["stage"] == 2
     assert trainer["max_steps"] == 77
     callbacks = [entry["class_path"].split(".")[-1] for entry in trainer["callbacks"]]
-    assert callbacks == ["Checkpoints", "LearningRateMonitor", "Export", "SampleGrid", "Guard"]
+    assert callbacks == ["Checkpoints", "LearningRateMonitor", "ExportWeights", "SampleGrid", "Guard"]
 
 
 def test_shipped_parts_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

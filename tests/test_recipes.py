@@ -20,7 +20,7 @@ OTHERS = ["quickstart", *TOY]
 GENERAL = [
     "Checkpoints",
     "LearningRateMonitor",
-    "Export",
+    "ExportWeights",
     "SampleGrid",
 ]
 ADDED = {
@@ -146,7 +146,7 @@ def test_recipe_of_an_evaluation_parses(name: str, capsys: pytest.CaptureFixture
         main(["evaluate", "--config", name, "--print_config"])
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["class_path"].endswith(".TwoModels")
+    assert config["model"]["class_path"].endswith(".ModelComparison")
     assert config["trainer"]["callbacks"] == []
 
 

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from lit_prefopt.cli import main
-from tests.judges.test_clip import _published
+from tests.helpers.published import _published
+from tests.helpers.runs import scalars
+from tests.helpers.tiny import tiny_decoder
 from tests.judges.test_clip import folder as clip
-from tests.test_cli import scalars
-from tests.tiny import tiny_decoder
 
 __all__ = ["clip"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.collecting import TWO, pairs_of_rounds, spo, write_prompts
-from tests.runs import TWO_RANKS, assert_same_end, finished, kill, same, start, wait_until
+from tests.helpers.collecting import TWO, pairs_of_rounds, spo, write_prompts
+from tests.helpers.runs import TWO_RANKS, assert_same_end, finished, kill, same, start, wait_until
 
 pytestmark = pytest.mark.slow
 NEEDED = 12  # pairs of a rank's collection
@@ -21,7 +21,7 @@ def learned(folder: Path) -> list[dict]:
 
 def recipe(pipeline: str, prompts: Path, folder: Path, *more: str) -> list[str]:
     """Return the arguments of a run on two ranks that write down what they learned from."""
-    witness = ["--trainer.callbacks+", "tests.collecting.Learned"]
+    witness = ["--trainer.callbacks+", "tests.helpers.collecting.Learned"]
     witness += ["--trainer.callbacks.folder", str(folder.parent)]
     return [*spo(pipeline, prompts, folder), *TWO, *witness, *more]
 
@@ -97,7 +97,8 @@ def test_a_checkpoint_is_there_once_the_buffers_of_all_ranks_are(
     assert first.returncode == 0, said
     (tmp_path / "parts").mkdir()
     parts = recipe(tiny_folder, prompts, tmp_path / "parts" / "run", *more)
-    late = ["--trainer.callbacks+", "tests.collecting.Late", "--trainer.callbacks.pause", "3"]
+    late = ["--trainer.callbacks+", "tests.helpers.collecting.Late"]
+    late += ["--trainer.callbacks.pause", "3"]
     process = start([*parts, *late], command=TWO_RANKS)
     folder = tmp_path / "parts" / "run" / "checkpoints"
     wait_until(lambda: bool([*folder.glob("[!.]*.ckpt")]), process)

@@ -81,7 +81,7 @@ class Backbone(nn.Module, ABC):
         others = ("policy", "process")
         return {name: part for name, part in self.named_children() if name not in others}
 
-    def latent_facts(self) -> dict[str, Any]:
+    def latent_settings(self) -> dict[str, Any]:
         """Return what latents and prompts must have in common with the denoiser, by name."""
         return {
             "latent_channels": self.latent_shape[0],
@@ -91,11 +91,11 @@ class Backbone(nn.Module, ABC):
             "pooled_width": None,
         }
 
-    def reference_facts(self) -> dict[str, Any]:
+    def reference_settings(self) -> dict[str, Any]:
         """Return what decides the errors of the reference, or of what training starts from."""
         return {
             "reference": fingerprint(self.policy.reference_weights),
-            "process": self.process.facts(),
+            "process": self.process.settings(),
         }
 
     @property

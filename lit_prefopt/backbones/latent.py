@@ -71,13 +71,13 @@ class VAEBackbone(Backbone):
         return 2 ** (len(self.vae_config.block_out_channels) - 1)
 
 
-def precise_enough(vae: AutoencoderKL) -> AutoencoderKL:
+def upcast_vae_if_needed(vae: AutoencoderKL) -> AutoencoderKL:
     """Return the VAE in float32 if it says that it overflows in float16."""
     overflows = vae.dtype == torch.float16 and vae.config.force_upcast
     return vae.float() if overflows else vae
 
 
-def whole_config(config: dict[str, Any]) -> Any:
+def full_config(config: dict[str, Any]) -> Any:
     """Return the configuration of a VAE with what it leaves to its class, without any weights."""
     with torch.device("meta"):
         return AutoencoderKL.from_config(config).config

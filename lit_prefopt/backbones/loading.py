@@ -20,7 +20,7 @@ from lit_prefopt.configs import find_config
 from lit_prefopt.errors import InputError
 
 
-class Parts(ABC):
+class Components(ABC):
     """The parts of a stock diffusers pipeline, each loaded when it is asked for.
 
     Args:
@@ -60,7 +60,7 @@ class Parts(ABC):
         """Return the tokenizer of that name."""
 
 
-class FolderParts(Parts):
+class FolderComponents(Components):
     """Parts in diffusers' layout: from the hub or a local folder.
 
     Args:
@@ -106,15 +106,15 @@ class FolderParts(Parts):
 
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
         """Return the UNet."""
-        return load_part(UNet2DConditionModel, self.pretrained, "unet", dtype, self.variant)
+        return load_component(UNet2DConditionModel, self.pretrained, "unet", dtype, self.variant)
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Return the VAE."""
-        return load_part(AutoencoderKL, self.pretrained, "vae", dtype, self.variant)
+        return load_component(AutoencoderKL, self.pretrained, "vae", dtype, self.variant)
 
     def vae_config(self) -> dict[str, Any]:
         """Return the VAE's configuration."""
-        return config_of(AutoencoderKL, self.pretrained, "vae")
+        return component_config(AutoencoderKL, self.pretrained, "vae")
 
     def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
         """Return the text encoder of that name."""
@@ -129,7 +129,7 @@ class FolderParts(Parts):
             return CLIPTokenizer.from_pretrained(self.pretrained, subfolder=name)
 
 
-class FileParts(Parts):
+class SingleFileComponents(Components):
     """Parts out of one .safetensors file in the layout of the original release.
 
     Args:
@@ -218,7 +218,7 @@ class FileParts(Parts):
         return getattr(self._loaded, name)
 
 
-def load_part(
+def load_component(
     kind: Any, source: str, name: str, dtype: torch.dtype, variant: str | None = None
 ) -> Any:
     """Return a part of a pipeline, from the pipeline or from a place of its own.
@@ -244,8 +244,8 @@ def load_part(
         )
 
 
-def config_of(kind: Any, source: str, name: str) -> dict[str, Any]:
-    """Return the configuration of what `load_part` loads."""
+def component_config(kind: Any, source: str, name: str) -> dict[str, Any]:
+    """Return the configuration of what `load_component` loads."""
     with _loading(source, name):
         try:
             config: dict[str, Any] = kind.load_config(source, subfolder=name)

@@ -8,7 +8,9 @@ import torch
 from diffusers import ModelMixin
 
 
-def hasten(networks: Sequence[ModelMixin], *, channels_last: bool, compiled: bool) -> None:
+def apply_memory_format_and_compile(
+    networks: Sequence[ModelMixin], *, channels_last: bool, compiled: bool
+) -> None:
     """Lay networks out for speed; their weights, and the names of these, stay what they are.
 
     Args:

@@ -13,7 +13,7 @@ from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.errors import InputError
 
 
-def in_four_bits(unet: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None:
+def quantize_nf4(unet: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None:
     """Turn the linear layers of a UNet's transformer blocks into 4-bit ones (NF4), in place.
 
     Of SDXL's 5.1 GB in 16 bits this leaves 1.9 GB; of the 1.7 GB of SD 1.5, most of whose weights

@@ -32,12 +32,12 @@ class Policy(nn.Module):
         self.denoiser = denoiser
         self.frozen = reference if isinstance(reference, nn.Module) else None
         self._adapter_off = reference == "adapter-off"
-        self._reference_speaks = False
+        self._reference_active = False
 
     @property
     def net(self) -> ModelMixin:
         """The network that speaks now."""
-        return self.frozen if self._reference_speaks else self.denoiser
+        return self.frozen if self._reference_active else self.denoiser
 
     @property
     def networks(self) -> list[ModelMixin]:
@@ -76,7 +76,7 @@ class Policy(nn.Module):
                 "This needs a reference, and the recipe says there is none: set "
                 "`--backbone.reference initial`."
             )
-        with self._without_adapter() if self._adapter_off else self._frozen_speaks():
+        with self._without_adapter() if self._adapter_off else self._activate_reference():
             yield
 
     @contextmanager
@@ -88,12 +88,12 @@ class Policy(nn.Module):
             self.denoiser.enable_adapters()
 
     @contextmanager
-    def _frozen_speaks(self) -> Iterator[None]:
-        self._reference_speaks = True
+    def _activate_reference(self) -> Iterator[None]:
+        self._reference_active = True
         try:
             yield
         finally:
-            self._reference_speaks = False
+            self._reference_active = False
 
     def train(self, mode: bool = True) -> Policy:
         """Set the policy's mode; the reference stays in evaluation."""

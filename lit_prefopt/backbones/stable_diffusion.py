@@ -10,7 +10,7 @@ from transformers import CLIPTextModel
 
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
-from lit_prefopt.utils.transfer import sent
+from lit_prefopt.utils.transfer import to_device
 
 
 class StableDiffusion(UNetBackbone):
@@ -36,4 +36,4 @@ class StableDiffusion(UNetBackbone):
         ).input_ids
         device = self.text_encoder.device
         with torch.autocast(device.type, enabled=False):
-            return Prompt(self.text_encoder(sent(tokens, device)).last_hidden_state)
+            return Prompt(self.text_encoder(to_device(tokens, device)).last_hidden_state)

@@ -4,7 +4,7 @@ from lit_prefopt.callbacks.averaging import PolicyAveraging
 from lit_prefopt.callbacks.budget import Budget
 from lit_prefopt.callbacks.checkpoints import Checkpoints
 from lit_prefopt.callbacks.evaluation import Evaluation
-from lit_prefopt.callbacks.export_weights import Export
+from lit_prefopt.callbacks.export_weights import ExportWeights
 from lit_prefopt.callbacks.guard import Guard
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import OutOfMemory
@@ -15,7 +15,7 @@ __all__ = [
     "Budget",
     "Checkpoints",
     "Evaluation",
-    "Export",
+    "ExportWeights",
     "Guard",
     "Interrupts",
     "OutOfMemory",

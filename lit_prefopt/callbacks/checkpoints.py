@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.runs.checkpoint_files import WholeCheckpoints
+from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO
 from lit_prefopt.runs.optimizer_steps import at_the_last_step, open_batches
 from lit_prefopt.utils.atomic_files import remove_temporaries
 
@@ -39,7 +39,7 @@ class Checkpoints(ModelCheckpoint):
             remove_temporaries(Path(str(self.dirpath)), "*.ckpt")
         # sharding strategies write folders of their own
         if type(trainer.strategy._checkpoint_io) in (TorchCheckpointIO, type(None)):
-            trainer.strategy._checkpoint_io = WholeCheckpoints()
+            trainer.strategy._checkpoint_io = AtomicCheckpointIO()
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         """Note that the state is not consistent from here to the end of the batch."""

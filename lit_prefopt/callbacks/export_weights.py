@@ -13,7 +13,7 @@ from lit_prefopt.runs.directory import RECIPE
 from lit_prefopt.utils.atomic_files import whole_output
 
 
-class Export(Callback):
+class ExportWeights(Callback):
     """Writes the weights at the end of `fit`, with the recipe beside them.
 
     A LoRA becomes a file that diffusers' `load_lora_weights` takes, a full fine-tune a folder that

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.estimate.dry import step_cost
 from lit_prefopt.estimate.memory import GIB, advice, footprint, savings
+from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.learner import Learner
 from lit_prefopt.utils.device import is_out_of_memory
 
@@ -28,7 +28,7 @@ class OutOfMemory(Callback):
     """
 
     def __init__(self) -> None:
-        self.said: str | None = None
+        self.message: str | None = None
         self._batch: Any = None
 
     def on_train_batch_start(
@@ -47,9 +47,9 @@ class OutOfMemory(Callback):
         """Compute what would help, while the model is where it was."""
         if not is_out_of_memory(exception):
             return
-        self.said = BLUNT
+        self.message = BLUNT
         with suppress(Exception):  # it must not hide what has happened
-            self.said = cure(trainer, pl_module, self._batch, exception)
+            self.message = cure(trainer, pl_module, self._batch, exception)
 
 
 def cure(trainer: Trainer, module: LightningModule, batch: Any, error: BaseException) -> str:

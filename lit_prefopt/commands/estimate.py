@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
-from lit_prefopt.callbacks import Budget, Evaluation, Export, SampleGrid
+from lit_prefopt.callbacks import Budget, Evaluation, ExportWeights, SampleGrid
 from lit_prefopt.effective_batch import last_step
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.estimate.memory import GIB
@@ -20,7 +20,7 @@ from lit_prefopt.estimate.pace import Pace, device_name
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 from lit_prefopt.recipe_files import named_recipes
 
-BESIDE = (ModelCheckpoint, Export, SampleGrid, Evaluation, Budget)
+UNMEASURED_CALLBACKS = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget)
 """Callbacks of no part in a step."""
 
 
@@ -59,7 +59,7 @@ class EstimateCLI(PreferenceCLI):
         """Build the Trainer with what has a part in a step, and a clock."""
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        kept = [c for c in callbacks if not isinstance(c, BESIDE)]
+        kept = [c for c in callbacks if not isinstance(c, UNMEASURED_CALLBACKS)]
         trainer.callbacks = [*kept, self.pace]  # type: ignore[attr-defined]
         return trainer
 
@@ -84,7 +84,7 @@ def estimate(args: Sequence[str]) -> Estimate:
         )
     found = _estimate(trainer, pace)
     if trainer.is_global_zero:
-        tell(found)
+        print_estimate(found)
     return found
 
 
@@ -126,7 +126,7 @@ def _estimate(trainer: Trainer, pace: Pace) -> Estimate:
     )
 
 
-def tell(found: Estimate) -> None:
+def print_estimate(found: Estimate) -> None:
     """Print an estimate as tables."""
     whole = f"{found.hours:.3g} h, {found.hours * found.ranks:.3g} hours of a device"
     rows = {

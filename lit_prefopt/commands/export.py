@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base_pipeline import Base
+from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.metadata import modelspec
-from lit_prefopt.export.origin import Origin, missing_base, read_origin
 from lit_prefopt.export.single_file import check_single_file, single_file_state
+from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
 from lit_prefopt.export.write_lora import combine, write_diffusers_lora, write_kohya_lora
 from lit_prefopt.utils.atomic_files import whole_output
 from lit_prefopt.weights.lora_files import LoRAFile, read_lora
@@ -57,11 +57,11 @@ def export(
     """
     target = Path(output)
     _check_output(target, to)
-    origin = _at(read_origin(source), base, base_config, variant)
+    origin = _at(read_trained_weights(source), base, base_config, variant)
     loras = _loras(origin, plus, to)
     recipe = origin.recipe
     place = (
-        Base(recipe.pretrained, recipe.config, recipe.variant, recipe.prediction)
+        BasePipeline(recipe.pretrained, recipe.config, recipe.variant, recipe.prediction)
         if recipe.pretrained
         else None
     )
@@ -83,7 +83,9 @@ def _check_output(target: Path, to: Layout) -> None:
         raise InputError(f"What is written to {target} is a {kind} .safetensors.")
 
 
-def _at(origin: Origin, base: str | None, config: str | None, variant: str | None) -> Origin:
+def _at(
+    origin: TrainedWeights, base: str | None, config: str | None, variant: str | None
+) -> TrainedWeights:
     """Return the origin with its pipeline where the command line says that it lies."""
     recipe = origin.recipe
     if base is not None:
@@ -94,7 +96,7 @@ def _at(origin: Origin, base: str | None, config: str | None, variant: str | Non
     return origin._replace(recipe=recipe)
 
 
-def _loras(origin: Origin, plus: str | None, to: Layout) -> list[LoRAFile]:
+def _loras(origin: TrainedWeights, plus: str | None, to: Layout) -> list[LoRAFile]:
     """Return the LoRAs that are not in the UNet yet: what training started from, and its own."""
     if origin.lora is not None:
         return [*_start(origin, plus), origin.lora]
@@ -112,7 +114,7 @@ def _loras(origin: Origin, plus: str | None, to: Layout) -> list[LoRAFile]:
     return [] if to == "unet" else [lora.without("unet") for lora in _start(origin, plus)]
 
 
-def _start(origin: Origin, plus: str | None) -> list[LoRAFile]:
+def _start(origin: TrainedWeights, plus: str | None) -> list[LoRAFile]:
     """Return the LoRA that is taken in too, if there is one."""
     start = plus or origin.recipe.start_lora
     if start in (None, "none"):
@@ -126,7 +128,7 @@ def _start(origin: Origin, plus: str | None) -> list[LoRAFile]:
 
 
 def _lora_writer(
-    loras: list[LoRAFile], to: Layout, base: Base | None, name: str, dtype: torch.dtype
+    loras: list[LoRAFile], to: Layout, base: BasePipeline | None, name: str, dtype: torch.dtype
 ) -> Callable[[Path], None]:
     """Return what writes LoRAs as one."""
     if base is None:
@@ -137,7 +139,11 @@ def _lora_writer(
 
 
 def _merged_writer(
-    origin: Origin, loras: list[LoRAFile], to: Layout, base: Base | None, dtype: torch.dtype
+    origin: TrainedWeights,
+    loras: list[LoRAFile],
+    to: Layout,
+    base: BasePipeline | None,
+    dtype: torch.dtype,
 ) -> Callable[[Path], None]:
     """Return what writes the weights with all LoRAs merged into them."""
     unet = origin.load_unet(base)

@@ -77,13 +77,13 @@ class Round:
 
     def check(self) -> None:
         """Refuse a folder in which another recipe has made a round."""
-        told = self.folder / ARGUMENTS
-        if told.exists() and json.loads(told.read_text()) != self.arguments:
+        file = self.folder / ARGUMENTS
+        if file.exists() and json.loads(file.read_text()) != self.arguments:
             raise InputError(
                 f"{self.folder} is a round of another run, with other arguments: give the same ones"
                 " to go on with it, or name another folder by `--output FOLDER`."
             )
-        if not told.exists() and self.folder.exists() and any(self.folder.iterdir()):
+        if not file.exists() and self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(
                 f"{self.folder} was not made by `lit-prefopt rounds`: name another folder by "
                 "`--output FOLDER`."
@@ -91,7 +91,7 @@ class Round:
 
 
 @dataclass
-class Rank:
+class RoundRunner:
     """This process among those that torchrun or SLURM started; alone as a rule."""
 
     first: bool = field(default_factory=lambda: not _get_rank())
@@ -148,7 +148,7 @@ def rounds(
         generate_arguments: Further arguments of every generation.
     """
     check_number("count", count, 1)
-    rank, root = Rank(), Path(output)
+    rank, root = RoundRunner(), Path(output)
     every, changing = fit_arguments or [], each or [[]]
     _check_recipe("predict", ["--config", generate, *(generate_arguments or [])])
     for arguments in changing:
@@ -168,9 +168,9 @@ def rounds(
             rank.make(one)
         made.append(one)
     if rank.first:
-        from lit_prefopt.evaluate.report.by_round import tell_rounds
+        from lit_prefopt.evaluate.report.by_round import write_round_report
 
-        tell_rounds([one.folder for one in made], root)
+        write_round_report([one.folder for one in made], root)
 
 
 def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:
@@ -178,14 +178,14 @@ def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:
     from lit_prefopt.lightning_cli import run_lightning
     from lit_prefopt.recipe_files import named_recipes
 
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(stderr):
             run_lightning(named_recipes([command, *arguments, "--print_config"]))
     except SystemExit as stop:
         if stop.code:
             raise
-    config: dict[str, Any] = yaml.safe_load(said.getvalue())
+    config: dict[str, Any] = yaml.safe_load(stderr.getvalue())
     backbone = (config.get("backbone") or {}).get("init_args", {})
     if backbone.get("start_lora"):
         raise InputError(

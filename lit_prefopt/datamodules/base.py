@@ -10,12 +10,12 @@ from typing import ClassVar
 from lightning import LightningDataModule
 
 from lit_prefopt.data.images import Size
-from lit_prefopt.data.loading.image_samples import Items
+from lit_prefopt.data.loading.image_samples import SampleLoader
 from lit_prefopt.data.loading.loader import PairLoader, ResumableLoader
 from lit_prefopt.data.loading.worker import PairBatches
-from lit_prefopt.data.order.plan import Order, Plan, Ranks
-from lit_prefopt.data.order.position import Course
-from lit_prefopt.data.order.shaping import Enlarged, tell_dropped, tell_enlarged
+from lit_prefopt.data.order.plan import Plan, RankSplit, SampleOrder
+from lit_prefopt.data.order.position import EpochProgress
+from lit_prefopt.data.order.shaping import EnlargedCounter, log_dropped, warn_if_enlarged
 from lit_prefopt.data.shards.find import find_shards
 from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.data.shards.reader import ShardReader
@@ -75,7 +75,7 @@ class StoredPairs(LightningDataModule):
         self.shards_per_block, self.broken_share = shards_per_block, broken_share
         self.validation_pairs, self.cache = validation_pairs, cache
         self.loaders: dict[str, PairLoader] = {}
-        self._course: Course | None = None
+        self._epoch_progress: EpochProgress | None = None
 
     @property
     @abstractmethod
@@ -85,13 +85,13 @@ class StoredPairs(LightningDataModule):
     @property
     def broken(self) -> list[str]:
         """Names of the samples that could not be read so far, with the reasons."""
-        return [name for loader in self.loaders.values() for name in loader.tally.names]
+        return [name for loader in self.loaders.values() for name in loader.broken.names]
 
     def setup(self, stage: str | None = None) -> None:
         """Read the indexes, so that wrong paths and changed shards are told at the start."""
         for message in NEEDLESS:
             warnings.filterwarnings("ignore", message)
-        self._course = None
+        self._epoch_progress = None
         if stage in ("fit", None):
             self.reader = self._reader(self._find())
             self.order, self.shapes = self._make_order()
@@ -107,17 +107,19 @@ class StoredPairs(LightningDataModule):
         """Return the loader of the training pairs."""
         order, ranks = self.order, self._ranks(self.batch_size)
         _check_size(self.shards, order.samples, ranks)
-        batches = PairBatches(order, self._items(), ranks, order.samples, self.broken_share)
+        batches = PairBatches(order, self._sample_loader(), ranks, order.samples, self.broken_share)
         trainer = self.trainer
         progress = (lambda: trainer.fit_loop.epoch_loop.batch_progress) if trainer else None
         known = True
-        if self._course is None:  # kept when the loader is made anew within a run
-            self._course = Course(order.samples, ranks.global_batch, self._limit())
-            tell_dropped(order, ranks)
-            known = tell_enlarged(self.reader.shards, order, self.shapes)
+        if self._epoch_progress is None:  # kept when the loader is made anew within a run
+            self._epoch_progress = EpochProgress(order.samples, ranks.global_batch, self._limit())
+            log_dropped(order, ranks)
+            known = warn_if_enlarged(self.reader.shards, order, self.shapes)
         pinned = self._pinned()
-        loader = self.resumable(batches, self._course, progress, self.workers, pinned=pinned)
-        loader.enlarged = None if known else Enlarged()
+        loader = self.resumable(
+            batches, self._epoch_progress, progress, self.workers, pinned=pinned
+        )
+        loader.enlarged = None if known else EnlargedCounter()
         self.loaders["train"] = loader
         return loader
 
@@ -133,7 +135,9 @@ class StoredPairs(LightningDataModule):
         _check_size(self.validation, samples, ranks)
         # several ranks need equally many batches; one alone may have a smaller last one
         length = samples // ranks.global_batch if world > 1 else -(-samples // ranks.batch_size)
-        batches = PairBatches(plan, self._held_out_items(), ranks, samples, self.broken_share)
+        batches = PairBatches(
+            plan, self._held_out_sample_loader(), ranks, samples, self.broken_share
+        )
         loader = PairLoader(batches, length, self.workers, pinned=self._pinned())
         self.loaders["validation"] = loader
         return self.loaders["validation"]
@@ -147,25 +151,25 @@ class StoredPairs(LightningDataModule):
         return find_shards(self.shards)
 
     @abstractmethod
-    def _make_order(self) -> tuple[Order, list[Size]]:
+    def _make_order(self) -> tuple[SampleOrder, list[Size]]:
         """Return the order of their pairs, and the width and height of each bucket."""
 
     @abstractmethod
-    def _items(self) -> Items:
-        """Return what makes the training samples."""
+    def _sample_loader(self) -> SampleLoader:
+        """Return the loader of the training samples."""
 
     @abstractmethod
-    def _held_out_items(self) -> Items:
-        """Return what makes the held-out samples, nothing of them random."""
+    def _held_out_sample_loader(self) -> SampleLoader:
+        """Return the loader of the held-out samples, nothing of them random."""
 
     def _reader(self, shards: list[Shard]) -> ShardReader:
         self.cache.check(shards, self.shards_per_block)
         return self.READER(shards, cache=self.cache).check()
 
-    def _ranks(self, batch_size: int) -> Ranks:
+    def _ranks(self, batch_size: int) -> RankSplit:
         if self.trainer is None:
-            return Ranks(0, 1, batch_size)
-        return Ranks(self.trainer.global_rank, self.trainer.world_size, batch_size)
+            return RankSplit(0, 1, batch_size)
+        return RankSplit(self.trainer.global_rank, self.trainer.world_size, batch_size)
 
     def _pinned(self) -> bool:
         """Whether batches are sent to a GPU."""
@@ -182,7 +186,7 @@ def check_at_least_one(**numbers: int) -> None:
             raise InputError(f"{name} is {number}; give at least 1.")
 
 
-def _check_size(shards: Sequence[str] | str, samples: int, ranks: Ranks) -> None:
+def _check_size(shards: Sequence[str] | str, samples: int, ranks: RankSplit) -> None:
     if samples < ranks.global_batch:
         raise InputError(
             f"{shards} holds {samples} pairs, less than one batch of {ranks.batch_size} on each of "

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.latents.error_table import ErrorTable
-from lit_prefopt.data.latents.latent_samples import FixedDrawItems, LatentItems
+from lit_prefopt.data.latents.latent_reader import LatentReader
+from lit_prefopt.data.latents.latent_samples import FixedDrawLoader, LatentSampleLoader
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import LatentReader
-from lit_prefopt.data.order.plan import Order, Plan
+from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.data.shards.remote_cache import ShardCache
 from lit_prefopt.datamodules.base import StoredPairs
@@ -86,7 +86,7 @@ class CachedPairs(StoredPairs):
     @property
     def mirrors(self) -> bool:
         """Whether training sees mirrored pictures."""
-        return self.latents is not None and bool(self.latents.facts["flip"])
+        return self.latents is not None and bool(self.latents.settings["flip"])
 
     @property
     def sets(self) -> list[LatentSet]:
@@ -100,8 +100,10 @@ class CachedPairs(StoredPairs):
             _check_table(self.reference, self.reader, self.latents, held_out=False)
             self._check_dropout()
         if self.validation is not None:
-            self.validation_latents = held_out = LatentSet.of(self.validation_reader.shards)
-            if held_out.facts["crop"] != "center":
+            self.validation_latents = held_out = LatentSet.from_shards(
+                self.validation_reader.shards
+            )
+            if held_out.settings["crop"] != "center":
                 raise InputError(
                     f"{self.validation} was cached with random crops, which would make validation "
                     "depend on them: cache held-out pairs by `--model.crop center`."
@@ -111,7 +113,7 @@ class CachedPairs(StoredPairs):
     def _check_dropout(self) -> None:
         if self.reference is None:
             return
-        made = self.reference.facts["caption_dropout"]
+        made = self.reference.settings["caption_dropout"]
         if made != self.caption_dropout:
             raise InputError(
                 f"The reference's errors in {self.reference.folder} were computed with a caption "
@@ -119,21 +121,23 @@ class CachedPairs(StoredPairs):
                 f"{made}`, or compute them again."
             )
 
-    def _make_order(self) -> tuple[Order, list[Size]]:
-        self.latents = LatentSet.of(self.reader.shards)
-        side = self.latents.facts["resolution"]
+    def _make_order(self) -> tuple[SampleOrder, list[Size]]:
+        self.latents = LatentSet.from_shards(self.reader.shards)
+        side = self.latents.settings["resolution"]
         plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
         return plan, [(side, side)]
 
-    def _items(self) -> LatentItems:
-        return _items(self.reader, self.seed, self.latents, self.reference, self.caption_dropout)
+    def _sample_loader(self) -> LatentSampleLoader:
+        return _loader_of(
+            self.reader, self.seed, self.latents, self.reference, self.caption_dropout
+        )
 
-    def _held_out_items(self) -> LatentItems:
+    def _held_out_sample_loader(self) -> LatentSampleLoader:
         reader, latents = self.validation_reader, self.validation_latents
-        return _items(reader, self.seed, latents, self.validation_reference, held_out=True)
+        return _loader_of(reader, self.seed, latents, self.validation_reference, held_out=True)
 
 
-def _items(
+def _loader_of(
     reader: ShardReader,
     seed: int,
     latents: LatentSet | None,
@@ -141,12 +145,12 @@ def _items(
     caption_dropout: float = 0.0,
     *,
     held_out: bool = False,
-) -> LatentItems:
+) -> LatentSampleLoader:
     assert isinstance(reader, LatentReader)
     assert latents is not None
     if table is None:
-        return LatentItems(reader, seed, latents, caption_dropout, held_out)
-    return FixedDrawItems(reader, table, latents, caption_dropout, held_out)
+        return LatentSampleLoader(reader, seed, latents, caption_dropout, held_out)
+    return FixedDrawLoader(reader, table, latents, caption_dropout, held_out)
 
 
 def _check_table(
@@ -156,15 +160,18 @@ def _check_table(
     if table is None:
         return
     assert latents is not None
-    if table.facts.get("held_out") != held_out:
+    if table.settings.get("held_out") != held_out:
         were, are = ("not ", "") if held_out else ("", "not ")
         raise InputError(
             f"The reference's errors in {table.folder} were {were}computed for held-out pairs, and "
             f"these are {are}held out: compute them by `--model.held_out {str(held_out).lower()}`."
         )
     pairs = sum(reader.counts)
-    told = {"latents": latents.identity, "prompts": reader.fingerprint(pairs)}
-    if any(table.facts.get(name) != value for name, value in told.items()) or table.pairs != pairs:
+    expected = {"latents": latents.identity, "prompts": reader.fingerprint(pairs)}
+    if (
+        any(table.settings.get(name) != value for name, value in expected.items())
+        or table.pairs != pairs
+    ):
         raise InputError(
             f"The reference's errors in {table.folder} were computed on other pairs, or on pairs "
             "that were cached in another way: name the same shards in the same order, or compute "

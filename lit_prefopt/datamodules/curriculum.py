@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.loading.loader import ResumableLoader
-from lit_prefopt.data.order.plan import Order, Plan
+from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.shards.find import find_shards
 from lit_prefopt.data.shards.format import INDEX, STAGE_FOLDER, Shard
 from lit_prefopt.datamodules.pairs import PairShards
@@ -71,11 +71,11 @@ class StageLoader(ResumableLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the place that a checkpoint holds."""
-        if state["samples"] != self.course.samples:
+        if state["samples"] != self.epoch_progress.samples:
             raise InputError(
                 f"The checkpoint was made with stages of {state['samples']} pairs, not of "
-                f"{self.course.samples}; give the same `stage_steps` and the same effective batch "
-                "(`batch.pairs`), or start a new run."
+                f"{self.epoch_progress.samples}; give the same `stage_steps` and the same "
+                "effective batch (`batch.pairs`), or start a new run."
             )
         super().load_state_dict(state)
 
@@ -180,21 +180,21 @@ class CurriculumPairs(PairShards):
             )
         return shards
 
-    def _make_order(self) -> tuple[Order, list[Size]]:
+    def _make_order(self) -> tuple[SampleOrder, list[Size]]:
         if len(self._ends) == 1:
             self.resumable = ResumableLoader
             return super()._make_order()
         self.resumable = StageLoader
         counts = self.reader.counts
         plans = [Plan(counts[:end], self.seed, self.shards_per_block) for end in self._ends]
-        self._tell([plan.samples for plan in plans])
+        self._log_stages([plan.samples for plan in plans])
         batches = self.trainer.accumulate_grad_batches if self.trainer else 1
         samples = self.stage_steps * batches * self._ranks(self.batch_size).global_batch
         # the same counts in another order are another curriculum
         contents = ",".join(str(shard.size) for shard in self.reader.shards)
         return CurriculumOrder(plans, samples, contents), [self.shaping.square]
 
-    def _tell(self, pairs: Sequence[int]) -> None:
+    def _log_stages(self, pairs: Sequence[int]) -> None:
         rank_zero_info(
             f"{len(pairs)} stages of {self.stage_steps} steps with {', '.join(map(str, pairs))} "
             "pairs; after them training goes on with all."

@@ -14,8 +14,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from lit_prefopt.data.images import BrokenSample, open_image
+from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import LatentReader
 from lit_prefopt.data.loading.image_samples import prompt_of
 from lit_prefopt.data.order.plan import Plan
 from lit_prefopt.data.shards.find import find_shards
@@ -28,7 +28,7 @@ from lit_prefopt.utils.seeds import stable_seed
 log = logging.getLogger(__name__)
 
 
-class Group(NamedTuple):
+class GenerationGroup(NamedTuple):
     """Prompts that are generated together: what one of them becomes may depend on the others."""
 
     number: int  # place of the group in the list of groups
@@ -49,7 +49,7 @@ class StoredGroup(NamedTuple):
     seeds: Tensor  # (B,) int64
 
 
-class Groups(LightningDataModule):
+class GenerationDataModule(LightningDataModule):
     """Deals out groups to the ranks; which prompts are in a group does not depend on the ranks.
 
     Args:
@@ -64,7 +64,7 @@ class Groups(LightningDataModule):
 
     @property
     @abstractmethod
-    def prompts_in_all(self) -> int:
+    def total_prompts(self) -> int:
         """Number of prompts."""
 
     @abstractmethod
@@ -79,25 +79,25 @@ class Groups(LightningDataModule):
     def fingerprint(self) -> str:
         """Return a short text that two lists share only if they have the same prompts."""
 
-    def facts(self) -> dict[str, str | int]:
+    def settings(self) -> dict[str, str | int]:
         """Return what decides which prompts are generated together, and from which seeds."""
         return {"prompts": self.fingerprint(), "group_size": self.group_size, "seed": self.seed}
 
     @property
     def groups(self) -> int:
         """Number of groups."""
-        return -(-self.prompts_in_all // self.group_size)
+        return -(-self.total_prompts // self.group_size)
 
     def group(self, number: int) -> Any:
-        """Return one group, without what cannot be read; here a `Group`."""
+        """Return one group, without what cannot be read; here a `GenerationGroup`."""
         found = self.readable(self.places(number))
         texts, images = [text for text, _ in found.values()], [i for _, i in found.values()]
-        return Group(number, list(found), texts, self.seeds(found), images)
+        return GenerationGroup(number, list(found), texts, self.seeds(found), images)
 
     def places(self, number: int) -> range:
         """Return the places of a group's members in the list."""
         first = number * self.group_size
-        return range(first, min(first + self.group_size, self.prompts_in_all))
+        return range(first, min(first + self.group_size, self.total_prompts))
 
     def readable(self, places: Iterable[int]) -> dict[int, Any]:
         """Return what is at some places of the list, by place, without what cannot be read."""
@@ -118,15 +118,15 @@ class Groups(LightningDataModule):
         """Leave a group as it is: Lightning would look at every byte of its images."""
         return batch
 
-    def predict_dataloader(self) -> _Dealt:
+    def predict_dataloader(self) -> _RankGroups:
         """Return the groups of this rank."""
-        return _Dealt(self)
+        return _RankGroups(self)
 
 
-class _Dealt:
+class _RankGroups:
     """The groups of a rank; no DataLoader, so that Lightning puts no sampler around it."""
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: GenerationDataModule) -> None:
         self.groups = groups
         trainer = groups.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
@@ -139,7 +139,7 @@ class _Dealt:
         return map(self.groups.group, self.numbers)
 
 
-class PromptGroups(Groups):
+class PromptGroups(GenerationDataModule):
     """Prompts to generate for.
 
     Args:
@@ -160,7 +160,7 @@ class PromptGroups(Groups):
             raise InputError("There is no prompt to generate for: name others by `--data.prompts`.")
 
     @property
-    def prompts_in_all(self) -> int:
+    def total_prompts(self) -> int:
         """Number of prompts."""
         return len(self.texts)
 
@@ -173,7 +173,7 @@ class PromptGroups(Groups):
         return self.texts[index], None
 
 
-class PairGroups(Groups):
+class PairGroups(GenerationDataModule):
     """Prompts of pair shards, each with its chosen image.
 
     Args:
@@ -206,13 +206,13 @@ class PairGroups(Groups):
         self.plan = Plan(self.reader.counts, shuffle=False)
 
     @property
-    def prompts_in_all(self) -> int:
+    def total_prompts(self) -> int:
         """Number of pairs that are taken."""
         return min(self.plan.samples, self.count or self.plan.samples)
 
     def fingerprint(self) -> str:
         """Return a short text that two lists share only if they have the same shards."""
-        return self.reader.fingerprint(self.prompts_in_all)
+        return self.reader.fingerprint(self.total_prompts)
 
     def place(self, index: int) -> tuple[int, int]:
         """Return the numbers of the shard and of the sample in it, at a place of the list."""
@@ -230,7 +230,7 @@ class PairGroups(Groups):
         return prompt_of(sample), sample.sides[0]
 
 
-class WholeSamples(PairGroups):
+class ShardGroups(PairGroups):
     """Deals out whole samples of shards, to make something else of each."""
 
     def read(self, index: int) -> Any:
@@ -248,7 +248,7 @@ class WholeSamples(PairGroups):
         return StoredGroup(number, places, list(found), shards, samples, self.seeds(found))
 
 
-class SampleGroups(WholeSamples):
+class SampleGroups(ShardGroups):
     """Pairs of images out of shards, to make something else of each.
 
     Args:
@@ -260,7 +260,7 @@ class SampleGroups(WholeSamples):
     """
 
 
-class CachedGroups(WholeSamples):
+class CachedGroups(ShardGroups):
     """Samples of cached shards, to compute something of each.
 
     Args:
@@ -276,8 +276,8 @@ class CachedGroups(WholeSamples):
     def setup(self, stage: str | None = None) -> None:
         """Read the indexes, and what is told of the latents."""
         super().setup(stage)
-        self.latents = LatentSet.of(self.reader.shards)
+        self.latents = LatentSet.from_shards(self.reader.shards)
 
-    def facts(self) -> dict[str, str | int]:
+    def settings(self) -> dict[str, str | int]:
         """Return what decides which pairs are worked on together, and what they hold."""
-        return {**super().facts(), "latents": self.latents.identity}
+        return {**super().settings(), "latents": self.latents.identity}

@@ -6,9 +6,9 @@ from typing import Literal
 
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.data.images import Augment, Size
-from lit_prefopt.data.loading.image_samples import ImageItems
-from lit_prefopt.data.order.plan import Order, Plan
-from lit_prefopt.data.order.shaping import Shaping, make_order
+from lit_prefopt.data.loading.image_samples import ImageSampleLoader
+from lit_prefopt.data.order.plan import Plan, SampleOrder
+from lit_prefopt.data.order.shaping import ShapeSettings, make_order
 from lit_prefopt.data.shards.remote_cache import ShardCache
 from lit_prefopt.datamodules.base import StoredPairs, check_at_least_one
 
@@ -80,7 +80,7 @@ class PairShards(StoredPairs):
             ShardCache(cache, cache_size),
         )
         check_at_least_one(resolution=resolution)
-        self.shaping = Shaping(resolution, aspect_buckets, bucket_step, min_side)
+        self.shaping = ShapeSettings(resolution, aspect_buckets, bucket_step, min_side)
         self.augment = Augment(self.shaping.square, crop, flip, caption_dropout, draft)
 
     @property
@@ -97,15 +97,15 @@ class PairShards(StoredPairs):
         """
         return batch.scaled()
 
-    def _make_order(self) -> tuple[Order, list[Size]]:
+    def _make_order(self) -> tuple[SampleOrder, list[Size]]:
         """Return the order of their pairs, and the width and height of each bucket."""
         plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
         return make_order(self.reader.shards, plan, self.shaping, self.batch_size)
 
-    def _items(self) -> ImageItems:
+    def _sample_loader(self) -> ImageSampleLoader:
         augments = [self.augment._replace(size=shape) for shape in self.shapes]
-        return ImageItems(self.reader, self.seed, augments)
+        return ImageSampleLoader(self.reader, self.seed, augments)
 
-    def _held_out_items(self) -> ImageItems:
+    def _held_out_sample_loader(self) -> ImageSampleLoader:
         augment = Augment(self.shaping.square, draft=self.augment.draft)
-        return ImageItems(self.validation_reader, self.seed, [augment])
+        return ImageSampleLoader(self.validation_reader, self.seed, [augment])

@@ -14,7 +14,7 @@ Draw = Callable[[Rows, Tensor, Tensor], Steps]
 """Makes a batch of these rows (B,) and seeds (B,) out of one round."""
 
 
-class Buffer(Generic[Rows]):
+class RolloutBuffer(Generic[Rows]):
     """Rows in the rounds that they came in; the oldest go first.
 
     Rounds are never copied together: at the size of real models they fill the memory once.

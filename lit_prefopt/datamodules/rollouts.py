@@ -17,7 +17,7 @@ from lit_prefopt.batches import Steps, Trajectories
 from lit_prefopt.data.loading.loader import PairLoader
 from lit_prefopt.data.order.plan import Plan
 from lit_prefopt.datamodules.pairs import PairShards
-from lit_prefopt.datamodules.rollout_buffer import Buffer
+from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.prompts.base import Prompts
 from lit_prefopt.utils.atomic_files import whole_output
@@ -96,7 +96,7 @@ class PromptCollections(LightningDataModule):
         self.round_size, self.patience, self.seed = round_size, patience, seed
         self.keep = keep
         self.used = 0  # prompts rolled out so far, over all ranks
-        self.buffer: Buffer | None = None
+        self.buffer: RolloutBuffer | None = None
         self._written = -1  # `used` of the buffer that lies on the disk
         self._held_out = (
             PairShards(validation, batch_size, resolution, validation, workers=0)
@@ -124,9 +124,9 @@ class PromptCollections(LightningDataModule):
         """Number of training batches of an epoch on one rank."""
         return self.batches
 
-    def train_dataloader(self) -> Collected:
+    def train_dataloader(self) -> RolloutLoader:
         """Return the epochs' batches."""
-        return Collected(self)
+        return RolloutLoader(self)
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
         """Return the loader of the held-out pairs."""
@@ -153,7 +153,7 @@ class PromptCollections(LightningDataModule):
         """Fill this rank's buffer with what the weights as they stand make of the next prompts."""
         trainer, module = self.run, self.module
         if self.buffer is None or self.keep is None:
-            self.buffer = Buffer(module.COLLECTS)
+            self.buffer = RolloutBuffer(module.COLLECTS)
         bar = tqdm(
             total=self.collection,
             desc="collecting",
@@ -242,7 +242,7 @@ class PromptCollections(LightningDataModule):
             raise InputError(
                 f"{path} is missing, from which the checkpoint goes on: name a later checkpoint."
             )
-        self.buffer = Buffer(self.module.COLLECTS)
+        self.buffer = RolloutBuffer(self.module.COLLECTS)
         self.buffer.fill(load_file(path))
         self._written = self.used
 
@@ -263,7 +263,7 @@ class PromptCollections(LightningDataModule):
             old.unlink()
 
 
-class Collected:
+class RolloutLoader:
     """The batches of an epoch: collected at the first one, inside the epoch.
 
     Not a DataLoader, so that Lightning puts no sampler around it: every rank has its own pairs.

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from rich.table import Table
 
-from lit_prefopt.evaluate.rows import SIDES, Compared
+from lit_prefopt.evaluate.rows import SIDES, ComparisonRow
 
 TEXT_HEIGHT = 16
 
@@ -19,15 +19,15 @@ def table(summary: dict[str, Any]) -> Table:
     result = Table(title=f"Policy against reference on {summary['prompts']} held-out prompts")
     for heading in ("", "reference", "policy", "difference", "95 % interval"):
         result.add_column(heading, justify="left" if heading == "" else "right")
-    for number, (name, said) in enumerate(summary["judges"].items()):
-        named = {f"{name} " if number else "reward": said} | said["attributes"]
+    for number, (name, values) in enumerate(summary["judges"].items()):
+        named = {f"{name} " if number else "reward": values} | values["attributes"]
         for place, (label, row) in enumerate(named.items()):
             low, high = row["difference_ci"]
             cells = [f"{row[side]:.3f}" for side in SIDES] + [f"{row['difference']:+.3f}"]
             result.add_row(label, *cells, f"{low:+.3f} to {high:+.3f}", end_section=place == 0)
-        low, high = said["win_rate_ci"]
+        low, high = values["win_rate_ci"]
         result.add_section()
-        result.add_row("win rate", "", f"{said['win_rate']:.3f}", "", f"{low:.3f} to {high:.3f}")
+        result.add_row("win rate", "", f"{values['win_rate']:.3f}", "", f"{low:.3f} to {high:.3f}")
         result.add_section()
     return result
 
@@ -42,7 +42,7 @@ def picture_number(prompt: int, image: int) -> str:
     return f"{prompt:05d}-{image}" if image else f"{prompt:05d}"
 
 
-def before_after(rows: Sequence[Compared], folder: Path, width: int = 128) -> Image.Image:
+def before_after(rows: Sequence[ComparisonRow], folder: Path, width: int = 128) -> Image.Image:
     """Return a picture with a column per prompt: the reference's image over the policy's.
 
     Args:

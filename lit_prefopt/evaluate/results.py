@@ -21,13 +21,19 @@ from rich.console import Console
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.data.images import to_pil
 from lit_prefopt.errors import check_number
-from lit_prefopt.evaluate.comparison import RULE, Answer, Questions, Speaker, compare
+from lit_prefopt.evaluate.comparison import (
+    RULE,
+    EvaluationPlan,
+    ImageSampler,
+    SampleResult,
+    compare,
+)
 from lit_prefopt.evaluate.console import before_after, picture_name, picture_number, table
 from lit_prefopt.evaluate.report.page import PAGE, write_page
 from lit_prefopt.evaluate.rows import SIDES, read_rows
-from lit_prefopt.evaluate.scoring import Panel
+from lit_prefopt.evaluate.scoring import Scorers
 from lit_prefopt.evaluate.summary import summarise
-from lit_prefopt.generate.partial_outputs import Parts
+from lit_prefopt.generate.partial_outputs import PartialOutputs
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.atomic_files import whole_output, write_whole
 
@@ -39,14 +45,14 @@ PACKAGES = ("torch", "lightning", "diffusers", "transformers", "lit-prefopt")
 Pictures = int | Literal["all"]
 
 
-class Group(NamedTuple):
+class ResultGroup(NamedTuple):
     """The answers to a group of prompts, and what they took."""
 
-    answers: list[Answer]
+    results: list[SampleResult]
     seconds: float
 
 
-class EvidenceWriter:
+class ResultsWriter:
     """Writes a folder with rows and images, which gets its name when the block ends well.
 
     Args:
@@ -57,14 +63,14 @@ class EvidenceWriter:
         self.output, self.samples = output, 0
         self._stack = ExitStack()
 
-    def __enter__(self) -> EvidenceWriter:
+    def __enter__(self) -> ResultsWriter:
         """Make the folder under a temporary name."""
         self.folder = self._stack.enter_context(whole_output(self.output, replace=True))
         (self.folder / IMAGES).mkdir(parents=True)
         (self.folder / ROWS).touch()
         return self
 
-    def put(self, lines: str) -> None:
+    def append(self, lines: str) -> None:
         """Append lines to the rows."""
         with (self.folder / ROWS).open("a", encoding="utf-8") as stream:
             stream.write(lines)
@@ -80,7 +86,7 @@ class EvidenceWriter:
         self._stack.__exit__(kind, error, trace)
 
 
-class Evidence:
+class ResultsFormat:
     """Folders with `per_prompt.jsonl` and `images/`.
 
     Args:
@@ -90,40 +96,40 @@ class Evidence:
     def __init__(self, pictures: int | None = None) -> None:
         self.pictures, self.seconds = pictures, 0.0
 
-    def open(self, folder: Path) -> EvidenceWriter:
+    def open(self, folder: Path) -> ResultsWriter:
         """Return what writes a folder."""
-        return EvidenceWriter(folder)
+        return ResultsWriter(folder)
 
-    def add(self, writer: EvidenceWriter, made: Iterable[Group]) -> None:
+    def add(self, writer: ResultsWriter, made: Iterable[ResultGroup]) -> None:
         """Write the answers to groups."""
         for group in made:
-            for row, *images in group.answers:
+            for row, *images in group.results:
                 number = picture_number(row.prompt, row.image)
                 for side, image in zip(SIDES, images, strict=True):
                     if self.pictures is None or row.prompt < self.pictures:
                         name = f"{IMAGES}/{picture_name(number, side)}"
                         to_pil(image).save(writer.folder / name)
                         getattr(row, side).picture = name
-                writer.put(row.line())
+                writer.append(row.line())
             write_whole(writer.folder / SECONDS, str(group.seconds))
 
-    def copy(self, writer: EvidenceWriter, part: Path) -> None:
+    def copy(self, writer: ResultsWriter, part: Path) -> None:
         """Write what a part holds, byte by byte."""
-        writer.put((part / ROWS).read_text(encoding="utf-8"))
+        writer.append((part / ROWS).read_text(encoding="utf-8"))
         for image in (part / IMAGES).iterdir():
             shutil.copyfile(image, writer.folder / IMAGES / image.name)
         self.seconds += float((part / SECONDS).read_text())
 
 
-class EvaluationParts(Parts):
+class PartialEvaluation(PartialOutputs):
     """The groups that are evaluated already, in a folder beside the output."""
 
-    FACTS: ClassVar[str] = "settings.json"
+    SETTINGS_FILE: ClassVar[str] = "settings.json"
     WORK: ClassVar[str] = "evaluation"
     MAKER: ClassVar[str] = "an evaluation"
 
 
-class RenewedParts(EvaluationParts):
+class PartialRunEvaluation(PartialEvaluation):
     """Such parts of an evaluation whose output gives way to a new one: that of a run's folder."""
 
     ELSEWHERE: ClassVar[str] = "remove it to begin anew"
@@ -139,7 +145,7 @@ class RenewedParts(EvaluationParts):
 
     def forget(self) -> None:
         """Remove what another evaluation has begun: the model has learned more since."""
-        begun = self.folder / self.FACTS
+        begun = self.folder / self.SETTINGS_FILE
         if not begun.exists() or self.differences(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -150,8 +156,8 @@ class Evaluator:
     Args:
         models: What tells each model from any other: `reference` and `policy`, each with a `name`.
         backbones: Both models (or one that holds both), the policy's first.
-        questions: What both are asked.
-        panel: What looks at the images.
+        plan: What both are asked.
+        scorers: What looks at the images.
         how: How images are sampled.
         pictures: Of how many prompts images are written.
         trainer: Knows precision and device.
@@ -161,30 +167,30 @@ class Evaluator:
         self,
         models: Mapping[str, Mapping[str, Any]],
         backbones: Iterable[Backbone],
-        questions: Questions,
-        panel: Panel,
+        plan: EvaluationPlan,
+        scorers: Scorers,
         how: Sampling,
         pictures: Pictures,
         trainer: Trainer,
     ) -> None:
-        self.questions, self.panel, self.how = questions, panel, how
+        self.plan, self.scorers, self.how = plan, scorers, how
         self.names = {side: models[side]["name"] for side in SIDES}
-        self.form = Evidence(check_pictures(pictures))
+        self.form = ResultsFormat(check_pictures(pictures))
         policy, *others = backbones
         _, height, width = policy.canvas(how)
         unit = policy.pixels_per_latent
-        self.facts = {
+        self.settings = {
             **{side: dict(models[side]) for side in SIDES},
             "sampler": {
                 "class": type(policy.process.sampler(how)).__name__,
-                **policy.process.facts(),
+                **policy.process.settings(),
             },
             "sampling": asdict(how),
             "resolution": [height * unit, width * unit],
             "precision": str(trainer.precision),
-            **questions.facts(),
-            "prompts_cut": _cut([policy, *others], questions),
-            **panel.facts(),
+            **plan.settings(),
+            "prompts_cut": _cut([policy, *others], plan),
+            **scorers.settings(),
             "pictures": pictures,
         }
         self.notes = {
@@ -193,7 +199,9 @@ class Evaluator:
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
 
-    def answer(self, number: int, reference: Speaker, policy: Speaker) -> Group:
+    def evaluate_group(
+        self, number: int, reference: ImageSampler, policy: ImageSampler
+    ) -> ResultGroup:
         """Return the answers to one group.
 
         Args:
@@ -201,28 +209,28 @@ class Evaluator:
             reference: Samples the one model.
             policy: Samples the other.
         """
-        begun, asked = time.monotonic(), self.questions.group(number)
-        found = compare(reference, policy, self.panel, asked, self.how.batch_size)
-        return Group(found, time.monotonic() - begun)
+        begun, requests = time.monotonic(), self.plan.group(number)
+        found = compare(reference, policy, self.scorers, requests, self.how.batch_size)
+        return ResultGroup(found, time.monotonic() - begun)
 
-    def complete(self, folder: Path, told: Mapping[str, Any] | None = None) -> None:
+    def complete(self, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
         """Write what the rows say together.
 
         Args:
             folder: Holds the rows.
-            told: What else goes into `evaluation.json`.
+            extra: What else goes into `evaluation.json`.
         """
         rows = read_rows(folder / ROWS)
-        summary: dict[str, Any] = {**summarise(rows), "models": self.names, **(told or {})}
+        summary: dict[str, Any] = {**summarise(rows), "models": self.names, **(extra or {})}
         summary["seconds_evaluation"] = round(self.form.seconds, 1)
-        summary["pinned"] = self.facts | self.notes
+        summary["pinned"] = self.settings | self.notes
         shown = [row for row in rows if row.image == 0 and row.policy.picture][:MOST_IN_SHEET]
         if shown:
             before_after(shown, folder).save(folder / SHEET)
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         write_page(folder)
 
-    def tell(self, folder: Path) -> None:
+    def print_table(self, folder: Path) -> None:
         """Print the table, and where the evidence lies."""
         Console().print(table(json.loads((folder / SUMMARY).read_text())))
         sheet = f", {SHEET}" if (folder / SHEET).exists() else ""
@@ -237,9 +245,9 @@ def check_pictures(pictures: Pictures) -> int | None:
     return pictures
 
 
-def _cut(backbones: Iterable[Backbone], questions: Questions) -> int:
+def _cut(backbones: Iterable[Backbone], plan: EvaluationPlan) -> int:
     """Return how many prompts are longer than a model reads, and warn of them."""
-    texts, known = [entry.text for entry in questions.entries], list(backbones)
+    texts, known = [entry.text for entry in plan.entries], list(backbones)
     cut = sum(not all(backbone.reads(text) for backbone in known) for text in texts)
     if cut:
         rank_zero_warn(

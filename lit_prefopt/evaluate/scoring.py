@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_prefopt.data.images import to_pil
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.rows import Attributes, Judged, number_or_none
+from lit_prefopt.evaluate.rows import Attributes, ImageScores, number_or_none
 from lit_prefopt.judges.clip import CLIPJudge
 from lit_prefopt.judges.judge import Judge, checked_scores, full_precision
 from lit_prefopt.judges.ocr import rapid_ocr
@@ -45,7 +45,7 @@ class TextReader:
         found = "".join(_letters(line) for line in self.reader(to_pil(image)))
         return float(all(_letters(words) in found for words in wanted))
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides the answers."""
         return {"reader": f"{self.reader.__module__}.{self.reader.__qualname__}"}
 
@@ -60,7 +60,7 @@ def _letters(text: str) -> str:
     return "".join(letter for letter in text.casefold() if letter.isalnum())
 
 
-class Panel:
+class Scorers:
     """Judges, and what measures likeness and reads text.
 
     Args:
@@ -92,16 +92,16 @@ class Panel:
         if self.similarity is not None:
             self.similarity.prepare()
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides what is said."""
         return {
-            "judges": {name: judge.facts() for name, judge in self.judges.items()},
-            "similarity": None if self.similarity is None else self.similarity.facts(),
-            "text": None if self.text is None else self.text.facts(),
+            "judges": {name: judge.settings() for name, judge in self.judges.items()},
+            "similarity": None if self.similarity is None else self.similarity.settings(),
+            "text": None if self.text is None else self.text.settings(),
         }
 
     @torch.no_grad()
-    def say(self, images: Tensor, texts: Sequence[str]) -> list[Judged]:
+    def score_images(self, images: Tensor, texts: Sequence[str]) -> list[ImageScores]:
         """Return what is said of each image.
 
         Args:
@@ -118,7 +118,7 @@ class Panel:
                     attributes[name] = _by_image(found, len(texts))
         read = self._read(images, texts)
         return [
-            Judged(
+            ImageScores(
                 {name: values[i] for name, values in scores.items()},
                 {name: values[i] for name, values in attributes.items()},
                 read=read[i],

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lit_prefopt.backbones.loading import load_part
+from lit_prefopt.backbones.loading import load_component
 from lit_prefopt.errors import InputError
 from lit_prefopt.weights.lora_files import read_safetensors
 from lit_prefopt.weights.merge import pipeline_parts
@@ -45,7 +45,7 @@ LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
 COMPARED = ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type")
 
 
-class Base:
+class BasePipeline:
     """A Stable Diffusion 1.x, 2.x or SDXL pipeline, of which only the configuration is read yet.
 
     Args:
@@ -160,7 +160,7 @@ class Base:
         self.check_form(unet)
         parts: dict[str, Any] = {"unet": unet}
         if vae is not None:
-            parts["vae"] = load_part(AutoencoderKL, vae, "vae", torch.float32)
+            parts["vae"] = load_component(AutoencoderKL, vae, "vae", torch.float32)
         with self._readable():
             if self.single:
                 pipeline = self.kind.from_single_file(self.name, config=self.config, **parts)
@@ -168,8 +168,8 @@ class Base:
                 pipeline = self.kind.from_pretrained(
                     self.name, variant=self.variant, use_safetensors=True, **parts
                 )
-        told_before = self.unet_config.get("time_cond_proj_dim") is not None
-        if self.kind is StableDiffusionPipeline and not told_before and _is_told(unet):
+        took_guidance = self.unet_config.get("time_cond_proj_dim") is not None
+        if self.kind is StableDiffusionPipeline and not took_guidance and _takes_guidance(unet):
             pipeline = _lcm(pipeline)
         if self.prediction is not None:
             pipeline.scheduler.register_to_config(prediction_type=self.prediction)
@@ -200,7 +200,7 @@ class Base:
         return CLIPTextConfig.from_pretrained(self.config, subfolder=part)
 
 
-def _is_told(unet: UNet2DConditionModel) -> bool:
+def _takes_guidance(unet: UNet2DConditionModel) -> bool:
     """Return whether a UNet is told the guidance scale."""
     return unet.config.time_cond_proj_dim is not None
 

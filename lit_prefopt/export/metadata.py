@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from lit_prefopt.export.base_pipeline import Base
+from lit_prefopt.export.base_pipeline import BasePipeline
 
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
 
-def base_version(base: Base) -> str:
+def base_version(base: BasePipeline) -> str:
     """Return what kohya's trainer calls the family (`ss_base_model_version`)."""
     if base.family == "sdxl":
         return "sdxl_base_v1-0"
     return {"sd1": "sd_v1", "sd2": "sd_v2"}[base.family] + ("_v" if base.v_prediction else "")
 
 
-def modelspec(base: Base, title: str, lora: bool) -> dict[str, str]:
+def modelspec(base: BasePipeline, title: str, lora: bool) -> dict[str, str]:
     """Return the metadata of Stability AI's model specification 1.0.0.
 
     Args:

@@ -22,17 +22,17 @@ from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.data.shards.writer import ShardWriter, shard_number
 
 
-class Writer(AbstractContextManager, Protocol):
+class OutputWriter(AbstractContextManager, Protocol):
     """A folder in the making, which gets its name when the block ends well."""
 
     folder: Path  # under its temporary name
     samples: int  # that are in it by now
 
 
-class Form(Protocol):
+class OutputFormat(Protocol):
     """A kind of folder: the output has it, and so has each of its parts."""
 
-    def open(self, folder: Path) -> Writer:
+    def open(self, folder: Path) -> OutputWriter:
         """Return what writes a folder."""
         ...
 
@@ -45,8 +45,8 @@ class Form(Protocol):
         ...
 
 
-class Shards:
-    """Folders of shards; what a generator makes writes itself, by `put`.
+class ShardFormat:
+    """Folders of shards; what a generator makes writes itself, by `write_to`.
 
     Args:
         kind: What the samples hold, `images` or `latents`.
@@ -63,7 +63,7 @@ class Shards:
     def add(self, writer: ShardWriter, made: Iterable[Any]) -> None:
         """Write what a generator made."""
         for one in made:
-            one.put(writer)
+            one.write_to(writer)
 
     def copy(self, writer: ShardWriter, part: Path) -> None:
         """Write the samples of a part, byte by byte."""
@@ -74,10 +74,10 @@ class Shards:
                 members = reader.members(number, sample)
                 size = (0, 0) if shard.sizes is None else shard.sizes[sample].tolist()
                 plain = {name: data for name, data in members.items() if not name.startswith("__")}
-                writer.put(plain, tuple(size), own)
+                writer.add_members(plain, tuple(size), own)
 
 
-class Tables:
+class TableFormat:
     """Folders with a table of the reference's errors; a generator makes pieces of it."""
 
     def open(self, folder: Path) -> TableWriter:
@@ -87,12 +87,12 @@ class Tables:
     def add(self, writer: TableWriter, made: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Write pieces: errors (pairs, draws, K) and timesteps (pairs, draws)."""
         for errors, t in made:
-            writer.put(errors, t)
+            writer.append(errors, t)
 
     def copy(self, writer: TableWriter, part: Path) -> None:
         """Write the table of a part."""
         tensors = load_file(part / TABLE)
-        writer.put(tensors["errors"], tensors["t"])
+        writer.append(tensors["errors"], tensors["t"])
 
 
 class TableWriter:
@@ -114,7 +114,7 @@ class TableWriter:
         self.folder.chmod(0o755)  # mkdtemp's folders are for their owner alone
         return self
 
-    def put(self, errors: Tensor, t: Tensor) -> None:
+    def append(self, errors: Tensor, t: Tensor) -> None:
         """Append rows.
 
         Args:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lit_prefopt.data.latents.manifest import NOTES
-from lit_prefopt.data.shards.format import FACTS
+from lit_prefopt.data.shards.format import GENERATION_FILE
 from lit_prefopt.errors import InputError
-from lit_prefopt.generate.output_formats import Form
+from lit_prefopt.generate.output_formats import OutputFormat
 from lit_prefopt.utils.atomic_files import write_whole
 
 COUNTS = "counts.json"
 
 
-class Parts:
+class PartialOutputs:
     """The groups that are made already, in a folder beside the output.
 
     Both folders say what decides their content, and neither takes anything from another generation.
@@ -26,13 +26,13 @@ class Parts:
 
     Args:
         output: Folder to be made; the parts lie in `<output>.parts`.
-        facts: What decides what is made.
+        settings: What decides what is made.
         count: Number of groups.
         form: What kind of folder it is.
         notes: What else is told of how it is made; it may differ where a run goes on.
     """
 
-    FACTS: ClassVar[str] = FACTS
+    SETTINGS_FILE: ClassVar[str] = GENERATION_FILE
     """Name of the file that says what decides a folder's content."""
 
     WORK: ClassVar[str] = "generation"
@@ -43,20 +43,20 @@ class Parts:
     def __init__(
         self,
         output: Path,
-        facts: Mapping[str, Any],
+        settings: Mapping[str, Any],
         count: int,
-        form: Form,
+        form: OutputFormat,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         self.output, self.count, self.form = output, count, form
         self.notes = dict(notes or {})
         self.folder = output.with_name(f"{output.name}.parts")
-        self.facts = json.loads(json.dumps(facts))  # as they are read back
+        self.settings = json.loads(json.dumps(settings))  # as they are read back
 
     @property
     def complete(self) -> bool:
         """Whether the output is there."""
-        return (self.output / self.FACTS).exists()
+        return (self.output / self.SETTINGS_FILE).exists()
 
     def has(self, number: int) -> bool:
         """Whether a group is made."""
@@ -74,7 +74,7 @@ class Parts:
     def _check(self, folder: Path) -> None:
         if not folder.exists() or not any(folder.iterdir()):
             return
-        if not (folder / self.FACTS).exists():
+        if not (folder / self.SETTINGS_FILE).exists():
             raise InputError(
                 f"{folder} exists and was not made by {self.MAKER}; remove it, or {self.ELSEWHERE}."
             )
@@ -86,18 +86,18 @@ class Parts:
             )
 
     def differences(self, folder: Path) -> list[str]:
-        """Return in which facts a folder's content differs from what is to be made."""
-        made = json.loads((folder / self.FACTS).read_text())
+        """Return in which settings a folder's content differs from what is to be made."""
+        made = json.loads((folder / self.SETTINGS_FILE).read_text())
         made.pop(NOTES, None)
-        return sorted(k for k in made | self.facts if made.get(k) != self.facts.get(k))
+        return sorted(k for k in made | self.settings if made.get(k) != self.settings.get(k))
 
-    def begin(self) -> None:
+    def write_settings(self) -> None:
         """Note what decides what is made, before the first part; of a whole output, tidy up."""
         if self.complete:
             shutil.rmtree(self.folder, ignore_errors=True)  # a kill may have left it
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / self.FACTS, self._facts())
+        write_whole(self.folder / self.SETTINGS_FILE, self._dump_settings())
 
     def write(self, number: int, made: Iterable[Any], left_out: Mapping[str, int]) -> None:
         """Keep a group, whole or not at all.
@@ -126,16 +126,16 @@ class Parts:
             if not writer.samples:
                 raise InputError(_nothing(counts, self.folder))
             complete(writer.folder)
-            write_whole(writer.folder / self.FACTS, self._facts())
+            write_whole(writer.folder / self.SETTINGS_FILE, self._dump_settings())
         shutil.rmtree(self.folder)
         return counts
 
     def _part(self, number: int) -> Path:
         return self.folder / f"{number:08d}"
 
-    def _facts(self) -> str:
-        told = {**self.facts, NOTES: self.notes} if self.notes else self.facts
-        return json.dumps(told, indent=2, sort_keys=True) + "\n"
+    def _dump_settings(self) -> str:
+        content = {**self.settings, NOTES: self.notes} if self.notes else self.settings
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def _nothing(counts: Mapping[str, int], folder: Path) -> str:

@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from lit_prefopt.judges.judge import Judge
 from lit_prefopt.judges.pixels import cut, normalised
 from lit_prefopt.judges.weights import loading, version
-from lit_prefopt.utils.transfer import sent
+from lit_prefopt.utils.transfer import to_device
 
 
 class CLIPJudge(Judge):
@@ -50,14 +50,14 @@ class CLIPJudge(Judge):
         return tokenizer
 
     @cached_property
-    def look(self) -> CLIPImageProcessor:
+    def image_processor(self) -> CLIPImageProcessor:
         """Its image processor, read for its numbers alone: images are tensors here."""
         with clip_loading(self.processor, "image processor"):
             return CLIPImageProcessor.from_pretrained(self.processor)
 
     def prepare(self) -> None:
         """Load the model, its tokenizer and its image processor."""
-        _ = self.clip, self.tokenizer, self.look
+        _ = self.clip, self.tokenizer, self.image_processor
 
     def versions(self) -> dict[str, str | None]:
         """Return which weights they are."""
@@ -80,8 +80,8 @@ class CLIPJudge(Judge):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return what the vision tower sees of images (B, 3, H, W) in [-1, 1]: (B, 3, S, S)."""
-        square = cut(images, self.look.crop_size["height"], self.antialias)
-        return normalised(square, self.look.image_mean, self.look.image_std)
+        square = cut(images, self.image_processor.crop_size["height"], self.antialias)
+        return normalised(square, self.image_processor.image_mean, self.image_processor.image_std)
 
     def image_features(self, images: Tensor, t: Tensor | None) -> Tensor:
         """Return the images' places in the common space, (B, D)."""
@@ -92,7 +92,7 @@ class CLIPJudge(Judge):
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, return_tensors="pt"
         )
-        return self.clip.get_text_features(sent(tokens.input_ids, device)).pooler_output
+        return self.clip.get_text_features(to_device(tokens.input_ids, device)).pooler_output
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """Return the scores of places in the common space, (B,) float32.

@@ -94,8 +94,8 @@ class HPSv2(CLIPJudge):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return what the vision tower sees of images (B, 3, H, W) in [-1, 1]: (B, 3, S, S)."""
-        square = padded(images, self.look.crop_size["height"], self.antialias)
-        return normalised(square, self.look.image_mean, self.look.image_std)
+        square = padded(images, self.image_processor.crop_size["height"], self.antialias)
+        return normalised(square, self.image_processor.image_mean, self.image_processor.image_std)
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """Return the scores of places in the common space, (B,) float32.

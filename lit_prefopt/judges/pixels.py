@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_prefopt.utils.transfer import sent
+from lit_prefopt.utils.transfer import to_device
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -60,6 +60,6 @@ def normalised(
         deviation: Of red, green and blue.
     """
     centre, width = (
-        sent(torch.tensor(values), unit.device).view(3, 1, 1) for values in (mean, deviation)
+        to_device(torch.tensor(values), unit.device).view(3, 1, 1) for values in (mean, deviation)
     )
     return (unit - centre) / width

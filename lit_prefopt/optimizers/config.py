@@ -26,7 +26,7 @@ class OptimizerConfig(ABC):
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
     """
 
-    learns_coarse: bool = False
+    supports_bf16_weights: bool = False
     """Whether steps of usual learning rates move weights of bfloat16."""
 
     releases: bool = False

@@ -66,7 +66,7 @@ class Columns:
                 return values[name]
         return None
 
-    def told(self, role: str) -> str:
+    def names_of(self, role: str) -> str:
         """Return the names of a role, for messages."""
         return " or ".join(map(repr, _listed(getattr(self, role))))
 

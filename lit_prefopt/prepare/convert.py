@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_prefopt.data.loading.broken_samples import HANDFUL
+from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
-from lit_prefopt.prepare.counts import Summary
-from lit_prefopt.prepare.disk import told_when_full
-from lit_prefopt.prepare.form_pairs import Matches, Pair, Ties, pairs_of
-from lit_prefopt.prepare.image_checks import File, digest, load
+from lit_prefopt.prepare.counts import ConversionSummary
+from lit_prefopt.prepare.disk import explain_full_disk
+from lit_prefopt.prepare.form_pairs import Matches, RecordPair, Ties, pairs_from_record
+from lit_prefopt.prepare.image_checks import CheckedImage, digest, load_checked
 from lit_prefopt.prepare.progress_bar import progress
-from lit_prefopt.prepare.records import BrokenRecord, Record, Unlabelled, read_record
-from lit_prefopt.prepare.source_rows import Row
+from lit_prefopt.prepare.records import BrokenRecord, Record, UnlabelledRecord, read_record
+from lit_prefopt.prepare.source_rows import RawRecord
 from lit_prefopt.prepare.sources import Format, open_source
 from lit_prefopt.utils.atomic_files import write_whole
 from lit_prefopt.utils.parallel import in_order
@@ -26,11 +26,11 @@ from lit_prefopt.utils.parallel import in_order
 SUMMARY = "summary.json"
 
 
-class Loaded(NamedTuple):
+class LoadedRecord(NamedTuple):
     """A record with its images, or why there is none."""
 
     record: Record | None
-    files: list[File | str]  # an image, or what is wrong with it
+    files: list[CheckedImage | str]  # an image, or what is wrong with it
     reason: str = ""  # why there is no record; nothing if it merely tells no preference
 
 
@@ -47,7 +47,7 @@ def convert(
     workers: int | None = None,
     max_count: int = 10_000,
     max_size: int = 1_000_000_000,
-) -> Summary:
+) -> ConversionSummary:
     """Make shards from preferences as people have them: tables, tars, folders.
 
     A record is a pair in known order, a pair with a label, or a ranked list. Every image is decoded
@@ -80,8 +80,8 @@ def convert(
         raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
     rows, total = open_source(source, format, columns)
-    maker = _Maker(pairs, ties, broken_share)
-    with told_when_full(output), ShardWriter(output, max_count, max_size) as writer:
+    maker = _PairMaker(pairs, ties, broken_share)
+    with explain_full_disk(output), ShardWriter(output, max_count, max_size) as writer:
         loaded = in_order(lambda row: _load(row, columns, folder), rows, workers)
         for record in progress(loaded, "records", total):
             for pair, text, files in maker.pairs(record):
@@ -89,21 +89,23 @@ def convert(
         summary = maker.summary
         if not summary.pairs:
             raise InputError(f"{source} gives no pair: {_why(summary)}; check images and columns.")
-        facts = json.dumps(summary.facts(resolution), indent=2, ensure_ascii=False)
-        write_whole(writer.folder / SUMMARY, facts + "\n")
-    print(summary.told(time.perf_counter() - start, resolution))
+        metadata = json.dumps(summary.metadata(resolution), indent=2, ensure_ascii=False)
+        write_whole(writer.folder / SUMMARY, metadata + "\n")
+    print(summary.summary(time.perf_counter() - start, resolution))
     return summary
 
 
-class _Maker:
+class _PairMaker:
     """Makes pairs of loaded records and counts what it leaves out."""
 
     def __init__(self, matches: Matches, ties: Ties, broken_share: float) -> None:
         self.matches, self.ties, self.broken_share = matches, ties, broken_share
-        self.summary = Summary()
+        self.summary = ConversionSummary()
         self.seen: set[bytes] = set()  # 16 bytes, with the set's own about 100, for each pair
 
-    def pairs(self, loaded: Loaded) -> Iterator[tuple[Pair, str, tuple[File, File]]]:
+    def pairs(
+        self, loaded: LoadedRecord
+    ) -> Iterator[tuple[RecordPair, str, tuple[CheckedImage, CheckedImage]]]:
         """Yield the pairs that are to be written."""
         self.summary.records += 1
         if loaded.record is None:
@@ -116,16 +118,18 @@ class _Maker:
         for file in loaded.files:
             if isinstance(file, str):
                 self._broken(file)
-        for pair in pairs_of(loaded.record, self.matches, self.ties):
+        for pair in pairs_from_record(loaded.record, self.matches, self.ties):
             chosen, rejected = loaded.files[pair.chosen], loaded.files[pair.rejected]
-            if isinstance(chosen, File) and isinstance(rejected, File):
+            if isinstance(chosen, CheckedImage) and isinstance(rejected, CheckedImage):
                 files = (chosen, rejected)
                 if self._wanted(pair, loaded.record.text, files):
                     self.summary.pairs += 1
                     self.summary.sizes.add(chosen.size, rejected.size)
                     yield pair, loaded.record.text, files
 
-    def _wanted(self, pair: Pair, text: str, files: tuple[File, File]) -> bool:
+    def _wanted(
+        self, pair: RecordPair, text: str, files: tuple[CheckedImage, CheckedImage]
+    ) -> bool:
         """Count a pair and return whether it goes into a shard."""
         summary = self.summary
         chosen, rejected = (file.digest for file in files)
@@ -148,7 +152,7 @@ class _Maker:
     def _broken(self, name: str) -> None:
         broken, read = self.summary.broken, self.summary.records
         broken.add(name)
-        allowed = max(HANDFUL, self.broken_share * read) if self.broken_share else 0
+        allowed = max(ALWAYS_ALLOWED, self.broken_share * read) if self.broken_share else 0
         if self.broken_share < 1 and broken.count > allowed:
             raise InputError(
                 f"Broken: {broken.count} in the first {read} records, more than the "
@@ -157,17 +161,17 @@ class _Maker:
             )
 
 
-def _load(row: Row, columns: Columns, folder: Path | None) -> Loaded:
+def _load(row: RawRecord, columns: Columns, folder: Path | None) -> LoadedRecord:
     try:
         record = read_record(row, columns, folder)
-    except Unlabelled:
-        return Loaded(None, [])
+    except UnlabelledRecord:
+        return LoadedRecord(None, [])
     except BrokenRecord as error:
-        return Loaded(None, [], f"{row.where} {error}")
-    return Loaded(record, [load(picture) for picture in record.images])
+        return LoadedRecord(None, [], f"{row.where} {error}")
+    return LoadedRecord(record, [load_checked(picture) for picture in record.images])
 
 
-def _why(summary: Summary) -> str:
+def _why(summary: ConversionSummary) -> str:
     """Return in a few words why nothing is left."""
     counts = {
         "ties": summary.ties,
@@ -175,5 +179,5 @@ def _why(summary: Summary) -> str:
         "unlabelled": summary.unlabelled,
         "broken": summary.broken.count,
     }
-    told = [f"{count} {name}" for name, count in counts.items() if count]
-    return "; ".join([", ".join(told) or "it holds no record", *summary.broken.names[:3]])
+    counted = [f"{count} {name}" for name, count in counts.items() if count]
+    return "; ".join([", ".join(counted) or "it holds no record", *summary.broken.names[:3]])

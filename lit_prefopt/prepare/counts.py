@@ -10,7 +10,7 @@ NAMED = 20  # broken files that are named, the others are counted
 
 
 @dataclass
-class Named:
+class NamedCount:
     """A count, and the first of those that were counted by name."""
 
     count: int = 0
@@ -30,7 +30,7 @@ class Named:
 
 
 @dataclass
-class Sizes:
+class ImageSizes:
     """The sizes of the images that went into pairs, counted once for each pair they are in."""
 
     shorter: Counter[int] = field(default_factory=Counter)  # shorter side in pixels: images
@@ -60,21 +60,21 @@ class Sizes:
         small = sum(count for side, count in self.shorter.items() if side < resolution)
         return small / max(1, self.images)
 
-    def facts(self, resolution: int | None) -> dict[str, Any]:
+    def metadata(self, resolution: int | None) -> dict[str, Any]:
         """Return all of it under names that speak for themselves."""
         smallest, median, largest = self.smallest_median_largest()
-        facts: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "shorter_side": {"smallest": smallest, "median": median, "largest": largest},
             "unequal_sides": self.unequal,
         }
         if resolution is not None:
-            facts["resolution"] = resolution
-            facts["share_below_resolution"] = round(self.below(resolution), 6)
-        return facts
+            metadata["resolution"] = resolution
+            metadata["share_below_resolution"] = round(self.below(resolution), 6)
+        return metadata
 
 
 @dataclass
-class Summary:
+class ConversionSummary:
     """What a conversion did.
 
     A duplicate has the same prompt, the same chosen and the same rejected image, byte for byte, as
@@ -90,19 +90,19 @@ class Summary:
     identical: int = 0  # both sides are the same file; left out
     unlabelled: int = 0  # records without a preference; left out
     images: int = 0  # that were looked at
-    broken: Named = field(default_factory=Named)  # records and images, with the reasons
-    sizes: Sizes = field(default_factory=Sizes)
+    broken: NamedCount = field(default_factory=NamedCount)  # records and images, with the reasons
+    sizes: ImageSizes = field(default_factory=ImageSizes)
 
-    def facts(self, resolution: int | None = None) -> dict[str, Any]:
+    def metadata(self, resolution: int | None = None) -> dict[str, Any]:
         """Return what summary.json holds; nothing of the machine or the hour."""
         counts = ("records", "pairs", "ties", "kept_ties", "duplicates", "opposed", "identical")
         return {
             **{name: getattr(self, name) for name in (*counts, "unlabelled", "images")},
             "broken": {"count": self.broken.count, "first": self.broken.names},
-            **self.sizes.facts(resolution),
+            **self.sizes.metadata(resolution),
         }
 
-    def told(self, seconds: float, resolution: int | None = None) -> str:
+    def summary(self, seconds: float, resolution: int | None = None) -> str:
         """Return what is printed at the end."""
         smallest, median, largest = self.sizes.smallest_median_largest()
         ties = f"{self.ties} ties ({self.kept_ties} kept)"

@@ -24,7 +24,7 @@ class Difficulty(NamedTuple):
     images: int  # how many images were ranked; 0 where it is a gap of scores
 
 
-class Difficulties:
+class DifficultyArray:
     """The difficulties of many pairs, in twelve bytes each."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from lit_prefopt.errors import InputError
 
 
 @contextmanager
-def told_when_full(output: str) -> Iterator[None]:
+def explain_full_disk(output: str) -> Iterator[None]:
     """Turn what a full disk says into a sentence; the writer leaves nothing behind.
 
     Args:

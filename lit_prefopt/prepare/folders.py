@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lit_prefopt.data.shards.format import EXTENSIONS, SIDES
-from lit_prefopt.prepare.source_rows import Row, Rows
+from lit_prefopt.prepare.source_rows import RawRecord, RecordSource
 
 TEXTS = (*SIDES, "prompts", "txt")  # where NAME.txt is looked for, in this order
 
 
-def pair_folder(folder: Path) -> Rows:
+def pair_folder(folder: Path) -> RecordSource:
     """Return the pairs chosen/NAME.png and rejected/NAME.png, with the text of NAME.txt.
 
     The text lies beside either image, in prompts/ or in txt/.
     """
     sides = {side: _images(folder / side) for side in SIDES}
     names = sorted(set().union(*sides.values()))
-    return Rows(_rows(folder, names, sides), len(names))
+    return RecordSource(_rows(folder, names, sides), len(names))
 
 
 def is_pair_folder(folder: Path) -> bool:
@@ -35,17 +35,19 @@ def _images(folder: Path) -> dict[str, list[str]]:
     return images
 
 
-def _rows(folder: Path, names: list[str], sides: dict[str, dict[str, list[str]]]) -> Iterator[Row]:
+def _rows(
+    folder: Path, names: list[str], sides: dict[str, dict[str, list[str]]]
+) -> Iterator[RawRecord]:
     for name in names:
         where = f"{folder}/{name}"
         found = {side: sides[side].get(name, []) for side in SIDES}
         several = [side for side in SIDES if len(found[side]) > 1]
         if several:
-            yield Row(where, {}, folder, f"has several {several[0]} images")
+            yield RawRecord(where, {}, folder, f"has several {several[0]} images")
             continue
         values = {side: f"{side}/{files[0]}" for side, files in found.items() if files}
         text = _text(folder, name)
-        yield Row(where, values if text is None else {**values, "prompt": text}, folder)
+        yield RawRecord(where, values if text is None else {**values, "prompt": text}, folder)
 
 
 def _text(folder: Path, name: str) -> str | None:

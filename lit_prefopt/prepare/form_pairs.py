@@ -12,7 +12,7 @@ Matches = Literal["all", "best-worst"]
 Ties = Literal["drop", "keep", "soft"]
 
 
-class Pair(NamedTuple):
+class RecordPair(NamedTuple):
     """Two images of a record, by their numbers, and what the pair's .json holds."""
 
     chosen: int
@@ -21,7 +21,7 @@ class Pair(NamedTuple):
     meta: dict[str, Any]
 
 
-def pairs_of(record: Record, matches: Matches, ties: Ties) -> Iterator[Pair]:
+def pairs_from_record(record: Record, matches: Matches, ties: Ties) -> Iterator[RecordPair]:
     """Yield the pairs of a record, ties among them, which `drop` leaves to be counted.
 
     Args:
@@ -35,21 +35,21 @@ def pairs_of(record: Record, matches: Matches, ties: Ties) -> Iterator[Pair]:
         probability = record.probability(better, worse) if ties == "soft" else None
         if probability is None:
             tie = record.worths[better] == record.worths[worse]
-            yield Pair(better, worse, tie, _meta(record, better, worse, 0.5 if tie else None))
+            yield RecordPair(better, worse, tie, _meta(record, better, worse, 0.5 if tie else None))
             continue
         if probability < 0.5:
             better, worse, probability = worse, better, 1 - probability
         label = round(probability, 6) if probability < 1 else None
-        yield Pair(better, worse, probability == 0.5, _meta(record, better, worse, label))
+        yield RecordPair(better, worse, probability == 0.5, _meta(record, better, worse, label))
 
 
 def _meta(record: Record, better: int, worse: int, label: float | None) -> dict[str, Any]:
     """Return gap, ranks and scores of both sides, the label where it is not 1, and the weight."""
     meta: dict[str, Any] = {}
-    if record.facts:
+    if record.ratings:
         meta["gap"] = record.worths[better] - record.worths[worse]
-    for fact, values in record.facts.items():
-        meta[fact] = {"chosen": values[better], "rejected": values[worse]}
+    for rating, values in record.ratings.items():
+        meta[rating] = {"chosen": values[better], "rejected": values[worse]}
     if label is not None:
         meta["label"] = label
     if record.weight is not None:

@@ -7,14 +7,14 @@ import stat
 from typing import NamedTuple
 
 from lit_prefopt.data.images import BrokenSample, open_image
-from lit_prefopt.prepare.records import Picture
+from lit_prefopt.prepare.records import ImageSource
 from lit_prefopt.prepare.source_rows import MAX_BYTES
 
 ORIENTATION = 0x0112  # the tag of a photo that says how it was held
 TURNED = (5, 6, 7, 8)  # its values for a quarter turn: width and height change places
 
 
-class File(NamedTuple):
+class CheckedImage(NamedTuple):
     """An image that can be decoded to its end."""
 
     data: bytes
@@ -22,7 +22,7 @@ class File(NamedTuple):
     digest: bytes  # 16 bytes, the same for the same file
 
 
-def load(picture: Picture) -> File | str:
+def load_checked(picture: ImageSource) -> CheckedImage | str:
     """Return a checked image, or a sentence that names it and says what is wrong."""
     try:
         data = picture.data if picture.path is None else _read(picture)
@@ -33,7 +33,7 @@ def load(picture: Picture) -> File | str:
         return f"{picture.name} {error}"
 
 
-def check(data: bytes) -> File:
+def check(data: bytes) -> CheckedImage:
     """Return an image's size and digest after it was decoded to its end.
 
     Args:
@@ -52,7 +52,7 @@ def check(data: bytes) -> File:
     except Exception as error:  # PIL's decoders raise nearly anything on a broken file
         raise BrokenSample(f"cannot be decoded ({error})") from error
     size = (height, width) if turned else (width, height)
-    return File(data, size, digest(data))
+    return CheckedImage(data, size, digest(data))
 
 
 def digest(*parts: bytes) -> bytes:
@@ -64,7 +64,7 @@ def digest(*parts: bytes) -> bytes:
     return state.digest()
 
 
-def _read(picture: Picture) -> bytes:
+def _read(picture: ImageSource) -> bytes:
     assert picture.path is not None
     about = picture.path.stat()
     if not stat.S_ISREG(about.st_mode):  # a device would never end

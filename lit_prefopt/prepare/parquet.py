@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare.source_rows import Row, Rows
+from lit_prefopt.prepare.source_rows import RawRecord, RecordSource
 
 BATCH = 16  # rows in memory at a time: each may hold two images of some megabytes
 
 
-def parquet(paths: list[Path], names: Set[str]) -> Rows:
+def parquet(paths: list[Path], names: Set[str]) -> RecordSource:
     """Return the records of some files; only columns with these names are read."""
     total = 0
     for path in paths:  # all are looked at before any is read; a data set may have hundreds
@@ -24,7 +24,7 @@ def parquet(paths: list[Path], names: Set[str]) -> Rows:
                 f"{path} has the columns {', '.join(columns)} and none that is looked for; name "
                 "them, for example `--columns.prompt caption`."
             )
-    return Rows((row for path in paths for row in _rows(path, names)), total)
+    return RecordSource((row for path in paths for row in _rows(path, names)), total)
 
 
 def _open(path: Path) -> Any:
@@ -44,7 +44,7 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _rows(path: Path, names: Set[str]) -> Iterator[Row]:
+def _rows(path: Path, names: Set[str]) -> Iterator[RawRecord]:
     from pyarrow import ArrowException
 
     number = 0
@@ -58,15 +58,15 @@ def _rows(path: Path, names: Set[str]) -> Iterator[Row]:
         except (ArrowException, OSError) as error:
             # the rest of the file is lost, the other files are not
             reason = f"cannot be read ({_line(error)})"
-            yield Row(f"{path}, row {number + 1}", {}, path.parent, reason)
+            yield RawRecord(f"{path}, row {number + 1}", {}, path.parent, reason)
 
 
-def _row(where: str, batch: Any, index: int, path: Path) -> Row:
+def _row(where: str, batch: Any, index: int, path: Path) -> RawRecord:
     try:
         values = {name: batch[name][index].as_py() for name in batch.schema.names}
     except UnicodeDecodeError:
-        return Row(where, {}, path.parent, "holds a text that is not UTF-8")
-    return Row(where, values, path.parent)
+        return RawRecord(where, {}, path.parent, "holds a text that is not UTF-8")
+    return RawRecord(where, values, path.parent)
 
 
 def _line(error: Exception) -> str:

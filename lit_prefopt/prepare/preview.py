@@ -25,7 +25,7 @@ COLOURS = {"chosen": "#1a7f37", "rejected": "#b3261e"}
 PAGE, CARD, FRAME, INK, FAINT = "#f6f8fa", "white", "#d0d7de", "#1f2328", "#6e7781"
 
 
-class Entry(NamedTuple):
+class PreviewCard(NamedTuple):
     """One pair on the sheet, or why it cannot be shown."""
 
     name: str
@@ -59,7 +59,7 @@ def preview(shards: str, output: str, count: int = 16, seed: int = 0) -> None:
     print(f"{output}: {len(entries)} pairs")
 
 
-def _draw(shards: str, count: int, seed: int) -> list[Entry]:
+def _draw(shards: str, count: int, seed: int) -> list[PreviewCard]:
     """Return the pairs to be shown, in stored order."""
     index = read_index(shards)
     places = [(shard, n) for shard, one in enumerate(index) for n in range(len(one.offsets))]
@@ -70,14 +70,14 @@ def _draw(shards: str, count: int, seed: int) -> list[Entry]:
     for shard, number in sorted(random.Random(seed).sample(places, min(count, len(places)))):
         try:
             sample = reader(shard, number)
-            entries.append(Entry(sample.name, sample, _lines(sample.text or "(no text)")))
+            entries.append(PreviewCard(sample.name, sample, _lines(sample.text or "(no text)")))
         except BrokenSample as error:
             name = f"{index[shard].name}, sample {number}"
-            entries.append(Entry(name, None, _lines(f"Broken: {error}")))
+            entries.append(PreviewCard(name, None, _lines(f"Broken: {error}")))
     return entries
 
 
-def _card(entry: Entry, size: tuple[int, int]) -> Image.Image:
+def _card(entry: PreviewCard, size: tuple[int, int]) -> Image.Image:
     card = Image.new("RGB", size, CARD)
     draw = ImageDraw.Draw(card)
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=FRAME)
@@ -90,7 +90,7 @@ def _card(entry: Entry, size: tuple[int, int]) -> Image.Image:
     for number, line in enumerate(entry.lines):
         draw.text((EDGE, top + number * LINE), line, INK, _font(16))
     bottom = size[1] - EDGE - LINE + 4
-    draw.text((EDGE, bottom), entry.name + _facts(entry.sample), FAINT, _font(13))
+    draw.text((EDGE, bottom), entry.name + _caption(entry.sample), FAINT, _font(13))
     return card
 
 
@@ -111,7 +111,7 @@ def _blank(words: str) -> Image.Image:
     return tile
 
 
-def _facts(sample: Sample | None) -> str:
+def _caption(sample: Sample | None) -> str:
     meta = sample.meta if sample else {}
     return "".join(
         f"   {name} {meta[name]:.3g}"

@@ -12,12 +12,12 @@ from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
 from lit_prefopt.data.images import BrokenSample, decode
+from lit_prefopt.data.latents.latent_reader import parse_latents
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import parse_latents
 from lit_prefopt.data.shards.format import EXTENSIONS, SIDES, Shard
 from lit_prefopt.data.shards.reader import Sample, parse, unpack
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare.image_checks import File, check, digest
+from lit_prefopt.prepare.image_checks import CheckedImage, check, digest
 from lit_prefopt.utils.filesystem import filesystem
 
 KNOWN = {"txt", "json", "mask.png", *(f"{side}.{end}" for side in SIDES for end in EXTENSIONS)}
@@ -25,7 +25,7 @@ SAFE = ".safetensors"
 RANGES = {"label": 1.0, "weight": float("inf")}  # from 0 to this
 
 
-class Place(NamedTuple):
+class SampleLocation(NamedTuple):
     """Where a sample lies."""
 
     shard: Shard
@@ -35,7 +35,7 @@ class Place(NamedTuple):
     latents: LatentSet | None = None  # what the set of a cached sample says
 
 
-class Looked(NamedTuple):
+class SampleFindings(NamedTuple):
     """What was found in a sample."""
 
     name: str
@@ -47,7 +47,7 @@ class Looked(NamedTuple):
     identical: bool = False
 
 
-def look(place: Place) -> Looked:
+def check_sample(place: SampleLocation) -> SampleFindings:
     """Return what there is to say about a stored sample; no member is opened that is no image."""
     data = _bytes(place)
     name = f"{place.shard.name}, sample {place.sample}"
@@ -57,14 +57,14 @@ def look(place: Place) -> Looked:
         members = unpack(data[offset:])
         name = f"{place.shard.name}/{members['__key__']}"
         if place.latents is not None:
-            return _look_cached(name, members, place.latents, odd)
+            return _check_cached_sample(name, members, place.latents, odd)
         sample = parse(name, members)
         files = [_side(side, image) for side, image in zip(SIDES, sample.sides, strict=True)]
         _check_rest(sample)
     except BrokenSample as error:
-        return Looked(name, f"{name} {error}", odd)
+        return SampleFindings(name, f"{name} {error}", odd)
     sides = [file.digest for file in files]
-    return Looked(
+    return SampleFindings(
         name,
         odd=odd,
         empty=not sample.text.strip(),
@@ -74,15 +74,15 @@ def look(place: Place) -> Looked:
     )
 
 
-def _look_cached(
+def _check_cached_sample(
     name: str, members: Mapping[str, Any], latents: LatentSet, odd: tuple[str, ...]
-) -> Looked:
+) -> SampleFindings:
     """Return what there is to say about a cached sample."""
     sample = parse_latents(name, members)
     _check_numbers(sample.meta)
     latents.check(sample)
     sides = [_bytes_of(side) for side in sample.tensors["mean"].unbind(1)]
-    return Looked(
+    return SampleFindings(
         name,
         odd=odd,
         empty=not sample.text.strip(),
@@ -113,7 +113,7 @@ def odd_members(shard: str, data: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _bytes(place: Place) -> bytes:
+def _bytes(place: SampleLocation) -> bytes:
     fs, path = filesystem(place.shard.url)
     try:
         data: bytes = fs.cat_file(path, start=place.start, end=place.stop)
@@ -122,7 +122,7 @@ def _bytes(place: Place) -> bytes:
     return data
 
 
-def _side(name: str, data: bytes) -> File:
+def _side(name: str, data: bytes) -> CheckedImage:
     try:
         return check(data)
     except BrokenSample as error:

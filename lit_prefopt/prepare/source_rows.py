@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 MAX_BYTES = 256_000_000  # of one image or text; more is no picture
 
 
-class Row(NamedTuple):
+class RawRecord(NamedTuple):
     """One record as the file holds it, or why it cannot be read."""
 
     where: str  # "pairs.jsonl, line 3", for messages
@@ -18,8 +18,8 @@ class Row(NamedTuple):
     reason: str = ""  # why it is broken; nothing if it is not
 
 
-class Rows(NamedTuple):
+class RecordSource(NamedTuple):
     """The records of a source."""
 
-    rows: Iterator[Row]
+    rows: Iterator[RawRecord]
     total: int | None = None  # where it is known beforehand

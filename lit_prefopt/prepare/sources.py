@@ -14,7 +14,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.folders import is_pair_folder, pair_folder
 from lit_prefopt.prepare.parquet import parquet
-from lit_prefopt.prepare.source_rows import Row, Rows
+from lit_prefopt.prepare.source_rows import RawRecord, RecordSource
 from lit_prefopt.prepare.tables import json_file, json_lines, separated
 from lit_prefopt.prepare.tars import tar_samples
 
@@ -23,7 +23,7 @@ SUFFIXES = {
     **{".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"},
     **{".parquet": "parquet", ".tar": "tar"},
 }
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[RawRecord]]] = {
     "json": json_file,
     "jsonl": json_lines,
     "csv": partial(separated, delimiter=","),
@@ -31,7 +31,7 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
-def open_source(source: str, form: Format, columns: Columns) -> Rows:
+def open_source(source: str, form: Format, columns: Columns) -> RecordSource:
     """Return the records of a source.
 
     Args:
@@ -40,10 +40,10 @@ def open_source(source: str, form: Format, columns: Columns) -> Rows:
         columns: The names that are looked for.
     """
     rows, total = _open(source, form, columns)
-    return Rows(_guarded(source, rows), total)
+    return RecordSource(_guarded(source, rows), total)
 
 
-def _open(source: str, form: Format, columns: Columns) -> Rows:
+def _open(source: str, form: Format, columns: Columns) -> RecordSource:
     if is_pair_folder(Path(source)) and form in ("auto", "folder"):
         return pair_folder(Path(source))
     if form == "folder":
@@ -57,10 +57,10 @@ def _open(source: str, form: Format, columns: Columns) -> Rows:
     if kind == "parquet":
         return parquet(paths, columns.all())
     reader = partial(tar_samples, names=columns.all()) if kind == "tar" else READERS[kind]
-    return Rows(row for path in paths for row in reader(path))
+    return RecordSource(row for path in paths for row in reader(path))
 
 
-def _guarded(source: str, rows: Iterator[Row]) -> Iterator[Row]:
+def _guarded(source: str, rows: Iterator[RawRecord]) -> Iterator[RawRecord]:
     try:
         yield from rows
     except OSError as error:

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_prefopt.data.images import BrokenSample, open_image
-from lit_prefopt.data.loading.broken_samples import HANDFUL
+from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.find import find_shards
 from lit_prefopt.data.shards.format import SIDES, STAGE_FOLDER
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.prepare.counts import Named
-from lit_prefopt.prepare.difficulty import By, Difficulties, Difficulty, difficulty, swapped
-from lit_prefopt.prepare.disk import told_when_full
+from lit_prefopt.prepare.counts import NamedCount
+from lit_prefopt.prepare.difficulty import By, Difficulty, DifficultyArray, difficulty, swapped
+from lit_prefopt.prepare.disk import explain_full_disk
 from lit_prefopt.prepare.progress_bar import progress
 from lit_prefopt.utils.atomic_files import whole_output, write_whole
 
@@ -32,7 +32,7 @@ OUT = -1  # the stage of pairs that are left out
 
 
 @dataclass
-class Stages:
+class StageSummary:
     """What became of the pairs."""
 
     by: By
@@ -44,9 +44,9 @@ class Stages:
     even: int = 0  # pairs of two equal scores, left out where the reward decides
     small: int = 0  # pairs below `least`
     surplus: int = 0  # pairs beyond `most`
-    broken: Named = field(default_factory=Named)
+    broken: NamedCount = field(default_factory=NamedCount)
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what summary.json holds; nothing of the machine or the hour."""
         counts = ("read", "pairs", "disagreeing", "swapped", "even", "small", "surplus")
         return {
@@ -56,7 +56,7 @@ class Stages:
             "broken": {"count": self.broken.count, "first": self.broken.names},
         }
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return what is printed at the end."""
         rows = enumerate(zip(self.pairs, self.gaps, strict=True), 1)
         what = "ranks" if self.by == "rank" else "scores"
@@ -86,7 +86,7 @@ def split_into_stages(
     broken_share: float = 0.01,
     max_count: int = 10_000,
     max_size: int = 1_000_000_000,
-) -> Stages:
+) -> StageSummary:
     """Sort pairs by difficulty into the stages of a curriculum, for `CurriculumPairs`.
 
     A large gap between the two sides is easy, a small one hard. OUTPUT/stage-1 gets the easiest
@@ -115,9 +115,9 @@ def split_into_stages(
     """
     _check(stages, least, most, broken_share, Path(output))
     reader = ShardReader(find_shards(shards))
-    made = Stages(by)
+    made = StageSummary(by)
     known = _measure(reader, by, broken_share, made)
-    _keep_apart(known.gaps, made)
+    _count_disagreements(known.gaps, made)
     kept = _kept(known.gaps, winner, least, most, made)
     where = np.full(made.read, OUT)
     if by == "rank":
@@ -127,7 +127,7 @@ def split_into_stages(
     _count(where, known.gaps, stages, cut, made)
     turned = (known.gaps < 0) & (winner == "reward")
     made.swapped = int((turned & (where != OUT)).sum())
-    with told_when_full(output), whole_output(Path(output)) as folder:
+    with explain_full_disk(output), whole_output(Path(output)) as folder:
         folder.mkdir()
         with ExitStack() as stack:
             writers = [
@@ -137,9 +137,9 @@ def split_into_stages(
                 for n in range(1, stages + 1)
             ]
             _write(reader, writers, where, turned, winner)
-        facts = json.dumps(made.facts(), indent=2, ensure_ascii=False)
-        write_whole(folder / SUMMARY, facts + "\n")
-    print(made.told())
+        metadata = json.dumps(made.metadata(), indent=2, ensure_ascii=False)
+        write_whole(folder / SUMMARY, metadata + "\n")
+    print(made.summary())
     return made
 
 
@@ -185,9 +185,11 @@ def _check(stages: int, least: float, most: int | None, broken_share: float, out
         raise InputError(f"{output} exists and is not empty; remove it or name another.")
 
 
-def _measure(reader: ShardReader, by: By, broken_share: float, made: Stages) -> Difficulties:
+def _measure(
+    reader: ShardReader, by: By, broken_share: float, made: StageSummary
+) -> DifficultyArray:
     """Return the difficulties of all pairs; what is broken is counted and has none."""
-    known = Difficulties()
+    known = DifficultyArray()
     total = sum(reader.counts)
     for _, sample in progress(_samples(reader), "pairs looked at", total):
         made.read += 1
@@ -198,7 +200,7 @@ def _measure(reader: ShardReader, by: By, broken_share: float, made: Stages) -> 
         known.add(difficulty(sample, by))
     if not made.read:
         raise InputError("The shards hold no pair; check the path.")
-    allowed = max(HANDFUL, broken_share * made.read) if broken_share else 0
+    allowed = max(ALWAYS_ALLOWED, broken_share * made.read) if broken_share else 0
     if made.broken.count > allowed or made.broken.count == made.read:
         raise InputError(
             f"Broken: {made.broken.count} of {made.read} pairs, more than the {broken_share} that "
@@ -207,7 +209,7 @@ def _measure(reader: ShardReader, by: By, broken_share: float, made: Stages) -> 
     return known
 
 
-def _keep_apart(gaps: NDArray[np.float64], made: Stages) -> None:
+def _count_disagreements(gaps: NDArray[np.float64], made: StageSummary) -> None:
     """Count the pairs whose scores disagree with their sides; more than half is no accident."""
     made.disagreeing = int((gaps < 0).sum())
     if 2 * made.disagreeing > made.read:
@@ -218,7 +220,7 @@ def _keep_apart(gaps: NDArray[np.float64], made: Stages) -> None:
 
 
 def _kept(
-    gaps: NDArray[np.float64], winner: Winner, least: float, most: int | None, made: Stages
+    gaps: NDArray[np.float64], winner: Winner, least: float, most: int | None, made: StageSummary
 ) -> NDArray[np.bool_]:
     """Return which pairs are kept, and count the others."""
     kept = np.isfinite(gaps)
@@ -241,7 +243,7 @@ def _kept(
 
 
 def _count(
-    where: NDArray[np.int64], gaps: NDArray[np.float64], stages: int, cut: Cut, made: Stages
+    where: NDArray[np.int64], gaps: NDArray[np.float64], stages: int, cut: Cut, made: StageSummary
 ) -> None:
     """Count the pairs of each stage; none may be empty."""
     for stage in range(stages):

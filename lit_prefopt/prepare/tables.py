@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare.source_rows import Row
+from lit_prefopt.prepare.source_rows import RawRecord
 
 CHUNK = 1 << 20  # letters that are read at a time
 LARGEST = 64  # times as many in one record; more is a file that is broken there
 
 
-def json_lines(path: Path) -> Iterator[Row]:
+def json_lines(path: Path) -> Iterator[RawRecord]:
     """Yield the records of a file with one JSON mapping a line."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
@@ -25,10 +25,10 @@ def json_lines(path: Path) -> Iterator[Row]:
             try:
                 yield _row(where, json.loads(line), path)
             except (ValueError, RecursionError) as error:
-                yield Row(where, {}, path.parent, f"is no JSON ({error})")
+                yield RawRecord(where, {}, path.parent, f"is no JSON ({error})")
 
 
-def json_file(path: Path) -> Iterator[Row]:
+def json_file(path: Path) -> Iterator[RawRecord]:
     """Yield the records of a JSON file: a list of them, a single one, or one after the other.
 
     It is read piece by piece, because published lists are larger than memory should be.
@@ -40,7 +40,7 @@ def json_file(path: Path) -> Iterator[Row]:
     except InputError:
         raise
     except ValueError as error:  # the rest of the file is lost
-        yield Row(f"{path}, record {number + 1}", {}, path.parent, str(error))
+        yield RawRecord(f"{path}, record {number + 1}", {}, path.parent, str(error))
 
 
 def json_values(path: Path) -> Iterator[Any]:
@@ -53,7 +53,7 @@ def json_values(path: Path) -> Iterator[Any]:
         yield from _values(file)
 
 
-def separated(path: Path, delimiter: str) -> Iterator[Row]:
+def separated(path: Path, delimiter: str) -> Iterator[RawRecord]:
     """Yield the records of a table whose first row names the columns."""
     with _open(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
@@ -65,7 +65,7 @@ def separated(path: Path, delimiter: str) -> Iterator[Row]:
                 return
             except csv.Error as error:
                 where = f"{path}, line {reader.line_num}"
-                yield Row(where, {}, path.parent, f"is no row ({error})")
+                yield RawRecord(where, {}, path.parent, f"is no row ({error})")
                 continue
             if header is None:
                 header = cells
@@ -73,18 +73,18 @@ def separated(path: Path, delimiter: str) -> Iterator[Row]:
                 yield _cells(f"{path}, line {reader.line_num}", header, cells, path)
 
 
-def _cells(where: str, header: list[str], cells: list[str], path: Path) -> Row:
+def _cells(where: str, header: list[str], cells: list[str], path: Path) -> RawRecord:
     if len(cells) > len(header):
         reason = f"has {len(cells)} cells where the header names {len(header)} columns"
-        return Row(where, {}, path.parent, reason)
+        return RawRecord(where, {}, path.parent, reason)
     filled = zip(header, cells, strict=False)
-    return Row(where, {name: cell for name, cell in filled if cell}, path.parent)
+    return RawRecord(where, {name: cell for name, cell in filled if cell}, path.parent)
 
 
-def _row(where: str, value: Any, path: Path) -> Row:
+def _row(where: str, value: Any, path: Path) -> RawRecord:
     if isinstance(value, dict):
-        return Row(where, value, path.parent)
-    return Row(where, {}, path.parent, "is no mapping of names to values")
+        return RawRecord(where, value, path.parent)
+    return RawRecord(where, {}, path.parent, "is no mapping of names to values")
 
 
 def _open(path: Path, newline: str | None = None) -> TextIO:

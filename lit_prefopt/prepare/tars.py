@@ -15,10 +15,10 @@ from typing import Any
 from webdataset.tariterators import base_plus_ext
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare.source_rows import MAX_BYTES, Row
+from lit_prefopt.prepare.source_rows import MAX_BYTES, RawRecord
 
 
-def tar_samples(path: Path, names: Set[str]) -> Iterator[Row]:
+def tar_samples(path: Path, names: Set[str]) -> Iterator[RawRecord]:
     """Yield the samples of a tar.
 
     Args:
@@ -39,7 +39,7 @@ def tar_samples(path: Path, names: Set[str]) -> Iterator[Row]:
                 yield _row(path, str(key), {m.name: m for m in members}, tar, names)
                 last = str(key)
         except (tarfile.TarError, OSError) as error:
-            yield Row(str(path), {}, path.parent, f"breaks off after {last} ({error})")
+            yield RawRecord(str(path), {}, path.parent, f"breaks off after {last} ({error})")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -60,7 +60,7 @@ def _row(
     members: dict[str, tarfile.TarInfo],
     tar: tarfile.TarFile,
     names: Set[str],
-) -> Row:
+) -> RawRecord:
     where, values = f"{path}/{key}", dict[str, Any]()
     for member in members.values():
         kind = base_plus_ext(member.name)[1]
@@ -68,12 +68,12 @@ def _row(
         if name not in names:
             continue
         if member.size > MAX_BYTES:
-            return Row(where, {}, path.parent, f"has a {kind} of {member.size} bytes")
+            return RawRecord(where, {}, path.parent, f"has a {kind} of {member.size} bytes")
         file = tar.extractfile(member)
         data = file.read() if file else b""
         text = extension in ("txt", "text")
         values[name] = data.decode(errors="surrogateescape") if text else data
-    return Row(where, values, path.parent)
+    return RawRecord(where, values, path.parent)
 
 
 def _key(name: str) -> str | None:

@@ -9,15 +9,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import LatentReader
-from lit_prefopt.data.loading.broken_samples import HANDFUL
+from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare.counts import Named, Sizes
+from lit_prefopt.prepare.counts import ImageSizes, NamedCount
 from lit_prefopt.prepare.progress_bar import progress
-from lit_prefopt.prepare.sample_checks import Looked, Place, look
+from lit_prefopt.prepare.sample_checks import SampleFindings, SampleLocation, check_sample
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.parallel import in_order
 
@@ -25,26 +25,28 @@ SHOWN = 3  # names in a row of the table
 
 
 @dataclass
-class Report:
+class ValidationReport:
     """What was found in a folder of shards."""
 
     shards: int
     samples: int
     broken_share: float
     resolution: int | None
-    broken: Named = field(default_factory=Named)  # a run puts others in their places
-    odd: Named = field(default_factory=Named)  # pickles and what else does not belong here
-    unlisted: Named = field(default_factory=Named)  # tars that the index does not know
-    empty: Named = field(default_factory=Named)  # texts
-    duplicates: Named = field(default_factory=Named)
-    identical: Named = field(default_factory=Named)  # both sides are the same file
-    unequal: Named = field(default_factory=Named)  # sides of different sizes
-    sizes: Sizes = field(default_factory=Sizes)
+    broken: NamedCount = field(default_factory=NamedCount)  # a run puts others in their places
+    odd: NamedCount = field(
+        default_factory=NamedCount
+    )  # pickles and what else does not belong here
+    unlisted: NamedCount = field(default_factory=NamedCount)  # tars that the index does not know
+    empty: NamedCount = field(default_factory=NamedCount)  # texts
+    duplicates: NamedCount = field(default_factory=NamedCount)
+    identical: NamedCount = field(default_factory=NamedCount)  # both sides are the same file
+    unequal: NamedCount = field(default_factory=NamedCount)  # sides of different sizes
+    sizes: ImageSizes = field(default_factory=ImageSizes)
 
     @property
     def stops(self) -> bool:
         """Whether a run would stop at these shards."""
-        allowed = max(HANDFUL, self.broken_share * self.samples) if self.broken_share else 0
+        allowed = max(ALWAYS_ALLOWED, self.broken_share * self.samples) if self.broken_share else 0
         broken = self.broken.count
         return broken == self.samples or broken > allowed  # the former also where there are none
 
@@ -74,7 +76,7 @@ def validate(
     resolution: int | None = None,
     broken_share: float = 0.01,
     workers: int | None = None,
-) -> Report:
+) -> ValidationReport:
     """Look at every sample of a folder of shards as a run would, and list what stops or harms one.
 
     Nothing is changed. The command ends with exit code 1 where a run would stop: without a fitting
@@ -90,21 +92,23 @@ def validate(
         raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
     index = read_index(shards)
     cached = any(shard.kind == LATENTS for shard in index)
-    latents = LatentSet.of(LatentReader(index).check().shards) if cached else None
-    report = Report(len(index), sum(len(s.offsets) for s in index), broken_share, resolution)
+    latents = LatentSet.from_shards(LatentReader(index).check().shards) if cached else None
+    report = ValidationReport(
+        len(index), sum(len(s.offsets) for s in index), broken_share, resolution
+    )
     for name in _unlisted(shards, index):
         report.unlisted.add(name)
     seen: set[bytes] = set()
-    looked = in_order(look, _places(index, latents), workers)
-    for sample in progress(looked, "samples", report.samples):
+    findings = in_order(check_sample, _places(index, latents), workers)
+    for sample in progress(findings, "samples", report.samples):
         _note(report, sample, seen)
     _print(shards, report)
     if latents is not None:
-        Console().print(f"They are {latents.told}.")
+        Console().print(f"They are {latents.summary}.")
     return report
 
 
-def _note(report: Report, sample: Looked, seen: set[bytes]) -> None:
+def _note(report: ValidationReport, sample: SampleFindings, seen: set[bytes]) -> None:
     for member in sample.odd:
         report.odd.add(member)
     if sample.broken:
@@ -122,11 +126,11 @@ def _note(report: Report, sample: Looked, seen: set[bytes]) -> None:
     seen.add(sample.digest)
 
 
-def _places(index: list[Shard], latents: LatentSet | None) -> Iterator[Place]:
+def _places(index: list[Shard], latents: LatentSet | None) -> Iterator[SampleLocation]:
     for shard in index:
         for sample in range(len(shard.offsets)):
             start, stop = shard.span(sample)
-            yield Place(shard, sample, start if sample else 0, stop, latents)
+            yield SampleLocation(shard, sample, start if sample else 0, stop, latents)
 
 
 def _unlisted(folder: str, index: list[Shard]) -> list[str]:
@@ -137,11 +141,11 @@ def _unlisted(folder: str, index: list[Shard]) -> list[str]:
     return sorted(tar.name for tar in Path(path).glob("*.tar") if tar.name not in known)
 
 
-def _print(shards: str, report: Report) -> None:
+def _print(shards: str, report: ValidationReport) -> None:
     table = Table("finding", "count", "which", title=f"{shards}: {report.samples} samples")
     for row in report.rows():
         table.add_row(*row)
     console = Console()
     console.print(table)
-    told = "A run would stop here." if report.stops else "A run would not stop here."
-    console.print(told)
+    verdict = "A run would stop here." if report.stops else "A run would not stop here."
+    console.print(verdict)

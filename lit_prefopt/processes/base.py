@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Step(NamedTuple):
+class ReverseStep(NamedTuple):
     """A stochastic reverse step: a Gaussian over the next, less noisy latents."""
 
     mean: Tensor  # (B, C, H, W) float32

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.processes.base import Step
+from lit_prefopt.processes.base import ReverseStep
 from lit_prefopt.processes.samplers import DDIM, Sampler
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -41,7 +41,7 @@ class DiscreteProcess(nn.Module):
                 f"cannot be trained; use a checkpoint with one of {', '.join(self.PREDICTIONS)}."
             )
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what noising and the target are, by name."""
         levels = fingerprint({"levels": self.scheduler.alphas_cumprod})
         return {"steps": self.steps, "prediction": self.prediction, "levels": levels}
@@ -67,7 +67,7 @@ class DiscreteProcess(nn.Module):
 
     def step(
         self, prediction: Tensor, latents: Tensor, t: Tensor, t_next: Tensor, eta: float = 1.0
-    ) -> Step:
+    ) -> ReverseStep:
         """Return the reverse step of stochastic DDIM (arXiv 2010.02502, Eqs. 12 and 16).
 
         A t_next below 0 counts as 0: the noise level there is small and not zero, so the last step
@@ -85,7 +85,7 @@ class DiscreteProcess(nn.Module):
         sigma = eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
         noise, clean = self._noise_and_clean(prediction.float(), latents.float(), here)
         direction = (1 - there - sigma**2).clamp(min=0).sqrt().float()
-        return Step(there.sqrt().float() * clean + direction * noise, sigma.float(), clean)
+        return ReverseStep(there.sqrt().float() * clean + direction * noise, sigma.float(), clean)
 
     def clean(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
         """Return the clean latents that the denoiser sees from here, (B, C, H, W) float32.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
-class Entry(NamedTuple):
+class PromptEntry(NamedTuple):
     """One prompt of a set."""
 
     text: str
@@ -22,9 +22,9 @@ class Prompts(ABC):
     def texts(self) -> list[str]:
         """Return the prompts in a fixed order."""
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PromptEntry]:
         """Return the prompts with their categories, in the same order; here there are none."""
-        return [Entry(text) for text in self.texts()]
+        return [PromptEntry(text) for text in self.texts()]
 
 
 def digest(texts: Iterable[str]) -> str:

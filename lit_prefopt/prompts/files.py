@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from lit_prefopt.errors import check_number
-from lit_prefopt.prompts.base import Entry, Prompts
+from lit_prefopt.prompts.base import PromptEntry, Prompts
 from lit_prefopt.prompts.readers import read_entries
 
 _HPSV2 = "https://huggingface.co/datasets/zhwang/HPDv2/resolve/main/benchmark"
@@ -65,10 +65,10 @@ class PromptFile(Prompts):
         """Return the prompts that are not empty."""
         return [entry.text for entry in self.entries()]
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PromptEntry]:
         """Return the prompts that are not empty, with their categories."""
         sources = self.sources
-        found: list[Entry] = []
+        found: list[PromptEntry] = []
         for source in sources:
             own = read_entries(source, self.column, self.count, self.category)
             stem = PurePosixPath(source).stem if len(sources) > 1 else None

@@ -18,7 +18,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.sources import READERS, SUFFIXES
 from lit_prefopt.prepare.tables import json_values
-from lit_prefopt.prompts.base import Entry
+from lit_prefopt.prompts.base import PromptEntry
 from lit_prefopt.utils.filesystem import filesystem, is_local, retried
 
 LINES, SHARDS = "txt", "shards"
@@ -45,7 +45,7 @@ def read_prompts(source: str, column: str | None = None, count: int | None = Non
 
 def read_entries(
     source: str, column: str | None = None, count: int | None = None, category: str | None = None
-) -> list[Entry]:
+) -> list[PromptEntry]:
     """Return the prompts of a source with their categories, in their order.
 
     Args:
@@ -60,7 +60,7 @@ def read_entries(
         name = "column" if column is not None else "category"
         raise InputError(f"{source} has no columns: leave `{name}` out.")
     if kind == SHARDS:
-        found = [Entry(text) for text in islice(_of_shards(source), count)]
+        found = [PromptEntry(text) for text in islice(_of_shards(source), count)]
     else:
         with _at_hand(source) as path:
             _check_encoding(path)
@@ -103,13 +103,15 @@ def _of_shards(source: str) -> Iterator[str]:
                 yield text
 
 
-def _lines(path: Path) -> Iterator[Entry]:
+def _lines(path: Path) -> Iterator[PromptEntry]:
     with path.open(encoding="utf-8-sig") as file:
         for line in file:
-            yield Entry(line.strip())
+            yield PromptEntry(line.strip())
 
 
-def _of_records(path: Path, kind: str, column: str | None, category: str | None) -> Iterator[Entry]:
+def _of_records(
+    path: Path, kind: str, column: str | None, category: str | None
+) -> Iterator[PromptEntry]:
     names: dict[str, None] = {}  # of all columns, in the order in which they came
     found = False
     for where, record in _records(path, kind, column):
@@ -117,7 +119,7 @@ def _of_records(path: Path, kind: str, column: str | None, category: str | None)
         if name in record:
             found = True
             text = _text(where, record[name], name).strip()
-            yield Entry(text, _category(where, record, category))
+            yield PromptEntry(text, _category(where, record, category))
         elif kind not in TABLES:
             raise _without(where, record, column)
         names |= dict.fromkeys(record)
@@ -187,22 +189,22 @@ def _unfolded(where: str, value: Any, column: str | None) -> Iterator[tuple[str,
             for text in texts:
                 yield where, {USUAL[0]: text, KINDS[0]: style}
         return
-    folded = all(isinstance(facts, dict) for facts in value.values())
+    folded = all(isinstance(record, dict) for record in value.values())
     if not folded or (column is not None and column in value):
         yield where, value
         return
-    for name, facts in value.items():
+    for name, record in value.items():
         inside = f"{where}, {shorten(name, 40)!r}"
         if column is not None:
-            yield inside, facts
+            yield inside, record
             continue
-        usual = _usual(inside, facts)
+        usual = _usual(inside, record)
         if usual is not None:
             raise InputError(
                 f"{inside} may be a prompt itself or hold one under {usual!r}: take the latter as "
                 f"`column: {usual}`, or make a list of the former."
             )
-        yield inside, {**facts, USUAL[0]: name}
+        yield inside, {**record, USUAL[0]: name}
 
 
 def _holds_lists(value: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 LAST = "last.ckpt"
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name beside it, and renames it once it is on the disk.
 
     Lightning's own way goes through the system's temporary folder; where that is another file

@@ -15,10 +15,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.strategies.whole_states import Moment, WholeStates, check_adamw
+from lit_prefopt.strategies.full_state import FullStateStrategy, Moment, check_adamw
 
 
-class FullySharded(WholeStates, ModelParallelStrategy):
+class FullySharded(FullStateStrategy, ModelParallelStrategy):
     """FSDP2: the denoiser's and its frozen copy's weights are divided among all devices.
 
     They are collected block by block when they are needed. It takes the optimizer AdamW alone.

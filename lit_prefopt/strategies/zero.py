@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.strategies.whole_states import Moment, WholeStates, check_adamw
+from lit_prefopt.strategies.full_state import FullStateStrategy, Moment, check_adamw
 
 BUCKET = 200_000_000  # DeepSpeed's and Lightning's default is 2e8 to 5e8 elements
 NEVER = 1_000_000_000
@@ -65,7 +65,7 @@ class ZeROPrecision(DeepSpeedPrecision):
             yield
 
 
-class ZeRO(WholeStates, DeepSpeedStrategy):
+class ZeRO(FullStateStrategy, DeepSpeedStrategy):
     """DeepSpeed's ZeRO: what several devices hold of the same thing is divided among them.
 
     Weights, moments and sums of gradients stay float32 and frozen weights in their own precision,

@@ -37,7 +37,7 @@ _GRAMMAR = re.compile(
 
 
 @dataclass(frozen=True)
-class Item:
+class SceneObject:
     """One coloured shape; size and place are said of single objects only."""
 
     colour: str
@@ -54,7 +54,7 @@ class Scene:
     """A background with one object somewhere, or with two objects in a relation."""
 
     background: str
-    items: tuple[Item, ...]
+    items: tuple[SceneObject, ...]
     relation: str | None = None
 
     def caption(self) -> str:
@@ -87,8 +87,8 @@ def parse(caption: str) -> Scene:
     found = _GRAMMAR.fullmatch(caption)
     if found is not None:
         size, colour, shape, place, relation, _, colour2, shape2, background = found.groups()
-        items = [Item(colour, shape, size, place)]
-        items += [Item(colour2, shape2)] if relation else []
+        items = [SceneObject(colour, shape, size, place)]
+        items += [SceneObject(colour2, shape2)] if relation else []
         scene = Scene(background, tuple(items), relation)
         if scene in _all_of(relation is not None) and scene.caption() == caption:
             return scene
@@ -180,14 +180,14 @@ def _rank(text: str, seed: int) -> bytes:
 @cache
 def _single() -> tuple[Scene, ...]:
     parts = product(BACKGROUNDS, COLOURS, SHAPES, SIZES, PLACES)
-    return tuple(Scene(background, (Item(*rest),)) for background, *rest in parts)
+    return tuple(Scene(background, (SceneObject(*rest),)) for background, *rest in parts)
 
 
 @cache
 def _double() -> tuple[Scene, ...]:
     parts = product(BACKGROUNDS, permutations(COLOURS, 2), SHAPES, SHAPES, RELATIONS)
     return tuple(
-        Scene(background, (Item(one, shape), Item(two, other)), relation)
+        Scene(background, (SceneObject(one, shape), SceneObject(two, other)), relation)
         for background, (one, two), shape, other, relation in parts
     )
 

@@ -33,16 +33,16 @@ def matmul_peak(
     out = a @ b
     best = float("inf")
     for _ in range(repeats):
-        wait_for(device)
+        synchronize(device)
         start = time.perf_counter()
         for _ in range(together):
             torch.mm(a, b, out=out)
-        wait_for(device)
+        synchronize(device)
         best = min(best, (time.perf_counter() - start) / together)
     return 2 * size**3 / best / 1e12
 
 
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -69,7 +69,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no room for a tensor."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in said or "out of memory" in said
+        "can't allocate memory" in message or "out of memory" in message
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the host on a device; whatever the device is doing goes on meanwhile.
 
     Only from pinned memory is a copy to a GPU queued like a kernel. `tensor.to(device)` of ordinary

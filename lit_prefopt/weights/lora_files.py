@@ -136,7 +136,7 @@ def _diffusers_layers(
             f"{file} is a peft adapter, whose alpha lies in another file: load it with peft and "
             "write it anew with diffusers' `save_lora_weights`."
         )
-    facts = _adapter_facts(file, metadata)
+    adapters = _adapter_metadata(file, metadata)
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         part = next((p for p in set(KOHYA_PARTS.values()) if key.startswith(f"{p}.")), "unet")
@@ -147,7 +147,7 @@ def _diffusers_layers(
         for key, tensor in _peft_names(file, part, state).items():
             name, _, half = key.rpartition(".lora_")
             halves.setdefault(name, {})[half] = tensor
-        config = {k.removeprefix(f"{part}."): v for k, v in facts.items() if k.startswith(part)}
+        config = {k.removeprefix(f"{part}."): v for k, v in adapters.items() if k.startswith(part)}
         for name, found in halves.items():
             down, up = _pair(file, name, found, "A.weight", "B.weight")
             alpha = _alpha(config, name, len(down))
@@ -155,7 +155,7 @@ def _diffusers_layers(
     return layers
 
 
-def _adapter_facts(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
+def _adapter_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """Return what the file's metadata says of its adapters."""
     try:
         return dict(json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")))

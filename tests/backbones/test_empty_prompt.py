@@ -14,7 +14,7 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.methods.test_spo import SEEDS, TEXTS, Brightness
+from tests.helpers.judges import SEEDS, TEXTS, Brightness
 
 Encoded = dict[str, list[int]]
 

@@ -12,7 +12,7 @@ from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.commands.export import export
 from lit_prefopt.errors import InputError
-from tests.tiny import tiny_pipeline
+from tests.helpers.tiny import tiny_pipeline
 
 Made = tuple[type[UNetBackbone], str, str]
 

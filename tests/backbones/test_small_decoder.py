@@ -15,8 +15,8 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.methods.test_spo import Brightness
-from tests.tiny import tiny_decoder
+from tests.helpers.judges import Brightness
+from tests.helpers.tiny import tiny_decoder
 
 LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
 

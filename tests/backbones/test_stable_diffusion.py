@@ -19,8 +19,8 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.batches import image_pairs
-from tests.tiny import tiny_pipeline
+from tests.helpers.batches import image_pairs
+from tests.helpers.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")

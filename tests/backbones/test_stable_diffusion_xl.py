@@ -17,8 +17,8 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.batches import image_pairs
-from tests.tiny import tiny_xl_pipeline
+from tests.helpers.batches import image_pairs
+from tests.helpers.tiny import tiny_xl_pipeline
 
 TEXTS = ["a cat", "a very long prompt that does not fit into the encoders at all"]
 

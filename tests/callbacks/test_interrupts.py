@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_prefopt.cli import main
-from tests.runs import TWO_RANKS, assert_same_end, folder_of, ranks_of, start, wait_for
+from tests.helpers.runs import TWO_RANKS, assert_same_end, folder_of, ranks_of, start, wait_for
 
 
 class SignalAt(Callback):
@@ -117,7 +117,8 @@ def test_ctrl_c_outside_of_a_training_ends_with_130(recipe: list[str]) -> None:
 
 
 def slowly(beat: Path, pause: float) -> list[str]:
-    arguments = ["--trainer.callbacks+", "tests.runs.Beat", "--trainer.callbacks.path", str(beat)]
+    arguments = ["--trainer.callbacks+", "tests.helpers.runs.Beat"]
+    arguments += ["--trainer.callbacks.path", str(beat)]
     return [*arguments, "--trainer.callbacks.pause", str(pause)]
 
 

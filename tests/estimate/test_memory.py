@@ -16,12 +16,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from lit_prefopt.backbones import LoRA, StableDiffusion, trained
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.cli import main
-from lit_prefopt.estimate.dry import checkpointing, step_cost
 from lit_prefopt.estimate.memory import advice, first_row, footprint, savings
+from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW, AdamW8bit
-from tests.runs import ROOT
-from tests.test_waiting import images
+from tests.helpers.batches import images
+from tests.helpers.runs import ROOT
 
 
 def dpo(folder: str, **options: Any) -> DiffusionDPO:

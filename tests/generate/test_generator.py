@@ -11,16 +11,15 @@ from lightning import Trainer
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data.shards.index import read_index
-from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules import PairGroups, PromptGroups
-from lit_prefopt.datamodules.generation import Group
+from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import SelfPlay
-from lit_prefopt.generate.generator import Generator, Made
+from lit_prefopt.generate.generator import GeneratedPair, Generator
 from lit_prefopt.processes.settings import Sampling
-from tests.runs import TWO_RANKS, finished, launch, wait_until
+from tests.helpers.generating import content, samples
+from tests.helpers.runs import TWO_RANKS, finished, launch, wait_until
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -35,7 +34,7 @@ class Halting(SelfPlay):
 
     halt_at = -1
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         if group.number == self.halt_at:
             raise Stopped
         return super().make(group)
@@ -53,17 +52,6 @@ def generate(folder: str, shards: str, output: Path, halt_at: int = -1, **data: 
         with pytest.raises(Stopped):
             trainer.predict(model, groups, return_predictions=False)
     return output
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def samples(folder: Path) -> list[Sample]:
-    """Return what the shards hold."""
-    reader = ShardReader(read_index(str(folder)))
-    return [reader(s, n) for s, count in enumerate(reader.counts) for n in range(count)]
 
 
 def test_pairs_of_a_real_image_and_an_own_one(
@@ -129,7 +117,7 @@ def test_another_generation_is_not_continued(
 class Nothing(Generator):
     """Leaves everything out."""
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         self.left_out["too dull"] += len(group.texts)
         return []
 

@@ -11,7 +11,7 @@ import torch
 
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import ImagePairs, LatentPairs, Pairs
-from lit_prefopt.data.latents.reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
 from lit_prefopt.data.shards.index import index_shards, read_index
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules import PairShards
@@ -19,12 +19,12 @@ from lit_prefopt.datamodules.generation import StoredGroup
 from lit_prefopt.diffusion.encoding import drawn, encoded
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import LatentCache
-from lit_prefopt.generate.latent_cache import Encoded
+from lit_prefopt.generate.latent_cache import EncodedPair
 from lit_prefopt.methods import SupervisedFineTuning
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.prepare import validate
-from tests.caching import cache, data, frozen
-from tests.generate.test_generator import samples as pairs_of
+from tests.helpers.caching import cache, data, frozen
+from tests.helpers.generating import samples as pairs_from_record
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # VAE and text encoders saw batches of another size
 
@@ -98,7 +98,7 @@ def test_masks_and_labels_come_along(tiny_folder: str, shards: str, tmp_path: Pa
     mask = np.zeros((40, 48, 3), np.uint8)
     mask[:20, 7:30] = 255
     with ShardWriter(tmp_path / "pairs") as writer:
-        for n, sample in enumerate(pairs_of(Path(shards))[:4]):
+        for n, sample in enumerate(pairs_from_record(Path(shards))[:4]):
             meta = {"label": 0.25 * n, "weight": 2.0}
             writer.add(sample.text, *sample.sides, meta, mask if n % 2 else None)
     folder = cache(frozen(tiny_folder), str(tmp_path / "pairs"), tmp_path / "out")
@@ -144,7 +144,7 @@ def test_a_stopped_cache_ends_with_the_same_bytes(
     output, options = tmp_path / "out", {"flip": True, "batch_size": 8}
     make = LatentCache.make
 
-    def halting(self: LatentCache, group: StoredGroup) -> list[Encoded]:
+    def halting(self: LatentCache, group: StoredGroup) -> list[EncodedPair]:
         if group.number == 2:
             raise Stopped
         return make(self, group)

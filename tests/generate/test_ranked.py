@@ -30,8 +30,8 @@ from lit_prefopt.judges import Judge
 from lit_prefopt.prepare import split_into_stages
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.prompts.files import PromptFile
-
-from .test_generator import QUIET, content, samples
+from tests.generate.test_generator import QUIET
+from tests.helpers.generating import content, samples
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=5)
 TEXTS = ["a cat", "a dog", "the sea"]

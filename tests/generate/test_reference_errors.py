@@ -19,8 +19,7 @@ from lit_prefopt.generate import ReferenceErrors
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.caching import assert_same_end, cache, data, errors, frozen
-from tests.generate.test_cached_runs import logged, on, recipe
+from tests.helpers.caching import assert_same_end, cache, data, errors, frozen, logged, on, recipe
 
 DROPOUT = 0.2
 
@@ -62,7 +61,7 @@ def test_the_table_holds_what_the_reference_says(
     seen = []
     loader = module_data.train_dataloader()
     for epoch in range(4):
-        loader.stage = lambda e=epoch: loader.course.stage(6 * e)
+        loader.remaining = lambda e=epoch: loader.epoch_progress.position_after(6 * e)
         for batch in loader:
             pairs = module.form_pairs(batch)
             asked = pairs._replace(reference_error=None)

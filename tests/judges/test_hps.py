@@ -18,8 +18,12 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Aesthetic, CLIPScore, HPSv2
 from lit_prefopt.judges.hps import from_open_clip
 from lit_prefopt.judges.pixels import padded
-
-from .published import head_weights, open_clip_model, open_clip_weights, small_clip_config
+from tests.helpers.published import (
+    head_weights,
+    open_clip_model,
+    open_clip_weights,
+    small_clip_config,
+)
 
 TEXTS = ["a cat", "a dog in the rain", "the sea"]
 
@@ -116,7 +120,7 @@ def test_what_is_no_hps_is_refused(small: str, tmp_path: Path) -> None:
 
 def test_facts_name_the_weights(small: str, tmp_path: Path) -> None:
     torch.save(open_clip_weights(), tmp_path / "a.pt")
-    facts = HPSv2(str(tmp_path / "a.pt"), pretrained=small).facts()
+    facts = HPSv2(str(tmp_path / "a.pt"), pretrained=small).settings()
     assert (facts["class"], facts["antialias"]) == ("HPSv2", True)
     [(name, first)] = facts["versions"].items()
     assert name == str(tmp_path / "a.pt")
@@ -162,7 +166,7 @@ def test_aesthetic_is_open_clips_tower_and_five_layers(tmp_path: Path) -> None:
     scores = judge.score(images, TEXTS)
     torch.testing.assert_close(scores, x[:, 0], atol=1e-4, rtol=1e-4)
     assert torch.equal(judge.score(images, ["another"] * 3), scores)
-    assert len(judge.facts()["versions"]) == 2
+    assert len(judge.settings()["versions"]) == 2
 
 
 def test_a_head_of_another_clip_is_refused(tiny_clip_folder: str, tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import torch
 from lit_prefopt import load
 from lit_prefopt.cli import main
 from lit_prefopt.judges import CLIPJudge, StepAware
-from tests.judges.conftest import Make
-from tests.judges.test_step_aware_training import batch
-from tests.test_cli import scalars
+from tests.helpers.runs import scalars
+from tests.helpers.step_aware import Make, batch
 
 
 @pytest.fixture
@@ -58,15 +57,15 @@ def test_fit_from_recipe_to_judge(
         assert not torch.allclose(score, plain, atol=1e-3)
 
     logged = scalars(run)
-    names = {"loss", "accuracy", "clip_accuracy", "coin"}
+    names = {"loss", "accuracy", "clip_accuracy", "chance_95"}
     names |= {f"{who}accuracy_t{t}" for who in ("", "clip_") for t in (0, 251, 501, 701, 951)}
     assert {f"val/{name}" for name in names} <= set(logged)
-    assert logged["val/coin"][0] == pytest.approx(0.5 + 0.98 / 24**0.5)
+    assert logged["val/chance_95"][0] == pytest.approx(0.5 + 0.98 / 24**0.5)
     # what it started from never moves, and sees the same at every validation
     for name in names:
         values = logged[f"val/{name}"]
         assert len(values) == 2
-        assert ("clip" not in name and name != "coin") or values[0] == values[1], name
+        assert ("clip" not in name and name != "chance_95") or values[0] == values[1], name
     mean = sum(logged[f"val/accuracy_t{t}"][-1] for t in (0, 251, 501, 701, 951)) / 5
     assert logged["val/accuracy"][-1] == pytest.approx(mean)
 

@@ -25,9 +25,8 @@ from lit_prefopt.diffusion.encoding import encoded
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import CLIPJudge, Judge, StepAwarePreference
 from lit_prefopt.judges.step_aware_training import agreement
-from tests.batches import image_pairs
-from tests.judges.conftest import Make
-from tests.runs import ROOT
+from tests.helpers.runs import ROOT
+from tests.helpers.step_aware import Make, batch, cut
 
 
 class Brightness(Judge):
@@ -35,21 +34,6 @@ class Brightness(Judge):
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
         return images.mean((1, 2, 3))
-
-
-def batch(count: int = 3, seed: int = 0, **changes: object) -> ImagePairs:
-    """Return pairs, each with a prompt."""
-    texts = ["a cat", "two dogs", "the sea", "rain"]
-    pairs = image_pairs(count, seed=seed)
-    return pairs._replace(texts=[texts[i % 4] for i in range(count)], **changes)
-
-
-def cut(pairs: ImagePairs, rows: slice) -> ImagePairs:
-    """Return some of the pairs."""
-    named = pairs._asdict()
-    return ImagePairs(
-        **{k: v[rows] if isinstance(v, Tensor | list) else v for k, v in named.items()}
-    )
 
 
 def fit(module: StepAwarePreference, batches: list[ImagePairs], *callbacks, **options) -> None:
@@ -232,7 +216,7 @@ def test_weights_are_shares_over_ranks(
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     arguments = [str(tmp_path), tiny_folder, tiny_clip_folder]
     subprocess.run(
-        [*launch, "--standalone", "-m", "tests.judges.two_ranks", *arguments],
+        [*launch, "--standalone", "-m", "tests.helpers.two_ranks_judge", *arguments],
         cwd=ROOT,
         check=True,
         timeout=300,

@@ -11,7 +11,7 @@ import torch
 
 from lit_prefopt.cli import main
 from lit_prefopt.data.shards.writer import ShardWriter
-from tests.runs import same
+from tests.helpers.runs import same
 
 ENDS = ("state_dict", "optimizer_states", "lr_schedulers")
 

@@ -18,7 +18,7 @@ from lit_prefopt.judges import Judge
 from lit_prefopt.methods import D3PO, DenseRewardDPO, DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.methods.test_spo import Brightness, Broken
+from tests.helpers.judges import Brightness, Broken
 
 TEXTS, SEEDS = ["a cat", "two dogs"], torch.tensor([3, 8])
 HOW = Sampling(steps=4, guidance=3.0, eta=1.0, batch_size=3)
@@ -108,7 +108,7 @@ def test_kept_states_are_those_that_the_network_saw(backbone: StableDiffusion) -
     with torch.no_grad():
         parents = steps.parents[:, 0, 0]
         prompt = backbone.embed(TEXTS)
-        again = module.walk.step(parents, 0, prompt)
+        again = module.rollout.step(parents, 0, prompt)
         z = (steps.children[:, 0, 0] - again.mean) / again.sigma
     assert 0.5 < z.std() < 1.5  # the noise that was drawn, and not the rounding
 

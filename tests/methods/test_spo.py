@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,24 +13,10 @@ from lit_prefopt.batches import LogRatios, Steps
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.errors import InputError
-from lit_prefopt.judges import Judge
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-
-TEXTS, SEEDS = ["a cat", "two dogs"], torch.tensor([3, 8])
-
-
-class Brightness(Judge):
-    """The brighter the better; it notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[str], list[int]]] = []
-
-    def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        assert t is not None
-        self.asked.append((list(texts), t.tolist()))
-        return images.mean((1, 2, 3))
+from tests.helpers.judges import SEEDS, TEXTS, Brightness, Broken
 
 
 def spo(backbone: StableDiffusion, **changes: object) -> SPO:
@@ -195,14 +180,6 @@ def test_a_clipped_ratio_pulls_no_more(backbone: StableDiffusion) -> None:
 def test_bad_settings(backbone: StableDiffusion, change: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         spo(backbone, **change)
-
-
-class Broken(Judge):
-    def __init__(self, scores: list[float]) -> None:
-        self.scores = scores
-
-    def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        return torch.tensor(self.scores)
 
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0], [float("nan")] * 6])

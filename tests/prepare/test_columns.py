@@ -10,9 +10,8 @@ import pytest
 from lit_prefopt.cli import main
 from lit_prefopt.datamodules import PairShards
 from lit_prefopt.prepare import Columns
-from tests.data.conftest import picture
-
-from .conftest import pair, samples, sides, write
+from tests.helpers.shards import picture
+from tests.helpers.sources import pair, samples, sides, write
 
 HPD2 = {"prompt": "a cat", "human_preference": [0, 1], "user_hash": "x"}
 THREE = {"prompt": "a cat", "image_path": ["1.png", "2.png", "3.png"], "rank": [1, 2, 2]}

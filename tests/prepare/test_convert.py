@@ -12,9 +12,8 @@ from PIL import Image
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import Columns, convert
-from tests.data.conftest import picture
-
-from .conftest import pair, ranked, samples, sides, write
+from tests.helpers.shards import picture
+from tests.helpers.sources import pair, ranked, samples, sides, write
 
 
 def test_pairs_of_paths(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -13,7 +13,7 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import preview
 from lit_prefopt.prepare.preview import EDGE, GAP, LINE, TILE, WIDTH
-from tests.data.conftest import Maker
+from tests.helpers.shards import Maker
 
 TOP = GAP + EDGE + LINE + TILE // 2  # middle of the first row of images
 

@@ -16,9 +16,8 @@ import pytest
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import convert
 from lit_prefopt.prepare import tables as tables_module
-from tests.data.conftest import picture
-
-from .conftest import pair, sides, write
+from tests.helpers.shards import picture
+from tests.helpers.sources import pair, sides, write
 
 CATS = [("a cat", picture(1), picture(2)), ("a dog", picture(4), picture(3))]
 

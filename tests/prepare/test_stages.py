@@ -14,9 +14,8 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import split_into_stages
 from lit_prefopt.prepare.stages import cut_gaps, cut_ranks
-from tests.data.conftest import picture
-
-from .conftest import samples
+from tests.helpers.shards import picture
+from tests.helpers.sources import samples
 
 
 def pairs(folder: Path, *metas: dict[str, Any], broken: int | None = None) -> str:

@@ -10,9 +10,8 @@ import pytest
 from lit_prefopt.datamodules import PairShards
 from lit_prefopt.prepare import convert
 from lit_prefopt.prepare.form_pairs import Ties
-from tests.data.conftest import picture
-
-from .conftest import pair, ranked, samples, write
+from tests.helpers.shards import picture
+from tests.helpers.sources import pair, ranked, samples, write
 
 
 def labelled(label: float, prompt: str = "a cat") -> dict[str, Any]:

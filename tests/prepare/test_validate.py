@@ -17,7 +17,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.data.shards.index import index_shards
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import validate
-from tests.data.conftest import Maker, picture
+from tests.helpers.shards import Maker, picture
 
 Members = dict[str, bytes]
 

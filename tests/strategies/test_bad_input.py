@@ -20,8 +20,8 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import Adafactor, AdamW, AdamW8bit, Lion8bit, OptimizerConfig
 from lit_prefopt.strategies import FullySharded, ZeRO
-from lit_prefopt.strategies.whole_states import check_adamw
-from tests.strategies.cpu import CPUZeRO
+from lit_prefopt.strategies.full_state import check_adamw
+from tests.helpers.strategies_cpu import CPUZeRO
 
 FILES = ["ddp", "zero2", "zero3", "zero3-offload", "fsdp", "two-nodes"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.strategies.runs import CPU, case, run_cases
+from tests.helpers.strategy_runs import CPU, case, run_cases
 
 pytestmark = pytest.mark.slow
 KINDS = ("ddp", "zero2", "zero3", "fsdp")
@@ -23,7 +23,10 @@ def runs(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory
     (root / "prompts.txt").write_text("open a red fox\nopen a blue vase")
     sampling = {"steps": 2}
     evaluation = {
-        "judge": {"class_path": "tests.collecting.Picky", "init_args": {"folder": str(root)}},
+        "judge": {
+            "class_path": "tests.helpers.collecting.Picky",
+            "init_args": {"folder": str(root)},
+        },
         "prompts": {
             "class_path": "PromptFile",
             "init_args": {"path": str(root / "prompts.txt")},
@@ -33,7 +36,7 @@ def runs(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory
     }
     callbacks = [
         {"class_path": "Checkpoints", "init_args": {"save_last": True}},
-        {"class_path": "Export"},
+        {"class_path": "ExportWeights"},
         {"class_path": "SampleGrid", "init_args": {"count": 2, "sampling": sampling}},
         {"class_path": "Evaluation", "init_args": evaluation},
         {"class_path": f"{CPU}.Seen", "init_args": {"folder": str(root)}},

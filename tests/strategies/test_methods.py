@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lit_prefopt import methods
-from tests.collecting import pairs_of_rounds, spo, write_prompts
-from tests.conftest import OWN_COUNTS, small_recipe
-from tests.runs import same
-from tests.strategies.runs import CPU, STRATEGIES, run_cases
+from tests.helpers.collecting import pairs_of_rounds, spo, write_prompts
+from tests.helpers.recipes import OWN_COUNTS, small_recipe
+from tests.helpers.runs import same
+from tests.helpers.strategy_runs import CPU, STRATEGIES, run_cases
 
 pytestmark = pytest.mark.slow
 STEPS = 3
@@ -62,7 +62,7 @@ def runs(
         cases[name] = [
             *("--config", f"toy-{method}", "--backbone", "StableDiffusion"),
             *("--backbone.pretrained", tiny_folder, "--model.sampling.steps", "3"),
-            *("--model.judge", "tests.methods.test_spo.Brightness"),
+            *("--model.judge", "tests.helpers.judges.Brightness"),
             *("--data", "PromptCollections", "--data.prompts", "PromptFile"),
             *("--data.prompts.path", str(prompts), "--data.resolution", "32"),
             *("--data.batch_size", "2", "--data.batches", "2", "--data.collection", "2"),

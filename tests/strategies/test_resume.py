@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lit_prefopt.cli import main
-from tests.runs import WEIGHTS, same
-from tests.strategies.runs import case, run_cases
+from tests.helpers.runs import WEIGHTS, same
+from tests.helpers.strategy_runs import case, run_cases
 
 pytestmark = pytest.mark.slow
 AVERAGING = ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import small_recipe
-from tests.runs import (
+from tests.helpers.recipes import small_recipe
+from tests.helpers.runs import (
     assert_same_end,
     finished,
     kill,
@@ -23,7 +23,7 @@ from tests.runs import (
     same,
     wait_until,
 )
-from tests.strategies.runs import CPU, PATIENCE
+from tests.helpers.strategy_runs import CPU, PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def two_nodes(pipeline: str, shards: str, folder: Path) -> list[str]:
 
 def beating(folder: Path) -> list[str]:
     """Arguments that let a run write down its batches, slowly."""
-    beat = ["--trainer.callbacks+", "tests.runs.Beat"]
+    beat = ["--trainer.callbacks+", "tests.helpers.runs.Beat"]
     return [*beat, "--trainer.callbacks.path", str(folder / "beats")]
 
 

@@ -17,7 +17,7 @@ from lit_prefopt.toy import ToyDiffusion, ToyJudge, ToyPairs, ToyPrompts
 from lit_prefopt.toy.backbone import CHECKPOINT, TOY_SAMPLING
 from lit_prefopt.toy.pairs import PAIRS
 from lit_prefopt.toy.scenes import split
-from tests.comparing import compared
+from tests.helpers.comparing import compared
 
 
 def size(folder: Path) -> int:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_prefopt.data.images import BrokenSample
-from lit_prefopt.data.shards.format import FACTS
+from lit_prefopt.data.shards.format import GENERATION_FILE
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.seeds import sample_seed
 
@@ -33,7 +33,7 @@ class ErrorTable:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            self.facts: dict[str, Any] = json.loads((self.folder / FACTS).read_text())
+            self.settings: dict[str, Any] = json.loads((self.folder / GENERATION_FILE).read_text())
             with safe_open(self.folder / TABLE, "pt") as file:
                 self.pairs, self.draws, self.sides = file.get_slice("errors").get_shape()
         except (OSError, ValueError, SafetensorError) as error:
@@ -41,7 +41,7 @@ class ErrorTable:
                 f"{folder} holds no reference errors ({error}): make them by `lit-prefopt predict "
                 "--config sd15-reference-cache`, in a local folder."
             ) from error
-        self.seed = int(self.facts["seed"])
+        self.seed = int(self.settings["seed"])
         self._file: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Cached samples on their way into a batch: which view of a pair, and with which prompt."""
+"""Load cached samples: choose a view and a prompt, and collate samples into a batch."""
 
 from __future__ import annotations
 
@@ -8,23 +8,16 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.batches import LatentPairs, Prompt
-from lit_prefopt.data.images import BrokenSample, Coins
+from lit_prefopt.data.images import AugmentDraws, BrokenSample
 from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
+from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import LatentReader, LatentSample
-from lit_prefopt.data.loading.image_samples import (
-    GiveRoom,
-    Visit,
-    label_of,
-    own_room,
-    prompt_of,
-    weight_of,
-)
+from lit_prefopt.data.loading.image_samples import SampleRef, label_of, prompt_of, weight_of
 from lit_prefopt.utils.seeds import sample_seed
 
 
-class LatentItem(NamedTuple):
-    """One sample of a batch."""
+class CachedSample(NamedTuple):
+    """Cached sample of a batch: one view with its prompt."""
 
     tensors: dict[str, Tensor]  # of one view, without the prompt
     hidden: Tensor  # (N, D)
@@ -37,8 +30,8 @@ class LatentItem(NamedTuple):
     errors: Tensor | None = None  # (E, K): the reference's
 
 
-class LatentItems:
-    """Cached samples, of which the coins of a visit choose a view.
+class LatentSampleLoader:
+    """Load cached samples; the draws of a sample's seed choose the view.
 
     The coin that would have mirrored an image chooses the view, so that of a middle crop that is
     kept plain and mirrored the same one is chosen as from images, by the same seed.
@@ -47,7 +40,7 @@ class LatentItems:
         reader: Reads a sample by (shard number, sample number).
         seed: Seed of the run.
         latents: What holds of all samples.
-        caption_dropout: Share of the visits whose prompt is left empty.
+        caption_dropout: Share of the samples whose prompt is left empty.
         held_out: Take the first view always, and leave no prompt empty.
     """
 
@@ -62,27 +55,27 @@ class LatentItems:
         self.reader, self.seed, self.latents = reader, seed, latents
         self.caption_dropout, self.held_out = caption_dropout, held_out
 
-    def item(self, visit: Visit) -> LatentItem:
-        """Return a sample as its seed says."""
-        stored = self.reader(visit.shard, visit.sample)
-        return self.make(stored, sample_seed(self.seed, visit.epoch, visit.position))
+    def load(self, ref: SampleRef) -> CachedSample:
+        """Return the view of a sample that its seed chooses."""
+        stored = self.reader(ref.shard, ref.sample)
+        return self.view(stored, sample_seed(self.seed, ref.epoch, ref.position))
 
-    def make(self, stored: LatentSample, seed: int) -> LatentItem:
-        """Return a stored sample as a seed says; raise BrokenSample if it cannot be used."""
+    def view(self, stored: LatentSample, seed: int) -> CachedSample:
+        """Return the view that a seed chooses; raise BrokenSample if the sample is broken."""
         text = prompt_of(stored)
         try:
             tensors = self.latents.check(stored).tensors
         except BrokenSample as error:
             raise BrokenSample(f"{stored.name} {error}") from error
-        coins, views = Coins.thrown(seed), len(tensors["mean"])
+        drawn, views = AugmentDraws.from_seed(seed), len(tensors["mean"])
         # the mirrored views are the later ones, and images are mirrored by the smaller half
-        view = 0 if self.held_out else views - 1 - int(coins.flip * views)
-        dropped = not self.held_out and coins.drop < self.caption_dropout
+        view = 0 if self.held_out else views - 1 - int(drawn.flip * views)
+        dropped = not self.held_out and drawn.drop < self.caption_dropout
         hidden, pooled = tensors["hidden"], tensors.get("pooled")
         if dropped:
             empty = self.latents.empty
             hidden, pooled = empty.hidden[0], None if empty.pooled is None else empty.pooled[0]
-        return LatentItem(
+        return CachedSample(
             {k: v[view] for k, v in tensors.items() if k not in ("hidden", "pooled")},
             hidden,
             pooled,
@@ -93,47 +86,38 @@ class LatentItems:
             stored.name,
         )
 
-    def collate(
-        self, items: list[LatentItem], broken: tuple[str, ...] = (), room: GiveRoom = own_room
-    ) -> LatentPairs:
-        """Return the batch that these items make; for the arguments see `Items`."""
-        means = _stacked([item.tensors["mean"] for item in items], room)
-        pooled = [item.pooled for item in items if item.pooled is not None]
-        errors = [item.errors for item in items if item.errors is not None]
+    def collate(self, samples: list[CachedSample], broken: tuple[str, ...] = ()) -> LatentPairs:
+        """Return the batch of some samples; for the arguments see `SampleLoader`."""
+        means = torch.stack([sample.tensors["mean"] for sample in samples])
+        pooled = [sample.pooled for sample in samples if sample.pooled is not None]
+        errors = [sample.errors for sample in samples if sample.errors is not None]
         masks = None
-        if any("masks" in item.tensors for item in items):  # where there is none, all may differ
+        if any("masks" in sample.tensors for sample in samples):  # without one, all may differ
             ones = torch.ones(1, *means.shape[-2:])
-            masks = torch.stack([item.tensors.get("masks", ones) for item in items])
+            masks = torch.stack([sample.tensors.get("masks", ones) for sample in samples])
         return LatentPairs(
             mean=means,
-            deviation=_stacked([item.tensors["deviation"] for item in items], room)
-            if self.latents.facts["deviation"]
+            deviation=torch.stack([sample.tensors["deviation"] for sample in samples])
+            if self.latents.settings["deviation"]
             else None,
             prompt=Prompt(
-                _stacked([item.hidden for item in items], room),
+                torch.stack([sample.hidden for sample in samples]),
                 torch.stack(pooled) if pooled else None,
             ),
-            texts=[item.text for item in items],
-            seeds=torch.tensor([item.seed for item in items]),
-            labels=torch.tensor([item.label for item in items]),
-            weights=torch.tensor([item.weight for item in items]),
-            keys=[item.key for item in items],
+            texts=[sample.text for sample in samples],
+            seeds=torch.tensor([sample.seed for sample in samples]),
+            labels=torch.tensor([sample.label for sample in samples]),
+            weights=torch.tensor([sample.weight for sample in samples]),
+            keys=[sample.key for sample in samples],
             masks=masks,
             broken=broken,
-            frames=torch.stack([item.tensors["frames"] for item in items]),
+            frames=torch.stack([sample.tensors["frames"] for sample in samples]),
             reference_error=torch.stack(errors) if errors else None,
         )
 
 
-def _stacked(tensors: list[Tensor], room: GiveRoom) -> Tensor:
-    """Return all in one, every byte copied once."""
-    first = tensors[0]
-    whole = torch.from_numpy(room(len(tensors) * first.nbytes)).view(first.dtype)
-    return torch.stack(tensors, out=whole.view(len(tensors), *first.shape))
-
-
-class FixedDrawItems(LatentItems):
-    """Cached samples whose draws are fixed, each with the reference's errors at it.
+class FixedDrawLoader(LatentSampleLoader):
+    """Load cached samples at fixed draws, each with the reference's errors at it.
 
     The n-th epoch uses the draw n modulo their number; held-out samples have the errors of all.
 
@@ -141,7 +125,7 @@ class FixedDrawItems(LatentItems):
         reader: Reads a sample by (shard number, sample number).
         table: The reference's errors, and from which seeds they were drawn.
         latents: What holds of all samples.
-        caption_dropout: Share of the visits whose prompt is left empty.
+        caption_dropout: Share of the samples whose prompt is left empty.
         held_out: Take the first view always, and leave no prompt empty.
     """
 
@@ -157,11 +141,11 @@ class FixedDrawItems(LatentItems):
         self.table = table
         self.starts = [sum(reader.counts[:shard]) for shard in range(len(reader.counts))]
 
-    def item(self, visit: Visit) -> LatentItem:
-        """Return a sample at the draw of the visit's epoch."""
-        index = self.starts[visit.shard] + visit.sample
-        draw = 0 if self.held_out else visit.epoch % self.table.draws
-        stored = self.reader(visit.shard, visit.sample)
-        item = self.make(stored, draw_seed(self.table.seed, index, draw))
+    def load(self, ref: SampleRef) -> CachedSample:
+        """Return a sample at the draw of its epoch."""
+        index = self.starts[ref.shard] + ref.sample
+        draw = 0 if self.held_out else ref.epoch % self.table.draws
+        stored = self.reader(ref.shard, ref.sample)
+        sample = self.view(stored, draw_seed(self.table.seed, index, draw))
         errors = self.table.errors(index, stored.name)
-        return item._replace(errors=errors if self.held_out else errors[draw : draw + 1])
+        return sample._replace(errors=errors if self.held_out else errors[draw : draw + 1])

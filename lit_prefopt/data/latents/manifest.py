@@ -12,8 +12,8 @@ from safetensors.torch import load
 
 from lit_prefopt.batches import Prompt
 from lit_prefopt.data.images import BrokenSample
-from lit_prefopt.data.latents.reader import LatentSample
-from lit_prefopt.data.shards.format import FACTS, Shard
+from lit_prefopt.data.latents.latent_reader import LatentSample
+from lit_prefopt.data.shards.format import GENERATION_FILE, Shard
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, retried
 
@@ -26,13 +26,13 @@ class LatentSet:
     """What holds of all samples of some cached shards.
 
     Args:
-        facts: What decided what was made, by name.
+        settings: What decided what was made, by name.
         notes: What else is told of how it was made.
         empty: The empty prompt, one row.
         identity: A text that two sets share only if they were made alike of the same pairs.
     """
 
-    facts: dict[str, Any]
+    settings: dict[str, Any]
     notes: dict[str, Any]
     empty: Prompt
     identity: str
@@ -41,18 +41,18 @@ class LatentSet:
         *("encoders", "latent_channels", "scaling_factor", "pixels_per_latent", "prompt_width"),
         *("pooled_width", "dtype", "resolution", "crop", "flip", "views", "deviation"),
     )
-    """The facts that folders of one run have in common."""
+    """The settings that folders of one run have in common."""
 
     @classmethod
-    def of(cls, shards: Sequence[Shard]) -> LatentSet:
+    def from_shards(cls, shards: Sequence[Shard]) -> LatentSet:
         """Return what the folders of these shards say.
 
         Raises:
             InputError: They say nothing, or different things.
         """
         folders = list(dict.fromkeys(shard.folder for shard in shards))
-        told = [_read_facts(folder) for folder in folders]
-        first, *others = told
+        found = [_read_metadata(folder) for folder in folders]
+        first, *others = found
         for folder, other in zip(folders[1:], others, strict=True):
             differing = [n for n in cls.SHARED if other.get(n) != first.get(n)]
             if differing:
@@ -60,52 +60,57 @@ class LatentSet:
                     f"{folders[0]} and {folder} were cached differently ({', '.join(differing)}): "
                     "train on one of them, or cache both by the same recipe."
                 )
-        decisive = [{n: v for n, v in facts.items() if n != NOTES} for facts in told]
+        decisive = [{n: v for n, v in one.items() if n != NOTES} for one in found]
         # not the sizes of the shards: latents of other pairs take as many bytes
         text = json.dumps(decisive, sort_keys=True)
         identity = blake2s(text.encode(), digest_size=8).hexdigest()
         return cls(decisive[0], first.get(NOTES, {}), _read_empty(folders[0]), identity)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What made them, in words."""
-        facts, form = self.facts, str(self.facts.get("dtype"))
-        views = f"{facts['views']} {'random' if facts['crop'] == 'random' else 'middle'} crop"
-        mirrored = ", mirrored as well" if facts["flip"] else ""
-        kept = "" if facts["deviation"] else ", means alone"
+        settings, form = self.settings, str(self.settings.get("dtype"))
+        views = f"{settings['views']} {'random' if settings['crop'] == 'random' else 'middle'} crop"
+        mirrored = ", mirrored as well" if settings["flip"] else ""
+        kept = "" if settings["deviation"] else ", means alone"
         return (
-            f"latents of {self.notes.get('checkpoint')} at {facts['resolution']} pixels in {form}: "
-            f"{views}{'s' if facts['views'] > 1 else ''} of each pair{mirrored}{kept}"
+            f"latents of {self.notes.get('checkpoint')} at {settings['resolution']} pixels in "
+            f"{form}: {views}{'s' if settings['views'] > 1 else ''} of each pair{mirrored}{kept}"
         )
 
     def check(self, sample: LatentSample) -> LatentSample:
         """Return a sample that is of this set; raise BrokenSample, without its name, if not."""
-        facts, mean = self.facts, sample.tensors["mean"]
-        side = facts["resolution"] // facts["pixels_per_latent"]
-        shape = (facts["views"] * (1 + facts["flip"]), facts["latent_channels"], side, side)
+        settings, mean = self.settings, sample.tensors["mean"]
+        side = settings["resolution"] // settings["pixels_per_latent"]
+        shape = (
+            settings["views"] * (1 + settings["flip"]),
+            settings["latent_channels"],
+            side,
+            side,
+        )
         form = (mean.shape[0], *mean.shape[2:]), str(mean.dtype).removeprefix("torch.")
-        if form != (shape, facts["dtype"]):
+        if form != (shape, settings["dtype"]):
             raise BrokenSample("holds other latents than its set says: cache it again")
-        if facts["deviation"] != ("deviation" in sample.tensors):
+        if settings["deviation"] != ("deviation" in sample.tensors):
             raise BrokenSample("holds other latents than its set says: cache it again")
         if sample.tensors["hidden"].shape != self.empty.hidden.shape[1:]:
             raise BrokenSample("holds a prompt of another form than its set: cache it again")
         return sample
 
 
-def _read_facts(folder: str) -> dict[str, Any]:
-    text = _fetched(folder, FACTS)
+def _read_metadata(folder: str) -> dict[str, Any]:
+    text = _fetched(folder, GENERATION_FILE)
     try:
-        said: dict[str, Any] = json.loads(text)
+        metadata: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{folder}/{FACTS} is no JSON: copy it again.") from error
-    missing = [name for name in LatentSet.SHARED if name not in said]
+        raise InputError(f"{folder}/{GENERATION_FILE} is no JSON: copy it again.") from error
+    missing = [name for name in LatentSet.SHARED if name not in metadata]
     if missing:
         raise InputError(
-            f"{folder}/{FACTS} does not tell the {missing[0]} of its latents: cache them again, by "
-            "`lit-prefopt predict`."
+            f"{folder}/{GENERATION_FILE} does not tell the {missing[0]} of its latents: "
+            "cache them again, by `lit-prefopt predict`."
         )
-    return said
+    return metadata
 
 
 def _read_empty(folder: str) -> Prompt:

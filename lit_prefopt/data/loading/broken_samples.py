@@ -1,19 +1,19 @@
-"""How many samples could not be read, and when it is too many."""
+"""Count of unreadable samples, and the check that stops a run with too many."""
 
 from __future__ import annotations
 
 from lit_prefopt.errors import InputError
 
-HANDFUL = 5  # a few broken files in a small set are no reason to stop
-NAMED = 10  # names in the message
+ALWAYS_ALLOWED = 5  # a few broken files in a small set are no reason to stop
+MAX_NAMED = 10  # names in the message
 
 
 class TooManyBroken(InputError):
-    """More samples are broken than a run may pass over."""
+    """Error of a run that found more broken samples than `broken_share` allows."""
 
 
-class Tally:
-    """Counts unreadable samples by name and stops the run when there are too many.
+class BrokenSamples:
+    """Count unreadable samples by name and stop the run when there are too many.
 
     Args:
         share: Largest share of unreadable samples; 0 stops at the first one.
@@ -26,10 +26,10 @@ class Tally:
         self.names: dict[str, None] = {}  # in the order in which they came
 
     def add(self, name: str) -> None:
-        """Note an unreadable sample."""
+        """Count an unreadable sample; raise TooManyBroken if there are too many."""
         self.names[name] = None
-        allowed = max(HANDFUL, self.share * min(self.read, self.samples)) if self.share else 0
-        if len(self.names) > allowed:
+        allowed = max(ALWAYS_ALLOWED, self.share * min(self.read, self.samples))
+        if len(self.names) > (allowed if self.share else 0):
             raise TooManyBroken(
                 f"Broken samples: {len(self.names)} of the {self.read} read so far, more than the "
                 f"{self.share} that `broken_share` allows; repair or remove them: {self.listed()}."
@@ -38,5 +38,5 @@ class Tally:
     def listed(self) -> str:
         """Return the first names in one line."""
         names = list(self.names)
-        more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        return "; ".join(names[:NAMED]) + more
+        more = f"; and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        return "; ".join(names[:MAX_NAMED]) + more

@@ -1,34 +1,24 @@
-"""One sample of a batch, from stored bytes to tensors, and the batch that several make."""
+"""Load image samples: decode and augment stored bytes, and collate samples into a batch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data.images import Augment, BrokenSample, Opened, Pixels, Size, decode
+from lit_prefopt.data.images import Augment, BrokenSample, ImageHeader, Pixels, Size, decode
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.utils.seeds import sample_seed
 
-GiveRoom = Callable[[int], NDArray[np.uint8]]
-"""Returns memory for so many bytes."""
 
-
-def own_room(size: int) -> NDArray[np.uint8]:
-    """Return memory for so many bytes."""
-    return np.empty(size, dtype=np.uint8)
-
-
-class Visit(NamedTuple):
-    """One sample's turn in an epoch."""
+class SampleRef(NamedTuple):
+    """Reference to a stored sample and to its position in an epoch's order."""
 
     epoch: int
     position: int  # in the epoch's order
@@ -37,31 +27,30 @@ class Visit(NamedTuple):
     sample: int
 
 
-class Items(Protocol):
-    """Makes the samples of a batch, each by itself, and the batch."""
+class SampleLoader(Protocol):
+    """Load samples one by one, and collate them into a batch."""
 
     @property
     def reader(self) -> ShardReader:
-        """Reads a sample by (shard number, sample number)."""
+        """Reader of stored samples by (shard number, sample number)."""
         ...
 
-    def item(self, visit: Visit) -> Any:
+    def load(self, ref: SampleRef) -> Any:
         """Return a sample; raise BrokenSample, which names it, if it cannot be used."""
         ...
 
-    def collate(self, items: list[Any], broken: tuple[str, ...], room: GiveRoom) -> Any:
-        """Return the batch that these items make.
+    def collate(self, samples: list[Any], broken: tuple[str, ...]) -> Any:
+        """Return the batch of some samples.
 
         Args:
-            items: The samples.
-            broken: Names of those they stand in for.
-            room: Gives memory for what is large.
+            samples: The samples.
+            broken: Names of the unreadable samples that some of them replace.
         """
         ...
 
 
-class Item(NamedTuple):
-    """One sample of a batch."""
+class ImageSample(NamedTuple):
+    """Decoded and augmented sample of a batch."""
 
     images: list[Pixels]  # K sides (H, W, 3)
     text: str
@@ -73,54 +62,54 @@ class Item(NamedTuple):
     frames: list[list[int]]  # (K, 6)
 
 
-class ImageItems:
-    """Images, decoded and augmented.
+class ImageSampleLoader:
+    """Load, decode and augment pairs of images.
 
     Args:
         reader: Reads a sample by (shard number, sample number).
         seed: Seed of the run.
-        augments: What happens to images and text, for each bucket.
+        augments: Augmentation of images and text, for each bucket.
     """
 
     def __init__(self, reader: ShardReader, seed: int, augments: Sequence[Augment]) -> None:
         self.reader, self.seed, self.augments = reader, seed, augments
 
-    def item(self, visit: Visit) -> Item:
-        """Return a sample, brought to the shape of its position's bucket."""
-        seed = sample_seed(self.seed, visit.epoch, visit.position)
-        stored = self.reader(visit.shard, visit.sample)
-        return make_item(stored, self.augments[visit.bucket], seed, self.reader.sides)
+    def load(self, ref: SampleRef) -> ImageSample:
+        """Return a sample in the shape of its position's bucket."""
+        seed = sample_seed(self.seed, ref.epoch, ref.position)
+        stored = self.reader(ref.shard, ref.sample)
+        return load_sample(stored, self.augments[ref.bucket], seed, self.reader.sides)
 
-    def collate(self, items: list[Item], broken: tuple[str, ...], room: GiveRoom) -> ImagePairs:
-        """Return the batch that these items make."""
-        return collate(items, broken, room)
+    def collate(self, samples: list[ImageSample], broken: tuple[str, ...]) -> ImagePairs:
+        """Return the batch of some samples; for the arguments see `SampleLoader`."""
+        return collate(samples, broken)
 
 
-def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> Item:
-    """Return a sample decoded and augmented; raise BrokenSample, which names it, if it cannot be.
+def load_sample(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> ImageSample:
+    """Return a decoded and augmented sample; raise BrokenSample, which names it, if it is broken.
 
     Args:
-        sample: The sample as stored.
-        augment: What happens to it.
+        sample: The stored sample.
+        augment: Its augmentation.
         seed: The sample's seed.
         names: Names of its sides, for messages.
     """
     text = prompt_of(sample)
-    sides: list[Opened] = []
+    sides: list[ImageHeader] = []
     for name, data in zip(names, sample.sides, strict=True):
-        with _of(sample, name):
-            sides.append(Opened.read(data))
+        with _name_side(sample, name):
+            sides.append(ImageHeader.read(data))
     crop, dropped = augment.draw(sides[0].size, seed)
     images: list[Image.Image | Pixels] = []
     for name, side in zip(names, sides, strict=True):
-        with _of(sample, name):
+        with _name_side(sample, name):
             images.append(_decoded(side, crop.size, draft=augment.draft))
     best = images[0].size if isinstance(images[0], Image.Image) else crop.size
     mask = None
     if sample.mask is not None:
-        with _of(sample, "mask"):
+        with _name_side(sample, "mask"):
             mask = augment.mask(decode(sample.mask, "L"), sides[0].size, crop)
-    return Item(
+    return ImageSample(
         images=[augment.pixels(image, best, crop) for image in images],
         text="" if dropped else text,
         seed=seed,
@@ -132,12 +121,12 @@ def make_item(sample: Sample, augment: Augment, seed: int, names: Sequence[str])
     )
 
 
-class Described(Protocol):
-    """A stored sample of whatever kind."""
+class StoredSample(Protocol):
+    """Stored sample of images or of latents."""
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Name, for messages."""
         ...
 
     @property
@@ -147,21 +136,21 @@ class Described(Protocol):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What its .json says."""
+        """Content of its .json."""
         ...
 
 
-def label_of(sample: Described) -> float:
-    """Return the probability that the first side is the better one; 1 where it is not said."""
+def label_of(sample: StoredSample) -> float:
+    """Return the probability that the first side is the better one; 1 by default."""
     return _number(sample, "label", 1.0, most=1.0)
 
 
-def weight_of(sample: Described) -> float:
-    """Return the factor of the pair's loss; 1 where it is not said."""
+def weight_of(sample: StoredSample) -> float:
+    """Return the factor of the pair's loss; 1 by default."""
     return _number(sample, "weight", 1.0, most=float("inf"))
 
 
-def prompt_of(sample: Described) -> str:
+def prompt_of(sample: StoredSample) -> str:
     """Return the prompt of a sample; raise BrokenSample if it is empty."""
     if not sample.text.strip():
         raise BrokenSample(
@@ -171,51 +160,48 @@ def prompt_of(sample: Described) -> str:
     return sample.text
 
 
-def collate(
-    items: list[Item], broken: tuple[str, ...] = (), room: GiveRoom = own_room
-) -> ImagePairs:
-    """Return the batch that these items make; for the arguments see `Items`."""
+def collate(samples: list[ImageSample], broken: tuple[str, ...] = ()) -> ImagePairs:
+    """Return the batch of some samples; for the arguments see `SampleLoader`."""
     masks = None
-    if any(item.mask is not None for item in items):  # where there is none, all may differ
-        all_ones = torch.ones(1, *items[0].images[0].shape[:2])
-        masks = torch.stack([all_ones if i.mask is None else i.mask for i in items])
+    if any(sample.mask is not None for sample in samples):  # without a mask, all may differ
+        all_ones = torch.ones(1, *samples[0].images[0].shape[:2])
+        masks = torch.stack([all_ones if s.mask is None else s.mask for s in samples])
     return ImagePairs(
-        images=_stacked([item.images for item in items], room),
-        texts=[item.text for item in items],
-        seeds=torch.tensor([item.seed for item in items]),
-        labels=torch.tensor([item.label for item in items]),
-        weights=torch.tensor([item.weight for item in items]),
-        keys=[item.key for item in items],
+        images=_stack([sample.images for sample in samples]),
+        texts=[sample.text for sample in samples],
+        seeds=torch.tensor([sample.seed for sample in samples]),
+        labels=torch.tensor([sample.label for sample in samples]),
+        weights=torch.tensor([sample.weight for sample in samples]),
+        keys=[sample.key for sample in samples],
         masks=masks,
         broken=broken,
-        frames=torch.tensor([item.frames for item in items]),
+        frames=torch.tensor([sample.frames for sample in samples]),
     )
 
 
-def _stacked(images: list[list[Pixels]], room: GiveRoom) -> Tensor:
-    """Return all in one, (B, K, 3, H, W); every pixel is copied once."""
-    shape = len(images), len(images[0]), *images[0][0].shape
-    whole = room(math.prod(shape)).reshape(shape)
+def _stack(images: list[list[Pixels]]) -> Tensor:
+    """Return all images as one tensor (B, K, 3, H, W); every pixel is copied once."""
+    whole = np.empty((len(images), len(images[0]), *images[0][0].shape), dtype=np.uint8)
     for row, sides in zip(whole, images, strict=True):
         np.stack(sides, out=row)
     return torch.from_numpy(whole).permute(0, 1, 4, 2, 3)
 
 
-def _decoded(side: Opened, size: Size, *, draft: bool) -> Image.Image | Pixels:
+def _decoded(side: ImageHeader, size: Size, *, draft: bool) -> Image.Image | Pixels:
     pixels = side.pixels() if side.size == size else None
     return side.decoded("RGB", size if draft else None) if pixels is None else pixels
 
 
 @contextmanager
-def _of(sample: Sample, name: str) -> Iterator[None]:
-    """Say whose image it is that cannot be used."""
+def _name_side(sample: Sample, name: str) -> Iterator[None]:
+    """Put the names of sample and side before the message of a BrokenSample."""
     try:
         yield
     except BrokenSample as error:
         raise BrokenSample(f"{sample.name}: {name} {error}") from error
 
 
-def _number(sample: Described, name: str, default: float, most: float) -> float:
+def _number(sample: StoredSample, name: str, default: float, most: float) -> float:
     value = sample.meta.get(name, default)
     if isinstance(value, int | float) and 0 <= value <= most:
         return float(value)

@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.order.plan import Ints, Plan
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.lru import Recent
+from lit_prefopt.utils.lru import LRUCache
 
 LEFT_OUT = -1  # the bucket of samples that are not used
 Buckets = NDArray[np.int16]
 
 
-class Table(NamedTuple):
+class BucketTable(NamedTuple):
     """What is known of an epoch without shuffling it."""
 
     samples: Ints  # (blocks + 1, buckets): samples of a bucket before a block
     groups: Ints  # (blocks + 1,): groups that are complete before a block
 
 
-class Block(NamedTuple):
+class BucketBlock(NamedTuple):
     """One block in its order, without what is left out."""
 
     places: NDArray[np.int64]  # (samples, 2): shard number, sample number
@@ -59,11 +59,11 @@ class BucketPlan:
         self._starts = np.cumsum([0, *map(len, buckets)])
         self._counts = _count(buckets, len(self.shapes))
         self.samples = int((self._counts.sum(0) // group).sum()) * group
-        self._tables: Recent[int, Table] = Recent(2, self._make_table)
+        self._tables: LRUCache[int, BucketTable] = LRUCache(2, self._make_table)
         # a group's members come from its own block and a few before it
-        self._blocks: Recent[tuple[int, int], Block] = Recent(16, self._make_block)
-        self._groups: Recent[tuple[int, int], tuple[int, list[tuple[int, int]]]]
-        self._groups = Recent(4, self._make_group)
+        self._blocks: LRUCache[tuple[int, int], BucketBlock] = LRUCache(16, self._make_block)
+        self._groups: LRUCache[tuple[int, int], tuple[int, list[tuple[int, int]]]]
+        self._groups = LRUCache(4, self._make_group)
 
     @property
     def kept(self) -> int:
@@ -94,15 +94,15 @@ class BucketPlan:
         parts = f"{self.plan.fingerprint()}/{self.group}/{self.shapes}/".encode()
         return blake2s(parts + self._buckets.astype("<i2").tobytes(), digest_size=8).hexdigest()
 
-    def _make_table(self, epoch: int) -> Table:
+    def _make_table(self, epoch: int) -> BucketTable:
         shards = self.plan.layout(epoch).shards
         firsts = np.arange(0, len(shards), self.plan.shards_per_block)
         blocks = np.add.reduceat(self._counts[shards], firsts)
         samples = np.zeros((len(blocks) + 1, len(self.shapes)), np.int64)
         np.cumsum(blocks, axis=0, out=samples[1:])
-        return Table(samples, (samples // self.group).sum(1))
+        return BucketTable(samples, (samples // self.group).sum(1))
 
-    def _make_block(self, key: tuple[int, int]) -> Block:
+    def _make_block(self, key: tuple[int, int]) -> BucketBlock:
         epoch, number = key
         places = np.stack(self.plan.block(epoch, number), axis=1)
         buckets = self._buckets[self._starts[places[:, 0]] + places[:, 1]]
@@ -112,7 +112,9 @@ class BucketPlan:
         for bucket, rows in enumerate(members):
             ordinals[rows] = self._tables(epoch).samples[number, bucket] + np.arange(len(rows))
         last = (ordinals + 1) % self.group == 0
-        return Block(places, members, np.stack([buckets, ordinals // self.group], axis=1)[last])
+        return BucketBlock(
+            places, members, np.stack([buckets, ordinals // self.group], axis=1)[last]
+        )
 
     def _make_group(self, key: tuple[int, int]) -> tuple[int, list[tuple[int, int]]]:
         epoch, number = key

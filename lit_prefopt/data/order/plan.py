@@ -15,20 +15,20 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_prefopt.utils.lru import Recent
+from lit_prefopt.utils.lru import LRUCache
 from lit_prefopt.utils.seeds import stable_seed
 
 Ints = NDArray[np.int64]
 
 
-class Layout(NamedTuple):
+class ShardLayout(NamedTuple):
     """How the shards of one epoch lie behind each other."""
 
     shards: Ints  # the permuted shard numbers
     starts: Ints  # (shards + 1,): position of each one's first sample, and the end
 
 
-class Order(Protocol):
+class SampleOrder(Protocol):
     """What a loader asks of a plan; positions count samples."""
 
     samples: int  # of an epoch
@@ -63,9 +63,9 @@ class Plan:
         self.counts: Ints = np.asarray(counts, np.int64)
         self.samples = int(self.counts.sum())
         self.seed, self.shards_per_block, self.shuffle = seed, shards_per_block, shuffle
-        self._layouts: Recent[int, Layout] = Recent(2, self._make_layout)
+        self._layouts: LRUCache[int, ShardLayout] = LRUCache(2, self._make_layout)
         # a stretch of one batch touches two blocks as a rule
-        self._blocks: Recent[tuple[int, int], Ints] = Recent(3, self._make_block)
+        self._blocks: LRUCache[tuple[int, int], Ints] = LRUCache(3, self._make_block)
 
     def slice(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
         """Return (shard number, sample number) of the positions start to stop of an epoch."""
@@ -86,7 +86,7 @@ class Plan:
         """Return the number of a position's bucket: here all share one."""
         return 0
 
-    def layout(self, epoch: int) -> Layout:
+    def layout(self, epoch: int) -> ShardLayout:
         """Return how the shards of an epoch lie behind each other."""
         return self._layouts(epoch)
 
@@ -107,10 +107,10 @@ class Plan:
         rows = np.searchsorted(starts, inside, side="right") - 1
         return shards[rows], inside - starts[rows]
 
-    def _make_layout(self, epoch: int) -> Layout:
+    def _make_layout(self, epoch: int) -> ShardLayout:
         shards = self._order(len(self.counts), "shards", epoch)
         shards = shards[self.counts[shards] > 0]  # an empty shard would share its start
-        return Layout(shards, np.concatenate(([0], np.cumsum(self.counts[shards]))))
+        return ShardLayout(shards, np.concatenate(([0], np.cumsum(self.counts[shards]))))
 
     def _make_block(self, key: tuple[int, int]) -> Ints:
         epoch, block = key
@@ -127,7 +127,7 @@ class Plan:
         return np.argsort(bits, kind="stable")
 
 
-class Ranks(NamedTuple):
+class RankSplit(NamedTuple):
     """How one global batch is dealt out: each rank takes a stretch of it."""
 
     rank: int
@@ -139,13 +139,13 @@ class Ranks(NamedTuple):
         """Samples of one batch over all ranks."""
         return self.world * self.batch_size
 
-    def stretch(self, first: int, batch: int) -> tuple[int, int]:
+    def rank_positions(self, first: int, batch: int) -> tuple[int, int]:
         """Return the positions of this rank in a batch, counted from the position `first`."""
         start = first + batch * self.global_batch + self.rank * self.batch_size
         return start, start + self.batch_size
 
 
-def stand_ins(position: int, samples: int, global_batch: int) -> Iterator[int]:
+def replacement_positions(position: int, samples: int, global_batch: int) -> Iterator[int]:
     """Yield the position itself, then those that may stand in for it, each once.
 
     They are the same slot of the next global batches (so they belong to the same rank), around

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Anchor(NamedTuple):
+class ResumePoint(NamedTuple):
     """A known point of a run: so many batches had been processed when it stood there."""
 
     processed: int = 0
@@ -18,7 +18,7 @@ class Anchor(NamedTuple):
     position: int = 0  # samples of the epoch that were used
 
 
-class Stage(NamedTuple):
+class EpochPosition(NamedTuple):
     """What is still to be read of an epoch."""
 
     epoch: int
@@ -26,7 +26,7 @@ class Stage(NamedTuple):
     batches: int
 
 
-class Course:
+class EpochProgress:
     """The way of a run through its epochs.
 
     Args:
@@ -39,7 +39,7 @@ class Course:
         self.samples, self.global_batch = samples, global_batch
         self.whole = samples // global_batch
         self.batches = min(self.whole, limit) if isinstance(limit, int) else int(self.whole * limit)
-        self.anchor = Anchor()
+        self.resume_point = ResumePoint()
 
     def done(self, position: int) -> int:
         """Return how many batches of an epoch lie behind a position.
@@ -49,13 +49,13 @@ class Course:
         """
         return min(self.batches, self.whole - (self.samples - position) // self.global_batch)
 
-    def stage(self, processed: int) -> Stage:
+    def position_after(self, processed: int) -> EpochPosition:
         """Return where a run stands after so many batches."""
-        since = processed - self.anchor.processed
-        left = self.batches - self.done(self.anchor.position)
+        since = processed - self.resume_point.processed
+        left = self.batches - self.done(self.resume_point.position)
         if since < left:
-            position = self.anchor.position + since * self.global_batch
-            return Stage(self.anchor.epoch, position, left - since)
+            position = self.resume_point.position + since * self.global_batch
+            return EpochPosition(self.resume_point.epoch, position, left - since)
         epochs, batch = divmod(since - left, max(1, self.batches))
         position = batch * self.global_batch
-        return Stage(self.anchor.epoch + 1 + epochs, position, self.batches - batch)
+        return EpochPosition(self.resume_point.epoch + 1 + epochs, position, self.batches - batch)

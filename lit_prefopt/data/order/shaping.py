@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.order.buckets import BucketPlan, bucket_shapes, choose_buckets
-from lit_prefopt.data.order.plan import Order, Plan, Ranks
+from lit_prefopt.data.order.plan import Plan, RankSplit, SampleOrder
 from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.errors import InputError
 
@@ -20,7 +20,7 @@ SAMPLES = 256  # that are looked at where the sizes are not known beforehand
 CURE = "blurred images teach blur; leave them out by `min_side`, or lower `resolution`"
 
 
-class Shaping(NamedTuple):
+class ShapeSettings(NamedTuple):
     """What is wanted of the images' sizes."""
 
     resolution: int
@@ -42,8 +42,8 @@ class Shaping(NamedTuple):
 
 
 def make_order(
-    shards: Sequence[Shard], plan: Plan, shaping: Shaping, batch_size: int
-) -> tuple[Order, list[Size]]:
+    shards: Sequence[Shard], plan: Plan, shaping: ShapeSettings, batch_size: int
+) -> tuple[SampleOrder, list[Size]]:
     """Return the order of an epoch and the width and height of each of its buckets.
 
     Args:
@@ -61,7 +61,7 @@ def make_order(
     return BucketPlan(plan, buckets, shapes, group), shapes
 
 
-def tell_enlarged(shards: Sequence[Shard], order: Order, shapes: Sequence[Size]) -> bool:
+def warn_if_enlarged(shards: Sequence[Shard], order: SampleOrder, shapes: Sequence[Size]) -> bool:
     """Warn of images that have to be enlarged; return whether their sizes are known.
 
     Args:
@@ -76,7 +76,7 @@ def tell_enlarged(shards: Sequence[Shard], order: Order, shapes: Sequence[Size])
     return True
 
 
-def tell_dropped(order: Order, ranks: Ranks) -> None:
+def log_dropped(order: SampleOrder, ranks: RankSplit) -> None:
     """Say how many pairs an epoch leaves out, and why."""
     stored = order.plan.samples if isinstance(order, BucketPlan) else order.samples
     kept = order.kept if isinstance(order, BucketPlan) else order.samples
@@ -109,32 +109,32 @@ def warn_enlarged(sizes: Iterable[NDArray[np.int32]], targets: Iterable[NDArray[
         )
 
 
-class Enlarged:
+class EnlargedCounter:
     """Counts the pairs whose best side was enlarged, from the frames of the first batches."""
 
     def __init__(self) -> None:
         self.pairs = self.enlarged = 0
-        self.told = False
+        self.warned = False
 
     def count(self, frames: Tensor) -> None:
         """Note the frames (B, K, 6) of a batch; warn once when enough were seen."""
-        if self.told:
+        if self.warned:
             return
         stored, shown = frames[:, 0, :2], frames[:, 0, 4:]
         self.pairs += len(frames)
         self.enlarged += int((stored < shown).any(dim=1).sum())
         if self.pairs >= SAMPLES:
-            self.tell()
+            self.warn()
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Warn of what was counted, once."""
-        if self.enlarged and not self.told:
+        if self.enlarged and not self.warned:
             rank_zero_warn(
                 f"{self.enlarged / self.pairs:.1%} of the first {self.pairs} training pairs have a "
                 f"best side that has to be enlarged: {CURE} (`min_side` wants an index that was "
                 "made by `lit-prefopt shards index`)."
             )
-        self.told = True
+        self.warned = True
 
 
 def _known(shard: Shard) -> NDArray[np.int32]:
@@ -146,7 +146,9 @@ def _known(shard: Shard) -> NDArray[np.int32]:
     return shard.sizes
 
 
-def _targets(order: Order, shapes: Sequence[Size], shard: int, count: int) -> NDArray[np.int64]:
+def _targets(
+    order: SampleOrder, shapes: Sequence[Size], shard: int, count: int
+) -> NDArray[np.int64]:
     if isinstance(order, BucketPlan):
         # the row of zeros is that of LEFT_OUT
         return np.asarray([*shapes, (0, 0)])[order.buckets_of(shard)]

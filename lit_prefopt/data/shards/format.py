@@ -15,7 +15,9 @@ from lit_prefopt.errors import InputError
 
 INDEX = "index.json"
 STAGE_FOLDER = "stage-{}"  # folders of `shards stages`, counted from 1
-FACTS = "generation.json"  # beside it, where a generator made the folder: what decided its content
+GENERATION_FILE = (
+    "generation.json"  # beside it, where a generator made the folder: what decided its content
+)
 VERSION = 1
 SIDES = ("chosen", "rejected")  # best side first
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")

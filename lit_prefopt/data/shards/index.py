@@ -107,14 +107,14 @@ def sample_key(name: str) -> str | None:
 
 
 @dataclass
-class _Sample:
+class _SampleSpan:
     offset: int
     size: Size = (0, 0)  # of the best side, as far as it was found
     cached: bool = False  # whether it holds latents
 
 
-def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_Sample]:
-    samples: dict[str, _Sample] = {}
+def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
+    samples: dict[str, _SampleSpan] = {}
     last = None
     while (member := members.next()) is not None:
         members.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
@@ -126,7 +126,7 @@ def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_Sample]:
                 f"{tar}: the members of sample {key} do not lie side by side; "
                 "make the tar again with `tar --sort=name`."
             )
-        sample = samples.setdefault(key, _Sample(member.offset))
+        sample = samples.setdefault(key, _SampleSpan(member.offset))
         last = key
         extension = member.name[len(key) + 1 :].lower()
         sample.cached |= extension == CACHED

@@ -19,7 +19,7 @@ from lit_prefopt.data.shards.index import sample_key
 from lit_prefopt.data.shards.remote_cache import ShardCache
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, is_local
-from lit_prefopt.utils.lru import Recent
+from lit_prefopt.utils.lru import LRUCache
 
 OPEN_FILES = 32  # several blocks' worth of shards
 
@@ -153,7 +153,7 @@ class ShardReader:
         shard = self.shards[number]
         fs, path = filesystem(shard.url)
         if not is_local(fs):
-            self._let_go()
+            self._close_removed()
             return self.cache.open(shard)
         file = open(path, "rb")  # noqa: SIM115 - closed when it has to make room
         if os.fstat(file.fileno()).st_size != shard.size:
@@ -161,7 +161,7 @@ class ShardReader:
             raise _changed(shard)
         return file
 
-    def _let_go(self) -> None:
+    def _close_removed(self) -> None:
         """Close what the cache has removed: only then does the disk get its room back."""
         for number, file in list(self._files.values.items()):
             if not os.fstat(file.fileno()).st_nlink:
@@ -169,8 +169,8 @@ class ShardReader:
 
     def _forget(self) -> None:
         self._process = os.getpid()
-        self._files: Recent[int, BinaryIO]
-        self._files = Recent(OPEN_FILES, self._open, lambda file: file.close())
+        self._files: LRUCache[int, BinaryIO]
+        self._files = LRUCache(OPEN_FILES, self._open, lambda file: file.close())
 
 
 def unpack(data: bytes) -> dict[str, Any]:

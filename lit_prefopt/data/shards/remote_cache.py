@@ -158,7 +158,7 @@ class _WrongSizeError(Exception):
         )
 
 
-class _Bounded(Callback):
+class _SizeLimit(Callback):
     """Stops a transfer that will not have the size that it should have."""
 
     def __init__(self, shard: Shard) -> None:
@@ -174,7 +174,7 @@ class _Bounded(Callback):
 
 def _download(shard: Shard, part: Path) -> None:
     fs, path = filesystem(shard.url)
-    fs.get_file(path, str(part), callback=_Bounded(shard))
+    fs.get_file(path, str(part), callback=_SizeLimit(shard))
     size = part.stat().st_size
     if size != shard.size:
         raise _WrongSizeError(size, shard)

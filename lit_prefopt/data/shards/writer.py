@@ -107,9 +107,11 @@ class ShardWriter:
         if mask is not None:
             # the mask's name says png, so another encoding is turned into one
             sample["mask.png"] = encode(_decoded(mask), "png")[0]
-        self.put(sample, sizes[0])
+        self.add_members(sample, sizes[0])
 
-    def put(self, members: Mapping[str, bytes], best: Size, shard: int | None = None) -> None:
+    def add_members(
+        self, members: Mapping[str, bytes], best: Size, shard: int | None = None
+    ) -> None:
         """Append a sample of whatever kind.
 
         Args:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.console import picture_name
-from lit_prefopt.evaluate.statistics import Interval, paired
+from lit_prefopt.evaluate.statistics import Interval, paired_statistics
 from lit_prefopt.utils.atomic_files import write_whole
 
 MARGIN, CAPTION = 80, 16  # pixels of the sheet beside and between its pictures
@@ -32,38 +32,38 @@ class RoundRow(NamedTuple):
     win_rate_ci: Interval
 
 
-def tell_rounds(folders: Sequence[Path], output: Path) -> None:
+def write_round_report(folders: Sequence[Path], output: Path) -> None:
     """Print the table and write `rounds.json`, `rounds.png` and `samples.png`.
 
     Args:
         folders: The rounds, each with its `evaluation/`.
         output: Where the three are written.
     """
-    evidence = [folder / "evaluation" for folder in folders]
-    if not all((folder / "per_prompt.jsonl").exists() for folder in evidence):
+    results = [folder / "evaluation" for folder in folders]
+    if not all((folder / "per_prompt.jsonl").exists() for folder in results):
         print(
             f"Rounds: {output}. There is no evaluation to compare them by; add one by "
             "`--fit_arguments+=--trainer.callbacks+=Evaluation`, with its judge and prompts."
         )
         return
-    start, after = _rewards(evidence)
+    start, after = _rewards(results)
     rows = [_row(folder.name, start, own) for folder, own in zip(folders, after, strict=True)]
     base = float(start.mean())
-    facts = {"reward_start": base, "prompts": len(start), "rounds": [r._asdict() for r in rows]}
-    write_whole(output / "rounds.json", json.dumps(facts, indent=2) + "\n")
+    report = {"reward_start": base, "prompts": len(start), "rounds": [r._asdict() for r in rows]}
+    write_whole(output / "rounds.json", json.dumps(report, indent=2) + "\n")
     _plot(base, rows, output / "rounds.png")
-    _sheet(evidence, output / "samples.png")
+    _sheet(results, output / "samples.png")
     Console().print(_table(base, rows))
     print(f"Evidence: {output}/rounds.json, rounds.png, samples.png")
 
 
-def _rewards(evidence: Sequence[Path]) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+def _rewards(results: Sequence[Path]) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
     """Return the rewards before the first round (N,), and after each one."""
-    found = [_rows(folder) for folder in evidence]
-    asked = [[(row["text"], row["seed"]) for row in rows] for rows in found]
-    if any(one != asked[0] for one in asked):
+    found = [_rows(folder) for folder in results]
+    keys = [[(row["text"], row["seed"]) for row in rows] for rows in found]
+    if any(one != keys[0] for one in keys):
         raise InputError(
-            f"{evidence[0].parent.parent} holds rounds that were evaluated on different prompts or "
+            f"{results[0].parent.parent} holds rounds that were evaluated on different prompts or "
             "seeds: evaluate each by `lit-prefopt test` with the same ones."
         )
     start = _by_prompt(found[0], "reward_reference")
@@ -83,7 +83,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _row(name: str, start: NDArray[np.float64], after: NDArray[np.float64]) -> RoundRow:
-    return RoundRow(name, float(after.mean()), *paired(after - start))
+    return RoundRow(name, float(after.mean()), *paired_statistics(after - start))
 
 
 def _table(base: float, rows: Sequence[RoundRow]) -> Table:
@@ -118,11 +118,11 @@ def _plot(base: float, rows: Sequence[RoundRow], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _sheet(evidence: Sequence[Path], path: Path, width: int = 128) -> None:
+def _sheet(results: Sequence[Path], path: Path, width: int = 128) -> None:
     """Write a picture with a column per prompt: the start's image, then each round's."""
-    first = evidence[0] / "images"
+    first = results[0] / "images"
     lines = [("start", sorted(first.glob(picture_name("*", "reference"))))]
-    for folder in evidence:
+    for folder in results:
         found = sorted((folder / "images").glob(picture_name("*", "policy")))
         lines.append((folder.parent.name, found))
     columns = min(len(files) for _, files in lines)

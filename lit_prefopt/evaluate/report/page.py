@@ -12,18 +12,18 @@ from markupsafe import Markup
 
 from lit_prefopt.evaluate.report.page_data import (
     MINUS,
-    against,
-    beside,
     categories,
-    data,
+    compare_policies,
     draw_plots,
+    labelled_values,
+    match_rows,
     model_names,
     outcomes,
-    table_lines,
-    told,
+    script_data,
+    table_rows,
 )
 from lit_prefopt.evaluate.report.pictures import MAX_BYTES, embed
-from lit_prefopt.evaluate.report.saved_results import mapping, read_evidence
+from lit_prefopt.evaluate.report.saved_results import mapping, read_results
 from lit_prefopt.utils.atomic_files import write_whole
 
 PAGE = "report.html"
@@ -49,31 +49,33 @@ def write_page(folder: Path, other: Path | None = None, max_bytes: int = MAX_BYT
         other: Another evaluation on the same prompts and seeds, or None.
         max_bytes: Size of all pictures inside the page; the best, the worst and a spread are kept.
     """
-    evidence = read_evidence(folder)
-    third = None if other is None else read_evidence(other)
-    also = [] if third is None else beside(evidence, third)
+    results = read_results(folder)
+    third = None if other is None else read_results(other)
+    also = [] if third is None else match_rows(results, third)
     files: list[tuple[Path | None, ...]] = [
         (row.picture_reference, row.picture_policy, *(r.picture_policy for r in also[i : i + 1]))
-        for i, row in enumerate(evidence.rows)
+        for i, row in enumerate(results.rows)
     ]
-    differences = [row.difference(evidence.judges[0]) for row in evidence.rows]
+    differences = [row.difference(results.judges[0]) for row in results.rows]
     pictures = embed(files, differences, max_bytes)
-    lines, summary = table_lines(evidence), evidence.summary
+    lines, summary = table_rows(results), results.summary
     context = {
-        "name": evidence.name,
+        "name": results.name,
         "summary": summary,
-        "models": model_names(evidence, third),
+        "models": model_names(results, third),
         "lines": lines,
-        "outcomes": outcomes(evidence),
-        "categories": categories(evidence, evidence.judges[0]),
-        "plots": draw_plots(evidence, lines),
-        "against": [] if third is None else against(evidence, also, lines),
-        "extras": list(told({key: summary.get(key) for key in ("drift", "diversity", "ocr")})),
-        "pinned": list(told(mapping(summary.get("pinned")))),
+        "outcomes": outcomes(results),
+        "categories": categories(results, results.judges[0]),
+        "plots": draw_plots(results, lines),
+        "against": [] if third is None else compare_policies(results, also, lines),
+        "extras": list(
+            labelled_values({key: summary.get(key) for key in ("drift", "diversity", "ocr")})
+        ),
+        "pinned": list(labelled_values(mapping(summary.get("pinned")))),
         "shown": sum(any(own) for own in pictures),
         "there": sum(any(own) for own in files),
         "limit": f"{max_bytes / 1e6:g}",
-        "data": data(evidence, also, pictures, lines),
+        "data": script_data(results, also, pictures, lines),
     }
     path = folder / PAGE
     # half of a surrogate pair is no character, but JSON can hold it

@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 WIDTH, LABEL = 4.6, 26  # inches; characters of a label
 
 
-class Difference(NamedTuple):
+class MeanDifference(NamedTuple):
     """A mean difference, with its interval, of what the label names."""
 
     label: str
@@ -70,11 +70,11 @@ def histogram(name: str, differences: NDArray[np.float64]) -> str:
         axes.set_ylabel("prompts")
 
     best, worst = float(differences.max()), float(differences.min())
-    said = f"Differences of {len(differences)} prompts, from {worst:+.3f} to {best:+.3f}."
-    return _svg(name, 2.6, said, draw)
+    description = f"Differences of {len(differences)} prompts, from {worst:+.3f} to {best:+.3f}."
+    return _svg(name, 2.6, description, draw)
 
 
-def intervals(name: str, rows: Sequence[Difference]) -> str:
+def intervals(name: str, rows: Sequence[MeanDifference]) -> str:
     """Draw a mean difference and its interval on each line.
 
     Args:
@@ -94,8 +94,8 @@ def intervals(name: str, rows: Sequence[Difference]) -> str:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("policy less reference, 95 % interval")
 
-    said = "; ".join(f"{row.label}: {row.value:+.3f}" for row in rows[:20])
-    return _svg(name, 0.75 + 0.26 * len(rows), said, draw)
+    description = "; ".join(f"{row.label}: {row.value:+.3f}" for row in rows[:20])
+    return _svg(name, 0.75 + 0.26 * len(rows), description, draw)
 
 
 def levels(name: str, rows: Sequence[tuple[str, float, float]]) -> str:
@@ -116,8 +116,8 @@ def levels(name: str, rows: Sequence[tuple[str, float, float]]) -> str:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("mean: reference grey, policy coloured")
 
-    said = "; ".join(f"{row[0]}: {row[1]:.3f} to {row[2]:.3f}" for row in rows[:20])
-    return _svg(name, 0.75 + 0.26 * len(rows), said, draw)
+    description = "; ".join(f"{row[0]}: {row[1]:.3f} to {row[2]:.3f}" for row in rows[:20])
+    return _svg(name, 0.75 + 0.26 * len(rows), description, draw)
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
@@ -131,7 +131,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
     def draw(axes: Axes) -> None:
         axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         across = axes.get_yaxis_transform()
-        axes.text(1, 0.5, "a coin", transform=across, ha="right", va="bottom", color=MUTED)
+        axes.text(1, 0.5, "chance", transform=across, ha="right", va="bottom", color=MUTED)
         axes.plot(*zip(*points, strict=True), "o-", color=ACCENT, markersize=4, linewidth=1.6)
         axes.set_xlabel("step")
         axes.set_ylabel("accuracy on held-out pairs")
@@ -146,13 +146,13 @@ def _label(text: str) -> str:
     return line if len(line) <= LABEL else line[: LABEL - 1] + "…"
 
 
-def _svg(name: str, height: float, said: str, draw: Callable[[Any], None]) -> str:
+def _svg(name: str, height: float, description: str, draw: Callable[[Any], None]) -> str:
     """Return a drawing as an <svg> element.
 
     Args:
         name: Begins the identifiers inside it, which a page has once.
         height: In inches.
-        said: What is read out in its place.
+        description: What is read out in its place.
         draw: Draws into the axes.
     """
     # here, since it is slow to import; the figure itself, since pyplot would look for a display
@@ -177,4 +177,4 @@ def _svg(name: str, height: float, said: str, draw: Callable[[Any], None]) -> st
     drawing = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", drawing)
     for colour, variable in _VARIABLES.items():
         drawing = drawing.replace(colour, f"var(--{variable})")
-    return drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(said)}" ', 1)
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)

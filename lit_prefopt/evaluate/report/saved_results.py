@@ -17,7 +17,7 @@ ONLY_JUDGE = "reward"  # the name of a judge that the evaluation does not name
 Scores = dict[str, float | None]
 
 
-class Row(NamedTuple):
+class ResultRow(NamedTuple):
     """One image of each model for one prompt, and what was said of them."""
 
     text: str
@@ -38,13 +38,13 @@ class Row(NamedTuple):
         return None if reference is None or policy is None else policy - reference
 
 
-class Evidence(NamedTuple):
+class SavedResults(NamedTuple):
     """An evaluation's summary and its rows."""
 
     folder: Path
     summary: dict[str, Any]
     judges: list[str]
-    rows: list[Row]
+    rows: list[ResultRow]
 
     @property
     def name(self) -> str:
@@ -55,7 +55,7 @@ class Evidence(NamedTuple):
         return run.name or folder.parent.name or folder.name
 
 
-def read_evidence(folder: Path) -> Evidence:
+def read_results(folder: Path) -> SavedResults:
     """Return what an evaluation left, of today's format or an earlier one.
 
     Args:
@@ -75,10 +75,10 @@ def read_evidence(folder: Path) -> Evidence:
         written = lines.read_text(encoding="utf-8").split("\n")  # a prompt may hold U+2028
         records = [mapping(_parsed(line, lines)) for line in written if line.strip()]
         rows = [_row(folder, number, record, judges) for number, record in enumerate(records)]
-    return Evidence(folder, summary, judges, rows)
+    return SavedResults(folder, summary, judges, rows)
 
 
-def by_prompt(rows: list[Row], values: list[float | None]) -> NDArray[np.float64]:
+def by_prompt(rows: list[ResultRow], values: list[float | None]) -> NDArray[np.float64]:
     """Return the mean of the values of each prompt's images, (P,), without what is missing.
 
     Args:
@@ -120,10 +120,10 @@ def _parsed(text: str, path: Path) -> Any:
         ) from error
 
 
-def _row(folder: Path, place: int, record: dict[str, Any], judges: list[str]) -> Row:
+def _row(folder: Path, place: int, record: dict[str, Any], judges: list[str]) -> ResultRow:
     seed, prompt, image = (record.get(key) for key in ("seed", "prompt", "image"))
     category = record.get("category")
-    return Row(
+    return ResultRow(
         str(record.get("text", "")),
         seed if isinstance(seed, int) else None,
         prompt if isinstance(prompt, int) else place,
