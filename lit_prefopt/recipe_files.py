@@ -93,7 +93,7 @@ def resolve(value: Any, folder: Path, load: Load = yaml.safe_load, key: str = ""
     for name in [name for name in found if "." in f"{name}"]:
         head, *keys = f"{name}".split(".")
         if head in found:
-            found[head] = _spec(found[head], load)
+            found[head] = _spec(found[head], load, head)
             _override(found[head], keys, found.pop(name), load)
     return found
 
@@ -104,12 +104,16 @@ def _named(value: Any, folder: Path, load: Load, key: str) -> Any:
     return resolve(value, folder, load, key)
 
 
-def _spec(value: Any, load: Load) -> dict[str, Any]:
+def _spec(value: Any, load: Load, key: str) -> dict[str, Any]:
     """Return a part as a mapping: a file is read, the name of a class is its `class_path`."""
     if isinstance(value, str) and value.endswith(SUFFIX) and Path(value).is_file():
         path = Path(value)
         value = resolve(load(path.read_text()), path.parent, load)
-    return value if isinstance(value, dict) else {} if value is None else {"class_path": value}
+    if isinstance(value, str):
+        return {"class_path": value}
+    if not isinstance(value, dict | None):
+        raise InputError(f"{key} is {value}: keys with dots change parts and classes only.")
+    return value or {}
 
 
 def _override(spec: dict[str, Any], keys: Sequence[str], value: Any, load: Load) -> None:
@@ -118,7 +122,7 @@ def _override(spec: dict[str, Any], keys: Sequence[str], value: Any, load: Load)
     if "class_path" in spec and key not in ("class_path", "init_args", "dict_kwargs"):
         spec = spec.setdefault("init_args", {})
     if rest:
-        spec[key] = _spec(spec.get(key), load)
+        spec[key] = _spec(spec.get(key), load, key)
         _override(spec[key], rest, value, load)
     else:
         spec[key] = value

@@ -89,13 +89,8 @@ def test_shipped_parts_in_a_recipe_of_ones_own(
     assert trainer["strategy"]["init_args"]["stage"] == 2
     assert trainer["max_steps"] == 77
     callbacks = [entry["class_path"].split(".")[-1] for entry in trainer["callbacks"]]
-    assert callbacks == [
-        "Checkpoints",
-        "LearningRateMonitor",
-        "ExportWeights",
-        "SampleGrid",
-        "Guard",
-    ]
+    assert callbacks[-2:] == ["SampleGrid", "Guard"]  # after those of every run
+    assert len(callbacks) == 5
 
 
 def test_shipped_parts_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
