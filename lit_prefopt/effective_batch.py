@@ -40,23 +40,19 @@ class EffectiveBatch(Callback):
         Args:
             trainer: The Trainer's arguments; what is None was not given.
         """
-        if self.pairs is not None and trainer.accumulate_grad_batches is not None:
-            raise InputError(
-                f"batch.pairs {self.pairs} sets trainer.accumulate_grad_batches, which is given "
-                f"too ({trainer.accumulate_grad_batches}): set `--batch.pairs` to the pairs of an "
-                "optimizer step over all devices and leave the other out, or set `--batch.pairs "
-                "null`."
-            )
-        every, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
-        if self.validate_every is not None and (every is not None or epochs not in (None, 1)):
-            name, value = ("val_check_interval", every)
-            if every is None:
-                name, value = ("check_val_every_n_epoch", epochs)
-            raise InputError(
-                f"batch.validate_every {self.validate_every} says when to validate, and trainer."
-                f"{name} is given too ({value}): set `--batch.validate_every` to optimizer steps "
-                "and leave the other out, or set `--batch.validate_every null`."
-            )
+        epochs = trainer.check_val_every_n_epoch
+        given = {
+            "accumulate_grad_batches": self.pairs and trainer.accumulate_grad_batches,
+            "val_check_interval": self.validate_every and trainer.val_check_interval,
+            "check_val_every_n_epoch": self.validate_every and (None if epochs == 1 else epochs),
+        }
+        for name, value in given.items():
+            if value is not None:
+                key = "pairs" if name == "accumulate_grad_batches" else "validate_every"
+                raise InputError(
+                    f"trainer.{name} ({value}) and batch.{key} ({getattr(self, key)}) set the same "
+                    f"thing: set `--trainer.{name} null` or `--batch.{key} null`."
+                )
 
     def apply(self, trainer: Trainer, data: Any) -> None:
         """Set what the Trainer accumulates and when it validates.

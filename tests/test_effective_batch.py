@@ -54,9 +54,13 @@ def test_what_does_not_divide_is_refused_with_the_nearest_that_does(
         (["--batch.pairs", "0"], "batch.pairs is 0; give a number from 1"),
         (
             ["--batch.pairs", "8", "--trainer.accumulate_grad_batches", "1"],
-            r"is given too \(1\): set `--batch.pairs`",
+            "set `--trainer.accumulate_grad_batches null` or `--batch.pairs null`",
         ),
-        (["--batch.validate_every", "2"], r"val_check_interval is given too \(2\): set `--batch"),
+        (["--batch.validate_every", "2"], "set `--trainer.val_check_interval null` or `--batch.v"),
+        (
+            ["--batch.validate_every", "2", *BY_STEPS, "--trainer.check_val_every_n_epoch", "2"],
+            "set `--trainer.check_val_every_n_epoch null` or `--batch.validate_every null`",
+        ),
     ],
 )
 def test_keys_that_contradict_are_refused(
@@ -171,6 +175,7 @@ def test_epochs_that_never_reach_the_effective_batch_are_named(
     recipe: list[str], tmp_path: Path
 ) -> None:
     steps = [*BY_STEPS, "--batch.pairs", "48", "--batch.validate_every", "2"]
+    steps += ["--trainer.accumulate_grad_batches", "null"]
     with pytest.warns(UserWarning, match="epoch of 24 pairs never reaches .* batch of 48"):
         main(["fit", *recipe, *steps])
     logged = scalars(tmp_path / "run")
