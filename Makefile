@@ -20,10 +20,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
 test: $(INSTALLED)
 	$(PYTEST) --dist worksteal
 
-# Pure functions, data, parsing, every loss at step zero, and one short run.
-FAST := data datamodules diffusion evaluate/report experiments prepare processes prompts utils \
-	methods/test_methods.py::test_step_zero test_cli.py::test_fit_from_recipe_to_weights \
-	test_coming_from.py test_direction.py test_losses.py test_metrics.py test_room_pages.py
+# One short run, which comes first since it is the longest; pure functions, data, parsing, every loss
+# at step zero.
+FAST := test_cli.py::test_fit_from_recipe_to_weights[full] \
+	methods/test_methods.py::test_step_zero test_losses.py test_metrics.py test_coming_from.py \
+	test_direction.py test_room_pages.py data datamodules diffusion evaluate/report experiments \
+	prepare processes prompts utils
 
 test-fast: $(INSTALLED)
 	$(PYTEST) --dist worksteal $(addprefix tests/,$(FAST))
