@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def named_files(page: Path) -> set[str]:
     return set(re.findall(r"[\w/]+\.py\b", page.read_text()))
 
 
+@functools.cache
 def definitions(path: Path) -> set[str]:
     """Return the names of a file's classes and functions."""
     kinds = (ast.ClassDef, ast.FunctionDef)

@@ -21,7 +21,7 @@ def test_two_ranks_agree(rank: int, tmp_path: Path, tiny_folder: str, shards: st
         [*launch, "--standalone", "-m", "tests.helpers.two_ranks_module", *arguments],
         cwd=ROOT,
         check=True,
-        timeout=300,
+        timeout=600,
     )
     a, b = (torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1))
     assert len(a["keys"]) == len(b["keys"]) == 12

@@ -108,7 +108,7 @@ def test_two_ranks_leave_out_the_same_step(recipe: list[str], tmp_path: Path) ->
     arguments = [*guarded(recipe, "skip", step=3, rank=1), "--trainer.max_steps", "4"]
     arguments += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     process = start(arguments, command=TWO_RANKS)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
     assert said.count("Step 3: the loss is") == 1
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)

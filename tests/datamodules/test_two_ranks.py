@@ -21,7 +21,7 @@ def train_on_two(*arguments: object) -> list[dict]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = ["--nproc-per-node=2", "-m", "tests.helpers.two_ranks_data", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*torchrun, *script], check=True, timeout=200, env=environment)
+    subprocess.run([*torchrun, *script], check=True, timeout=600, env=environment)
     output = Path(str(arguments[1]))
     return [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(2)]
 

@@ -62,7 +62,7 @@ def test_text_is_read_where_a_prompt_quotes_some() -> None:
     assert reader.score(bright, 'a shop: "open", "closed"') == 0
     assert reader.score(dark, 'a shop: "open"') == 0
     assert reader.score(bright, "a shop") is None
-    assert "test_panel" in reader.settings()["reader"]
+    assert "test_scoring" in reader.settings()["reader"]
 
 
 def test_judges_have_names_of_their_own() -> None:

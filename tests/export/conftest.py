@@ -1,18 +1,5 @@
-"""Fixtures: pipelines with random weights, and random LoRAs that change them."""
+"""Fixtures: a pipeline of each family, with random weights."""
 
-from __future__ import annotations
+from tests.helpers.exporting import family
 
-import pytest
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-from tests.helpers.exporting import (
-    Family,
-)
-
-
-@pytest.fixture(params=["sd", "sdxl"])
-def family(request: pytest.FixtureRequest) -> Family:
-    """Stable Diffusion 1.x, then SDXL."""
-    if request.param == "sd":
-        return Family(StableDiffusionPipeline, request.getfixturevalue("tiny_folder"))
-    return Family(StableDiffusionXLPipeline, request.getfixturevalue("tiny_xl_folder"))
+__all__ = ["family"]

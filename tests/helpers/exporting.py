@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -46,6 +46,14 @@ def _stock(kind: type[DiffusionPipeline], folder: str) -> DiffusionPipeline:
     pipeline = kind.from_pretrained(folder, **extra)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def family(request: pytest.FixtureRequest) -> Family:
+    """Stable Diffusion 1.x, then SDXL."""
+    if request.param == "sd":
+        return Family(StableDiffusionPipeline, request.getfixturevalue("tiny_folder"))
+    return Family(StableDiffusionXLPipeline, request.getfixturevalue("tiny_xl_folder"))
 
 
 def add_random_adapter(net: nn.Module, rank: int, alpha: float, targets: list[str]) -> None:

@@ -76,7 +76,7 @@ def launch(
 
 
 def wait_until(
-    reached: Callable[[], bool], process: subprocess.Popen[str], patience: float = 90
+    reached: Callable[[], bool], process: subprocess.Popen[str], patience: float = 300
 ) -> None:
     """Wait for a moment of a run; where it never comes, the run is killed and fails."""
     end = time.monotonic() + patience
@@ -92,7 +92,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def wait_for(path: Path, text: str, process: subprocess.Popen[str], patience: float = 90) -> None:
+def wait_for(path: Path, text: str, process: subprocess.Popen[str], patience: float = 300) -> None:
     """Wait until a line of a file is `text`."""
     wait_until(lambda: text in lines(path), process, patience)
 
@@ -115,7 +115,7 @@ def kill(process: subprocess.Popen[str]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def finished(process: subprocess.Popen[str], patience: float = 240) -> str:
+def finished(process: subprocess.Popen[str], patience: float = 600) -> str:
     """Return what a run said to its end; one that hangs is killed with its ranks and fails."""
     try:
         return process.communicate(timeout=patience)[0]

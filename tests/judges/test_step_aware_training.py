@@ -219,7 +219,7 @@ def test_weights_are_shares_over_ranks(
         [*launch, "--standalone", "-m", "tests.helpers.two_ranks_judge", *arguments],
         cwd=ROOT,
         check=True,
-        timeout=300,
+        timeout=600,
     )
     fit(module, [pairs])
     a, b = (torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1))

@@ -65,7 +65,9 @@ class PairBatches(IterableDataset[Batch | Stop]):
         remaining = EpochPosition(*self.at.tolist())
         try:
             for batch in range(first, remaining.batches, step):
-                yield self.batch(remaining.epoch, *self.ranks.rank_positions(remaining.position, batch))
+                yield self.batch(
+                    remaining.epoch, *self.ranks.rank_positions(remaining.position, batch)
+                )
         except InputError as error:  # anything else is a bug and keeps its trace
             # torch would bury the sentence in a worker's traceback
             log.debug("Loading of batches stopped.", exc_info=True)
