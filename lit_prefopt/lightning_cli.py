@@ -10,25 +10,14 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-# Imported so that a recipe may name their classes without the whole path.
-import lit_prefopt.backbones
-import lit_prefopt.callbacks
-import lit_prefopt.data
-import lit_prefopt.evaluate.scoring
-import lit_prefopt.evaluate.two_models
-import lit_prefopt.generate
-import lit_prefopt.judges
-import lit_prefopt.methods
-import lit_prefopt.optimizers
-import lit_prefopt.prompts.files
-import lit_prefopt.strategies
-import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
 from lit_prefopt.callbacks.progress import Progress
 from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.errors import InputError, causes, check_number
+from lit_prefopt.lazy import import_classes
+from lit_prefopt.recipe_strings import read_recipe, words
 from lit_prefopt.runs.directory import (
     RunDirectory,
     check_run_directory,
@@ -122,6 +111,8 @@ def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI
     """Run one of the trainer's commands, and return what ran it."""
     defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
     defaults["predict"].append(str(PREDICT))
+    # The parser finds a class by its name where its module is imported.
+    import_classes(words(args, read_recipe(args, [BASE, PREDICT])))
     return kind(
         LightningModule,
         LightningDataModule,

@@ -13,8 +13,9 @@ PACKAGE = "lit_prefopt"
 # From the ground up. A room may import rooms of the lines below its own, and of its own line only
 # itself. A name is a folder or a file of the package, the longest that fits.
 LEVELS = [
-    ["errors", "data"],
+    ["errors", "lazy", "data"],
     ["utils", "batches", "losses", "configs"],
+    ["recipe_strings"],
     ["processes", "weights", "data.images"],
     ["data.shards", "backbones"],
     ["data.order", "diffusion"],
