@@ -64,7 +64,7 @@ def export_weights(args: Sequence[str]) -> None:
     """Run `lit-prefopt export`."""
     from jsonargparse import auto_cli
 
-    from lit_prefopt.commands.export import export
+    from lit_prefopt.commands.export_weights import export
 
     auto_cli(export, args=list(args), as_positional=False, prog="lit-prefopt export")
 

@@ -9,15 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.latents.reader import LatentReader
 from lit_prefopt.data.loading.broken_samples import HANDFUL
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.counts import Named, Sizes
 from lit_prefopt.prepare.progress_bar import progress
-from lit_prefopt.prepare.sample_checks import Looked, Place, look
+from lit_prefopt.prepare.sample_checks import Looked, latent_set, look, places
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.parallel import in_order
 
@@ -90,12 +88,12 @@ def validate(
         raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
     index = read_index(shards)
     cached = any(shard.kind == LATENTS for shard in index)
-    latents = LatentSet.of(LatentReader(index).check().shards) if cached else None
+    latents = latent_set(index) if cached else None
     report = Report(len(index), sum(len(s.offsets) for s in index), broken_share, resolution)
     for name in _unlisted(shards, index):
         report.unlisted.add(name)
     seen: set[bytes] = set()
-    looked = in_order(look, _places(index, latents), workers)
+    looked = in_order(look, places(index, latents), workers)
     for sample in progress(looked, "samples", report.samples):
         _note(report, sample, seen)
     _print(shards, report)
@@ -120,13 +118,6 @@ def _note(report: Report, sample: Looked, seen: set[bytes]) -> None:
     for name in [name for name, is_so in found.items() if is_so]:
         getattr(report, name).add(sample.name)
     seen.add(sample.digest)
-
-
-def _places(index: list[Shard], latents: LatentSet | None) -> Iterator[Place]:
-    for shard in index:
-        for sample in range(len(shard.offsets)):
-            start, stop = shard.span(sample)
-            yield Place(shard, sample, start if sample else 0, stop, latents)
 
 
 def _unlisted(folder: str, index: list[Shard]) -> list[str]:
