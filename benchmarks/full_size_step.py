@@ -112,7 +112,7 @@ def main(
         *("--backbone.pretrained", str(pipeline), "--backbone.vae", str(pipeline)),
         *("--data.shards", str(shards), "--data.batch_size", "1", "--data.workers", "0"),
         *("--data.resolution", str(size), "--trainer.log_every_n_steps", "1"),
-        *("--trainer.accumulate_grad_batches", "1", "--trainer.max_steps", str(steps)),
+        *("--batch.pairs", "1", "--trainer.max_steps", str(steps)),
         *("--trainer.default_root_dir", str(run)),
         *("--trainer.callbacks+", "benchmarks.full_size_step.Clock"),
         *("--model.optimizer.lr", str(lr), "--model.optimizer.warmup_steps", "0"),

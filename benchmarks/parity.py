@@ -34,7 +34,7 @@ PRECISIONS = {
 def command(folder: Path, strategy: str, form: str, precision: str, steps: int) -> list[str]:
     """Return the command of one run."""
     return [
-        *("fit", "--config", "toy-diffusion-dpo", "--data.batch_size", "8"),
+        *("fit", "--config", "toy-diffusion-dpo", "--data.batch_size", "8", "--batch.pairs", "16"),
         *("--backbone", "StableDiffusion", "--backbone.pretrained", str(TOY)),
         *("--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0"),
         *("--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(folder)),

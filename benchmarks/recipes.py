@@ -24,8 +24,8 @@ class Kind(NamedTuple):
     """How a family's recipe is made."""
 
     method: str  # a shipped recipe
-    backbone: str  # of a full fine-tune
-    lora: str
+    backbone: str  # of a full fine-tune: a part's name or a class
+    lora: str  # likewise
     caches: str  # the shipped recipes of its caches begin with this
     make: Callable[[Path], Path]  # writes a pipeline with random weights, once
     resolution: int  # pixels
@@ -39,12 +39,15 @@ def _once(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 TINY, TINY_XL = _once(tiny_pipeline), _once(tiny_xl_pipeline)
 SD15, SDXL = "sd15-diffusion-dpo", "sdxl-diffusion-dpo"
+OF_SD15 = ("backbone/sd15.yaml", "backbone/sd15-lora.yaml")
+OF_SDXL = ("backbone/sdxl.yaml", "backbone/sdxl-lora.yaml")
+TOY = "ToyDiffusion"
 KINDS: dict[str, Kind] = {
-    "tiny": Kind(SD15, "sd15", "sd15-lora", "sd15", TINY, 32, 4, "32-true"),
-    "tiny-xl": Kind(SDXL, "sdxl", "sdxl-lora", "sdxl", TINY_XL, 32, 4, "32-true"),
-    "toy": Kind("toy-diffusion-dpo", "toy", "toy", "toy", lambda _: CHECKPOINT, 32, 16, "32-true"),
-    "sd15": Kind(SD15, "sd15", "sd15-lora", "sd15", random_sd15, 512, 1, "bf16-mixed"),
-    "sdxl": Kind(SDXL, "sdxl", "sdxl-lora", "sdxl", random_sdxl, 1024, 1, "bf16-mixed"),
+    "tiny": Kind(SD15, *OF_SD15, "sd15", TINY, 32, 4, "32-true"),
+    "tiny-xl": Kind(SDXL, *OF_SDXL, "sdxl", TINY_XL, 32, 4, "32-true"),
+    "toy": Kind("toy-diffusion-dpo", TOY, TOY, "toy", lambda _: CHECKPOINT, 32, 16, "32-true"),
+    "sd15": Kind(SD15, *OF_SD15, "sd15", random_sd15, 512, 1, "bf16-mixed"),
+    "sdxl": Kind(SDXL, *OF_SDXL, "sdxl", random_sdxl, 1024, 1, "bf16-mixed"),
 }
 
 
@@ -84,8 +87,8 @@ def reference_cache(
     kind, shards = KINDS[family], latent_cache(family, root, pairs)
     own = ["--data.shards", str(shards), "--model.draws", "2", "--model.caption_dropout", "0.1"]
     own += ["--model.batch_size", str(rows), "--trainer.precision", kind.precision]
-    if train == "lora":  # in whose precision the reference speaks then
-        own += ["--backbone", f"backbone/{kind.lora}.yaml", "--backbone.lora.rank", "16"]
+    if train == "lora":  # whose precision the reference then has
+        own += ["--backbone", kind.lora, "--backbone.lora.rank", "16"]
         own += ["--backbone.encoders", "false"]
     if coarse:
         own += ["--backbone.policy_dtype", "bfloat16"]
@@ -136,7 +139,7 @@ def recipe(
     arguments = ["--config", kind.method]
     if family != "toy":
         name = kind.lora if train == "lora" else kind.backbone
-        arguments += ["--backbone", f"backbone/{name}.yaml", *_pipeline(family, root)]
+        arguments += ["--backbone", name, *_pipeline(family, root)]
     if data == "images":
         arguments += ["--data", "PairShards", "--data.shards", str(shards)]
         arguments += ["--data.resolution", str(kind.resolution)]
@@ -156,7 +159,7 @@ def recipe(
         *("--data.batch_size", str(rows), "--data.workers", str(workers)),
         *("--data.caption_dropout", "0.1", "--model.optimizer", *optimizer),
         *("--model.optimizer.lr", "1e-6", "--model.optimizer.warmup_steps", "0"),
-        *("--trainer.precision", kind.precision, "--trainer.accumulate_grad_batches", "1"),
+        *("--trainer.precision", kind.precision, "--batch.pairs", str(rows)),
         *("--trainer.accelerator", "auto", "--trainer.limit_val_batches", "0"),
         *("--trainer.gradient_clip_val", "1.0", "--trainer.enable_model_summary", "false"),
     ]

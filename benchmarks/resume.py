@@ -83,6 +83,7 @@ def main(pairs: int = 10_000, late: float = 0.9, repeat: int = 3, report: bool =
         common = ["--config", "toy-diffusion-dpo", "--backbone", "StableDiffusion"]
         common += ["--backbone.pretrained", pipeline, "--data", "PairShards", "--data.shards"]
         common += [str(folder / "pairs"), "--data.batch_size", str(BATCH), "--data.workers", "2"]
+        common += ["--batch.pairs", str(BATCH)]
         common += ["--data.resolution", "32", "--trainer.enable_progress_bar", "false"]
         common += ["--trainer.max_steps"]
         run = ["--trainer.default_root_dir", str(folder / "run")]

@@ -10,8 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lit_prefopt.configs import HOMES, named_columns, named_recipes, recipe_names
+from lit_prefopt.configs import HOMES, named_columns, recipe_names
 from lit_prefopt.errors import InputError, causes, is_from
+from lit_prefopt.recipe_files import named_recipes
 
 COMMANDS = ("fit", "validate", "test", "predict")
 OTHERS = ("evaluate", "estimate", "shards", "rounds", "export", "report")

@@ -66,24 +66,6 @@ def find_columns(name: str) -> Path:
     raise InputError(f"{name} is neither a file nor one of the shipped columns: {known}.")
 
 
-def named_recipes(args: Sequence[str]) -> list[str]:
-    """Return a command with names of shipped recipes and their parts replaced by paths."""
-    home = HOMES.get(args[0], "recipes")
-    resolved: list[str] = []
-    separated = [part for arg in args for part in _separate(arg)]
-    for before, arg in zip(("", *separated), separated, strict=False):
-        part = before in ("--model", "--backbone", "--data", "--trainer")
-        part = (part or before.endswith(".judge")) and arg.endswith(".yaml")
-        named = before in ("--config", "-c") or part
-        resolved.append(str(find_config(arg, home)) if named else arg)
-    return resolved
-
-
-def _separate(arg: str, start: str = "--config=") -> list[str]:
-    """Return `--config=NAME` as two arguments, and any other as it is."""
-    return arg.split("=", 1) if arg.startswith(start) else [arg]
-
-
 def named_columns(args: Sequence[str]) -> list[str]:
     """Return the arguments with the name of shipped columns replaced by its path."""
     separated = [part for arg in args for part in _separate(arg, "--columns=")]
@@ -91,3 +73,8 @@ def named_columns(args: Sequence[str]) -> list[str]:
         str(find_columns(arg)) if before == "--columns" else arg
         for before, arg in zip(("", *separated), separated, strict=False)
     ]
+
+
+def _separate(arg: str, start: str) -> list[str]:
+    """Return `--columns=NAME` as two arguments, and any other as it is."""
+    return arg.split("=", 1) if arg.startswith(start) else [arg]

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, check_backbone, trained
+from lit_prefopt.effective_batch import planned_steps, warn_of_short_epochs
 from lit_prefopt.errors import InputError
 from lit_prefopt.metrics import Window
 from lit_prefopt.optimizers import OptimizerConfig
@@ -21,6 +22,8 @@ from lit_prefopt.strategies.compatibility import check_strategy
 
 class Learner(LightningModule):
     """Trains what has gradients; all else is frozen and in no checkpoint.
+
+    A subclass's `training_step` returns `scale_last_step(loss, self._trainer)`.
 
     Args:
         backbone: The model family; given as the recipe's own key `backbone`.
@@ -91,10 +94,14 @@ class Learner(LightningModule):
                 "`--model.optimizer AdamW8bit --model.optimizer.stochastic_rounding true`."
             )
 
+    def on_train_start(self) -> None:
+        """Warn of epochs that never reach the effective batch."""
+        warn_of_short_epochs(self.trainer)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer over what is trained."""
         optimizer = self.optimizer.build(trained(self).values())
-        schedule = self.optimizer.build_schedule(optimizer, self.trainer.max_steps)
+        schedule = self.optimizer.build_schedule(optimizer, planned_steps(self.trainer))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -15,8 +17,10 @@ from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
 from lit_prefopt.callbacks.progress import Progress
 from lit_prefopt.configs import BASE, PREDICT
+from lit_prefopt.effective_batch import EffectiveBatch
 from lit_prefopt.errors import InputError, causes, check_number
 from lit_prefopt.lazy import import_classes
+from lit_prefopt.recipe_files import allow_own_modules, loader
 from lit_prefopt.recipe_strings import read_recipe, words
 from lit_prefopt.runs.directory import (
     RunDirectory,
@@ -28,14 +32,17 @@ from lit_prefopt.runs.directory import (
 from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.device import is_out_of_memory
 
+set_loader("yaml", loader(get_loader("yaml")), (yaml.YAMLError,))
+
 
 class PreferenceCLI(LightningCLI):
     """LightningCLI with a `backbone` of its own, handed to the model when both are built."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the `backbone` key and its link to the model."""
+        """Add the keys `backbone`, with its link to the model, and `batch`."""
         parser.add_subclass_arguments(Backbone, "backbone", required=False)
         parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
+        parser.add_class_arguments(EffectiveBatch, "batch")
 
     def before_instantiate_classes(self) -> None:
         """Look at the run's directory before anything is loaded."""
@@ -45,6 +52,12 @@ class PreferenceCLI(LightningCLI):
         config.ckpt_path = check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
         strategy = config.trainer.strategy
         check_strategy(str(getattr(strategy, "class_path", strategy)).split(".")[-1])
+        EffectiveBatch(**config.batch.as_dict()).check_alone(config.trainer)
+        if config.batch.pairs is None and config.trainer.accumulate_grad_batches is None:
+            config.trainer.accumulate_grad_batches = 1
+        limits = config.trainer
+        if (limits.max_steps, limits.max_epochs, limits.max_time) == (-1, None, None):
+            limits.max_epochs = -1  # no end; Lightning would take 1,000 epochs for one
         # Lightning divides by these unchecked.
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             check_number(f"trainer.{name}", config.trainer[name], 1)
@@ -90,10 +103,13 @@ class PreferenceCLI(LightningCLI):
         arguments = logger_arguments(self.config[self.subcommand], self.root)
         trainer = super().instantiate_trainer(**arguments, **kwargs)
         lead_checkpoints(trainer, self.root)
+        batch: EffectiveBatch = self._get(self.config_init, "batch")
+        if self.subcommand == "fit":
+            batch.apply(trainer, self.datamodule)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Lightning's own bar, where the recipe names none
         callbacks = [Progress() if type(c) is RichProgressBar else c for c in callbacks]
-        callbacks.append(OutOfMemory())
+        callbacks += [batch, OutOfMemory()]
         interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
         others = [c for c in callbacks if not isinstance(c, Interrupts)]
         trainer.callbacks = others + interrupts[:1]  # type: ignore[attr-defined]
@@ -109,6 +125,7 @@ class PreferenceCLI(LightningCLI):
 
 def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI) -> PreferenceCLI:
     """Run one of the trainer's commands, and return what ran it."""
+    allow_own_modules(args)
     defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
     defaults["predict"].append(str(PREDICT))
     # The parser finds a class by its name where its module is imported.
@@ -120,6 +137,7 @@ def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI
         subclass_mode_data=True,
         save_config_callback=RunDirectory,
         save_config_kwargs={"save_to_log_dir": False},  # it writes recipe.yaml itself
+        trainer_defaults={"accumulate_grad_batches": None},  # so that a 1 that is given is seen
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_kwargs={name: {"default_config_files": files} for name, files in defaults.items()},

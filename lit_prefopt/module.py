@@ -18,6 +18,7 @@ from lit_prefopt.diffusion.denoising import (
     noised,
 )
 from lit_prefopt.diffusion.encoding import drawn, encoded
+from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import check_number
 from lit_prefopt.learner import Learner
 from lit_prefopt.metrics import HeldOut, summary
@@ -131,7 +132,7 @@ class PreferenceDiffusionModule(Learner):
         loss = (pairs.weights * losses).mean()
         self.measured = self.measure(ratios, pairs, loss)
         self.window.add(self.measured)
-        return loss
+        return scale_last_step(loss, self._trainer)
 
     def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:
         """Return what is logged of a training batch, by name."""

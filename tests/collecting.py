@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_prefopt.judges import Judge
+from tests.conftest import OWN_COUNTS
 
 CANDIDATES = 2
 DECISIONS = 3  # of a roll-out, each of which is a pair if the prompt is an open one
@@ -115,7 +116,7 @@ def spo(pipeline: str, prompts: Path, folder: Path) -> list[str]:
         *("--data", "PromptCollections", "--data.prompts", "PromptFile"),
         *("--data.prompts.path", str(prompts), "--data.resolution", "32"),
         *("--data.batch_size", "3", "--data.batches", "4", "--data.round_size", "2"),
-        *("--trainer.max_steps", "12", "--trainer.log_every_n_steps", "1"),
+        *("--trainer.max_steps", "12", "--trainer.log_every_n_steps", "1", *OWN_COUNTS),
         *("--trainer.enable_progress_bar", "false"),
         *("--trainer.default_root_dir", str(folder)),
     ]

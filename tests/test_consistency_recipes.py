@@ -37,7 +37,7 @@ def test_from_pairs_to_weights(
             *("--backbone.teacher", tiny_folder, *(size if name == "sd15" else [])),
             *("--data", "PairShards", "--data.shards", shards, "--data.validation", shards),
             *("--data.batch_size", "4", "--data.resolution", "32", "--data.workers", "0"),
-            *("--trainer.max_steps", "3", "--trainer.val_check_interval", "3"),
+            *("--trainer.max_steps", "3", "--batch.pairs", "4", "--batch.validate_every", "3"),
             *("--trainer.default_root_dir", str(tmp_path / "run")),
         ]
     )

@@ -24,7 +24,7 @@ def arguments(tiny_folder: str, tmp_path: Path) -> list[str]:
         *("--backbone.pretrained", tiny_folder, "--backbone.dtype", "float32"),
         *("--data.batches", "8", "--data.batch_size", "2", "--trainer.max_steps", "9"),
         *("--data.collection", "2", "--data.keep", "3", "--trainer.accelerator", "cpu"),
-        *("--trainer.precision", "32-true", "--trainer.accumulate_grad_batches", "1"),
+        *("--trainer.precision", "32-true", "--batch.pairs", "2"),
         *("--trainer.default_root_dir", str(tmp_path / "run")),
         *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
     ]

@@ -97,7 +97,16 @@ def test_collections(name: str, tmp_path: Path, precision: str) -> None:
     main(
         [
             *("fit", "--config", name, "--trainer.accelerator", "gpu", "--data.batch_size", "4"),
-            *("--data.batches", "2", "--data.round_size", "2", "--trainer.max_steps", "4"),
+            *(
+                "--batch.pairs",
+                "4",
+                "--data.batches",
+                "2",
+                "--data.round_size",
+                "2",
+                "--trainer.max_steps",
+                "4",
+            ),
             *(() if name == "toy-spo" else ("--data.collection", "2", "--data.keep", "3")),
             *("--trainer.precision", precision, "--trainer.limit_val_batches", "0"),
             *("--trainer.default_root_dir", str(tmp_path), "--trainer.log_every_n_steps", "1"),

@@ -222,6 +222,6 @@ def check_backbone(backbone: object) -> None:
     """
     if not isinstance(backbone, Backbone):
         raise InputError(
-            "The recipe names no backbone: give one by `--backbone backbone/toy.yaml`, or a "
+            "The recipe names no backbone: give one by `--backbone backbone/sd15.yaml`, or a "
             "class with its arguments."
         )

@@ -83,7 +83,7 @@ class Guard(Callback):
         if isinstance(trainer.strategy, ZeRO):
             raise InputError(
                 "The guard looks at gradients before the step, and ZeRO shows none: drop the "
-                "callback Guard, or take `--trainer trainer/fsdp.yaml`."
+                "callback Guard, or take `--trainer hardware/fsdp.yaml`."
             )
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         if self.on_spike == "rewind" and all(c.save_weights_only for c in savers):

@@ -15,8 +15,8 @@ from lit_prefopt.utils.device import is_out_of_memory
 
 BLUNT = (
     "Memory does not suffice; what saves most is a LoRA (`--backbone.lora.rank 16`), "
-    "`--backbone.gradient_checkpointing true`, a smaller `--data.batch_size` with a larger "
-    "`--trainer.accumulate_grad_batches`, and `--model.optimizer AdamW8bit`."
+    "`--backbone.gradient_checkpointing true`, a smaller `--data.batch_size` with the same "
+    "`--batch.pairs`, and `--model.optimizer AdamW8bit`."
 )
 """What is said where no model is at hand to compute it of."""
 
@@ -66,7 +66,7 @@ def cure(trainer: Trainer, module: LightningModule, batch: Any, error: BaseExcep
     context = trainer.precision_plugin.forward_context
     activations = 0 if batch is None else step_cost(module, batch, context).activations
     parts = footprint(module, activations)
-    found = savings(module, batch, trainer.accumulate_grad_batches, context)
+    found = savings(module, batch, trainer.accumulate_grad_batches * trainer.world_size, context)
     sizes = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.named().items())
     wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     missing = f" for {wanted[1]} more" if wanted else ""

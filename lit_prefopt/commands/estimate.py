@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_prefopt.callbacks import Budget, Evaluation, Export, SampleGrid
-from lit_prefopt.configs import named_recipes
+from lit_prefopt.effective_batch import last_step
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.estimate.memory import GIB
-from lit_prefopt.estimate.pace import Pace, device_name, reaches
+from lit_prefopt.estimate.pace import Pace, device_name
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
+from lit_prefopt.recipe_files import named_recipes
 
 BESIDE = (ModelCheckpoint, Export, SampleGrid, Evaluation, Budget)
 """Callbacks of no part in a step."""
@@ -105,7 +106,7 @@ def _parts(arg: str, start: str = "--steps=") -> list[str]:
 def _estimate(trainer: Trainer, pace: Pace) -> Estimate:
     ranks, step_seconds = trainer.world_size, pace.step_seconds
     pairs = pace.rows * pace.accumulated * ranks
-    steps = reaches(trainer, pace.accumulated)
+    steps = last_step(trainer, trainer.num_training_batches, pace.accumulated)
     epochs = max(steps, 0) * pace.accumulated / trainer.num_training_batches
     return Estimate(
         device=device_name(pace.device),

@@ -180,8 +180,8 @@ def rounds(
 
 def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:
     """Parse a recipe now, so that what is wrong with the last step is told before the first."""
-    from lit_prefopt.configs import named_recipes
     from lit_prefopt.lightning_cli import run_lightning
+    from lit_prefopt.recipe_files import named_recipes
 
     said = io.StringIO()
     try:

@@ -98,6 +98,11 @@ class StoredPairs(LightningDataModule):
         if self.validation is not None:
             self.validation_reader = self._reader(find_shards(self.validation))
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of training batches of an epoch on one rank."""
+        return self.order.samples // self._ranks(self.batch_size).global_batch
+
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the training pairs."""
         order, ranks = self.order, self._ranks(self.batch_size)

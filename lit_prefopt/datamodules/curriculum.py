@@ -75,7 +75,7 @@ class StageLoader(ResumableLoader):
             raise InputError(
                 f"The checkpoint was made with stages of {state['samples']} pairs, not of "
                 f"{self.course.samples}; give the same `stage_steps` and the same effective batch "
-                "(`batch_size` x ranks x `accumulate_grad_batches`), or start a new run."
+                "(`batch.pairs`), or start a new run."
             )
         super().load_state_dict(state)
 

@@ -119,6 +119,11 @@ class PromptCollections(LightningDataModule):
             self._held_out.trainer = self.trainer
             self._held_out.setup("validate")
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of training batches of an epoch on one rank."""
+        return self.batches
+
     def train_dataloader(self) -> Collected:
         """Return the epochs' batches."""
         return Collected(self)

@@ -92,7 +92,7 @@ def savings(
     Args:
         module: The method.
         batch: A batch that was tried; without one, nothing is said of activations.
-        accumulated: How many batches an optimizer step has.
+        accumulated: How many batches an optimizer step has, over all ranks.
         context: What a step runs in.
     """
     found = [*_of_weights(module)]
@@ -153,7 +153,7 @@ def _of_activations(
     rows = len(batch.seeds)
     if rows > 1:
         size = now - step_cost(module, first_row(batch), context).activations
-        how = f"--data.batch_size 1 --trainer.accumulate_grad_batches {accumulated * rows}"
+        how = f"--data.batch_size 1 --batch.pairs {accumulated * rows}"
         yield Saving(size, "one pair at a time, as many in a step", how)
 
 

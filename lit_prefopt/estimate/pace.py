@@ -138,21 +138,6 @@ class Pace(Callback):
         return self.flops / TERA / seconds / self.matmul
 
 
-def reaches(trainer: Trainer, batches: int) -> int:
-    """Return how many optimizer steps the recipe has; -1 where it has no end.
-
-    Args:
-        trainer: With the recipe's own numbers.
-        batches: That it accumulates.
-    """
-    if trainer.max_steps > 0:
-        return trainer.max_steps
-    per_epoch = trainer.num_training_batches
-    if trainer.max_epochs is None or trainer.max_epochs < 0 or per_epoch == float("inf"):
-        return -1
-    return trainer.max_epochs * -(-int(per_epoch) // batches)
-
-
 def device_name(device: torch.device) -> str:
     """Return the device in words."""
     if device.type == "cuda":

@@ -16,6 +16,7 @@ from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import Noised
 from lit_prefopt.diffusion.encoding import encoded
 from lit_prefopt.diffusion.guidance import guided
+from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.clip import CLIPJudge
 from lit_prefopt.judges.judge import Judge, checked_scores
@@ -171,7 +172,7 @@ class StepAwarePreference(Learner):
             "t": t.float().mean(),
         }
         self.window.add(self.measured)
-        return (batch.weights * losses).mean()
+        return scale_last_step((batch.weights * losses).mean(), self._trainer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient by the mean weight, over all ranks and accumulated batches."""

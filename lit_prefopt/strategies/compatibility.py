@@ -7,15 +7,15 @@ from lit_prefopt.errors import InputError
 CURES = {
     "deepspeed": (
         "trains what mixed precision should keep in float32 in bf16, and divides gradients twice "
-        "by `accumulate_grad_batches`: take `--trainer trainer/zero2.yaml` (or zero3, "
+        "by `accumulate_grad_batches`: take `--trainer hardware/zero2.yaml` (or zero3, "
         "zero3-offload), which does neither"
     ),
     "fsdp": (
         "wants one precision and one `requires_grad` for all weights of a shard, where frozen and "
-        "trained ones lie side by side here: take `--trainer trainer/fsdp.yaml`, which is FSDP2"
+        "trained ones lie side by side here: take `--trainer hardware/fsdp.yaml`, which is FSDP2"
     ),
     "modelparallel": (
-        "leaves open what is sharded: take `--trainer trainer/fsdp.yaml`, which is FSDP2"
+        "leaves open what is sharded: take `--trainer hardware/fsdp.yaml`, which is FSDP2"
     ),
 }
 

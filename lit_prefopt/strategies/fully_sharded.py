@@ -53,7 +53,7 @@ class FullySharded(WholeStates, ModelParallelStrategy):
         if whole:
             raise InputError(
                 f"{whole[0]} is trained here, and FullySharded divides nothing but a denoiser: "
-                "take `--trainer trainer/ddp.yaml`."
+                "take `--trainer hardware/ddp.yaml`."
             )
         super().setup(trainer)
         for optimizer in self.optimizers:

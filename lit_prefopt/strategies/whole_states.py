@@ -173,5 +173,5 @@ def check_adamw(optimizer: Optimizer) -> None:
         raise InputError(
             f"{type(optimizer).__name__} cannot be sharded, only AdamW can: set `--model.optimizer "
             "AdamW` (its moments are divided among the ranks), or take `--trainer "
-            "trainer/ddp.yaml`."
+            "hardware/ddp.yaml`."
         )

@@ -91,7 +91,7 @@ class ZeRO(WholeStates, DeepSpeedStrategy):
         if importlib.util.find_spec("deepspeed") is None:
             raise InputError(
                 "ZeRO wants DeepSpeed: `pip install lit-prefopt[deepspeed]`, or take `--trainer "
-                "trainer/fsdp.yaml`."
+                "hardware/fsdp.yaml`."
             )
         if offload_parameters and stage != 3:
             raise InputError("offload_parameters wants stage 3: set it, or leave them on the GPU.")
@@ -230,7 +230,7 @@ class ZeRO(WholeStates, DeepSpeedStrategy):
         if not isinstance(self.accelerator, CUDAAccelerator):
             raise InputError(
                 "ZeRO wants CUDA GPUs, and this run has none: set `--trainer.accelerator gpu` "
-                "where there are some, or take `--trainer trainer/ddp.yaml`."
+                "where there are some, or take `--trainer hardware/ddp.yaml`."
             )
         super().setup_environment()
 

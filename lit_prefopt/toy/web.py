@@ -99,7 +99,7 @@ class ToyWeb(LightningDataModule):
             raise InputError(f"the shares of ToyWeb are {shares}; choose each between 0 and 1")
         if batch_size < 1 or steps < 1:
             raise InputError("ToyWeb makes no batch; set batch_size and steps to at least 1")
-        self.steps = steps
+        self.batch_size, self.steps = batch_size, steps
         self.workers = workers
         self.val_steps = val_steps
         draw = partial(self.pictures, count=batch_size, two_objects=two_objects)

@@ -107,7 +107,7 @@ def test_each_saving_is_what_following_it_saves(tiny_folder: str) -> None:
     assert found["--backbone.dtype"].size == pytest.approx(before.total - half.total, rel=0.01)
     one = step_cost(module, first_row(batch)).activations
     assert found["--data.batch_size"].size == pytest.approx(now - one, rel=0.02)
-    assert found["--data.batch_size"].how.endswith("--trainer.accumulate_grad_batches 12")
+    assert found["--data.batch_size"].how.endswith("--batch.pairs 12")
     with checkpointing(module, True):
         twice = step_cost(module, batch).activations
     assert found["--backbone.gradient_checkpointing"].size == pytest.approx(now - twice, rel=0.02)

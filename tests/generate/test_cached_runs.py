@@ -15,6 +15,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.judges import StepAwarePreference
 from lit_prefopt.optimizers import AdamW
 from tests.caching import assert_same_end, cache, frozen
+from tests.conftest import OWN_COUNTS
 from tests.runs import TWO_RANKS, finished, launch, wait_until
 from tests.tiny import tiny_vae
 
@@ -26,7 +27,7 @@ def recipe(pipeline: str, folder: Path, *data: str) -> list[str]:
         *("--backbone", "StableDiffusion", "--backbone.pretrained", pipeline),
         *("--data.batch_size", "4", "--data.caption_dropout", "0.2", *data),
         *("--trainer.default_root_dir", str(folder)),
-        *("--trainer.max_steps", "4", "--trainer.val_check_interval", "4"),
+        *("--trainer.max_steps", "4", *OWN_COUNTS, "--trainer.val_check_interval", "4"),
         *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     ]
 

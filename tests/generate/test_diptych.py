@@ -182,7 +182,7 @@ def test_the_recipe_runs_and_its_pairs_are_trained_on(tmp_path: Path) -> None:
     main(["predict", *change])
     assert (tmp_path / "pairs-sheet.png").is_file()
     run = ["--config", "toy-di3po", "--data.shards", str(output), "--data.batch_size", "2"]
-    run += ["--model.masked", "true", "--trainer.max_steps", "1"]
+    run += ["--batch.pairs", "2", "--model.masked", "true", "--trainer.max_steps", "1"]
     run += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
     main(["fit", *run, "--trainer.default_root_dir", str(tmp_path / "run")])
     assert (tmp_path / "run" / "weights" / "unet").is_dir()

@@ -243,7 +243,7 @@ def test_from_prompts_to_a_curriculum(tmp_path: Path) -> None:
 
     fit = ["fit", "--config", "toy-curriculum-dpo", "--data.stages", stages]
     fit += ["--data.stage_steps", "2", "--data.batch_size", "4", "--data.validation_pairs", "4"]
-    fit += ["--trainer.val_check_interval", "8", "--trainer.log_every_n_steps", "1"]
+    fit += ["--batch.pairs", "4", "--batch.validate_every", "8", "--trainer.log_every_n_steps", "1"]
     fit += ["--trainer.callbacks", "[{class_path: Checkpoints, init_args: {save_last: true}}]"]
     folder = "--trainer.default_root_dir"
     main([*fit, folder, str(tmp_path / "whole"), "--trainer.max_steps", "7"])

@@ -26,7 +26,7 @@ def judge_recipe(tiny_folder: str, tiny_clip_folder: str, shards: str, tmp_path:
         *("--data.caption_dropout", "0", "--model.optimizer.warmup_steps", "0"),
         *("--model.optimizer.schedule", "constant", "--model.optimizer.lr", "1e-3"),
         *("--trainer.default_root_dir", str(tmp_path / "run")),
-        *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2"),
+        *("--trainer.max_steps", "4", "--batch.pairs", "4", "--batch.validate_every", "2"),
         *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     ]
 
@@ -119,7 +119,7 @@ def test_a_resumed_run_ends_in_the_same_weights(judge_recipe: list[str], tmp_pat
         (["--model.threshold", "2"], "threshold is 2.*; give a number from 0 up to 1"),
         (["--model.validation_timesteps", "[0, 1000]"], "validation_timesteps is 1000"),
         (["--data.caption_dropout", "1"], "set `--data.caption_dropout 0`"),
-        (["--data", "ToyWeb", "--data.steps", "2"], "yields single images"),
+        (["--data", "ToyWeb", "--data.steps", "2", "--batch.pairs", "64"], "yields single images"),
         (
             ["--trainer.precision", "bf16-true"],
             r"keep them in float32 \(`--trainer.precision bf16-mixed`",

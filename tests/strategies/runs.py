@@ -23,13 +23,13 @@ def zero(stage: int, *options: str) -> list[str]:
 
 
 STRATEGIES = {
-    "ddp": ["--trainer", "trainer/ddp.yaml"],
+    "ddp": ["--trainer", "hardware/ddp.yaml"],
     "zero1": zero(1),
     "zero2": zero(2),
     "zero3": zero(3),
     "zero2-offload": zero(2, "offload_optimizer"),
     "zero3-offload": zero(3, "offload_optimizer", "offload_parameters"),
-    "fsdp": ["--trainer", "trainer/fsdp.yaml"],
+    "fsdp": ["--trainer", "hardware/fsdp.yaml"],
 }
 FORMS = {
     "full": ["--model.optimizer.lr", "1e-3"],

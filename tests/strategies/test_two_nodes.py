@@ -59,7 +59,7 @@ def recipe(tiny_folder: str, shards: str, tmp_path: Path) -> list[str]:
 def two_nodes(pipeline: str, shards: str, folder: Path) -> list[str]:
     return [
         *small_recipe(pipeline, shards, folder),
-        *("--trainer", "trainer/two-nodes.yaml", "--trainer.devices", "1"),
+        *("--trainer", "hardware/two-nodes.yaml", "--trainer.devices", "1"),
         *("--trainer.limit_val_batches", "0", "--trainer.max_steps", "5"),
         *("--trainer.callbacks+", "Checkpoints", "--trainer.callbacks.save_last", "true"),
         *("--trainer.callbacks.every_n_train_steps", "1"),
