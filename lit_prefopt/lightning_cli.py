@@ -16,6 +16,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
 from lit_prefopt.callbacks.progress import Progress
+from lit_prefopt.command_line.parser import PlainParser
 from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.effective_batch import EffectiveBatch
 from lit_prefopt.errors import InputError, causes, check_number
@@ -33,6 +34,10 @@ from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.device import is_out_of_memory
 
 set_loader("yaml", loader(get_loader("yaml")), (yaml.YAMLError,))
+
+
+class Parser(PlainParser, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line."""
 
 
 class PreferenceCLI(LightningCLI):
@@ -140,6 +145,10 @@ def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI
         trainer_defaults={"accumulate_grad_batches": None},  # so that a 1 that is given is seen
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={name: {"default_config_files": files} for name, files in defaults.items()},
+        parser_class=Parser,
+        parser_kwargs={
+            "prog": "lit-prefopt",
+            **{name: {"default_config_files": files} for name, files in defaults.items()},
+        },
         args=list(args),
     )

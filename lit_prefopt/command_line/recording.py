@@ -1,0 +1,61 @@
+"""Record the help pages of a jsonargparse parser as data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
+
+from lit_prefopt.command_line.pages import Page
+
+
+class RecordingFormatter(DefaultHelpFormatter):
+    """Formats a help page as JSON, with the texts that jsonargparse makes of each argument."""
+
+    def __init__(self, prog: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(prog, *args, **kwargs)
+        self.page: Page = []
+
+    def add_usage(
+        self, usage: str | None, actions: Iterable[argparse.Action], *_: Any, **__: Any
+    ) -> None:
+        """Record the usage line, which leaves out the options that print something and exit."""
+        shown = [
+            [
+                action.option_strings[0],
+                self._format_args(action, self._get_default_metavar_for_optional(action)),
+                action.required,
+                action.nargs == 0,
+            ]
+            for action in actions
+            if action.option_strings
+            and action.help != argparse.SUPPRESS
+            and not action.option_strings[0].endswith((".help", "-h", "--print_config"))
+        ]
+        self.page.append(["usage", self._prog, shown])
+
+    def add_text(self, text: str | None) -> None:
+        """Record a text."""
+        if text is not None and text != argparse.SUPPRESS:
+            self.page.append(["text", text])
+
+    def start_section(self, heading: str | None) -> None:
+        """Record the beginning of a section."""
+        self.page.append(["section", heading])
+
+    def end_section(self) -> None:
+        """Record the end of a section."""
+        self.page.append(["end"])
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Record an argument."""
+        if action.help != argparse.SUPPRESS:
+            text = self._expand_help(action)
+            self.page.append(["argument", self._format_action_invocation(action), text])
+
+    def format_help(self) -> str:
+        """Return what was recorded as JSON."""
+        return json.dumps(self.page)
