@@ -32,7 +32,11 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int
     """
     known = sorted(set(known))
     near = get_close_matches(name, known, n=most)
-    return f"did you mean {' or '.join(near)}?" if near else otherwise or f"choose one of {', '.join(known)}."
+    return (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else otherwise or f"choose one of {', '.join(known)}."
+    )
 
 
 def check_number(

@@ -134,7 +134,8 @@ def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI
     defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
     defaults["predict"].append(str(PREDICT))
     # The parser finds a class by its name where its module is imported.
-    import_classes(words(args, read_recipe(args, [BASE, PREDICT])))
+    Parser.files = read_recipe(args, [BASE, PREDICT])
+    import_classes(words(args, Parser.files))
     return kind(
         LightningModule,
         LightningDataModule,

@@ -25,7 +25,7 @@ class RecipeFile(NamedTuple):
 def read_recipe(args: Sequence[str], defaults: Sequence[Path] = ()) -> list[RecipeFile]:
     """Return the files of a recipe: those that arguments name, and those named inside them.
 
-    A file that cannot be read or parsed is left out: the parser reports it.
+    A file that cannot be read or parsed holds None: the parser reports it.
 
     Args:
         args: Arguments of a command, names of shipped recipes resolved to paths.
@@ -41,7 +41,7 @@ def read_recipe(args: Sequence[str], defaults: Sequence[Path] = ()) -> list[Reci
         found[path] = RecipeFile(path, content)
         for text in strings(content):
             waiting += _files_in(text, path.parent)
-    return [file for file in found.values() if file.content is not None]
+    return list(found.values())
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from lit_prefopt.command_line.messages import explain
 from lit_prefopt.errors import TRACE
+from lit_prefopt.recipe_strings import RecipeFile
 
 
 class PlainParser(ArgumentParser):
@@ -19,14 +21,16 @@ class PlainParser(ArgumentParser):
 
     recorded: ClassVar[bool] = False  # whether help pages are written as JSON
 
+    files: ClassVar[Sequence[RecipeFile]] = ()  # of the recipe that is parsed
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"prog": "lit-prefopt", **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and how to write it."""
-        if os.environ.get(TRACE):
+        if os.environ.get(TRACE) or not self.exit_on_error:  # the parser of a class inside another
             super().error(message, ex)
-        self.exit(2, f"lit-prefopt: {explain(message, self)}\n")
+        self.exit(2, f"lit-prefopt: {explain(message, self, self.files)}\n")
 
     def format_help(self, *args: Any) -> str:
         """Return the help page, as text or as data."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lit_prefopt.command_line.pages import Page
 
@@ -59,3 +59,16 @@ class RecordingFormatter(DefaultHelpFormatter):
     def format_help(self) -> str:
         """Return what was recorded as JSON."""
         return json.dumps(self.page)
+
+
+def class_page(kind: type, parser_class: type[ArgumentParser]) -> Page:
+    """Return the help page of a class, its arguments named `--x.NAME`.
+
+    Args:
+        kind: The class.
+        parser_class: The parser that reads its arguments.
+    """
+    parser = parser_class(formatter_class=RecordingFormatter)
+    parser.add_class_arguments(kind, "x", fail_untyped=False)
+    page: Page = json.loads(parser.format_help())
+    return page

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, capture_parser
 
 from lit_prefopt.command_line.pages import Page, options_of
 from lit_prefopt.command_line.parser import PlainParser
+from lit_prefopt.command_line.recording import class_page
 from lit_prefopt.command_line.table import Table
 from lit_prefopt.lazy import class_modules
 from lit_prefopt.lightning_cli import Parser, run_lightning
@@ -73,10 +74,7 @@ def _class_page(path: str) -> Page | None:
     kind = getattr(importlib.import_module(module), name)
     if _takes_any(kind):
         return None
-    parser = Parser()
-    parser.add_class_arguments(kind, "x", fail_untyped=False)
-    page: Page = json.loads(parser.format_help())
-    return page
+    return class_page(kind, Parser)
 
 
 def _takes_any(kind: type) -> bool:
