@@ -130,6 +130,8 @@ def _explain_argument(
     page = class_page(getattr(importlib.import_module(module), kind), type(parser))
     known = [one for one in options_of(page, "x.") if not one.endswith(".help")]
     near = did_you_mean(name, known, f"{kind} takes {', '.join(sorted(known)) or 'no arguments'}.")
+    if not near.startswith("did"):  # the key may be right behind its first part
+        near = did_you_mean(name.split(".")[0], known, near)
     key = ".".join(keys)
     where = _place(f"{key}.{name}", message, files, name.split("."))
     dashes = "--" if where.startswith("--") else ""

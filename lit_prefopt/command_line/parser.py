@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 from jsonargparse import ArgumentParser
 
 from lit_prefopt.command_line.messages import explain
+from lit_prefopt.command_line.recording import RECORDED, RecordingFormatter
 from lit_prefopt.errors import TRACE
 from lit_prefopt.recipe_strings import RecipeFile
 
@@ -18,8 +19,6 @@ class PlainParser(ArgumentParser):
 
     With LIT_PREFOPT_TRACE set, the whole message of jsonargparse is printed.
     """
-
-    recorded: ClassVar[bool] = False  # whether help pages are written as JSON
 
     files: ClassVar[Sequence[RecipeFile]] = ()  # of the recipe that is parsed
 
@@ -34,8 +33,6 @@ class PlainParser(ArgumentParser):
 
     def format_help(self, *args: Any) -> str:
         """Return the help page, as text or as data."""
-        if PlainParser.recorded:
-            from lit_prefopt.command_line.recording import RecordingFormatter
-
+        if RECORDED.get():
             self.formatter_class = RecordingFormatter
         return super().format_help(*args)

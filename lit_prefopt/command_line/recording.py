@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextvars import ContextVar
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lit_prefopt.command_line.pages import Page
+
+RECORDED: ContextVar[bool] = ContextVar("RECORDED", default=False)
+"""Whether parsers write their help pages as JSON."""
 
 
 class RecordingFormatter(DefaultHelpFormatter):
@@ -72,3 +78,31 @@ def class_page(kind: type, parser_class: type[ArgumentParser]) -> Page:
     parser.add_class_arguments(kind, "x", fail_untyped=False)
     page: Page = json.loads(parser.format_help())
     return page
+
+
+def printed_page(parser: ArgumentParser, args: Sequence[str]) -> Page:
+    """Return the help page that a parser prints for these arguments before it exits.
+
+    Args:
+        parser: The parser.
+        args: Arguments with a `--help` or `--KEY.help CLASS`.
+    """
+    printed, errors = io.StringIO(), io.StringIO()
+    with _recorded(), redirect_stdout(printed), redirect_stderr(errors):
+        try:
+            parser.parse_args([*args])
+        except SystemExit as stop:
+            if stop.code:
+                text = f"no help page for {' '.join(args)}: {errors.getvalue()}"
+                raise RuntimeError(text) from stop
+    page: Page = json.loads(printed.getvalue())
+    return page
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    token = RECORDED.set(True)
+    try:
+        yield
+    finally:
+        RECORDED.reset(token)

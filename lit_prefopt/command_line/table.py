@@ -62,7 +62,7 @@ def table_path() -> Path:
     for folder in map(Path, sys.path):
         if folder.is_dir():
             installed = sorted(name for name in os.listdir(folder) if name.endswith("-info"))
-            digest.update(f"{folder} {installed}".encode())
+            digest.update(" ".join(installed).encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "lit-prefopt" / f"help-{digest.hexdigest()[:20]}.json"
 

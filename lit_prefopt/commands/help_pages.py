@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import io
-import json
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterable
 
 from jsonargparse import ArgumentParser, capture_parser
 
 from lit_prefopt.command_line.pages import Page, options_of
-from lit_prefopt.command_line.parser import PlainParser
-from lit_prefopt.command_line.recording import class_page
+from lit_prefopt.command_line.recording import class_page, printed_page
 from lit_prefopt.command_line.table import Table
 from lit_prefopt.lazy import class_modules
 from lit_prefopt.lightning_cli import Parser, run_lightning
@@ -30,24 +26,19 @@ def write_table(only: Iterable[str] | None = None) -> Table:
         importlib.import_module(module)
     kept = None if only is None else set(only)
     parser = capture_parser(lambda: run_lightning(["fit"]))
-    PlainParser.recorded = True
-    try:
-        commands = {command: _page(parser, [command, "--help"]) for command in COMMANDS}
-        found = options_of(commands["fit"])
-        taken = {
-            (key, path)
-            for key, option in found.items()
-            for path in option.classes
-            if f"{key}.help" in found and _is_kept(path, kept)
-        }
-        helps = {
-            f"{key} {path}": _page(parser, ["fit", f"--{key}.help", path])
-            for key, path in sorted(taken)
-        }
-        classes = _classes({path for _, path in taken}, kept)
-    finally:
-        PlainParser.recorded = False
-    return Table(commands, helps, classes)
+    commands = {command: printed_page(parser, [command, "--help"]) for command in COMMANDS}
+    found = options_of(commands["fit"])
+    taken = {
+        (key, path)
+        for key, option in found.items()
+        for path in option.classes
+        if f"{key}.help" in found and _is_kept(path, kept)
+    }
+    helps = {
+        f"{key} {path}": printed_page(parser, ["fit", f"--{key}.help", path])
+        for key, path in sorted(taken)
+    }
+    return Table(commands, helps, _classes({path for _, path in taken}, kept))
 
 
 def _is_kept(path: str, kept: set[str] | None) -> bool:
@@ -87,16 +78,3 @@ def _takes_any(kind: type) -> bool:
     except Exception as error:  # whatever the parser raises for a class that it cannot build
         return "no_such_argument" not in str(error)
     return True
-
-
-def _page(parser: ArgumentParser, args: Sequence[str]) -> Page:
-    """Return the page that the parser prints for these arguments before it exits."""
-    printed, said = io.StringIO(), io.StringIO()
-    try:
-        with redirect_stdout(printed), redirect_stderr(said):
-            parser.parse_args([*args])
-    except SystemExit as stop:
-        if stop.code:
-            raise RuntimeError(f"no help page for {' '.join(args)}: {said.getvalue()}") from stop
-    page: Page = json.loads(printed.getvalue())
-    return page
