@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from lit_prefopt.command_line.quick import answer
 from lit_prefopt.configs import HOMES, named_columns, recipe_names
-from lit_prefopt.errors import InputError, causes, is_from
+from lit_prefopt.errors import TRACE, InputError, UsageError, causes, did_you_mean, is_from
 from lit_prefopt.recipe_files import named_recipes
+
+if TYPE_CHECKING:
+    from lit_prefopt.command_line.table import Table
 
 COMMANDS = ("fit", "validate", "test", "predict")
 OTHERS = ("evaluate", "estimate", "shards", "rounds", "export", "report")
-TRACE = "LIT_PREFOPT_TRACE"  # an environment variable for those who look for a bug
 HELP = """usage: lit-prefopt COMMAND [--config RECIPE] [--KEY VALUE ...]
 
 Align text-to-image diffusion models with human preferences.
@@ -40,43 +44,33 @@ commands:
 
 def shards(args: Sequence[str]) -> None:
     """Run `lit-prefopt shards convert | validate | preview | index | stages`."""
-    from jsonargparse import auto_cli
-
     from lit_prefopt.data.shards.index import index_shards
     from lit_prefopt.prepare import ValidationReport, convert, preview, split_into_stages, validate
 
-    result = auto_cli(
-        {
-            "convert": convert,
-            "validate": validate,
-            "preview": preview,
-            "index": index_shards,
-            "stages": split_into_stages,
-        },
-        args=named_columns(args),
-        as_positional=False,
-        prog="lit-prefopt shards",
-    )
+    functions = {
+        "convert": convert,
+        "validate": validate,
+        "preview": preview,
+        "index": index_shards,
+        "stages": split_into_stages,
+    }
+    result = _call(functions, "shards", named_columns(args))
     if isinstance(result, ValidationReport) and result.would_stop:
         sys.exit(1)
 
 
 def export_weights(args: Sequence[str]) -> None:
     """Run `lit-prefopt export`."""
-    from jsonargparse import auto_cli
+    from lit_prefopt.commands.export_weights import export
 
-    from lit_prefopt.commands.export import export
-
-    auto_cli(export, args=list(args), as_positional=False, prog="lit-prefopt export")
+    _call(export, "export", args)
 
 
 def write_report(args: Sequence[str]) -> None:
     """Run `lit-prefopt report`."""
-    from jsonargparse import auto_cli
-
     from lit_prefopt.evaluate.report.page import report
 
-    auto_cli(report, args=list(args), as_positional=False, prog="lit-prefopt report")
+    _call(report, "report", args)
 
 
 def run_estimate(args: Sequence[str]) -> None:
@@ -88,12 +82,41 @@ def run_estimate(args: Sequence[str]) -> None:
 
 def run_rounds(args: Sequence[str]) -> None:
     """Run `lit-prefopt rounds`."""
-    from jsonargparse import auto_cli
-
     from lit_prefopt.commands.rounds import rounds
 
-    found = named_recipes(["rounds", *args])[1:]
-    auto_cli(rounds, args=found, as_positional=False, prog="lit-prefopt rounds")
+    _call(rounds, "rounds", named_recipes(["rounds", *args])[1:])
+
+
+def run_trainer(args: Sequence[str]) -> None:
+    """Run one of the Trainer's commands, or `evaluate`, which is a `predict` of two models."""
+    named = named_recipes(args)
+    if named[0] == "evaluate":
+        named[0] = "predict"
+    if not answer(named, _write_table):
+        from lit_prefopt.lightning_cli import run_lightning
+
+        run_lightning(named)
+
+
+def _write_table() -> Table:
+    from lit_prefopt.commands.help_pages import write_table
+
+    return write_table()
+
+
+def _call(components: Any, command: str, args: Sequence[str]) -> Any:
+    """Call a function, or one of several by name, with its arguments from the command line."""
+    from jsonargparse import auto_cli
+
+    from lit_prefopt.command_line.parser import PlainParser
+
+    return auto_cli(
+        components,
+        args=list(args),
+        as_positional=False,
+        prog=f"lit-prefopt {command}",
+        parser_class=PlainParser,
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -118,6 +141,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sentence = None if os.environ.get(TRACE) else _user_message(error)
         if sentence is None:
             raise
+        if isinstance(error, UsageError):
+            print(f"lit-prefopt: {sentence}", file=sys.stderr)
+            sys.exit(2)
         sys.exit(f"lit-prefopt: {sentence}")
 
 
@@ -165,14 +191,10 @@ def _run(args: list[str]) -> None:
     elif args[0] in (*COMMANDS, "evaluate"):
         # What transformers says at import about packages that are not needed here helps nobody.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        from lit_prefopt.lightning_cli import run_lightning
-
-        named = named_recipes(args)
-        # to the trainer, an evaluation of two models is what `predict` does with prompts
-        run_lightning(["predict", *named[1:]] if args[0] == "evaluate" else named)
+        run_trainer(args)
     else:
-        known = ", ".join((*COMMANDS, *OTHERS))
-        raise InputError(f"There is no command {args[0]!r}; choose one of {known}.")
+        known = (*COMMANDS, *OTHERS)
+        raise UsageError(f"There is no command {args[0]!r}; {did_you_mean(args[0], known)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import UsageError, did_you_mean
 
 _HERE = Path(__file__).parent
 CONFIGS = next(p for p in (_HERE / "_configs", _HERE.parent / "configs") if p.is_dir())
@@ -36,7 +36,7 @@ def find_config(name: str, home: str = "recipes") -> Path:
         home: The folder of the shipped recipes that are meant.
 
     Raises:
-        InputError: Neither a file nor a shipped recipe has that name.
+        UsageError: Neither a file nor a shipped recipe has that name.
     """
     if Path(name).is_file():
         return Path(name).resolve()
@@ -44,8 +44,8 @@ def find_config(name: str, home: str = "recipes") -> Path:
     for candidate in (f"{home}/{short}.yaml", f"{short}.yaml", short):
         if (CONFIGS / candidate).is_file():
             return (CONFIGS / candidate).resolve()
-    known = ", ".join(recipe_names(home))
-    raise InputError(f"{name} is neither a file nor one of the shipped recipes: {known}.")
+    near = did_you_mean(name, recipe_names(home), most=3)
+    raise UsageError(f"{name} is neither a file nor a shipped recipe; {near}")
 
 
 def find_columns(name: str) -> Path:
@@ -55,15 +55,15 @@ def find_columns(name: str) -> Path:
         name: A path, or the name of a shipped set of columns such as `hpdv2`.
 
     Raises:
-        InputError: Neither a file nor a shipped set has that name.
+        UsageError: Neither a file nor a shipped set has that name.
     """
     shipped = {path.stem: path for path in sorted((CONFIGS / "columns").glob("*.yaml"))}
     if Path(name).is_file():
         return Path(name).resolve()
     if name in shipped:
         return shipped[name].resolve()
-    known = ", ".join(shipped)
-    raise InputError(f"{name} is neither a file nor one of the shipped columns: {known}.")
+    near = did_you_mean(name, shipped)
+    raise UsageError(f"{name} is neither a file nor one of the shipped columns; {near}")
 
 
 def named_columns(args: Sequence[str]) -> list[str]:

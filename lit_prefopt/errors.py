@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
+
+TRACE = "LIT_PREFOPT_TRACE"  # an environment variable for those who look for a bug
 
 
 class InputError(ValueError):
@@ -11,6 +15,28 @@ class InputError(ValueError):
 
     The command line prints the sentence without a trace.
     """
+
+
+class UsageError(InputError):
+    """A command line or recipe names something that does not exist; the exit code is 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:
+    """Return the end of a message that names what is nearest to a name.
+
+    Args:
+        name: The name that does not exist.
+        known: The names that do.
+        otherwise: What is said where none of them is near; a list of all if it is not given.
+        most: Largest number of near names.
+    """
+    known = sorted(set(known))
+    near = get_close_matches(name, known, n=most)
+    return (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else otherwise or f"choose one of {', '.join(known)}."
+    )
 
 
 def check_number(

@@ -12,27 +12,17 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-# Imported so that a recipe may name their classes without the whole path.
-import lit_prefopt.backbones
-import lit_prefopt.callbacks
-import lit_prefopt.data
-import lit_prefopt.evaluate.scoring
-import lit_prefopt.evaluate.two_models
-import lit_prefopt.generate
-import lit_prefopt.judges
-import lit_prefopt.methods
-import lit_prefopt.optimizers
-import lit_prefopt.prompts.files
-import lit_prefopt.strategies
-import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
 from lit_prefopt.callbacks.progress import StepProgressBar
+from lit_prefopt.command_line.parser import PlainParser
 from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.effective_batch import EffectiveBatch
 from lit_prefopt.errors import InputError, causes, check_number
+from lit_prefopt.lazy import import_classes
 from lit_prefopt.recipe_files import allow_own_modules, loader
+from lit_prefopt.recipe_strings import read_recipe, words
 from lit_prefopt.runs.directory import (
     RunDirectory,
     check_run_directory,
@@ -44,6 +34,10 @@ from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.device import is_out_of_memory
 
 set_loader("yaml", loader(get_loader("yaml")), (yaml.YAMLError,))
+
+
+class Parser(PlainParser, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line."""
 
 
 class PreferenceCLI(LightningCLI):
@@ -139,6 +133,9 @@ def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI
     allow_own_modules(args)
     defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
     defaults["predict"].append(str(PREDICT))
+    # The parser finds a class by its name where its module is imported.
+    Parser.files = read_recipe(args, [BASE, PREDICT])
+    import_classes(words(args, Parser.files))
     return kind(
         LightningModule,
         LightningDataModule,
@@ -149,6 +146,10 @@ def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI
         trainer_defaults={"accumulate_grad_batches": None},  # so that a 1 that is given is seen
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={name: {"default_config_files": files} for name, files in defaults.items()},
+        parser_class=Parser,
+        parser_kwargs={
+            "prog": "lit-prefopt",
+            **{name: {"default_config_files": files} for name, files in defaults.items()},
+        },
         args=list(args),
     )

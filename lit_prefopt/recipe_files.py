@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from lit_prefopt.configs import CONFIGS, HOMES, find_config
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import UsageError
 
 SHIPPED = ("backbone", "judge", "hardware")  # folders of shipped parts that serve many recipes
 PART_KEYS = ("backbone", "data", "judge", "judges", "model", "trainer")  # a path here is a part
@@ -45,7 +45,7 @@ def find_part(key: str, name: str, folder: Path) -> Path | None:
         The file; None where the value names none and the key may hold other texts.
 
     Raises:
-        InputError: The value must name a part, and no file has that name.
+        UsageError: The value must name a part, and no file has that name.
     """
     if not name.endswith(SUFFIX):
         return None
@@ -63,7 +63,7 @@ def find_part(key: str, name: str, folder: Path) -> Path | None:
         if near
         else "shipped parts are " + ", ".join(f"{home}/NAME{SUFFIX}" for home in SHIPPED)
     )
-    raise InputError(f"{key}: {name} is neither a file in {folder} nor a shipped part; {meant}")
+    raise UsageError(f"{key}: {name} is neither a file in {folder} nor a shipped part; {meant}")
 
 
 def loader(load: Load) -> Load:
@@ -112,7 +112,7 @@ def _spec(value: Any, load: Load, key: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"class_path": value}
     if not isinstance(value, dict | None):
-        raise InputError(f"{key} is {value}: keys with dots change parts and classes only.")
+        raise UsageError(f"{key} is {value}: keys with dots change parts and classes only.")
     return value or {}
 
 

@@ -13,9 +13,11 @@ PACKAGE = "lit_prefopt"
 # From the ground up. A room may import rooms of the lines below its own, and of its own line only
 # itself. A name is a folder or a file of the package, the longest that fits.
 LEVELS = [
-    ["errors", "data"],
+    ["errors", "lazy", "data"],
     ["utils", "batches", "losses", "configs"],
     ["processes", "weights", "data.images", "recipe_files"],
+    ["recipe_strings"],
+    ["command_line"],
     ["data.shards", "backbones"],
     ["data.order", "diffusion"],
     ["data.loading"],

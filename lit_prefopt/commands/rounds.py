@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.utilities.rank_zero import _get_rank
 
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.utils.atomic_files import write_atomic
@@ -90,11 +89,17 @@ class Round:
             )
 
 
+def _is_first_rank() -> bool:
+    from lightning.fabric.utilities.rank_zero import _get_rank
+
+    return not _get_rank()
+
+
 @dataclass
 class RoundRunner:
     """This process among those that torchrun or SLURM started; alone as a rule."""
 
-    first: bool = field(default_factory=lambda: not _get_rank())
+    first: bool = field(default_factory=_is_first_rank)
     steps: int = 0
 
     def run(self, command: Sequence[str]) -> None:

@@ -1,21 +1,24 @@
-"""Decoding and augmenting: from encoded bytes to tensors, the same way for all sides of a pair."""
+"""Decoding and augmenting: from encoded bytes to tensors, the same way for all sides of a pair.
+
+torch is imported where a tensor is made: the commands that only look at files do without it.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from io import BytesIO
-from typing import IO, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
 
-from lit_prefopt.batches import scaled
 from lit_prefopt.utils.seeds import stable_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # PIL's names, and ours for the files
 MAX_SIDE = 16_384  # the longest side that webp and most encoders know
@@ -93,11 +96,15 @@ class Augment(NamedTuple):
 
     def images(self, sides: Sequence[Image.Image], crop: Crop) -> Tensor:
         """Return the sides as (K, 3, H, W) uint8; in memory the channels lie together."""
+        import torch
+
         pixels = [self.pixels(side, sides[0].size, crop) for side in sides]
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def mask(self, mask: Image.Image, size: Size, crop: Crop) -> Tensor:
         """Return the mask as (1, H, W) float32 in [0, 1]."""
+        import torch
+
         return torch.from_numpy(self.pixels(mask, size, crop)[None] / np.float32(255))
 
     def pixels(self, image: Image.Image | Pixels, size: Size, crop: Crop) -> Pixels:
@@ -236,6 +243,10 @@ def decode(
 
 def from_pil(image: Image.Image) -> Tensor:
     """Return an RGB image as (3, H, W) in [-1, 1]."""
+    import torch
+
+    from lit_prefopt.batches import scaled
+
     return scaled(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 

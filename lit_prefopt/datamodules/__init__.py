@@ -1,10 +1,20 @@
 """Lightning data modules: stored pairs, cached pairs, curricula, roll-outs, generation."""
 
-from lit_prefopt.datamodules.cached import CachedPairs
-from lit_prefopt.datamodules.curriculum import CurriculumPairs
-from lit_prefopt.datamodules.generation import CachedGroups, PairGroups, PromptGroups, SampleGroups
-from lit_prefopt.datamodules.pairs import PairShards
-from lit_prefopt.datamodules.rollouts import PromptCollections
+from typing import TYPE_CHECKING
+
+from lit_prefopt.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lit_prefopt.datamodules.cached import CachedPairs
+    from lit_prefopt.datamodules.curriculum import CurriculumPairs
+    from lit_prefopt.datamodules.generation import (
+        CachedGroups,
+        PairGroups,
+        PromptGroups,
+        SampleGroups,
+    )
+    from lit_prefopt.datamodules.pairs import PairShards
+    from lit_prefopt.datamodules.rollouts import PromptCollections
 
 __all__ = [
     "CachedGroups",
@@ -16,3 +26,5 @@ __all__ = [
     "PromptGroups",
     "SampleGroups",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)

@@ -1,14 +1,19 @@
 """One paper, one file."""
 
-from lit_prefopt.methods.consistency_distillation import ConsistencyDistillation
-from lit_prefopt.methods.curriculum_dpo import ConsistencyDPO, CurriculumDPO
-from lit_prefopt.methods.d3po import D3PO
-from lit_prefopt.methods.dense_reward import DenseRewardDPO
-from lit_prefopt.methods.di3po import Di3PO
-from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
-from lit_prefopt.methods.spin import SPINDiffusion
-from lit_prefopt.methods.spo import SPO
-from lit_prefopt.methods.supervised import SupervisedFineTuning
+from typing import TYPE_CHECKING
+
+from lit_prefopt.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lit_prefopt.methods.consistency_distillation import ConsistencyDistillation
+    from lit_prefopt.methods.curriculum_dpo import ConsistencyDPO, CurriculumDPO
+    from lit_prefopt.methods.d3po import D3PO
+    from lit_prefopt.methods.dense_reward import DenseRewardDPO
+    from lit_prefopt.methods.di3po import Di3PO
+    from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
+    from lit_prefopt.methods.spin import SPINDiffusion
+    from lit_prefopt.methods.spo import SPO
+    from lit_prefopt.methods.supervised import SupervisedFineTuning
 
 __all__ = [
     "D3PO",
@@ -22,3 +27,5 @@ __all__ = [
     "SPINDiffusion",
     "SupervisedFineTuning",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)

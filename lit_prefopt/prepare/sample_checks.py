@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
-from webdataset.tariterators import base_plus_ext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_prefopt.data.images import BrokenSample, decode
-from lit_prefopt.data.latents.latent_reader import parse_latents
-from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.shards.format import EXTENSIONS, SIDES, Shard
 from lit_prefopt.data.shards.reader import Sample, parse, unpack
+from lit_prefopt.data.shards.tar import split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.image_checks import CheckedImage, check, digest
 from lit_prefopt.utils.filesystem import filesystem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_prefopt.data.latents.manifest import LatentSet
 
 KNOWN = {"txt", "json", "mask.png", *(f"{side}.{end}" for side in SIDES for end in EXTENSIONS)}
 SAFE = ".safetensors"
@@ -47,7 +47,32 @@ class SampleFindings(NamedTuple):
     identical: bool = False
 
 
-def check_sample(place: SampleLocation) -> SampleFindings:
+def latent_set(index: Sequence[Shard]) -> LatentSet:
+    """Return what holds of all samples of cached shards, checked against their files.
+
+    Args:
+        index: Cached shards.
+    """
+    from lit_prefopt.data.latents.latent_reader import LatentReader
+    from lit_prefopt.data.latents.manifest import LatentSet  # imports torch
+
+    return LatentSet.from_shards(LatentReader([*index]).check().shards)
+
+
+def places(index: Sequence[Shard], latents: LatentSet | None) -> Iterator[SampleLocation]:
+    """Yield where every sample of some shards lies.
+
+    Args:
+        index: The shards.
+        latents: What holds of all samples, where they are cached.
+    """
+    for shard in index:
+        for sample in range(len(shard.offsets)):
+            start, stop = shard.span(sample)
+            yield SampleLocation(shard, sample, start if sample else 0, stop, latents)
+
+
+def look(place: SampleLocation) -> SampleFindings:
     """Return what there is to say about a stored sample; no member is opened that is no image."""
     data = _bytes(place)
     name = f"{place.shard.name}, sample {place.sample}"
@@ -78,6 +103,8 @@ def _check_cached_sample(
     name: str, members: Mapping[str, Any], latents: LatentSet, odd: tuple[str, ...]
 ) -> SampleFindings:
     """Return what there is to say about a cached sample."""
+    from lit_prefopt.data.latents.latent_reader import parse_latents  # imports torch
+
     sample = parse_latents(name, members)
     _check_numbers(sample.meta)
     latents.check(sample)
@@ -93,6 +120,8 @@ def _check_cached_sample(
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
+    import torch
+
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
@@ -102,7 +131,7 @@ def odd_members(shard: str, data: bytes) -> tuple[str, ...]:
     try:
         with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
             for member in tar:
-                kind = base_plus_ext(member.name)[1] or ""
+                kind = split_name(member.name)[1] or ""
                 plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
                 if not plain and not member.isdir():
                     names.append(f"{shard}/{member.name} is a link or device")

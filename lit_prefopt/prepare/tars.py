@@ -12,8 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from webdataset.tariterators import base_plus_ext
-
+from lit_prefopt.data.shards.tar import split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.source_rows import MAX_BYTES, RawRecord
 
@@ -63,7 +62,7 @@ def _row(
 ) -> RawRecord:
     where, values = f"{path}/{key}", dict[str, Any]()
     for member in members.values():
-        kind = base_plus_ext(member.name)[1]
+        kind = split_name(member.name)[1] or ""
         name, _, extension = kind.rpartition(".") if "." in kind else (kind, "", kind)
         if name not in names:
             continue
@@ -77,5 +76,4 @@ def _row(
 
 
 def _key(name: str) -> str | None:
-    key: str | None = base_plus_ext(name)[0]
-    return key
+    return split_name(name)[0]

@@ -9,15 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lit_prefopt.data.latents.latent_reader import LatentReader
-from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.counts import ImageSizes, NamedCount
 from lit_prefopt.prepare.progress_bar import progress
-from lit_prefopt.prepare.sample_checks import SampleFindings, SampleLocation, check_sample
+from lit_prefopt.prepare.sample_checks import SampleFindings, latent_set, look, places
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.parallel import map_in_order
 
@@ -92,14 +90,14 @@ def validate(
         raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
     index = read_index(shards)
     cached = any(shard.kind == LATENTS for shard in index)
-    latents = LatentSet.from_shards(LatentReader(index).check().shards) if cached else None
+    latents = latent_set(index) if cached else None
     report = ValidationReport(
         len(index), sum(len(s.offsets) for s in index), broken_share, resolution
     )
     for name in _unlisted(shards, index):
         report.unlisted.add(name)
     seen: set[bytes] = set()
-    findings = map_in_order(check_sample, _places(index, latents), workers)
+    findings = map_in_order(look, places(index, latents), workers)
     for sample in progress(findings, "samples", report.samples):
         _note(report, sample, seen)
     _print(shards, report)
@@ -124,13 +122,6 @@ def _note(report: ValidationReport, sample: SampleFindings, seen: set[bytes]) ->
     for name in [name for name, is_so in found.items() if is_so]:
         getattr(report, name).add(sample.name)
     seen.add(sample.digest)
-
-
-def _places(index: list[Shard], latents: LatentSet | None) -> Iterator[SampleLocation]:
-    for shard in index:
-        for sample in range(len(shard.offsets)):
-            start, stop = shard.span(sample)
-            yield SampleLocation(shard, sample, start if sample else 0, stop, latents)
 
 
 def _unlisted(folder: str, index: list[Shard]) -> list[str]:

@@ -1,19 +1,24 @@
 """The embedded default: a world of scenes, its exact judge, its models and their trainings."""
 
-from lit_prefopt.toy.backbone import ToyConsistency, ToyDiffusion
-from lit_prefopt.toy.clip import ToyCLIPTraining
-from lit_prefopt.toy.diptychs import ToyAttributes, ToyDiptychWeb
-from lit_prefopt.toy.judge import ToyJudge
-from lit_prefopt.toy.pairs import (
-    ToyCollections,
-    ToyPairGroups,
-    ToyPairs,
-    ToyPrompts,
-    ToySampleGroups,
-    ToyStages,
-)
-from lit_prefopt.toy.vae import ToyVAETraining
-from lit_prefopt.toy.web import ToyWeb
+from typing import TYPE_CHECKING
+
+from lit_prefopt.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lit_prefopt.toy.backbone import ToyConsistency, ToyDiffusion
+    from lit_prefopt.toy.clip import ToyCLIPTraining
+    from lit_prefopt.toy.diptychs import ToyAttributes, ToyDiptychWeb
+    from lit_prefopt.toy.judge import ToyJudge
+    from lit_prefopt.toy.pairs import (
+        ToyCollections,
+        ToyPairGroups,
+        ToyPairs,
+        ToyPrompts,
+        ToySampleGroups,
+        ToyStages,
+    )
+    from lit_prefopt.toy.vae import ToyVAETraining
+    from lit_prefopt.toy.web import ToyWeb
 
 __all__ = [
     "ToyAttributes",
@@ -31,3 +36,5 @@ __all__ = [
     "ToyVAETraining",
     "ToyWeb",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)

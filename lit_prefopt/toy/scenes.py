@@ -168,7 +168,7 @@ def changes(scene: Scene, attribute: str) -> tuple[Scene, ...]:
         for word in words:
             items = list(scene.objects)
             items[i] = replace(item, **{attribute: word})
-            found.append(replace(scene, items=tuple(items)))
+            found.append(replace(scene, objects=tuple(items)))
     world = _all_of(scene.relation is not None)
     return tuple(other for other in found if other != scene and other in world)
 

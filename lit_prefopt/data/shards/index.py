@@ -14,7 +14,6 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from lit_prefopt.data.images import Size, upright_size
 from lit_prefopt.data.shards.format import (
@@ -28,6 +27,7 @@ from lit_prefopt.data.shards.format import (
     parse,
     stale_index_error,
 )
+from lit_prefopt.data.shards.tar import split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.atomic_files import write_atomic
 from lit_prefopt.utils.filesystem import filesystem, is_local, retry
@@ -102,7 +102,7 @@ def scan_shard(tar: Path) -> Shard:
 
 def sample_key(name: str) -> str | None:
     """Return the key of the sample that a member belongs to, None for one that belongs to none."""
-    key: str | None = base_plus_ext(name)[0]
+    key: str | None = split_name(name)[0]
     return None if key is None or name.startswith("__") else key  # __*: webdataset's own notes
 
 

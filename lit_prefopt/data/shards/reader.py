@@ -11,12 +11,11 @@ from hashlib import blake2s
 from io import BytesIO
 from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 
-from webdataset.tariterators import group_by_keys
-
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.shards.format import EXTENSIONS, IMAGES, SIDES, Shard
 from lit_prefopt.data.shards.index import sample_key
 from lit_prefopt.data.shards.remote_cache import ShardCache
+from lit_prefopt.data.shards.tar import group_members
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.lru import LRUCache
@@ -176,7 +175,7 @@ class ShardReader:
 def unpack(data: bytes) -> dict[str, Any]:
     """Return the members of one sample by their extension, and its `__key__`."""
     try:
-        samples = list(group_by_keys(_members(data)))
+        samples = list(group_members(_members(data)))
     except Exception as error:  # whatever tarfile makes of a broken header
         raise BrokenSample(_damaged(error)) from error
     if len(samples) != 1:
@@ -225,7 +224,7 @@ def _damaged(error: Exception) -> str:
     )
 
 
-def _members(data: bytes) -> Iterator[dict[str, Any]]:
+def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
     # "r:" and plain files only: a compressed or sparse member could unfold to any size
     with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
         for member in tar:
@@ -233,7 +232,7 @@ def _members(data: bytes) -> Iterator[dict[str, Any]]:
                 continue
             file = tar.extractfile(member)
             if file is not None and sample_key(member.name) is not None:
-                yield {"fname": member.name, "data": file.read(), "__url__": ""}
+                yield member.name, file.read()
 
 
 def _image(members: Mapping[str, Any], side: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Mapping
 from io import BytesIO
@@ -13,13 +14,13 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
-import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
 from lit_prefopt.data.images import FORMATS, BrokenSample, Size, open_image, upright_size
 from lit_prefopt.data.shards.format import IMAGES, Shard
 from lit_prefopt.data.shards.index import write_index
+from lit_prefopt.data.shards.tar import write_members
 from lit_prefopt.errors import InputError
 
 SHARD = "pairs-{:06d}.tar"
@@ -120,7 +121,7 @@ class ShardWriter:
             shard: Number of its shard, however large that gets; they must rise. Where it is not
                 given, shards are as large as they may be.
         """
-        self._write({"__key__": f"{self.samples:09d}", **members}, best, shard)
+        self._write(members, best, shard)
 
     def _encode(self, name: str, side: Side) -> tuple[bytes, str]:
         try:
@@ -129,31 +130,28 @@ class ShardWriter:
             where = f"The {name} image of sample {self.samples}"
             raise InputError(f"{where} {error}; repair it or leave the pair out.") from error
 
-    def _write(self, sample: dict[str, Any], best: Size, shard: int | None) -> None:
-        if self._file is not None and self._is_full(sample, shard):
+    def _write(self, members: Mapping[str, bytes], best: Size, shard: int | None) -> None:
+        if self._file is not None and self._is_full(members, shard):
             self._close_shard()
         if self._file is None:
             self._open_shard(len(self.shards) if shard is None else shard)
-        self._offsets.append(self._tar.tarstream.offset)
+        self._offsets.append(self._tar.offset)
         self._sizes.append(best)
-        self._tar.write(sample)
+        write_members(self._tar, f"{self.samples:09d}", members)
         self.samples += 1
 
-    def _is_full(self, sample: Mapping[str, Any], shard: int | None) -> bool:
+    def _is_full(self, members: Mapping[str, bytes], shard: int | None) -> bool:
         if shard is not None:
             return shard_number(self._name) != shard
         # a header of 512 bytes and up to 511 of padding for each member
-        size = sum(len(data) + 1023 for key, data in sample.items() if key != "__key__")
+        size = sum(len(data) + 1023 for data in members.values())
         full = len(self._offsets) >= self.max_count
-        return bool(full or self._tar.tarstream.offset + size > self.max_size)
+        return bool(full or self._tar.offset + size > self.max_size)
 
     def _open_shard(self, number: int) -> None:
         self._name = SHARD.format(number)
         self._file = open(self.folder / self._name, "wb")  # noqa: SIM115 - closed by _close_shard
-        # nothing of the machine or the hour goes into a shard
-        self._tar = webdataset.TarWriter(
-            self._file, encoder=False, mtime=0, user="", group="", mode=0o644
-        )
+        self._tar = tarfile.open(fileobj=self._file, mode="w:", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def _close_shard(self) -> None:
         if self._file is None:

@@ -1,11 +1,10 @@
-"""`lit-prefopt export`: trained weights in the layout that another program wants."""
+"""Write trained weights: read them, merge their LoRAs, and save the layout that is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -13,6 +12,7 @@ from torch import nn
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
+from lit_prefopt.export.layouts import DType, Layout
 from lit_prefopt.export.metadata import modelspec
 from lit_prefopt.export.single_file import check_single_file, single_file_state
 from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
@@ -21,39 +21,22 @@ from lit_prefopt.utils.atomic_files import atomic_output
 from lit_prefopt.weights.lora_files import LoRAFile, read_lora
 from lit_prefopt.weights.merge import match_lora, merge_lora
 
-Layout = Literal["diffusers-lora", "kohya", "unet", "pipeline", "single-file"]
 LORA_WRITERS = {"diffusers-lora": write_diffusers_lora, "kohya": write_kohya_lora}
-DType = Literal["float32", "bfloat16", "float16"]
 
 
-def export(
+def write_weights(
     source: str,
     to: Layout,
     output: str,
-    base: str | None = None,
-    plus: str | None = None,
-    dtype: DType = "float32",
-    base_config: str | None = None,
-    variant: str | None = None,
+    base: str | None,
+    plus: str | None,
+    dtype: DType,
+    base_config: str | None,
+    variant: str | None,
 ) -> None:
     """Write trained weights in the layout that another program wants.
 
-    Args:
-        source: A run's folder; one of its checkpoints; a LoRA as .safetensors file, in diffusers'
-            or kohya's layout; a UNet's folder; or a whole pipeline's folder.
-        to: `diffusers-lora` for `load_lora_weights`; `kohya` for a LoRA in A1111 and ComfyUI;
-            `unet` for a denoiser's folder, the LoRA merged into it; `pipeline` for a whole
-            diffusers folder; `single-file` for one checkpoint that A1111, ComfyUI and
-            `from_single_file` load.
-        output: The file (.safetensors) or folder to be made.
-        base: Hub name, folder or single file of the pipeline that was trained. Where it is not
-            given, the run's recipe tells, also of a denoiser or VAE from another place.
-        plus: Another LoRA that is taken in too. Where it is not given, the one that training
-            started from, if the run's recipe names one; `none` for none.
-        dtype: Precision of what is written; merging is done in float32.
-        base_config: Where the base is a single file: hub name or folder of a pipeline of the same
-            architecture; what diffusers takes from the hub where it is not given.
-        variant: Variant of the base's files, such as `fp16`.
+    The arguments are those of `lit-prefopt export`.
     """
     target = Path(output)
     _check_output(target, to)

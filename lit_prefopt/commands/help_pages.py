@@ -1,0 +1,80 @@
+"""Write the table of help pages: record each page of the real parser, for commands and classes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+from jsonargparse import ArgumentParser, capture_parser
+
+from lit_prefopt.command_line.pages import Page, options_of
+from lit_prefopt.command_line.recording import class_page, printed_page
+from lit_prefopt.command_line.table import Table
+from lit_prefopt.lazy import class_modules
+from lit_prefopt.lightning_cli import Parser, run_lightning
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def write_table(only: Iterable[str] | None = None) -> Table:
+    """Return the help pages of the Trainer's commands and of every class that they take.
+
+    Args:
+        only: Short names of the classes whose pages are recorded; all where it is not given.
+    """
+    for module in sorted({home for homes in class_modules().values() for home in homes}):
+        importlib.import_module(module)
+    kept = None if only is None else set(only)
+    parser = capture_parser(lambda: run_lightning(["fit"]))
+    commands = {command: printed_page(parser, [command, "--help"]) for command in COMMANDS}
+    found = options_of(commands["fit"])
+    taken = {
+        (key, path)
+        for key, option in found.items()
+        for path in option.classes
+        if f"{key}.help" in found and _is_kept(path, kept)
+    }
+    helps = {
+        f"{key} {path}": printed_page(parser, ["fit", f"--{key}.help", path])
+        for key, path in sorted(taken)
+    }
+    return Table(commands, helps, _classes({path for _, path in taken}, kept))
+
+
+def _is_kept(path: str, kept: set[str] | None) -> bool:
+    return kept is None or path.rsplit(".", 1)[-1] in kept
+
+
+def _classes(paths: set[str], kept: set[str] | None) -> dict[str, Page | None]:
+    """Return the page of each class, and of those that its arguments take."""
+    pages: dict[str, Page | None] = {}
+    waiting = sorted(paths)
+    while waiting:
+        path = waiting.pop()
+        if path not in pages:
+            page = pages[path] = _class_page(path)
+            inner = options_of(page or [])
+            waiting += [one for option in inner.values() for one in option.classes]
+            waiting = [one for one in waiting if _is_kept(one, kept)]
+    return pages
+
+
+def _class_page(path: str) -> Page | None:
+    """Return the page of a class; None for one that takes other arguments than its page has."""
+    module, name = path.rsplit(".", 1)
+    kind = getattr(importlib.import_module(module), name)
+    if _takes_any(kind):
+        return None
+    return class_page(kind, Parser)
+
+
+def _takes_any(kind: type) -> bool:
+    """Whether the parser accepts an argument of a name that the class does not have."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "x", fail_untyped=False)
+    spec = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
+    try:
+        parser.parse_object({"x": {**spec, "init_args": {"no_such_argument": 1}}})
+    except Exception as error:  # whatever the parser raises for a class that it cannot build
+        return "no_such_argument" not in str(error)
+    return True

@@ -1,0 +1,63 @@
+"""Tar members in webdataset's layout, without webdataset's import of torch.
+
+The members of a sample lie side by side and share a key: `000001.txt`, `000001.chosen.jpg`, ...
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
+
+KEY = "__key__"
+MODE = 0o644
+
+
+def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
+    """Return the key and the extensions of a member's name, both None where it has no extension.
+
+    Args:
+        name: A name such as `folder/000001.chosen.jpg`, which gives `folder/000001`, `chosen.jpg`.
+    """
+    match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)
+    return (match[1], match[2]) if match else (None, None)
+
+
+def group_members(members: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, str | bytes]]:
+    """Yield samples: the bytes of their members by extension in lower case, and their key.
+
+    Args:
+        members: Names and contents in the order of the tar.
+
+    Raises:
+        ValueError: A sample holds an extension twice.
+    """
+    sample: dict[str, str | bytes] = {}
+    for name, data in members:
+        key, extension = split_name(name)
+        if key is None or extension is None:
+            continue
+        if sample and key != sample[KEY]:
+            yield sample
+            sample = {}
+        sample.setdefault(KEY, key)
+        if extension.lower() in sample:
+            raise ValueError(f"{name}: there is a second member of this name in the sample")
+        sample[extension.lower()] = data
+    if sample:
+        yield sample
+
+
+def write_members(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """Write a sample, its members sorted by extension; neither time nor owner is stored.
+
+    Args:
+        tar: A tar opened for writing.
+        key: Name of the sample.
+        members: Bytes by extension.
+    """
+    for extension, data in sorted(members.items()):
+        member = tarfile.TarInfo(f"{key}.{extension}")
+        member.size, member.mode, member.mtime = len(data), MODE, 0
+        tar.addfile(member, BytesIO(data))

@@ -1,0 +1,139 @@
+"""Misspelt keys and help pages without torch: what the table answers is what the parser answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_prefopt.command_line.keys import check_keys
+from lit_prefopt.command_line.table import Table, store_table
+from lit_prefopt.commands.help_pages import write_table
+from lit_prefopt.configs import CONFIGS, recipe_names
+from lit_prefopt.errors import UsageError
+from lit_prefopt.lightning_cli import run_lightning
+from lit_prefopt.recipe_files import named_recipes
+
+CLASSES = ["DiffusionDPO", "AdamW", "ToyDiffusion", "ToyPairs", "Checkpoints", "Evaluation"]
+CLASSES += ["ToyPrompts", "SPO", "CSVLogger", "ModelCheckpoint"]
+TOY = ["--config", "toy-diffusion-dpo"]
+WRONG = {
+    "--model.betta 3": "--model.betta: did you mean --model.beta?",
+    "--model.init_args.betta 3": "did you mean --model.beta?",
+    "--model.optimizer.lrr 3": "--model.optimizer.lrr: did you mean --model.optimizer.lr?",
+    "--trainer.max_stepz 3": "--trainer.max_stepz: did you mean --trainer.max_steps?",
+    "--trianer.max_steps 3": "--trianer.max_steps: did you mean --trainer.max_steps?",
+    "--data.bach_size 3": "--data.bach_size: did you mean --data.batch_size?",
+}
+FILES = {
+    "model: {class_path: DiffusionDPO, init_args: {betta: 3}}": "model.betta: did you mean",
+    "model: {class_path: DifusionDPO}": "model: DifusionDPO: did you mean DiffusionDPO?",
+    "trianer: {max_steps: 3}": "trianer: did you mean trainer?",
+    "trainer: {max_stepz: 3}": "trainer.max_stepz: did you mean trainer.max_steps?",
+    "trainer: {callbacks+: [{class_path: Evaluation, init_args: {jugde: ToyJudge}}]}": (
+        "trainer.callbacks.jugde: did you mean trainer.callbacks.judge?"
+    ),
+}
+ACCEPTED = [
+    "--model.beta 3",
+    "--model.optimizer.lr 3",
+    "--model.optimizer AdamW8bit",
+    "--trainer.callbacks+ Evaluation --trainer.callbacks.judge ToyJudge",
+    "--backbone.lora.rank 4",
+    "--trainer.logger CSVLogger --trainer.logger.save_dir runs",
+    "--trainer.callbacks+=tests.test_cli.Modes --model tests.test_cli.Own --model.own 3",
+]
+
+
+@pytest.fixture(scope="session")
+def table() -> Table:
+    """The help pages of the commands and of a few classes."""
+    return write_table(CLASSES)
+
+
+def parse(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:
+    """Return how the parser ends and what it prints."""
+    with pytest.raises(SystemExit) as stop:
+        run_lightning([*args, "--print_config"])
+    return stop.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_misspelt_key_is_refused_as_the_parser_refuses_it(
+    wrong: str, table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = named_recipes(["fit", *TOY, *wrong.split()])
+    with pytest.raises(UsageError) as refused:
+        check_keys(args, table)
+    assert WRONG[wrong] in str(refused.value)
+    code, printed = parse(args, capsys)
+    assert code == 2
+    assert str(refused.value).split(":")[-1] in printed or "there is no such key" in printed
+
+
+@pytest.mark.parametrize("wrong", FILES)
+def test_a_misspelt_key_of_a_recipe_is_refused_as_the_parser_refuses_it(
+    wrong: str, table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(wrong)
+    args = named_recipes(["fit", *TOY, "--config", str(file)])
+    with pytest.raises(UsageError) as refused:
+        check_keys(args, table)
+    assert str(refused.value).startswith(f"{file}: {FILES[wrong]}")
+    assert parse(args, capsys)[0] == 2
+
+
+@pytest.mark.parametrize("right", ACCEPTED)
+def test_what_may_be_right_is_left_to_the_parser(right: str, table: Table) -> None:
+    check_keys(named_recipes(["fit", *TOY, *right.split()]), table)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_no_shipped_recipe_is_refused(name: str, table: Table) -> None:
+    check_keys(named_recipes(["fit", "--config", name]), table)
+
+
+def test_overrides_of_parts_are_checked_too(table: Table, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    recipe = {"backbone": str(CONFIGS / "backbone" / "toy.yaml"), "backbone.gradient_chekpoints": 1}
+    file.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UsageError, match=r"own\.yaml: backbone\.gradient_chekpoints: "):
+        check_keys(["fit", "--config", str(file)], table)
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["fit", "--help"], 0),
+        (["validate", "-h"], 0),
+        (["fit", "--model.help", "DiffusionDPO"], 0),
+        (["fit", "--backbone.help=lit_prefopt.toy.ToyDiffusion"], 0),
+        (["fit", *TOY, "--model.betta", "3"], 2),
+    ],
+)
+def test_the_table_answers_without_torch(
+    args: list[str],
+    code: int,
+    table: Table,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    store_table(table)
+    program = (
+        "import sys; from lit_prefopt.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True)
+    assert run.returncode == code, run.stderr
+    if not code:
+        with pytest.raises(SystemExit):
+            run_lightning(args)
+        assert run.stdout == capsys.readouterr().out
