@@ -61,7 +61,7 @@ def shards(args: Sequence[str]) -> None:
 
 def export_weights(args: Sequence[str]) -> None:
     """Run `lit-prefopt export`."""
-    from lit_prefopt.commands.export_weights import export
+    from lit_prefopt.commands.export import export
 
     _call(export, "export", args)
 
