@@ -147,7 +147,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sentence = None if os.environ.get(TRACE) else _user_message(error)
         if sentence is None:
             raise
-        if isinstance(error, UsageError):
+        if any(isinstance(cause, UsageError) for cause in causes(error)):
             print(f"lit-prefopt: {sentence}", file=sys.stderr)
             sys.exit(2)
         sys.exit(f"lit-prefopt: {sentence}")
