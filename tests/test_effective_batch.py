@@ -21,6 +21,8 @@ from tests.helpers.runs import FailAt, assert_same_end, scalars
 from tests.helpers.strategy_runs import CPU, STRATEGIES, run_cases
 from tests.helpers.two_ranks_module import Witness
 
+BY_STEPS = ["--trainer.val_check_interval", "null"]  # small_recipe counts batches
+
 
 def test_accumulation_follows_from_the_devices_and_the_batch() -> None:
     assert batches_per_step(2048, 8, 1) == 256
@@ -55,11 +57,11 @@ def test_what_does_not_divide_is_refused_with_the_nearest_that_does(
             "leave the first out, or set `--batch.pairs null`",
         ),
         (
-            ["--batch.validate_every", "2", "--trainer.val_check_interval", "2"],
+            ["--batch.validate_every", "2"],
             r"val_check_interval \(2\) and .* set `--batch.validate_every",
         ),
         (
-            ["--batch.validate_every", "2", "--trainer.check_val_every_n_epoch", "2"],
+            ["--batch.validate_every", "2", *BY_STEPS, "--trainer.check_val_every_n_epoch", "2"],
             r"check_val_every_n_epoch \(2\) and .* set `--batch.validate_every null`",
         ),
     ],
@@ -147,7 +149,7 @@ def test_steps_count_over_epochs_and_a_run_in_parts_ends_in_the_same_bits(
     recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of 4 and 2 batches: validation at each, and a stop within an epoch."""
-    steps = ["--batch.pairs", "16", "--batch.validate_every", "2"]
+    steps = [*BY_STEPS, "--batch.pairs", "16", "--batch.validate_every", "2"]
     steps += ["--model.optimizer.schedule", "linear", "--model.optimizer.warmup_steps", "0"]
     epochs = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "3"]
     main(["fit", *recipe, *steps, *epochs])
@@ -176,7 +178,7 @@ def test_steps_count_over_epochs_and_a_run_in_parts_ends_in_the_same_bits(
 def test_epochs_that_never_reach_the_effective_batch_are_named(
     recipe: list[str], tmp_path: Path
 ) -> None:
-    steps = ["--batch.pairs", "48", "--batch.validate_every", "2"]
+    steps = [*BY_STEPS, "--batch.pairs", "48", "--batch.validate_every", "2"]
     with pytest.warns(UserWarning, match="epoch of 24 pairs never reaches .* batch of 48"):
         main(["fit", *recipe, *steps])
     logged = scalars(tmp_path / "run")
