@@ -225,7 +225,7 @@ def tensors_by_name(record: Steps | Trajectories) -> dict[str, Tensor]:
 
 
 def record_from_tensors(kind: type[Rows], tensors: Mapping[str, Tensor]) -> Rows:
-    """Return the record that `tensors_of` took apart."""
+    """Return the record that `tensors_by_name` took apart."""
     prefix = "prompt."
     prompt = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}

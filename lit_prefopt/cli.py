@@ -61,7 +61,7 @@ def shards(args: Sequence[str]) -> None:
 
 def export_weights(args: Sequence[str]) -> None:
     """Run `lit-prefopt export`."""
-    from lit_prefopt.commands.export_weights import export
+    from lit_prefopt.commands.export import export
 
     _call(export, "export", args)
 
@@ -75,6 +75,9 @@ def write_report(args: Sequence[str]) -> None:
 
 def run_estimate(args: Sequence[str]) -> None:
     """Run `lit-prefopt estimate`."""
+    from lit_prefopt.utils.postponed import postpone_bitsandbytes
+
+    postpone_bitsandbytes()
     from lit_prefopt.commands.estimate import estimate
 
     estimate(args)
@@ -93,6 +96,9 @@ def run_trainer(args: Sequence[str]) -> None:
     if named[0] == "evaluate":
         named[0] = "predict"
     if not answer(named, _write_table):
+        from lit_prefopt.utils.postponed import postpone_bitsandbytes
+
+        postpone_bitsandbytes()
         from lit_prefopt.lightning_cli import run_lightning
 
         run_lightning(named)
@@ -176,21 +182,19 @@ def _is_lost_rank(error: Exception) -> bool:
 
 
 def _run(args: list[str]) -> None:
+    # transformers warns at import of packages that no command needs
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if args[0] == "shards":
         shards(args[1:])
     elif args[0] == "export":
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         export_weights(args[1:])
     elif args[0] == "report":
         write_report(args[1:])
     elif args[0] == "rounds":
         run_rounds(args[1:])
     elif args[0] == "estimate":
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         run_estimate(args[1:])
     elif args[0] in (*COMMANDS, "evaluate"):
-        # What transformers says at import about packages that are not needed here helps nobody.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         run_trainer(args)
     else:
         known = (*COMMANDS, *OTHERS)

@@ -57,13 +57,10 @@ def find_part(key: str, name: str, folder: Path) -> Path | None:
     if key.split(".")[-1].removesuffix("+") not in PART_KEYS and named.parts[0] not in SHIPPED:
         return None
     beside = [path.relative_to(folder).as_posix() for path in folder.glob(f"*/*{SUFFIX}")]
-    near = get_close_matches(name, sorted({*beside, *shipped_parts()}), n=3)
-    meant = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "shipped parts are " + ", ".join(f"{home}/NAME{SUFFIX}" for home in SHIPPED)
-    )
-    raise UsageError(f"{key}: {name} is neither a file in {folder} nor a shipped part; {meant}")
+    near = get_close_matches(name, sorted({*beside, *shipped_parts()}), n=3, cutoff=0.75)
+    homes = ", ".join(f"{home}/NAME{SUFFIX}" for home in SHIPPED)
+    cure = f"did you mean {' or '.join(near)}?" if near else f"shipped parts are {homes}."
+    raise UsageError(f"{key}: {name} is neither a file in {folder} nor a shipped part; {cure}")
 
 
 def loader(load: Load) -> Load:

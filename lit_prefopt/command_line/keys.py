@@ -74,7 +74,8 @@ class _Check:
             return
         if not heads:
             if not any(head.startswith(name) for head in self.options):  # may be an abbreviation
-                raise UsageError(f"--{name}: {did_you_mean(name, self.options, _ALL)}")
+                near = did_you_mean(name, self.options, _ALL).replace("mean ", "mean --")
+                raise UsageError(f"--{name}: {near}")
             return
         head = max(heads, key=len)
         option, rest = self.options[head], name.removeprefix(f"{head}.")
@@ -105,14 +106,13 @@ class _Check:
         return not inner or any(one is None or self._takes(one, rest) for one in inner)
 
     def _unknown(self, before: str, name: str, known: set[str], classes: Sequence[str] = ()) -> str:
-        near = did_you_mean(name, known, " ")
-        if near != " ":
-            return f"{before}{name}: {near.replace('mean ', f'mean {before}', 1)}"
+        name = name.removeprefix("init_args.")
+        known = {one for one in known if not one.endswith((".help", "+"))}
         # the misspelt part may lie deeper: optimizer.lrr of optimizer.lr
         deeper = {f"{head}.{key}" for head, key in self._deeper(name, classes)}
         shown = ", ".join(sorted(known))
-        near = did_you_mean(name, deeper, f"choose one of {shown}.")
-        return f"{before}{name}: {near.replace('mean ', f'mean {before}', 1)}"
+        near = did_you_mean(name, known | deeper, f"choose one of {shown}.")
+        return f"{before}{name}: {near.replace('did you mean ', f'did you mean {before}', 1)}"
 
     def _deeper(self, name: str, classes: Sequence[str]) -> Iterator[tuple[str, str]]:
         for path in classes:

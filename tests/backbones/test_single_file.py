@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.backbones.unet import UNetBackbone
-from lit_prefopt.commands.export_weights import export
+from lit_prefopt.commands.export import export
 from lit_prefopt.errors import InputError
 from tests.helpers.tiny import tiny_pipeline
 

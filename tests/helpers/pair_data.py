@@ -93,5 +93,5 @@ def epoch_on(plan: Plan, epoch: int, world: int, batch_size: int, first: int = 0
     """Return the samples of an epoch, batch by batch and rank by rank, as the ranks read them."""
     ranks = [RankSplit(rank, world, batch_size) for rank in range(world)]
     batches = (plan.samples - first) // ranks[0].global_batch
-    stretches = (r.stretch(first, batch) for batch in range(batches) for r in ranks)
+    stretches = (r.rank_positions(first, batch) for batch in range(batches) for r in ranks)
     return [place for stretch in stretches for place in plan.slice(epoch, *stretch)]
