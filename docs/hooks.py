@@ -1,7 +1,7 @@
 """Pages that the site generates: home page, recipes, Python API, and files linked outside docs/.
 
-Links in Markdown are relative to the repository, so that they work on GitHub as well. A file outside
-docs/ that a page links to is copied into the site at the same path, and the link is adapted.
+Links in Markdown are relative to the repository, so that they work on GitHub as well. A file
+outside docs/ that a page links to is copied into the site at the same path, and the link adapted.
 """
 
 from __future__ import annotations
