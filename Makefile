@@ -33,7 +33,7 @@ format: $(INSTALLED)
 # Warnings, such as a broken link, are errors; nothing is fetched.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "The site: site/index.html"
+	@echo "The site: site/index.html; its search needs a server: $(BIN)/python -m http.server --directory site"
 
 # The shipped toy checkpoint and pairs, made again from nothing into runs/toy (about an hour).
 toy-world: $(INSTALLED)

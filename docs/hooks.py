@@ -18,6 +18,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 PACKAGE = "lit_prefopt"
 LINK = re.compile(r"(\]\()([^()\s]+?)(#[^()\s]*)?(\))")
+COMMAND = re.compile(r"lit-prefopt [a-z]+ (?:[^`\n]*\\\n)*[^`\n]*")
 SCHEME = re.compile(r"^([a-z]+:|#)")
 COMMANDS = {
     "fit": ("recipes", "Training recipes"),
@@ -98,36 +99,26 @@ def summary(path: Path) -> str:
     """Return the first line of a YAML file's head, without the command that follows it."""
     first = (head(path) or [path.stem])[0]
     return (
-        re.split(r":? *`?(?:lit-prefopt |[a-z]+: \.\.)", first)[0].rstrip(": ").replace("|", "\\|")
+        re.split(r":? *`?(?:lit-prefopt |[a-z]+: \.\.)", first)[0]
+        .rstrip(": ")
+        .replace("|", "\\|")
+        .replace("<", "&lt;")
     )
 
 
-def head_page(path: Path) -> str:
-    """Return the comment at the head of a YAML file as Markdown, its commands as code."""
-    made: list[str] = []
-    continued = False
-    for line in head(path):
-        before, command, after = line, "", ""
-        found = re.search(r"(?<!`)\blit-prefopt ", line)
-        if continued:
-            before, command, after = "", "", line
-        elif found:
-            before, command, after = line[: found.start()], found[0], line[found.end() :]
-        if before.strip():
-            made.append(before.strip() + ("" if command else "  "))
-        if command or after:
-            made.append(f"{command}{after}" if continued else f"\n```\n{command}{after}")
-            continued = line.endswith("\\")
-            made.extend([] if continued else ["```\n"])
-        elif not before.strip():
-            made.append("")
-    return "\n".join(made)
+def head_commands(path: Path) -> list[str]:
+    """Return the commands that the head of a YAML file quotes, in its order."""
+    return COMMAND.findall("\n".join(head(path)))
 
 
 def yaml_page(path: Path, title: str) -> str:
-    """Return the page of a YAML file: its head and its contents."""
+    """Return the page of a YAML file: what it is, its commands, and the whole file."""
     name = path.relative_to(ROOT).as_posix()
-    return f'# {title}\n\n{head_page(path)}\n\n```yaml title="{name}"\n{path.read_text()}```\n'
+    parts = [f"# {title}", summary(path)]
+    if commands := head_commands(path):
+        parts.append("\n".join(["```", *commands, "```"]))
+    parts.append(f'```yaml title="{name}"\n{path.read_text()}```\n')
+    return "\n\n".join(parts)
 
 
 def recipe_pages() -> dict[str, str]:
@@ -167,12 +158,13 @@ def api_pages() -> dict[str, str]:
         name = ".".join(folder.relative_to(ROOT).parts)
         modules = [m for m in sorted(folder.glob("*.py")) if not m.name.startswith("_")]
         text = init.read_text()
-        if not modules and not text:
+        guide = folder / "README.md"
+        if not (modules or text or guide.exists()):
             continue
         first = re.match(r'"""(.+?)(\n|"""|$)', text)
         about = first[1] if first else ""
         body = [f"# {name}", "", about, ""]
-        if (folder / "README.md").exists():
+        if guide.exists():
             up = posixpath.relpath(folder.relative_to(ROOT).as_posix(), "docs/reference/api")
             body += [f"[How this package works]({up}/README.md)", ""]
         body += [f"::: {name}.{module.stem}\n" for module in modules]
@@ -186,11 +178,9 @@ def api_pages() -> dict[str, str]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the generated pages to the navigation."""
-    reference = [
-        {"Recipes": list(recipe_pages())},
-        {"Python API": [{Path(p).stem: p} for p in api_pages()]},
-    ]
-    reference[1]["Python API"][0] = "reference/api/index.md"
+    index, *packages = api_pages()
+    api = [index, *({Path(page).stem: page} for page in packages)]
+    reference = [{"Recipes": list(recipe_pages())}, {"Python API": api}]
     assert config.nav is not None
     config.nav += [{"Reference": reference}, "CONTRIBUTING.md", "CHANGELOG.md"]
     return config
