@@ -98,12 +98,8 @@ def head(path: Path) -> list[str]:
 def summary(path: Path) -> str:
     """Return the first line of a YAML file's head, without the command that follows it."""
     first = (head(path) or [path.stem])[0]
-    return (
-        re.split(r":? *`?(?:lit-prefopt |[a-z]+: \.\.)", first)[0]
-        .rstrip(": ")
-        .replace("|", "\\|")
-        .replace("<", "&lt;")
-    )
+    text = re.split(r":? *`?(?:lit-prefopt |[a-z]+: \.\.)", first)[0].rstrip(": ")
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def head_commands(path: Path) -> list[str]:
