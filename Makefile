@@ -1,4 +1,5 @@
 # make quickstart   aligns the toy world's model and shows that it got better (about 3 minutes)
+# make test-fast    a selection of the tests, within a minute on two cores
 # make test         the default tests (about five minutes on two cores)
 # make docs         builds the documentation site into site/
 # Each sets up .venv first, once.
@@ -8,18 +9,31 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow check format docs toy-world toy-lcm
+.PHONY: quickstart test test-fast test-slow check format docs toy-world toy-lcm
 
 quickstart: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config quickstart \
 		--trainer.default_root_dir runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 # One process a core, and one thread in each of them and in the runs that they start.
-test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
 
+test: $(INSTALLED)
+	$(PYTEST) --dist worksteal
+
+# One short run, which comes first since it is the longest; pure functions, data, parsing, every loss
+# at step zero.
+FAST := test_cli.py::test_fit_from_recipe_to_weights[full] \
+	methods/test_methods.py::test_step_zero test_losses.py test_metrics.py test_coming_from.py \
+	test_direction.py test_room_pages.py data datamodules diffusion evaluate/report experiments \
+	prepare processes prompts utils
+
+test-fast: $(INSTALLED)
+	$(PYTEST) --dist worksteal $(addprefix tests/,$(FAST))
+
+# Tests whose module has runs in common stay on one worker (`xdist_group`).
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow --dist loadgroup
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

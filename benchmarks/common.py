@@ -23,9 +23,9 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from lit_prefopt.data import ShardWriter
+from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
-from tests.tiny import tiny_text_config, tiny_tokenizer
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer
 
 REPORTS = Path(__file__).parent / "reports"
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "webdataset")
@@ -162,20 +162,23 @@ def hardware() -> str:
     return f"CPU, {os.cpu_count()} cores, {names[0] if names else platform.processor()}"
 
 
-def write_report(name: str, text: str, variant: str = "", path: Path | None = None) -> Path:
+def write_report(
+    name: str, text: str, variant: str = "", path: Path | None = None, reports: Path = REPORTS
+) -> Path:
     """Write a report with all that is needed to repeat it.
 
     Args:
         name: The script's name.
         text: The figures.
-        variant: Tells several reports of one script and day apart.
+        variant: Distinguishes several reports of one script and day.
         path: Where it goes; a dated one beside the others where it is not given.
+        reports: The folder of dated reports, in the package of the script.
     """
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
-    command = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    command = " ".join(["python", "-m", f"{reports.parent.name}.{name}", *sys.argv[1:]])
     head = [
         f"# {name}",
         "",
@@ -187,7 +190,7 @@ def write_report(name: str, text: str, variant: str = "", path: Path | None = No
         "",
     ]
     named = "-".join(filter(None, (str(date.today()), name, variant)))
-    path = path or REPORTS / f"{named}.md"
+    path = path or reports / f"{named}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([*head, text.rstrip(), ""]))
     return path

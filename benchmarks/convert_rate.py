@@ -15,8 +15,8 @@ import numpy as np
 from jsonargparse import auto_cli
 from PIL import Image
 
-from lit_prefopt.intake import convert, validate
-from lit_prefopt.intake.check import digest
+from lit_prefopt.prepare import convert, validate
+from lit_prefopt.prepare.image_checks import digest
 
 SIDE = 512  # pixels
 BASES = 200  # pictures of which all others are made

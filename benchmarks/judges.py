@@ -35,7 +35,6 @@ from transformers import (
 
 from benchmarks.common import CLIP_L, VIT_H, VIT_H_TEXT, write_report
 from examples.judge_server import JudgeServer
-from lit_prefopt.estimate.device import matmul_peak, peak_bytes, reset_peak, wait_for
 from lit_prefopt.judges import (
     Aesthetic,
     CLIPScore,
@@ -49,7 +48,8 @@ from lit_prefopt.judges import (
 from lit_prefopt.judges.image_reward import RewardBLIP
 from lit_prefopt.judges.linear_head import LinearHead
 from lit_prefopt.judges.step_aware import StepAwareCLIP
-from tests.tiny import tiny_text_config, tiny_tokenizer
+from lit_prefopt.utils.device import matmul_peak, peak_bytes, reset_peak, synchronize
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer
 
 Name = Literal[
     "clip-score", "aesthetic", "pickscore", "hpsv2.1", "step-aware", "imagereward", "endpoint"
@@ -153,10 +153,10 @@ def measure(name: Name, folder: str, batch: int, batches: int, device: torch.dev
     reset_peak(device)
     seconds = []
     for _ in range(batches):
-        wait_for(device)
+        synchronize(device)
         start = time.perf_counter()
         judge.score(images, texts)
-        wait_for(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     networks = [part for part in vars(judge).values() if isinstance(part, torch.nn.Module)]
     weights = sum(p.numel() for part in networks for p in part.parameters())

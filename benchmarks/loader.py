@@ -5,10 +5,9 @@
     python -m benchmarks.loader --cached true
 
 Bare is the least that any loader has to do, in one process: read the tars from end to end and
-decode every image to RGB pixels, without resizing and without tensors. With workers a second floor
-stands beside it: the same, and the pixels are handed over by torch's DataLoader in batches of as
-many pairs. The data module's batches are ready for training. Runs take turns, and the best of each
-counts.
+decode every image to RGB pixels, without resizing and without tensors. The data module's batches
+are ready for training, and come out of workers by torch's DataLoader. Runs alternate, and the best
+of each counts.
 
 `--cached true` adds a cache of the same pairs, in the shapes of Stable Diffusion 1.5 and made by
 small networks: what it holds does not change what reading it takes. Its floor is reading its bytes.
@@ -21,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +27,14 @@ import torch
 from diffusers import DDIMScheduler
 from jsonargparse import auto_cli
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPTextModel
 
 from benchmarks.common import CLIP_L, default_dtype, random_shards, write_report
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.data import CachedPairs, PairShards
-from lit_prefopt.data.stored import StoredPairs
+from lit_prefopt.datamodules import CachedPairs, PairShards
+from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.toy.assemble import SCHEDULER, save_pipeline
-from tests.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae
 
 KINDS = ("image", "cached")
 BATCH = 4  # pairs
@@ -64,31 +60,6 @@ def decoded(shards: Path) -> Iterator[Image.Image]:
 def bare(shards: Path) -> int:
     """Read all tars, decode all images, and return how many pairs there were."""
     return sum(1 for _ in decoded(shards)) // 2
-
-
-class Bare(IterableDataset):
-    """The same in every worker of a DataLoader, whose pixels come over in batches.
-
-    Args:
-        shards: The folder.
-    """
-
-    def __init__(self, shards: Path) -> None:
-        self.shards = shards
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield (B, 2, H, W, 3) uint8."""
-        images = decoded(self.shards)
-        while sides := [np.asarray(image) for image in islice(images, 2 * BATCH)]:
-            yield torch.from_numpy(np.stack(sides)).unflatten(0, (-1, 2))
-
-
-def handed_over(shards: Path, workers: int) -> Callable[[], int]:
-    """Return what reads, decodes and hands over everything from each of so many workers."""
-    loader: DataLoader = DataLoader(
-        Bare(shards), batch_size=None, num_workers=workers, persistent_workers=True
-    )
-    return lambda: sum(len(batch) for batch in loader)
 
 
 def bare_in(shards: Path, workers: int) -> Callable[[], int]:
@@ -192,8 +163,6 @@ def main(
     counts = [0, 2] if workers is None else workers
     for count in counts:
         runs[f"bare reading and decoding, {count} workers"] = bare_in(made, count)
-        if count:
-            runs[f"bare, and handed over, {count} workers"] = handed_over(made, count)
         runs[f"image shards, {count} workers"] = loaded(made, resolution, count, draft=False)
     if cached:
         latents = cache(Path(folder), made, resolution)

@@ -12,9 +12,9 @@ from transformers import CLIPTextConfig
 
 from benchmarks.common import CLIP_G, CLIP_L, FULL_SIZE_VAE, SDXL_UNET, default_dtype
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
-from lit_prefopt.backbones.parts import Parts
+from lit_prefopt.backbones.loading import Components
 from lit_prefopt.toy.assemble import SCHEDULER
-from tests.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae, tiny_xl_unet
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae, tiny_xl_unet
 
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 FULL = {"CLIPTextModel": CLIP_L, "CLIPTextModelWithProjection": CLIP_G}
@@ -22,7 +22,7 @@ TINY = {"CLIPTextModel": {}, "CLIPTextModelWithProjection": {"hidden_size": 24}}
 WIDE = {"projection_dim": 20, "hidden_act": "gelu"}
 
 
-class MadeParts(Parts):
+class MadeComponents(Components):
     """Parts on the meta device.
 
     Args:
@@ -89,9 +89,9 @@ class MadeStableDiffusion(StableDiffusion):
 
     full = True
 
-    def _parts(self, pretrained: str, *_: Any) -> Parts:
+    def _parts(self, pretrained: str, *_: Any) -> Components:
         make = (lambda: UNet2DConditionModel(**SD15_UNET)) if self.full else tiny_unet
-        return MadeParts(make, self.full, Path(pretrained))
+        return MadeComponents(make, self.full, Path(pretrained))
 
 
 class MadeStableDiffusionXL(StableDiffusionXL):
@@ -99,9 +99,9 @@ class MadeStableDiffusionXL(StableDiffusionXL):
 
     full = True
 
-    def _parts(self, pretrained: str, *_: Any) -> Parts:
+    def _parts(self, pretrained: str, *_: Any) -> Components:
         make = (lambda: UNet2DConditionModel(**SDXL_UNET)) if self.full else tiny_xl_unet
-        return MadeParts(make, self.full, Path(pretrained))
+        return MadeComponents(make, self.full, Path(pretrained))
 
 
 class TinyStableDiffusion(MadeStableDiffusion):

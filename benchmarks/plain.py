@@ -131,12 +131,12 @@ class PlainLoop:
         t = t.repeat(2)
         noised = scheduler.add_noise(latents, noise, t)
         prompt = Prompt(*(None if f is None else torch.cat([f, f]) for f in embedded))
-        told = backbone.told(prompt, noised)
+        conditioning = backbone.denoiser_kwargs(prompt, noised)
         target = backbone.process.target(latents, noise, t).float()
 
         def drop(net: Any) -> Tensor:
-            said = net(noised.to(backbone.dtype), t, **told).sample.float()
-            chosen, rejected = F.mse_loss(said, target, reduction="none").mean((1, 2, 3)).chunk(2)
+            output = net(noised.to(backbone.dtype), t, **conditioning).sample.float()
+            chosen, rejected = F.mse_loss(output, target, reduction="none").mean((1, 2, 3)).chunk(2)
             return chosen - rejected
 
         apart = drop(self.unet)

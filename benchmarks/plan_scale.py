@@ -19,11 +19,11 @@ from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
 from benchmarks.common import write_report
-from lit_prefopt.data.buckets import BucketPlan, bucket_shapes, choose_buckets
-from lit_prefopt.data.course import Anchor, Course
-from lit_prefopt.data.index import read_index, write_index
-from lit_prefopt.data.plan import Order, Plan, Ranks
-from lit_prefopt.data.shard import Shard
+from lit_prefopt.data.order.buckets import BucketPlan, bucket_shapes, choose_buckets
+from lit_prefopt.data.order.plan import Plan, RankSplit, SampleOrder
+from lit_prefopt.data.order.position import EpochProgress, ResumePoint
+from lit_prefopt.data.shards.format import Shard
+from lit_prefopt.data.shards.index import read_index, write_index
 
 RANKS, WORKERS, BATCH, EPOCH = 4096, 8, 8, 3
 Rows = list[tuple[str, str]]
@@ -65,7 +65,7 @@ def measured(action: Callable[[], object]) -> tuple[float, float]:
 class Reading:
     """Notes which samples are read, and in which order."""
 
-    def __init__(self, order: Order, counts: NDArray[np.int64]) -> None:
+    def __init__(self, order: SampleOrder, counts: NDArray[np.int64]) -> None:
         self.order = order
         self.starts = np.concatenate(([0], np.cumsum(counts)))
         self.times = np.zeros(int(counts.sum()), np.uint8)
@@ -81,14 +81,14 @@ class Reading:
 
     def epoch(self, world: int, stage: tuple[int, int] | None = None) -> Iterator[NDArray]:
         """Yield the batches of all ranks, step by step; `stage`: first position and batches."""
-        ranks = [Ranks(rank, world, BATCH) for rank in range(world)]
+        ranks = [RankSplit(rank, world, BATCH) for rank in range(world)]
         first, batches = stage or (0, self.order.samples // ranks[0].global_batch)
         for number in range(batches):
             for rank in ranks:
-                yield self.batch(*rank.stretch(first, number))
+                yield self.batch(*rank.rank_positions(first, number))
 
 
-def everyone(order: Order, counts: NDArray[np.int64]) -> Rows:
+def everyone(order: SampleOrder, counts: NDArray[np.int64]) -> Rows:
     """Let every rank and worker read an epoch."""
     reading = Reading(order, counts)
     start = time.perf_counter()
@@ -109,7 +109,7 @@ def everyone(order: Order, counts: NDArray[np.int64]) -> Rows:
     ]
 
 
-def same_order(order: Order, counts: NDArray[np.int64], samples: int) -> Rows:
+def same_order(order: SampleOrder, counts: NDArray[np.int64], samples: int) -> Rows:
     """Compare what 1, 7 and all ranks read."""
     orders = []
     for world in (1, 7, RANKS):
@@ -121,14 +121,14 @@ def same_order(order: Order, counts: NDArray[np.int64], samples: int) -> Rows:
     return [(f"samples in the same order on 1, 7 and {RANKS:,} ranks", f"{shortest:,}")]
 
 
-def other_ranks(order: Order, counts: NDArray[np.int64]) -> Rows:
+def other_ranks(order: SampleOrder, counts: NDArray[np.int64]) -> Rows:
     """Change the number of ranks twice in the middle of an epoch."""
     reading = Reading(order, counts)
     position = 0
     for world, share in ((RANKS, 1 / 3), (7, 1 / 2), (RANKS, 1)):  # of what is left
-        course = Course(order.samples, world * BATCH)
-        course.anchor = Anchor(0, EPOCH, position)
-        stage = course.stage(0)
+        course = EpochProgress(order.samples, world * BATCH)
+        course.resume_point = ResumePoint(0, EPOCH, position)
+        stage = course.position_after(0)
         assert stage.epoch == EPOCH
         batches = int(stage.batches * share)
         for _ in reading.epoch(world, (stage.position, batches)):
@@ -163,11 +163,11 @@ def of_index(counts: NDArray[np.int64], sizes: list[NDArray[np.int32]]) -> Rows:
     ]
 
 
-def made(make: Callable[[], Order]) -> Rows:
+def made(make: Callable[[], SampleOrder]) -> Rows:
     """Measure what one worker of the last rank needs for its first batch."""
 
     def first_batch() -> None:
-        make().slice(EPOCH, *Ranks(RANKS - 1, RANKS, BATCH).stretch(0, WORKERS - 1))
+        make().slice(EPOCH, *RankSplit(RANKS - 1, RANKS, BATCH).rank_positions(0, WORKERS - 1))
 
     seconds, memory = measured(first_batch)
     return [("made, with a first batch", f"{seconds:.2f} s, {memory:.0f} MB")]

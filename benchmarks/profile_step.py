@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import write_report
 from benchmarks.recipes import Family, Train, recipe
 from benchmarks.step_time import fitted
-from lit_prefopt.estimate.device import wait_for
+from lit_prefopt.utils.device import synchronize
 
 ITEMS = 10
 
@@ -40,7 +40,7 @@ class Profile(Callback):
         """Begin after the first steps."""
         if trainer.global_step == self.warm:
             device = trainer.strategy.root_device
-            wait_for(device)
+            synchronize(device)
             cuda = [ProfilerActivity.CUDA] if device.type == "cuda" else []
             Profile.seen = profile(activities=[ProfilerActivity.CPU, *cuda])
             Profile.seen.start()
@@ -48,7 +48,7 @@ class Profile(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End."""
-        wait_for(trainer.strategy.root_device)
+        synchronize(trainer.strategy.root_device)
         Profile.seconds = time.perf_counter() - self.since
         Profile.seen.stop()
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.common import random_sd15, random_sdxl, random_shards
 from lit_prefopt.toy.backbone import CHECKPOINT
 from lit_prefopt.toy.pairs import PAIRS
-from tests.tiny import tiny_pipeline, tiny_xl_pipeline
+from tests.helpers.tiny import tiny_pipeline, tiny_xl_pipeline
 
 Family = Literal["tiny", "tiny-xl", "toy", "sd15", "sdxl"]
 Train = Literal["full", "lora"]
@@ -24,8 +24,8 @@ class Kind(NamedTuple):
     """How a family's recipe is made."""
 
     method: str  # a shipped recipe
-    backbone: str  # of a full fine-tune
-    lora: str
+    backbone: str  # of a full fine-tune: a part's name or a class
+    lora: str  # likewise
     caches: str  # the shipped recipes of its caches begin with this
     make: Callable[[Path], Path]  # writes a pipeline with random weights, once
     resolution: int  # pixels
@@ -39,12 +39,15 @@ def _once(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 TINY, TINY_XL = _once(tiny_pipeline), _once(tiny_xl_pipeline)
 SD15, SDXL = "sd15-diffusion-dpo", "sdxl-diffusion-dpo"
+OF_SD15 = ("backbone/sd15.yaml", "backbone/sd15-lora.yaml")
+OF_SDXL = ("backbone/sdxl.yaml", "backbone/sdxl-lora.yaml")
+TOY = "ToyDiffusion"
 KINDS: dict[str, Kind] = {
-    "tiny": Kind(SD15, "sd15", "sd15-lora", "sd15", TINY, 32, 4, "32-true"),
-    "tiny-xl": Kind(SDXL, "sdxl", "sdxl-lora", "sdxl", TINY_XL, 32, 4, "32-true"),
-    "toy": Kind("toy-diffusion-dpo", "toy", "toy", "toy", lambda _: CHECKPOINT, 32, 16, "32-true"),
-    "sd15": Kind(SD15, "sd15", "sd15-lora", "sd15", random_sd15, 512, 1, "bf16-mixed"),
-    "sdxl": Kind(SDXL, "sdxl", "sdxl-lora", "sdxl", random_sdxl, 1024, 1, "bf16-mixed"),
+    "tiny": Kind(SD15, *OF_SD15, "sd15", TINY, 32, 4, "32-true"),
+    "tiny-xl": Kind(SDXL, *OF_SDXL, "sdxl", TINY_XL, 32, 4, "32-true"),
+    "toy": Kind("toy-diffusion-dpo", TOY, TOY, "toy", lambda _: CHECKPOINT, 32, 16, "32-true"),
+    "sd15": Kind(SD15, *OF_SD15, "sd15", random_sd15, 512, 1, "bf16-mixed"),
+    "sdxl": Kind(SDXL, *OF_SDXL, "sdxl", random_sdxl, 1024, 1, "bf16-mixed"),
 }
 
 
@@ -77,17 +80,17 @@ def latent_cache(family: Family, root: Path, pairs: int) -> Path:
 
 
 def reference_cache(
-    family: Family, train: Train, root: Path, pairs: int, rows: int, *, coarse: bool = False
+    family: Family, train: Train, root: Path, pairs: int, rows: int, *, bf16_weights: bool = False
 ) -> Path:
     """Return a folder of the reference's errors at two draws of those pairs, made once."""
-    made = root / f"{family}-{'coarse' if coarse else train}-reference-{pairs}-{rows}"
+    made = root / f"{family}-{'bf16_weights' if bf16_weights else train}-reference-{pairs}-{rows}"
     kind, shards = KINDS[family], latent_cache(family, root, pairs)
     own = ["--data.shards", str(shards), "--model.draws", "2", "--model.caption_dropout", "0.1"]
     own += ["--model.batch_size", str(rows), "--trainer.precision", kind.precision]
-    if train == "lora":  # in whose precision the reference speaks then
-        own += ["--backbone", f"backbone/{kind.lora}.yaml", "--backbone.lora.rank", "16"]
+    if train == "lora":  # whose precision the reference then has
+        own += ["--backbone", kind.lora, "--backbone.lora.rank", "16"]
         own += ["--backbone.encoders", "false"]
-    if coarse:
+    if bf16_weights:
         own += ["--backbone.policy_dtype", "bfloat16"]
     _predict(f"{kind.caches}-reference-cache", made, [*own, *_pipeline(family, root)])
     return made
@@ -115,11 +118,11 @@ def recipe(
     batch: int | None = None,
     workers: int = 0,
     pairs: int = 64,
-    coarse: bool = False,
+    bf16_weights: bool = False,
 ) -> Recipe:
     """Return a recipe with one batch an optimizer step and nothing beside the steps.
 
-    The optimizer is plain AdamW, unless weights are coarse.
+    The optimizer is plain AdamW, unless all weights are bfloat16.
 
     Args:
         family: The model.
@@ -129,14 +132,14 @@ def recipe(
         batch: Pairs in a batch; the family's own number where it is not given.
         workers: Processes that read and decode.
         pairs: In the shards.
-        coarse: Whether all weights of the UNet are trained in bfloat16, by AdamW8bit.
+        bf16_weights: Whether all weights of the UNet are trained in bfloat16, by AdamW8bit.
     """
     kind, rows = KINDS[family], batch or KINDS[family].batch
     shards = image_shards(family, root, pairs)
     arguments = ["--config", kind.method]
     if family != "toy":
         name = kind.lora if train == "lora" else kind.backbone
-        arguments += ["--backbone", f"backbone/{name}.yaml", *_pipeline(family, root)]
+        arguments += ["--backbone", name, *_pipeline(family, root)]
     if data == "images":
         arguments += ["--data", "PairShards", "--data.shards", str(shards)]
         arguments += ["--data.resolution", str(kind.resolution)]
@@ -144,19 +147,19 @@ def recipe(
         arguments += ["--data", "CachedPairs", "--data.shards"]
         arguments += [str(latent_cache(family, root, pairs))]
     if data == "reference":
-        known = reference_cache(family, train, root, pairs, rows, coarse=coarse)
+        known = reference_cache(family, train, root, pairs, rows, bf16_weights=bf16_weights)
         arguments += ["--data.reference", str(known)]
     if train == "lora":
         arguments += ["--backbone.lora.rank", "16"]
     optimizer = ["AdamW"]
-    if coarse:
+    if bf16_weights:
         arguments += ["--backbone.policy_dtype", "bfloat16"]
         optimizer = ["AdamW8bit", "--model.optimizer.stochastic_rounding", "true"]
     arguments += [
         *("--data.batch_size", str(rows), "--data.workers", str(workers)),
         *("--data.caption_dropout", "0.1", "--model.optimizer", *optimizer),
         *("--model.optimizer.lr", "1e-6", "--model.optimizer.warmup_steps", "0"),
-        *("--trainer.precision", kind.precision, "--trainer.accumulate_grad_batches", "1"),
+        *("--trainer.precision", kind.precision, "--batch.pairs", str(rows)),
         *("--trainer.accelerator", "auto", "--trainer.limit_val_batches", "0"),
         *("--trainer.gradient_clip_val", "1.0", "--trainer.enable_model_summary", "false"),
     ]

@@ -21,8 +21,8 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Callback, Trainer
 
 from benchmarks.common import write_report
-from lit_prefopt.data import ShardWriter
-from tests.tiny import tiny_pipeline
+from lit_prefopt.data.shards.writer import ShardWriter
+from tests.helpers.tiny import tiny_pipeline
 
 BATCH = 40
 
@@ -83,6 +83,7 @@ def main(pairs: int = 10_000, late: float = 0.9, repeat: int = 3, report: bool =
         common = ["--config", "toy-diffusion-dpo", "--backbone", "StableDiffusion"]
         common += ["--backbone.pretrained", pipeline, "--data", "PairShards", "--data.shards"]
         common += [str(folder / "pairs"), "--data.batch_size", str(BATCH), "--data.workers", "2"]
+        common += ["--batch.pairs", str(BATCH)]
         common += ["--data.resolution", "32", "--trainer.enable_progress_bar", "false"]
         common += ["--trainer.max_steps"]
         run = ["--trainer.default_root_dir", str(folder / "run")]

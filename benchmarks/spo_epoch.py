@@ -27,10 +27,10 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer, CLIPVisi
 from benchmarks.common import VIT_H, VIT_H_TEXT, default_dtype, random_sd15, write_report
 from benchmarks.parts import PARTS, Parts
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.estimate.device import matmul_peak
 from lit_prefopt.judges import StepAware
 from lit_prefopt.judges.step_aware import StepAwareCLIP
-from tests.tiny import tiny_pipeline, tiny_text_config, tiny_tokenizer
+from lit_prefopt.utils.device import matmul_peak
+from tests.helpers.tiny import tiny_pipeline, tiny_text_config, tiny_tokenizer
 
 TINY_VISION = {
     "hidden_size": 32,
@@ -108,7 +108,7 @@ def full_size(family: str, folder: Path, epochs: int) -> list[str]:
         *("--model.sampling.guidance", "7.5"),
         *("--data", "PromptCollections", "--data.prompts", "PromptFile"),
         *("--data.prompts.path", str(prompts), "--data.round_size", "1"),
-        *("--data.batch_size", "1", "--data.batches", "3"),
+        *("--data.batch_size", "1", "--batch.pairs", "1", "--data.batches", "3"),
         *("--trainer.precision", "bf16-mixed", "--trainer.max_steps", str(3 * epochs)),
         *("--trainer.accelerator", "auto"),
     ]
@@ -161,7 +161,7 @@ def main(
     if small_decoder:
         recipe += random_decoder(root / "decoder")
     recipe += [
-        *("--trainer.val_check_interval", str(10**6), "--trainer.enable_progress_bar", "false"),
+        *("--batch.validate_every", str(10**6), "--trainer.enable_progress_bar", "false"),
         *("--trainer.callbacks+", "benchmarks.parts.Parts"),
         *("--trainer.default_root_dir", str(run)),
     ]

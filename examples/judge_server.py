@@ -58,7 +58,7 @@ class JudgeServer(ThreadingHTTPServer):
         if len(images) != len(texts) or (times is not None and len(times) != len(texts)):
             raise ValueError("as many prompts, images and timesteps are wanted")
         if not images:
-            return {"scores": [], "facts": self.judge.facts()}
+            return {"scores": [], "settings": self.judge.settings()}
         with self.one_at_a_time:
             return {"scores": self.scores(images, texts, times)}
 

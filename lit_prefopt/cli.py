@@ -10,16 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lit_prefopt.configs import find_columns, find_config, recipe_names
+from lit_prefopt.configs import HOMES, named_columns, recipe_names
 from lit_prefopt.errors import InputError, causes, is_from
+from lit_prefopt.recipe_files import named_recipes
 
 COMMANDS = ("fit", "validate", "test", "predict")
 OTHERS = ("evaluate", "estimate", "shards", "rounds", "export", "report")
-HOMES = {
-    "predict": "generate",
-    "evaluate": "evaluate",
-    "rounds": "rounds",
-}  # where the recipes of other commands lie
 TRACE = "LIT_PREFOPT_TRACE"  # an environment variable for those who look for a bug
 HELP = """usage: lit-prefopt COMMAND [--config RECIPE] [--KEY VALUE ...]
 
@@ -42,30 +38,12 @@ commands:
 """
 
 
-def named_recipes(args: Sequence[str]) -> list[str]:
-    """Return a command with names of shipped recipes and their parts replaced by paths."""
-    home = HOMES.get(args[0], "recipes")
-    resolved: list[str] = []
-    separated = [part for arg in args for part in _separate(arg)]
-    for before, arg in zip(("", *separated), separated, strict=False):
-        part = before in ("--model", "--backbone", "--data", "--trainer")
-        part = (part or before.endswith(".judge")) and arg.endswith(".yaml")
-        named = before in ("--config", "-c") or part
-        resolved.append(str(find_config(arg, home)) if named else arg)
-    return resolved
-
-
-def _separate(arg: str, start: str = "--config=") -> list[str]:
-    """Return `--config=NAME` as two arguments, and any other as it is."""
-    return arg.split("=", 1) if arg.startswith(start) else [arg]
-
-
 def shards(args: Sequence[str]) -> None:
     """Run `lit-prefopt shards convert | validate | preview | index | stages`."""
     from jsonargparse import auto_cli
 
-    from lit_prefopt.data.index import index_shards
-    from lit_prefopt.intake import Report, convert, preview, split_into_stages, validate
+    from lit_prefopt.data.shards.index import index_shards
+    from lit_prefopt.prepare import ValidationReport, convert, preview, split_into_stages, validate
 
     result = auto_cli(
         {
@@ -79,24 +57,15 @@ def shards(args: Sequence[str]) -> None:
         as_positional=False,
         prog="lit-prefopt shards",
     )
-    if isinstance(result, Report) and result.stops:
+    if isinstance(result, ValidationReport) and result.would_stop:
         sys.exit(1)
-
-
-def named_columns(args: Sequence[str]) -> list[str]:
-    """Return the arguments with the name of shipped columns replaced by its path."""
-    separated = [part for arg in args for part in _separate(arg, "--columns=")]
-    return [
-        str(find_columns(arg)) if before == "--columns" else arg
-        for before, arg in zip(("", *separated), separated, strict=False)
-    ]
 
 
 def export_weights(args: Sequence[str]) -> None:
     """Run `lit-prefopt export`."""
     from jsonargparse import auto_cli
 
-    from lit_prefopt.export.command import export
+    from lit_prefopt.commands.export import export
 
     auto_cli(export, args=list(args), as_positional=False, prog="lit-prefopt export")
 
@@ -105,14 +74,14 @@ def write_report(args: Sequence[str]) -> None:
     """Run `lit-prefopt report`."""
     from jsonargparse import auto_cli
 
-    from lit_prefopt.evaluate.page import report
+    from lit_prefopt.evaluate.report.page import report
 
     auto_cli(report, args=list(args), as_positional=False, prog="lit-prefopt report")
 
 
 def run_estimate(args: Sequence[str]) -> None:
     """Run `lit-prefopt estimate`."""
-    from lit_prefopt.estimate.command import estimate
+    from lit_prefopt.commands.estimate import estimate
 
     estimate(args)
 
@@ -121,7 +90,7 @@ def run_rounds(args: Sequence[str]) -> None:
     """Run `lit-prefopt rounds`."""
     from jsonargparse import auto_cli
 
-    from lit_prefopt.rounds import rounds
+    from lit_prefopt.commands.rounds import rounds
 
     found = named_recipes(["rounds", *args])[1:]
     auto_cli(rounds, args=found, as_positional=False, prog="lit-prefopt rounds")
@@ -146,13 +115,13 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(130)
         sys.exit(143 if type(stop).__name__ == "SIGTERMException" else stop.code)
     except Exception as error:
-        sentence = None if os.environ.get(TRACE) else _sentence(error)
+        sentence = None if os.environ.get(TRACE) else _user_message(error)
         if sentence is None:
             raise
         sys.exit(f"lit-prefopt: {sentence}")
 
 
-def _sentence(error: Exception) -> str | None:
+def _user_message(error: Exception) -> str | None:
     """Return what is the user's to mend, in words, or None for a failure of the program.
 
     That is an InputError, or one that others were raised from (not one that was merely handled
@@ -161,11 +130,11 @@ def _sentence(error: Exception) -> str | None:
     for cause in causes(error):
         if isinstance(cause, InputError):
             return str(cause)
-    if _lost(error):
-        said = str(error).strip().splitlines()[0]
+    if _is_lost_rank(error):
+        message = str(error).strip().splitlines()[0]
         return (
-            f"Another rank has ended or does not answer ({said}): see what it said, and go on by "
-            "starting all of them again with `--ckpt_path last`."
+            f"Another rank has ended or does not answer ({message}): see what it said, and go on "
+            "by starting all of them again with `--ckpt_path last`."
         )
     lightnings = type(error).__name__ == "MisconfigurationException"
     if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):
@@ -173,7 +142,7 @@ def _sentence(error: Exception) -> str | None:
     return None
 
 
-def _lost(error: Exception) -> bool:
+def _is_lost_rank(error: Exception) -> bool:
     """Whether ranks could not talk to each other, by NCCL, its store, or gloo (a RuntimeError)."""
     named = ("DistBackendError", "DistNetworkError", "DistStoreError")
     gloo = isinstance(error, RuntimeError) and "gloo" in str(error)

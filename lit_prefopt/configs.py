@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lit_prefopt.errors import InputError
@@ -10,6 +11,11 @@ _HERE = Path(__file__).parent
 CONFIGS = next(p for p in (_HERE / "_configs", _HERE.parent / "configs") if p.is_dir())
 BASE = CONFIGS / "base.yaml"
 PREDICT = CONFIGS / "predict.yaml"
+HOMES = {
+    "predict": "generate",
+    "evaluate": "evaluate",
+    "rounds": "rounds",
+}  # where the recipes of other commands lie
 
 
 def recipe_names(home: str = "recipes") -> list[str]:
@@ -51,10 +57,24 @@ def find_columns(name: str) -> Path:
     Raises:
         InputError: Neither a file nor a shipped set has that name.
     """
-    shipped = {path.stem: path for path in sorted((CONFIGS / "intake").glob("*.yaml"))}
+    shipped = {path.stem: path for path in sorted((CONFIGS / "columns").glob("*.yaml"))}
     if Path(name).is_file():
         return Path(name).resolve()
     if name in shipped:
         return shipped[name].resolve()
     known = ", ".join(shipped)
     raise InputError(f"{name} is neither a file nor one of the shipped columns: {known}.")
+
+
+def named_columns(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the name of shipped columns replaced by its path."""
+    separated = [part for arg in args for part in _separate(arg, "--columns=")]
+    return [
+        str(find_columns(arg)) if before == "--columns" else arg
+        for before, arg in zip(("", *separated), separated, strict=False)
+    ]
+
+
+def _separate(arg: str, start: str) -> list[str]:
+    """Return `--columns=NAME` as two arguments, and any other as it is."""
+    return arg.split("=", 1) if arg.startswith(start) else [arg]

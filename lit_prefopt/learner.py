@@ -11,16 +11,19 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, check_backbone, trained
+from lit_prefopt.effective_batch import planned_steps, warn_of_short_epochs
 from lit_prefopt.errors import InputError
-from lit_prefopt.log import Window
+from lit_prefopt.metrics import RunningMeans
 from lit_prefopt.optimizers import OptimizerConfig
 from lit_prefopt.optimizers.gradient_release import check_release
 from lit_prefopt.strategies import FullySharded
-from lit_prefopt.strategies.check import check_strategy
+from lit_prefopt.strategies.compatibility import check_strategy
 
 
 class Learner(LightningModule):
     """Trains what has gradients; all else is frozen and in no checkpoint.
+
+    A subclass's `training_step` returns `scale_last_step(loss, self._trainer)`.
 
     Args:
         backbone: The model family; given as the recipe's own key `backbone`.
@@ -38,7 +41,7 @@ class Learner(LightningModule):
         check_backbone(backbone)
         self.backbone = backbone
         self.optimizer = optimizer
-        self.window = Window()
+        self.window = RunningMeans()
         self.measured: dict[str, Tensor] = {}  # the last batch's means
         self.logged_step = 0
         self.strict_loading = False  # frozen parts come from elsewhere, not from checkpoints
@@ -81,20 +84,26 @@ class Learner(LightningModule):
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         if self.optimizer.releases:
             check_release(self.trainer)
-        learned = {torch.float32} | ({torch.bfloat16} if self.optimizer.learns_coarse else set())
-        coarse = {p.dtype for p in trained(self).values()} - learned
-        if coarse:
+        learned = {torch.float32} | (
+            {torch.bfloat16} if self.optimizer.supports_bf16_weights else set()
+        )
+        unsupported = {p.dtype for p in trained(self).values()} - learned
+        if unsupported:
             raise InputError(
-                f"The trained weights are {coarse.pop()}, in which steps of usual learning rates "
-                "are rounded away: keep them in float32 (`--trainer.precision bf16-mixed` or "
+                f"The trained weights are {unsupported.pop()}, in which steps of usual learning "
+                "rates are rounded away: keep them in float32 (`--trainer.precision bf16-mixed` or "
                 "`32-true`, `--backbone.policy_dtype float32`), or learn bfloat16 by "
                 "`--model.optimizer AdamW8bit --model.optimizer.stochastic_rounding true`."
             )
 
+    def on_train_start(self) -> None:
+        """Warn of epochs that never reach the effective batch."""
+        warn_of_short_epochs(self.trainer)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer over what is trained."""
         optimizer = self.optimizer.build(trained(self).values())
-        schedule = self.optimizer.build_schedule(optimizer, self.trainer.max_steps)
+        schedule = self.optimizer.build_schedule(optimizer, planned_steps(self.trainer))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -14,39 +16,44 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import lit_prefopt.backbones
 import lit_prefopt.callbacks
 import lit_prefopt.data
-import lit_prefopt.evaluate.panel
-import lit_prefopt.evaluate.prompts
+import lit_prefopt.evaluate.scoring
 import lit_prefopt.evaluate.two_models
 import lit_prefopt.generate
 import lit_prefopt.judges
 import lit_prefopt.methods
 import lit_prefopt.optimizers
+import lit_prefopt.prompts.files
 import lit_prefopt.strategies
 import lit_prefopt.toy  # noqa: F401
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
-from lit_prefopt.callbacks.progress import Progress
+from lit_prefopt.callbacks.progress import StepProgressBar
 from lit_prefopt.configs import BASE, PREDICT
+from lit_prefopt.effective_batch import EffectiveBatch
 from lit_prefopt.errors import InputError, causes, check_number
-from lit_prefopt.estimate.device import is_out_of_memory
-from lit_prefopt.run_directory import (
+from lit_prefopt.recipe_files import allow_own_modules, loader
+from lit_prefopt.runs.directory import (
     RunDirectory,
     check_run_directory,
-    lead_checkpoints,
     logger_arguments,
     run_directory,
+    set_checkpoint_folder,
 )
-from lit_prefopt.strategies.check import check_strategy
+from lit_prefopt.strategies.compatibility import check_strategy
+from lit_prefopt.utils.device import is_out_of_memory
+
+set_loader("yaml", loader(get_loader("yaml")), (yaml.YAMLError,))
 
 
 class PreferenceCLI(LightningCLI):
     """LightningCLI with a `backbone` of its own, handed to the model when both are built."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the `backbone` key and its link to the model."""
+        """Add the keys `backbone`, with its link to the model, and `batch`."""
         parser.add_subclass_arguments(Backbone, "backbone", required=False)
         parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
+        parser.add_class_arguments(EffectiveBatch, "batch")
 
     def before_instantiate_classes(self) -> None:
         """Look at the run's directory before anything is loaded."""
@@ -56,6 +63,12 @@ class PreferenceCLI(LightningCLI):
         config.ckpt_path = check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
         strategy = config.trainer.strategy
         check_strategy(str(getattr(strategy, "class_path", strategy)).split(".")[-1])
+        EffectiveBatch(**config.batch.as_dict()).check_alone(config.trainer)
+        if config.batch.pairs is None and config.trainer.accumulate_grad_batches is None:
+            config.trainer.accumulate_grad_batches = 1
+        limits = config.trainer
+        if (limits.max_steps, limits.max_epochs, limits.max_time) == (-1, None, None):
+            limits.max_epochs = -1  # no end; Lightning would take 1,000 epochs for one
         # Lightning divides by these unchecked.
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             check_number(f"trainer.{name}", config.trainer[name], 1)
@@ -75,9 +88,9 @@ class PreferenceCLI(LightningCLI):
             chain = causes(error)
             if any(isinstance(cause, InputError) for cause in chain):
                 raise
-            said = " ".join(str(chain[-1]).split())
+            message = " ".join(str(chain[-1]).split())
             raise InputError(
-                f"The recipe cannot be used: {said} (`--print_config` shows what every key was "
+                f"The recipe cannot be used: {message} (`--print_config` shows what every key was "
                 "resolved to.)"
             ) from error
         except (RuntimeError, MemoryError) as error:
@@ -94,17 +107,20 @@ class PreferenceCLI(LightningCLI):
                 raise
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             [noted] = [c for c in callbacks if isinstance(c, OutOfMemory)]
-            raise InputError(noted.said or BLUNT) from error
+            raise InputError(noted.message or BLUNT) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, whose output goes into the run's directory; the recipe stays."""
         arguments = logger_arguments(self.config[self.subcommand], self.root)
         trainer = super().instantiate_trainer(**arguments, **kwargs)
-        lead_checkpoints(trainer, self.root)
+        set_checkpoint_folder(trainer, self.root)
+        batch: EffectiveBatch = self._get(self.config_init, "batch")
+        if self.subcommand == "fit":
+            batch.apply(trainer, self.datamodule)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Lightning's own bar, where the recipe names none
-        callbacks = [Progress() if type(c) is RichProgressBar else c for c in callbacks]
-        callbacks.append(OutOfMemory())
+        callbacks = [StepProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
+        callbacks += [batch, OutOfMemory()]
         interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
         others = [c for c in callbacks if not isinstance(c, Interrupts)]
         trainer.callbacks = others + interrupts[:1]  # type: ignore[attr-defined]
@@ -120,6 +136,7 @@ class PreferenceCLI(LightningCLI):
 
 def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI) -> PreferenceCLI:
     """Run one of the trainer's commands, and return what ran it."""
+    allow_own_modules(args)
     defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
     defaults["predict"].append(str(PREDICT))
     return kind(
@@ -129,6 +146,7 @@ def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI
         subclass_mode_data=True,
         save_config_callback=RunDirectory,
         save_config_kwargs={"save_to_log_dir": False},  # it writes recipe.yaml itself
+        trainer_defaults={"accumulate_grad_batches": None},  # so that a 1 that is given is seen
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_kwargs={name: {"default_config_files": files} for name, files in defaults.items()},

@@ -108,7 +108,7 @@ def smooth(labels: Tensor, smoothing: float) -> Tensor:
     return labels * (1 - smoothing) + (1 - labels) * smoothing
 
 
-def loser_scale(chosen_error: Tensor, overlap: Tensor, mu: float) -> Tensor:
+def rejected_gradient_scale(chosen_error: Tensor, overlap: Tensor, mu: float) -> Tensor:
     """Return the factor of the rejected side's gradient that spares the chosen side.
 
     With it a step along the gradient in output space does not raise the chosen side's error, to

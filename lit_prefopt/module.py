@@ -8,19 +8,20 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs
+from lit_prefopt.cache_checks import check_data
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.cached import check_data
 from lit_prefopt.diffusion.denoising import (
-    Errors,
-    Noised,
+    DenoisingErrors,
+    NoisedPairs,
     error_log_ratios,
-    errors_of,
-    noised,
+    noise_pairs,
+    predict_errors,
 )
-from lit_prefopt.diffusion.encoding import drawn, encoded
+from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
+from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import check_number
 from lit_prefopt.learner import Learner
-from lit_prefopt.log import HeldOut, summary
+from lit_prefopt.metrics import PreferenceMetric, batch_means
 from lit_prefopt.optimizers import OptimizerConfig
 
 
@@ -50,7 +51,7 @@ class PreferenceDiffusionModule(Learner):
         super().__init__(backbone, optimizer)
         check_number("validation_draws", validation_draws, 1)
         self.validation_draws = validation_draws
-        self.held_out = HeldOut(backbone.process.steps, validation_draws)
+        self.held_out = PreferenceMetric(backbone.process.steps, validation_draws)
 
     def setup(self, stage: str | None = None) -> None:
         """Refuse data that were made for another backbone or method, before anything is trained."""
@@ -65,8 +66,8 @@ class PreferenceDiffusionModule(Learner):
             batch: What the data module yields.
         """
         if isinstance(batch, ImagePairs):
-            return encoded(self.backbone, batch)
-        return drawn(self.backbone, batch) if isinstance(batch, LatentPairs) else batch
+            return encode_pairs(self.backbone, batch)
+        return draw_latents(self.backbone, batch) if isinstance(batch, LatentPairs) else batch
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
         """Return how much likelier the policy finds each side than the reference does.
@@ -93,16 +94,16 @@ class PreferenceDiffusionModule(Learner):
         """
         return (u * self.backbone.process.steps).long()
 
-    def add_noise(self, pairs: Pairs) -> Noised:
+    def add_noise(self, pairs: Pairs) -> NoisedPairs:
         """Noise all sides of a pair alike: one timestep and one noise, drawn from its seed."""
         u = draws.uniform(pairs.seeds, "t", device=pairs.latents.device)
-        return noised(self.backbone.process, pairs, self.draw_timesteps(u), masked=self.masked)
+        return noise_pairs(self.backbone.process, pairs, self.draw_timesteps(u), masked=self.masked)
 
-    def errors(self, noised: Noised) -> Errors:
+    def errors(self, noised: NoisedPairs) -> DenoisingErrors:
         """Return the denoising errors of the network that speaks now, all sides in one forward."""
-        return errors_of(self.backbone, noised)
+        return predict_errors(self.backbone, noised)
 
-    def reference_error(self, pairs: Pairs, noised: Noised) -> Tensor | None:
+    def reference_error(self, pairs: Pairs, noised: NoisedPairs) -> Tensor | None:
         """Return the reference's errors, (B, K), known or asked now; None without a reference.
 
         Args:
@@ -131,11 +132,11 @@ class PreferenceDiffusionModule(Learner):
         loss = (pairs.weights * losses).mean()
         self.measured = self.measure(ratios, pairs, loss)
         self.window.add(self.measured)
-        return loss
+        return scale_last_step(loss, self._trainer)
 
     def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:
         """Return what is logged of a training batch, by name."""
-        return summary(ratios, pairs, loss, self.beta)
+        return batch_means(ratios, pairs, loss, self.beta)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure held-out preference on draws that depend on the pair alone."""

@@ -13,8 +13,9 @@ import torch
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import ShardWriter
-from tests.tiny import tiny_clip, tiny_lcm, tiny_pipeline, tiny_xl_pipeline
+from lit_prefopt.data.shards.writer import ShardWriter
+from tests.helpers.recipes import small_recipe
+from tests.helpers.tiny import tiny_clip, tiny_lcm, tiny_pipeline, tiny_xl_pipeline
 
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time
 
@@ -79,16 +80,3 @@ def exact(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactor
     arguments += ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]
     main(["fit", *arguments])
     return arguments
-
-
-def small_recipe(pipeline: str, shards: str, folder: Path) -> list[str]:
-    """Return the arguments of a small run on a pipeline with random weights."""
-    return [
-        *("--config", "toy-diffusion-dpo"),
-        *("--backbone", "StableDiffusion", "--backbone.pretrained", pipeline),
-        *("--data", "PairShards", "--data.shards", shards, "--data.validation", shards),
-        *("--data.batch_size", "4", "--data.resolution", "32", "--data.workers", "0"),
-        *("--trainer.default_root_dir", str(folder)),
-        *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2"),
-        *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
-    ]

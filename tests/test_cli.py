@@ -12,20 +12,10 @@ import yaml
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_prefopt import load
 from lit_prefopt.cli import main
-
-
-def scalars(run: Path) -> dict[str, list[float]]:
-    """Everything that was logged, by name."""
-    events = EventAccumulator(str(run / "logs"))
-    events.Reload()
-    return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-LORA = ["--backbone.lora.rank", "4"]
+from tests.helpers.runs import LORA, scalars
 
 
 # At a smaller learning rate the first losses of a tiny LoRA round to log 2 on some processors.
@@ -115,7 +105,7 @@ def test_fit_on_sdxl(
     [
         (["--model.link", "lit_prefopt.losses.ipo", "--model.beta", "2"], 1 / (4 * 2**2)),
         pytest.param(["--model.link", "lit_prefopt.losses.hinge"], 1.0, marks=pytest.mark.slow),
-        (["--model.label_smoothing", "0.1", "--model.spare_chosen", "0.9"], math.log(2)),
+        (["--model.label_smoothing", "0.1", "--model.chosen_protection", "0.9"], math.log(2)),
     ],
 )
 def test_options_of_the_loss(

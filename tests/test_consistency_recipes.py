@@ -14,8 +14,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.toy import ToyConsistency
 from lit_prefopt.toy.backbone import TOY_LCM_SAMPLING
-from tests.runs import same
-from tests.test_cli import scalars
+from tests.helpers.runs import same, scalars
 
 UNET = "diffusion_pytorch_model.safetensors"
 
@@ -37,7 +36,7 @@ def test_from_pairs_to_weights(
             *("--backbone.teacher", tiny_folder, *(size if name == "sd15" else [])),
             *("--data", "PairShards", "--data.shards", shards, "--data.validation", shards),
             *("--data.batch_size", "4", "--data.resolution", "32", "--data.workers", "0"),
-            *("--trainer.max_steps", "3", "--trainer.val_check_interval", "3"),
+            *("--trainer.max_steps", "3", "--batch.pairs", "4", "--batch.validate_every", "3"),
             *("--trainer.default_root_dir", str(tmp_path / "run")),
         ]
     )

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lit_prefopt.cli import main
-from tests.test_cli import scalars
+from tests.helpers.runs import scalars
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def arguments(tiny_folder: str, tmp_path: Path) -> list[str]:
     (tmp_path / "prompts.txt").write_text("\n".join(f"picture {i}" for i in range(6)))
     return [
         *("--data.prompts.path", str(tmp_path / "prompts.txt")),
-        *("--model.judge", "tests.methods.test_spo.Brightness", "--model.sampling.steps", "4"),
+        *("--model.judge", "tests.helpers.judges.Brightness", "--model.sampling.steps", "4"),
         *("--backbone.pretrained", tiny_folder, "--backbone.dtype", "float32"),
         *("--data.batches", "8", "--data.batch_size", "2", "--trainer.max_steps", "9"),
         *("--data.collection", "2", "--data.keep", "3", "--trainer.accelerator", "cpu"),
-        *("--trainer.precision", "32-true", "--trainer.accumulate_grad_batches", "1"),
+        *("--trainer.precision", "32-true", "--batch.pairs", "2"),
         *("--trainer.default_root_dir", str(tmp_path / "run")),
         *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
     ]

@@ -13,11 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import PairShards
+from lit_prefopt.datamodules import PairShards
 from lit_prefopt.toy.pairs import PAIRS
-from tests.backbones.test_nf4 import NF4, predicted
-from tests.test_cli import LORA, scalars
-from tests.test_optimizers import COARSE
+from tests.helpers.quantized import COARSE, NF4, predicted
+from tests.helpers.runs import LORA, scalars
 
 pytestmark = [
     pytest.mark.gpu,
@@ -97,7 +96,16 @@ def test_collections(name: str, tmp_path: Path, precision: str) -> None:
     main(
         [
             *("fit", "--config", name, "--trainer.accelerator", "gpu", "--data.batch_size", "4"),
-            *("--data.batches", "2", "--data.round_size", "2", "--trainer.max_steps", "4"),
+            *(
+                "--batch.pairs",
+                "4",
+                "--data.batches",
+                "2",
+                "--data.round_size",
+                "2",
+                "--trainer.max_steps",
+                "4",
+            ),
             *(() if name == "toy-spo" else ("--data.collection", "2", "--data.keep", "3")),
             *("--trainer.precision", precision, "--trainer.limit_val_batches", "0"),
             *("--trainer.default_root_dir", str(tmp_path), "--trainer.log_every_n_steps", "1"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_prefopt.cli import main
-from tests.runs import assert_same_end, start
+from tests.helpers.runs import assert_same_end, start
 
 STEPS = 18
 EXACT = [
@@ -35,7 +35,8 @@ def test_killed_five_times_it_ends_in_the_same_weights(
     draws = random.Random(len(extra))
     arguments += ["--trainer.default_root_dir", str(parts)]
     beat = tmp_path / "beat"
-    slow = ["--trainer.callbacks+", "tests.runs.Beat", "--trainer.callbacks.path", str(beat)]
+    slow = ["--trainer.callbacks+", "tests.helpers.runs.Beat"]
+    slow += ["--trainer.callbacks.path", str(beat)]
     slow += ["--trainer.callbacks.pause", "0.05"]
     codes = []
     for _ in range(5):

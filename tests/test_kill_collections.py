@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.collecting import TWO, spo, write_prompts
-from tests.runs import TWO_RANKS, assert_same_end, finished, kill, lines, start, wait_until
+from lit_prefopt.cli import main
+from tests.helpers.collecting import TWO, spo, write_prompts
+from tests.helpers.runs import TWO_RANKS, assert_same_end, finished, kill, lines, start, wait_until
 
 pytestmark = pytest.mark.slow
 BATCHES = 4  # of a collection; two of them make a step, and every step a checkpoint
@@ -38,13 +39,19 @@ class Run:
 
     def begin(self, *more: str) -> subprocess.Popen[str]:
         """Start it, or go on from its last checkpoint."""
-        begun = (self.root / "checkpoints" / "last.ckpt").exists()
-        resume = ["--ckpt_path", "last"] if begun else []
         self.seen.unlink(missing_ok=True)
-        return start([*self.arguments, *more, *resume], **self.options)
+        return start([*self.arguments, *more, *self.resume()], **self.options)
+
+    def resume(self) -> list[str]:
+        """Return the arguments that resume from the last checkpoint, if there is one."""
+        begun = (self.root / "checkpoints" / "last.ckpt").exists()
+        return ["--ckpt_path", "last"] if begun else []
 
     def to_the_end(self) -> None:
-        """Let it come to its end."""
+        """Run it to its end: on one rank in this process, which saves the imports of another."""
+        if not self.options:
+            main(["fit", *self.arguments, *self.resume()])
+            return
         process = self.begin()
         said = finished(process)
         assert process.returncode == 0, said
@@ -55,7 +62,8 @@ class Run:
         Returns:
             What it did since it was started, one line for each batch and each call of the judge.
         """
-        slowly = ["--trainer.callbacks+", "tests.runs.Beat", "--model.judge.pause", str(PAUSE)]
+        slowly = ["--trainer.callbacks+", "tests.helpers.runs.Beat"]
+        slowly += ["--model.judge.pause", str(PAUSE)]
         slowly += ["--trainer.callbacks.path", str(self.seen)]  # beside the calls, in their order
         slowly += ["--trainer.callbacks.pause", str(PAUSE)]
         process = self.begin(*slowly)

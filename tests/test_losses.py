@@ -85,7 +85,7 @@ def test_loser_scale_keeps_the_chosen_error_from_rising(mu: float) -> None:
     chosen, rejected = torch.randn(2, 64, 10, dtype=torch.float64)
     rejected = rejected + 0.3 * chosen  # most overlap, some do not
     error, overlap = (chosen * chosen).mean(1), (chosen * rejected).mean(1)
-    scale = losses.loser_scale(error, overlap, mu)
+    scale = losses.rejected_gradient_scale(error, overlap, mu)
     # A step of gradient descent in output space moves the chosen side along this direction:
     step = -(chosen - scale[:, None] * rejected)
     change = (step * chosen).mean(1)

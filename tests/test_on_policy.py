@@ -10,14 +10,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
-from lit_prefopt.data import PromptCollections
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.datamodules import PromptCollections
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.prompts import PromptFile
 from lit_prefopt.methods import SPO, DenseRewardDPO
 from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import AdamW
-from tests.methods.test_spo import Brightness
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.files import PromptFile
+from tests.helpers.judges import Brightness
 
 HOW = Sampling(steps=4, guidance=2.0, eta=1.0)
 

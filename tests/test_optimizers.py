@@ -10,8 +10,9 @@ import torch
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.optimizers import Adafactor, AdamW, AdamW8bit, Lion8bit, OptimizerConfig
-from lit_prefopt.optimizers.rounding import rounded_at_random
-from tests.runs import assert_same_end
+from lit_prefopt.optimizers.rounding import stochastic_round
+from tests.helpers.quantized import COARSE
+from tests.helpers.runs import assert_same_end
 
 
 def test_warmup_rises_to_the_learning_rate() -> None:
@@ -158,11 +159,11 @@ def test_released_gradients_cannot_wait(change: list[str], reason: str, recipe: 
 def test_rounding_at_random_keeps_the_mean_and_what_is_exact() -> None:
     random = torch.Generator().manual_seed(0)
     exact = torch.tensor([1.0, -1.0, 0.0, 3e-39, torch.inf, -torch.inf])
-    assert torch.equal(rounded_at_random(exact[:3], random), exact[:3].bfloat16())
-    assert torch.equal(rounded_at_random(exact[4:], random), exact[4:].bfloat16())
-    assert rounded_at_random(torch.tensor([torch.nan]), random).isnan().all()
+    assert torch.equal(stochastic_round(exact[:3], random), exact[:3].bfloat16())
+    assert torch.equal(stochastic_round(exact[4:], random), exact[4:].bfloat16())
+    assert stochastic_round(torch.tensor([torch.nan]), random).isnan().all()
     for number in (1 + 2**-9, -(1 + 2**-9), 1 + 3 * 2**-9):  # neighbours are 2**-7 apart
-        drawn = rounded_at_random(torch.full((20_000,), number), random).double()
+        drawn = stochastic_round(torch.full((20_000,), number), random).double()
         assert len(drawn.unique()) == 2
         share = (abs(number) - 1) / 2**-7
         deviation = 2**-7 * (share * (1 - share) / 20_000) ** 0.5
@@ -178,12 +179,6 @@ def test_coarse_weights_want_an_optimizer_that_learns_them(recipe: list[str]) ->
 def test_coarse_weights_have_no_average(recipe: list[str]) -> None:
     with pytest.raises(SystemExit, match="drop PolicyAveraging"):
         main(["fit", *recipe, *COARSE, "--trainer.callbacks+", "PolicyAveraging"])
-
-
-COARSE = [
-    *("--backbone.policy_dtype", "bfloat16", "--model.optimizer", "AdamW8bit"),
-    *("--model.optimizer.least_size", "0", "--model.optimizer.stochastic_rounding", "true"),
-]
 
 
 @pytest.mark.parametrize("release", ["false", "true"])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import lit_prefopt
 
@@ -36,14 +37,31 @@ def test_recipes_work_from_an_installed_wheel(tmp_path: Path) -> None:
     assert wheel.stat().st_size < 25e6
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
     for part in ("page.html", "page.css", "page.js"):
-        assert (site / "lit_prefopt" / "evaluate" / "templates" / part).is_file()
+        assert (site / "lit_prefopt" / "evaluate" / "report" / "templates" / part).is_file()
+    own = tmp_path / "own"  # with a method beside it, and parts by their shipped names
+    own.mkdir()
+    (own / "my_method.py").write_text(
+        "from lit_prefopt.methods import DiffusionDPO\n\n\n"
+        "class Mine(DiffusionDPO):\n    'A method.'\n"
+    )
+    (own / "mine.yaml").write_text(
+        "backbone: backbone/sd15-lora.yaml\nbackbone.lora.rank: 3\n"
+        "model: {class_path: my_method.Mine, init_args: {beta: 7, optimizer: AdamW}}\n"
+        "model.optimizer.lr: 0.5\ntrainer: hardware/zero2.yaml\n"
+    )
     script = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import lit_prefopt; from lit_prefopt.cli import main\n"
         f"assert lit_prefopt.__file__.startswith({str(site)!r}), lit_prefopt.__file__\n"
         "main(['fit', '--config', 'toy-diffusion-dpo', '--trainer.max_steps', '1',\n"
-        "      '--data.batch_size', '4', '--data.validation_pairs', '4'])\n"
+        "      '--data.batch_size', '4', '--batch.pairs', '4', '--data.validation_pairs', '4'])\n"
+        "main(['fit', '--config', 'own/mine.yaml', '--print_config'])\n"
     )
-    subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, check=True)
+    command = [sys.executable, "-P", "-c", script]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    printed = yaml.safe_load(said[said.index("# lightning.pytorch==") :])
+    assert printed["model"]["class_path"] == "my_method.Mine"
+    assert printed["backbone"]["init_args"]["lora"]["rank"] == 3
+    assert printed["trainer"]["strategy"]["init_args"]["stage"] == 2
     weights = tmp_path / "runs" / "toy-diffusion-dpo" / "weights" / "unet"
     assert (weights / "diffusion_pytorch_model.safetensors").is_file()

@@ -1,8 +1,9 @@
-"""Every shipped recipe: it parses, says what runs, and its method files state all their numbers."""
+"""Every shipped recipe: it parses, has its head, and states all of its method's numbers."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from lit_prefopt import judges, methods, toy
 from lit_prefopt.cli import main
-from lit_prefopt.configs import CONFIGS, recipe_names
+from lit_prefopt.configs import CONFIGS, find_config, recipe_names
 
 RECIPES = recipe_names()
 TOY = [f"configs/toy/{name}.yaml" for name in ("vae", "clip", "unet", "lcm", "diptych")]
@@ -19,7 +20,7 @@ OTHERS = ["quickstart", *TOY]
 GENERAL = [
     "Checkpoints",
     "LearningRateMonitor",
-    "Export",
+    "ExportWeights",
     "SampleGrid",
 ]
 ADDED = {
@@ -37,7 +38,6 @@ MAX_STEPS = {
     "toy-spo": 72,
     "toy-dense-reward": 120,
     "toy-d3po": 120,
-    "toy-dense-reward-single": 120,
     "toy-curriculum-dpo": 120,
     "sd15-curriculum-dpo": 10000,
     "sdxl-curriculum-dpo": 10000,
@@ -80,6 +80,64 @@ def test_recipe_parses_to_what_it_says(name: str, capsys: pytest.CaptureFixture[
     assert config["trainer"]["max_steps"] == MAX_STEPS[name]
     assert config["trainer"]["use_distributed_sampler"] is False
     assert config["weights_only"] is True
+    stated = yaml.safe_load(find_config(name).read_text())
+    if "batch" in stated:  # a later layer that changes `class_path` keeps the earlier one's numbers
+        assert set(stated["model"]["init_args"]) == set(config["model"]["init_args"])
+        assert config["batch"] == stated["batch"]
+        assert config["batch"]["pairs"] % config["data"]["init_args"]["batch_size"] == 0
+
+
+ARXIV = re.compile(r"arXiv \d{4}\.\d{5}")
+SECTIONS = ["backbone", "model", "data", "batch", "trainer"]
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "quickstart"])
+def test_a_recipe_is_one_file_with_a_head(name: str) -> None:
+    """Paper and command at the head, then the same sections in the same order."""
+    text = find_config(name).read_text()
+    head = "".join(re.findall(r"^#.*\n", text[: text.index("\nbackbone")], re.MULTILINE))
+    assert ARXIV.search(head)
+    assert f"\n#     lit-prefopt fit --config {name}" in head
+    stated = yaml.safe_load(text)
+    sections = [key for key in stated if not key.startswith("backbone.")]
+    assert sections == SECTIONS
+    assert list(stated["batch"]) == ["pairs", "validate_every"]
+    for section in ("model", "data"):  # written out, not another file
+        assert set(stated[section]) == {"class_path", "init_args"}
+    assert len(text.splitlines()) <= 75
+
+
+def test_there_are_few_files() -> None:
+    assert len([*CONFIGS.rglob("*.yaml")]) <= 75
+
+
+@pytest.mark.parametrize("name", recipe_names("generate"))
+def test_recipe_of_a_generation_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "--config", name, "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["return_predictions"] is False
+    assert config["trainer"]["callbacks"] == []
+    assert config["backbone"]["init_args"]["reference"] in ("none", "initial")
+
+
+@pytest.mark.parametrize(("name", "workers"), [("toy", 0), ("sd15", 4), ("sdxl", 4)])
+def test_a_recipe_learns_from_a_cache(
+    name: str, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a recipe says of its pairs holds for the cached ones."""
+    cache = ["--data", "CachedPairs", "--data.shards", "runs/cache", "--backbone.encoders", "false"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", f"{name}-diffusion-dpo", *cache, "--print_config"])
+    assert stop.value.code == 0
+    data = yaml.safe_load(capsys.readouterr().out)["data"]
+    stated = yaml.safe_load(find_config(f"{name}-diffusion-dpo").read_text())["data"]["init_args"]
+    assert data["class_path"].endswith(".CachedPairs")
+    assert data["init_args"]["shards"] == "runs/cache"
+    for key in ("batch_size", "caption_dropout", "workers"):
+        assert data["init_args"][key] == stated[key]
+    assert data["init_args"]["workers"] == workers
 
 
 @pytest.mark.parametrize("name", recipe_names("evaluate"))
@@ -88,20 +146,15 @@ def test_recipe_of_an_evaluation_parses(name: str, capsys: pytest.CaptureFixture
         main(["evaluate", "--config", name, "--print_config"])
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["class_path"].endswith(".TwoModels")
+    assert config["model"]["class_path"].endswith(".ModelComparison")
     assert config["trainer"]["callbacks"] == []
 
 
-MODELS = [*sorted((CONFIGS / "method").glob("*.yaml")), *sorted((CONFIGS / "judge").glob("*.yaml"))]
-
-
-@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
-def test_model_files_state_all_numbers(path: Path) -> None:
-    """A later layer that changes `class_path` keeps the earlier one's numbers silently."""
+@pytest.mark.parametrize("path", sorted((CONFIGS / "judge").glob("*.yaml")), ids=lambda p: p.stem)
+def test_judge_files_state_all_numbers(path: Path) -> None:
     stated = yaml.safe_load(path.read_text())
-    home = {"method": methods, "judge": judges}[path.parent.name]
-    cls = getattr(home, stated["class_path"])
-    assert set(stated["init_args"]) == set(inspect.signature(cls).parameters) - {"backbone"}
+    cls = getattr(judges, stated["class_path"])
+    assert set(stated["init_args"]) == set(inspect.signature(cls).parameters)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from lit_prefopt.cli import main
-from tests.judges.test_clip import _published
+from tests.helpers.published import _published
+from tests.helpers.runs import scalars
+from tests.helpers.tiny import tiny_decoder
 from tests.judges.test_clip import folder as clip
-from tests.test_cli import scalars
-from tests.tiny import tiny_decoder
 
 __all__ = ["clip"]
 
@@ -31,6 +31,7 @@ def arguments(clip: str, tmp_path: Path) -> list[str]:
         *("--model.judge.weights", str(tmp_path / "judge.bin")),
         *("--model.judge.pretrained", clip, "--model.judge.processor", clip),
         *("--model.threshold", "0", "--data.batches", "8", "--data.batch_size", "2"),
+        *("--batch.pairs", "8"),
         *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
         *("--data.round_size", "1", "--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1"),
         *("--trainer.default_root_dir", str(tmp_path / "run")),

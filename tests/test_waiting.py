@@ -14,29 +14,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
-from lit_prefopt.batches import ImagePairs
 from lit_prefopt.cli import main
-from lit_prefopt.estimate.dry import step_cost
+from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion, SupervisedFineTuning
 from lit_prefopt.optimizers import AdamW
-
-
-def images(count: int) -> ImagePairs:
-    """Return pairs of grey pictures."""
-    return ImagePairs(
-        torch.zeros(count, 2, 3, 32, 32),
-        ["a fox", "", *["the sea"] * (count - 2)],
-        torch.arange(count),
-        torch.ones(count),
-        torch.ones(count),
-        ["key"] * count,
-        masks=torch.ones(count, 1, 32, 32),
-        frames=torch.tensor([32, 32, 0, 0, 32, 32]).expand(count, 2, 6),
-    )
+from tests.helpers.batches import images
 
 
 def dpo(backbone: StableDiffusion) -> DiffusionDPO:
-    return DiffusionDPO(backbone, AdamW(1e-3), 5000.0, anchor=0.1, spare_chosen=0.9, gamma=0.9)
+    return DiffusionDPO(backbone, AdamW(1e-3), 5000.0, anchor=0.1, chosen_protection=0.9, gamma=0.9)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])

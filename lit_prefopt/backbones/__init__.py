@@ -1,9 +1,9 @@
 """One model family, one file."""
 
-from lit_prefopt.backbones.backbone import Backbone, check_backbone
+from lit_prefopt.backbones.base import Backbone, check_backbone
 from lit_prefopt.backbones.latent_consistency import LatentConsistency
 from lit_prefopt.backbones.lora import LoRA
-from lit_prefopt.backbones.reference import Policy, trained
+from lit_prefopt.backbones.policy import Policy, trained
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
 from lit_prefopt.backbones.stable_diffusion_xl import StableDiffusionXL
 

@@ -9,13 +9,13 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from lit_prefopt.backbones.parts import load_part
-from lit_prefopt.backbones.reference import freeze
+from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
 from lit_prefopt.batches import Prompt
-from lit_prefopt.diffusion.consistency import ConsistencyProcess
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.consistency import ConsistencyProcess
+from lit_prefopt.processes.settings import Sampling
 
 
 class LatentConsistency(StableDiffusion):
@@ -74,7 +74,7 @@ class LatentConsistency(StableDiffusion):
         return self.process.consistent(self.predict(latents, t, prompt), latents, t)
 
     @torch.no_grad()
-    def taught(self, latents: Tensor, t: Tensor, t_next: Tensor, prompt: Prompt) -> Tensor:
+    def teacher_step(self, latents: Tensor, t: Tensor, t_next: Tensor, prompt: Prompt) -> Tensor:
         """Return where the teacher's guided DDIM step from t to t_next leads, (B, C, H, W) float32.
 
         Args:
@@ -89,11 +89,11 @@ class LatentConsistency(StableDiffusion):
                 "it as `--backbone.teacher` (Lykon/dreamshaper-7 for LCM_Dreamshaper_v7)."
             )
         assert prompt.guidance is not None
-        told = prompt.hidden, self.empty.hidden.expand_as(prompt.hidden)
+        hidden = prompt.hidden, self.empty.hidden.expand_as(prompt.hidden)
         twice = self.teacher(
             latents.repeat(2, 1, 1, 1).to(self.frozen_dtype),
             t.repeat(2),
-            encoder_hidden_states=torch.cat(told).to(self.frozen_dtype),
+            encoder_hidden_states=torch.cat(hidden).to(self.frozen_dtype),
         ).sample.float()
         with_prompt, without = twice.chunk(2)
         # LCMs' own form of guidance: w = 0 is without
@@ -132,7 +132,7 @@ class LatentConsistency(StableDiffusion):
             unet.register_to_config(time_cond_proj_dim=width)
 
     def _load_teacher(self, source: str) -> UNet2DConditionModel:
-        teacher = load_part(UNet2DConditionModel, source, "unet", self.frozen_dtype)
+        teacher = load_component(UNet2DConditionModel, source, "unet", self.frozen_dtype)
         own = [self.text_encoder] if self.has_encoders else []
         self._check_unet(teacher, own, source)
         if teacher.config.time_cond_proj_dim is not None:

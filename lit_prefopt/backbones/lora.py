@@ -8,7 +8,7 @@ import torch
 from diffusers import ModelMixin
 from peft import LoraConfig
 
-from lit_prefopt.backbones.reference import trained
+from lit_prefopt.backbones.policy import trained
 
 
 @dataclass

@@ -13,7 +13,7 @@ from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.errors import InputError
 
 
-def in_four_bits(unet: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None:
+def quantize_nf4(unet: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None:
     """Turn the linear layers of a UNet's transformer blocks into 4-bit ones (NF4), in place.
 
     Of SDXL's 5.1 GB in 16 bits this leaves 1.9 GB; of the 1.7 GB of SD 1.5, most of whose weights
@@ -38,10 +38,10 @@ def in_four_bits(unet: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None
         for name, layer in [*block.named_modules()]:
             if type(layer) is nn.Linear:
                 parent, _, leaf = name.rpartition(".")
-                setattr(block.get_submodule(parent), leaf, _folded(library, layer, dtype))
+                setattr(block.get_submodule(parent), leaf, _quantized(library, layer, dtype))
 
 
-def _folded(library: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
+def _quantized(library: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     """Return the layer with its weights in four bits."""
     made = library.Linear4bit(
         layer.in_features,

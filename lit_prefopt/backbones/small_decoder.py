@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from lit_prefopt.backbones.parts import load_part
+from lit_prefopt.backbones.loading import load_component
 from lit_prefopt.errors import InputError
 
 
@@ -33,7 +33,7 @@ class SmallDecoder(nn.Module):
                 "name of one, such as madebyollin/taesd or madebyollin/taesdxl, as "
                 "`--backbone.decoder`."
             )
-        self.tiny = load_part(AutoencoderTiny, source, "vae", dtype)
+        self.tiny = load_component(AutoencoderTiny, source, "vae", dtype)
         config = self.tiny.config
         factor = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
         if (config.latent_channels, factor) != (channels, pixels):

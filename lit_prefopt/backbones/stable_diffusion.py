@@ -10,7 +10,7 @@ from transformers import CLIPTextModel
 
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
-from lit_prefopt.transfer import sent
+from lit_prefopt.utils.transfer import to_device
 
 
 class StableDiffusion(UNetBackbone):
@@ -30,10 +30,10 @@ class StableDiffusion(UNetBackbone):
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Prompt:
         """Embed B prompts: the text encoder's last state after its final layer norm."""
-        self.need_encoders("What embeds prompts")
+        self.require_encoders("What embeds prompts")
         tokens = self.tokenizer(
             texts, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
         device = self.text_encoder.device
         with torch.autocast(device.type, enabled=False):
-            return Prompt(self.text_encoder(sent(tokens, device)).last_hidden_state)
+            return Prompt(self.text_encoder(to_device(tokens, device)).last_hidden_state)

@@ -11,8 +11,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
-from lit_prefopt.diffusion.settings import Sampling
-from lit_prefopt.transfer import sent
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.transfer import to_device
 
 
 class StableDiffusionXL(UNetBackbone):
@@ -48,27 +48,27 @@ class StableDiffusionXL(UNetBackbone):
         Tokens are the last but one states of both encoders side by side, before any final layer
         norm; the pooled prompt is the second encoder's projection.
         """
-        self.need_encoders("What embeds prompts")
+        self.require_encoders("What embeds prompts")
         first = self._encode(self.tokenizer, self.text_encoder, texts)
         second = self._encode(self.tokenizer_2, self.text_encoder_2, texts)
         hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         pooled = second.text_embeds
         if self.empty_is_zero:
-            empty = sent(torch.tensor([text == "" for text in texts]), hidden.device)
+            empty = to_device(torch.tensor([text == "" for text in texts]), hidden.device)
             hidden = hidden.masked_fill(empty[:, None, None], 0)
             pooled = pooled.masked_fill(empty[:, None], 0)
         return Prompt(hidden, pooled)
 
-    def told(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
+    def denoiser_kwargs(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
         """Return what the UNet is told: beside the tokens the pooled prompt and the frames."""
         assert prompt.pooled is not None
         frames = prompt.frames
         if frames is None:
             height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
             frame = torch.tensor([height, width, 0, 0, height, width])
-            frames = sent(frame, latents.device).expand(len(latents), -1)
+            frames = to_device(frame, latents.device).expand(len(latents), -1)
         added = {"text_embeds": prompt.pooled.to(self.dtype), "time_ids": frames}
-        return super().told(prompt, latents) | {"added_cond_kwargs": added}
+        return super().denoiser_kwargs(prompt, latents) | {"added_cond_kwargs": added}
 
     @property
     def sampling(self) -> Sampling:
@@ -81,4 +81,4 @@ class StableDiffusionXL(UNetBackbone):
         ).input_ids
         device = encoder.device
         with torch.autocast(device.type, enabled=False):
-            return encoder(sent(tokens, device), output_hidden_states=True)
+            return encoder(to_device(tokens, device), output_hidden_states=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +14,25 @@ from diffusers.training_utils import _collate_lora_metadata
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from lit_prefopt.backbones.build_policy import build_policy
+from lit_prefopt.backbones.latent import VAEBackbone, full_config, upcast_vae_if_needed
+from lit_prefopt.backbones.loading import (
+    Components,
+    FolderComponents,
+    SingleFileComponents,
+    component_config,
+    load_component,
+)
 from lit_prefopt.backbones.lora import LoRA
-from lit_prefopt.backbones.nf4 import in_four_bits
-from lit_prefopt.backbones.parts import FileParts, FolderParts, Parts, config_of, load_part
-from lit_prefopt.backbones.reference import Policy, freeze
+from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
+from lit_prefopt.backbones.nf4 import quantize_nf4
+from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.small_decoder import SmallDecoder
-from lit_prefopt.backbones.speed import hasten
-from lit_prefopt.backbones.vae import VAEBackbone, precise_enough, whole_config
 from lit_prefopt.batches import Prompt
-from lit_prefopt.diffusion.process import DiscreteProcess
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.lora_files import read_lora
-from lit_prefopt.export.merge import merge_lora
+from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.weights.lora_files import read_lora
+from lit_prefopt.weights.merge import merge_lora
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -82,7 +88,7 @@ class UNetBackbone(VAEBackbone):
     EMPTY_IS_ZERO: ClassVar[bool] = False
     """Whether the empty prompt is embedded as zeros, where the pipeline does not say."""
 
-    steer: Callable[[Tensor, Tensor, dict[str, Any]], dict[str, Any]] | None = None
+    extra_conditioning: Callable[[Tensor, Tensor, dict[str, Any]], dict[str, Any]] | None = None
     """Says what else the UNet is told, from latents, timesteps and what it is told already."""
 
     PROCESS: ClassVar[type[DiscreteProcess]] = DiscreteProcess
@@ -111,11 +117,13 @@ class UNetBackbone(VAEBackbone):
     ) -> None:
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         unet_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
-        own_vae = load_part(AutoencoderKL, vae, "vae", frozen_dtype) if vae and encoders else None
+        own_vae = (
+            load_component(AutoencoderKL, vae, "vae", frozen_dtype) if vae and encoders else None
+        )
         parts = self._parts(pretrained, unet_dtype, variant, config, own_vae, encoders)
         process = self.PROCESS(parts.scheduler(), prediction)
         own_unet = (
-            load_part(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
+            load_component(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
         )
         unet = own_unet or parts.unet(unet_dtype)
         text_encoders = {
@@ -126,21 +134,23 @@ class UNetBackbone(VAEBackbone):
         if start_lora is not None:
             merge_lora(unet, [*text_encoders.values()], read_lora(start_lora))
         if nf4:
-            in_four_bits(unet, unet_dtype, lora)
+            quantize_nf4(unet, unet_dtype, lora)
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        super().__init__(_policy(unet, lora, reference), process)
+        super().__init__(build_policy(unet, lora, reference), process)
         self.dtype, self.frozen_dtype = unet_dtype, frozen_dtype
-        hasten(self.policy.networks, channels_last=channels_last, compiled=compile)
+        apply_memory_format_and_compile(
+            self.policy.networks, channels_last=channels_last, compiled=compile
+        )
         self.guidance, self.pretrained = guidance, pretrained
         self.vae, self.small_decoder = None, None
         if encoders:
-            self.vae = freeze(precise_enough(own_vae or parts.vae(frozen_dtype)))
+            self.vae = freeze(upcast_vae_if_needed(own_vae or parts.vae(frozen_dtype)))
             self.vae_config = self.vae.config
-            hasten([self.vae], channels_last=channels_last, compiled=False)
+            apply_memory_format_and_compile([self.vae], channels_last=channels_last, compiled=False)
         else:
-            said = config_of(AutoencoderKL, vae, "vae") if vae else parts.vae_config()
-            self.vae_config = whole_config(said)
+            found = component_config(AutoencoderKL, vae, "vae") if vae else parts.vae_config()
+            self.vae_config = full_config(found)
         if decoder is not None:
             small = SmallDecoder(
                 decoder, frozen_dtype, self.latent_shape[0], self.pixels_per_latent
@@ -164,25 +174,25 @@ class UNetBackbone(VAEBackbone):
 
     def predict(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return the prediction of the network that speaks now, (B, C, H, W)."""
-        told, latents = self.told(prompt, latents), latents.to(self.dtype)
-        if self.steer is not None:
-            told |= self.steer(latents, t, told)
-        return self.policy.net(latents, t, **told).sample
+        kwargs, latents = self.denoiser_kwargs(prompt, latents), latents.to(self.dtype)
+        if self.extra_conditioning is not None:
+            kwargs |= self.extra_conditioning(latents, t, kwargs)
+        return self.policy.net(latents, t, **kwargs).sample
 
-    def reads(self, text: str) -> bool:
+    def fits_context(self, text: str) -> bool:
         """Whether the text encoders read a prompt to its end."""
         names = (name.replace("text_encoder", "tokenizer") for name in self.ENCODERS)
         tokenizers = (getattr(self, name) for name in names)
         return all(len(t(text, verbose=False).input_ids) <= t.model_max_length for t in tokenizers)
 
-    def told(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
+    def denoiser_kwargs(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
         """Return what the UNet is told beside latents and timestep, as its arguments.
 
         Args:
             prompt: B embedded prompts.
             latents: (B, C, H, W); read for their number, size and device.
         """
-        told: dict[str, Any] = {"encoder_hidden_states": prompt.hidden.to(self.dtype)}
+        kwargs: dict[str, Any] = {"encoder_hidden_states": prompt.hidden.to(self.dtype)}
         if self.takes_guidance:
             scale = prompt.guidance
             if scale is None:
@@ -190,8 +200,8 @@ class UNetBackbone(VAEBackbone):
             # As in consistency distillation (arXiv 2310.04378), the scale 1 counts from zero.
             width = self.policy.denoiser.config.time_cond_proj_dim
             embedded = get_timestep_embedding((scale - 1) * 1000, width)
-            told["timestep_cond"] = embedded.to(self.dtype)
-        return told
+            kwargs["timestep_cond"] = embedded.to(self.dtype)
+        return kwargs
 
     @property
     def takes_guidance(self) -> bool:
@@ -204,7 +214,7 @@ class UNetBackbone(VAEBackbone):
         names = ["vae", *self.ENCODERS] if self.has_encoders else []
         return {name: getattr(self, name) for name in names}
 
-    def latent_facts(self) -> dict[str, Any]:
+    def latent_settings(self) -> dict[str, Any]:
         """Return what latents and prompts must have in common with the UNet, by name."""
         config = self.policy.denoiser.config
         width = config.cross_attention_dim
@@ -212,17 +222,17 @@ class UNetBackbone(VAEBackbone):
         if self.ADDITION is not None:
             whole = config.projection_class_embeddings_input_dim
             pooled = whole - 6 * config.addition_time_embed_dim
-        return super().latent_facts() | {
+        return super().latent_settings() | {
             "scaling_factor": self.vae_config.scaling_factor,
             "prompt_width": width if isinstance(width, int) else width[0],
             "pooled_width": pooled,
         }
 
-    def reference_facts(self) -> dict[str, Any]:
+    def reference_settings(self) -> dict[str, Any]:
         """Return what decides the errors of the reference, or of what training starts from."""
         kinds = {type(processor).__name__ for processor in self.policy.net.attn_processors.values()}
         own = {"dtype": str(self.dtype).removeprefix("torch."), "attention": sorted(kinds)}
-        return super().reference_facts() | own
+        return super().reference_settings() | own
 
     @property
     def checkpoint(self) -> str:
@@ -259,14 +269,16 @@ class UNetBackbone(VAEBackbone):
         config: str | None,
         vae: nn.Module | None,
         encoders: bool,
-    ) -> Parts:
+    ) -> Components:
         if Path(pretrained).suffix in (".safetensors", ".ckpt", ".pt", ".bin", ".pth"):
             passed = {} if vae is None else {"vae": vae}
-            return FileParts(self.PIPELINE, pretrained, self.FILE_PREFIXES, dtype, config, passed)
+            return SingleFileComponents(
+                self.PIPELINE, pretrained, self.FILE_PREFIXES, dtype, config, passed
+            )
         needed = ["scheduler", *(["vae"] if encoders and vae is None else [])]
         for name in self.ENCODERS if encoders else ():
             needed += [name, name.replace("text_encoder", "tokenizer")]
-        return FolderParts(self.PIPELINE, pretrained, needed, variant)
+        return FolderComponents(self.PIPELINE, pretrained, needed, variant)
 
     def _check_unet(self, unet: UNet2DConditionModel, encoders: list[Any], source: str) -> None:
         """Refuse a UNet that was not made for these text encoders or for these latents."""
@@ -286,14 +298,3 @@ class UNetBackbone(VAEBackbone):
                 f"{unet.config.out_channels}: an inpainting model cannot be trained here; name a "
                 "text-to-image model."
             )
-
-
-def _policy(unet: UNet2DConditionModel, lora: LoRA | None, reference: str) -> Policy:
-    speaker: UNet2DConditionModel | Literal["adapter-off"] | None = None
-    if reference not in ("initial", "none"):
-        speaker = freeze(load_part(UNet2DConditionModel, reference, "unet", unet.dtype))
-    elif reference == "initial":
-        speaker = "adapter-off" if lora else freeze(copy.deepcopy(unet))
-    if lora is not None:
-        lora.add_to(unet)
-    return Policy(unet, speaker)

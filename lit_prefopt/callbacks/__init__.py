@@ -4,18 +4,18 @@ from lit_prefopt.callbacks.averaging import PolicyAveraging
 from lit_prefopt.callbacks.budget import Budget
 from lit_prefopt.callbacks.checkpoints import Checkpoints
 from lit_prefopt.callbacks.evaluation import Evaluation
-from lit_prefopt.callbacks.export import Export
+from lit_prefopt.callbacks.export_weights import ExportWeights
 from lit_prefopt.callbacks.guard import Guard
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import OutOfMemory
 from lit_prefopt.callbacks.reward_curve import RewardCurve
-from lit_prefopt.callbacks.samples import SampleGrid
+from lit_prefopt.callbacks.sample_grid import SampleGrid
 
 __all__ = [
     "Budget",
     "Checkpoints",
     "Evaluation",
-    "Export",
+    "ExportWeights",
     "Guard",
     "Interrupts",
     "OutOfMemory",

@@ -53,7 +53,7 @@ class PolicyAveraging(Callback):
         if isinstance(trainer.strategy, ZeRO) and trainer.strategy.stage == 3:
             raise InputError(
                 "PolicyAveraging cannot follow weights that ZeRO's stage 3 divides: take "
-                "`--trainer trainer/fsdp.yaml`, which divides them too, or stage 2."
+                "`--trainer hardware/fsdp.yaml`, which divides them too, or stage 2."
             )
         if self._swapped:  # a second fit of the same trainer
             self._swap(pl_module)

@@ -11,16 +11,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import check_number
-from lit_prefopt.evaluate.comparison import Questions, reference_speaker, speaker
-from lit_prefopt.evaluate.evidence import Evaluator, Pictures, RenewedParts, check_pictures
-from lit_prefopt.evaluate.panel import Panel, TextReader
-from lit_prefopt.evaluate.prompts import Prompts
-from lit_prefopt.fingerprint import fingerprint
+from lit_prefopt.evaluate.comparison import EvaluationPlan, image_sampler, reference_image_sampler
+from lit_prefopt.evaluate.results import Evaluator, PartialRunEvaluation, Pictures, check_pictures
+from lit_prefopt.evaluate.scoring import Scorers, TextReader
 from lit_prefopt.judges import CLIPJudge, Judge
 from lit_prefopt.module import PreferenceDiffusionModule
-from lit_prefopt.strategies import WholeStates
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.base import Prompts
+from lit_prefopt.strategies import FullStateStrategy
+from lit_prefopt.utils.fingerprint import fingerprint
 
 
 class Evaluation(Callback):
@@ -60,7 +60,7 @@ class Evaluation(Callback):
     ) -> None:
         check_pictures(pictures)
         check_number("images", images, 1)
-        self.panel = Panel(judge, judges, similarity, text)
+        self.scorers = Scorers(judge, judges, similarity, text)
         self.prompts = prompts
         self.sampling = sampling
         self.seed = seed
@@ -74,9 +74,9 @@ class Evaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a backbone that cannot make pictures, and a judge that cannot score them."""
         if isinstance(pl_module, PreferenceDiffusionModule):
-            pl_module.backbone.need_encoders("Evaluation, which samples images,")
+            pl_module.backbone.require_encoders("Evaluation, which samples images,")
             if stage in ("fit", "test"):
-                self.panel.prepare()
+                self.scorers.prepare()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out now what would stop the evaluation after the training."""
@@ -93,11 +93,11 @@ class Evaluation(Callback):
         """Note the held-out accuracy, and print it beside what a coin would reach."""
         metrics = trainer.callback_metrics
         if trainer.state.fn == "fit" and "val/accuracy" in metrics:
-            accuracy, coin = (float(metrics[f"val/{name}"]) for name in ("accuracy", "coin"))
+            accuracy, chance = (float(metrics[f"val/{name}"]) for name in ("accuracy", "chance_95"))
             self._curve.append([trainer.global_step, round(accuracy, 4)])
             rank_zero_info(
-                f"step {trainer.global_step}: held-out accuracy {accuracy:.3f} (a coin: 0.5, and "
-                f"below {coin:.3f} in 39 of 40 cases)"
+                f"step {trainer.global_step}: held-out accuracy {accuracy:.3f} (chance: 0.5, "
+                f"95% range up to {chance:.3f})"
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,15 +116,15 @@ class Evaluation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate what was trained."""
-        facts = {"seconds_fit": round(self._seconds, 1), "held_out_accuracy": self._curve}
-        self.run(trainer, pl_module, self.folder, facts)
+        extra = {"seconds_fit": round(self._seconds, 1), "held_out_accuracy": self._curve}
+        self.run(trainer, pl_module, self.folder, extra)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate a checkpoint, into `test/`: the evidence of the run itself stays."""
         self.run(trainer, pl_module, "test", {})
 
     def run(
-        self, trainer: Trainer, module: LightningModule, name: str, facts: Mapping[str, Any]
+        self, trainer: Trainer, module: LightningModule, name: str, extra: Mapping[str, Any]
     ) -> None:
         """Compare the two models and write the evidence, each rank its share.
 
@@ -132,40 +132,40 @@ class Evaluation(Callback):
             trainer: Knows the run's directory, the device and the precision.
             module: Holds policy and reference.
             name: Folder inside the run's directory.
-            facts: What else goes into `evaluation.json`.
+            extra: What else goes into `evaluation.json`.
         """
         if not isinstance(module, PreferenceDiffusionModule):
             return
         rank, ranks = trainer.global_rank, trainer.world_size
         meet: Callable[[], Any] = trainer.strategy.barrier
-        if isinstance(trainer.strategy, WholeStates):  # rank zero alone has the module whole
-            rank, ranks, meet = 0, 1, _alone
+        if isinstance(trainer.strategy, FullStateStrategy):  # rank zero alone has the module whole
+            rank, ranks, meet = 0, 1, _no_rendezvous
             if not trainer.is_global_zero:
                 return
         module.eval()
         module.to(trainer.strategy.root_device)  # when a fit ends, Lightning leaves it on the CPU
         evaluator = self._evaluator(trainer, module)
         folder = Path(trainer.default_root_dir) / name
-        groups, form = evaluator.questions.groups, evaluator.form
-        parts = RenewedParts(folder, evaluator.facts, groups, form, evaluator.notes)
+        groups, form = evaluator.plan.groups, evaluator.form
+        parts = PartialRunEvaluation(folder, evaluator.settings, groups, form, evaluator.notes)
         meet()
         if trainer.is_global_zero and trainer.state.fn == "fit":
             parts.forget()
         meet()
         parts.check()
         meet()
-        parts.begin()
+        parts.write_settings()
         backbone, how = module.backbone, evaluator.how
-        speakers = (reference_speaker(backbone, how), speaker(backbone, how))
+        speakers = (reference_image_sampler(backbone, how), image_sampler(backbone, how))
         with trainer.precision_plugin.forward_context():
             for number in range(rank, groups, ranks):
                 if not parts.has(number):
-                    parts.write(number, [evaluator.answer(number, *speakers)], {})
+                    parts.write(number, [evaluator.evaluate_group(number, *speakers)], {})
         module.cpu()
         meet()
         if trainer.is_global_zero:
-            parts.join(partial(evaluator.complete, told=facts))
-            evaluator.tell(folder)
+            parts.join(partial(evaluator.complete, extra=extra))
+            evaluator.print_table(folder)
         meet()
 
     def _evaluator(self, trainer: Trainer, module: PreferenceDiffusionModule) -> Evaluator:
@@ -181,13 +181,13 @@ class Evaluation(Callback):
         return Evaluator(
             {"reference": reference, "policy": trained},
             [backbone],
-            Questions(self.prompts.entries(), self.seed, self.images, size),
-            self.panel,
+            EvaluationPlan(self.prompts.entries(), self.seed, self.images, size),
+            self.scorers,
             how,
             self.pictures,
             trainer,
         )
 
 
-def _alone(name: str | None = None) -> None:
+def _no_rendezvous(name: str | None = None) -> None:
     """Meet nobody."""

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.callbacks.alarms import Step, Watch
 from lit_prefopt.callbacks.averaging import PolicyAveraging
+from lit_prefopt.callbacks.spike_detection import SpikeDetector, StepStatistics
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.learner import Learner
 from lit_prefopt.strategies import ZeRO
@@ -26,7 +26,7 @@ CURES = (
 )
 RISING_CURES = (
     "the policy unlearns what it should prefer, and what usually helps is a larger beta, a lower "
-    "learning rate, `--model.anchor`, or `--model.spare_chosen 0.9`"
+    "learning rate, `--model.anchor`, or `--model.chosen_protection 0.9`"
 )
 
 
@@ -72,9 +72,9 @@ class Guard(Callback):
         check_number("every", every, 1)
         self.on_spike, self.window, self.rise, self.most = on_spike, window, rise, most
         self.every = every if on_spike == "warn" else 1
-        self.watch = Watch(threshold, window)
+        self.watch = SpikeDetector(threshold, window)
         self.skipped = self.rewound = 0
-        self.told: dict[str, int] = {}
+        self.last_reported: dict[str, int] = {}
         self._batches: list[Tensor] = []
         self._unread: list[tuple[int, Tensor]] = []
 
@@ -83,7 +83,7 @@ class Guard(Callback):
         if isinstance(trainer.strategy, ZeRO):
             raise InputError(
                 "The guard looks at gradients before the step, and ZeRO shows none: drop the "
-                "callback Guard, or take `--trainer trainer/fsdp.yaml`."
+                "callback Guard, or take `--trainer hardware/fsdp.yaml`."
             )
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         if self.on_spike == "rewind" and all(c.save_weights_only for c in savers):
@@ -114,13 +114,13 @@ class Guard(Callback):
         number = trainer.global_step + 1
         self._unread.append((number, trainer.strategy.reduce(numbers, reduce_op="mean")))
         if number % self.every == 0:
-            self._look(trainer, pl_module)
+            self._check_step(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the last steps."""
-        self._look(trainer, pl_module)
+        self._check_step(trainer, pl_module)
 
-    def _look(self, trainer: Trainer, module: LightningModule) -> None:
+    def _check_step(self, trainer: Trainer, module: LightningModule) -> None:
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         for step in self._read():
             seen = self.watch.spike(step, scaled=scaled)
@@ -130,18 +130,18 @@ class Guard(Callback):
             if seen is not None:
                 self._act(f"Step {step.number}: {seen}", step.number, trainer, module)
             share = self.watch.chosen.share()
-            if share > self.rise and self._news("rise", step.number):
+            if share > self.rise and self._is_new("rise", step.number):
                 risen = f"the chosen error is {share:.0%} above what it began with"
                 rank_zero_warn(f"Step {step.number}: {risen}; {RISING_CURES}.")
 
-    def _read(self) -> list[Step]:
-        steps = [Step(number, *numbers.tolist()) for number, numbers in self._unread]
+    def _read(self) -> list[StepStatistics]:
+        steps = [StepStatistics(number, *numbers.tolist()) for number, numbers in self._unread]
         self._unread = []
         return steps
 
     def _act(self, seen: str, step: int, trainer: Trainer, module: LightningModule) -> None:
         if self.on_spike == "warn":
-            if self._news("spike", step):
+            if self._is_new("spike", step):
                 rank_zero_warn(f"{seen}; {CURES}.")
             return
         done = self.skipped if self.on_spike == "skip" else self.rewound
@@ -152,21 +152,25 @@ class Guard(Callback):
             rank_zero_warn(f"{seen}; this step is left out.")
         else:
             self.rewound += 1
-            where = go_back(trainer, module)
+            where = rewind(trainer, module)
             rank_zero_warn(f"{seen}; the run goes back to the weights of {where}.")
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without one alone
 
-    def _news(self, kind: str, step: int) -> bool:
+    def _is_new(self, kind: str, step: int) -> bool:
         """Whether this was not said within the last window."""
-        if step - self.told.get(kind, -self.window) < self.window:
+        if step - self.last_reported.get(kind, -self.window) < self.window:
             return False
-        self.told[kind] = step
+        self.last_reported[kind] = step
         return True
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen and done, and what was not looked at yet."""
-        counts = {"skipped": self.skipped, "rewound": self.rewound, "told": dict(self.told)}
+        counts = {
+            "skipped": self.skipped,
+            "rewound": self.rewound,
+            "last_reported": dict(self.last_reported),
+        }
         unread = [(number, numbers.cpu()) for number, numbers in self._unread]
         return {**self.watch.state_dict(), **counts, "unread": unread}
 
@@ -174,12 +178,12 @@ class Guard(Callback):
         """Take up what was seen and done."""
         self.watch.load_state_dict(state_dict)
         self.skipped, self.rewound = state_dict["skipped"], state_dict["rewound"]
-        self.told = dict(state_dict["told"])
+        self.last_reported = dict(state_dict["last_reported"])
         self._unread = [(number, numbers) for number, numbers in state_dict["unread"]]
 
 
 @torch.no_grad()
-def go_back(trainer: Trainer, module: LightningModule) -> Path:
+def rewind(trainer: Trainer, module: LightningModule) -> Path:
     """Take weights, optimizer and average from the last checkpoint, and return its path.
 
     Raises:

@@ -8,15 +8,15 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.estimate.device import is_out_of_memory
-from lit_prefopt.estimate.dry import step_cost
 from lit_prefopt.estimate.memory import GIB, advice, footprint, savings
+from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.learner import Learner
+from lit_prefopt.utils.device import is_out_of_memory
 
 BLUNT = (
     "Memory does not suffice; what saves most is a LoRA (`--backbone.lora.rank 16`), "
-    "`--backbone.gradient_checkpointing true`, a smaller `--data.batch_size` with a larger "
-    "`--trainer.accumulate_grad_batches`, and `--model.optimizer AdamW8bit`."
+    "`--backbone.gradient_checkpointing true`, a smaller `--data.batch_size` with the same "
+    "`--batch.pairs`, and `--model.optimizer AdamW8bit`."
 )
 """What is said where no model is at hand to compute it of."""
 
@@ -28,7 +28,7 @@ class OutOfMemory(Callback):
     """
 
     def __init__(self) -> None:
-        self.said: str | None = None
+        self.message: str | None = None
         self._batch: Any = None
 
     def on_train_batch_start(
@@ -47,12 +47,12 @@ class OutOfMemory(Callback):
         """Compute what would help, while the model is where it was."""
         if not is_out_of_memory(exception):
             return
-        self.said = BLUNT
+        self.message = BLUNT
         with suppress(Exception):  # it must not hide what has happened
-            self.said = cure(trainer, pl_module, self._batch, exception)
+            self.message = suggest(trainer, pl_module, self._batch, exception)
 
 
-def cure(trainer: Trainer, module: LightningModule, batch: Any, error: BaseException) -> str:
+def suggest(trainer: Trainer, module: LightningModule, batch: Any, error: BaseException) -> str:
     """Return a sentence and the list of what would save how much.
 
     Args:
@@ -66,7 +66,7 @@ def cure(trainer: Trainer, module: LightningModule, batch: Any, error: BaseExcep
     context = trainer.precision_plugin.forward_context
     activations = 0 if batch is None else step_cost(module, batch, context).activations
     parts = footprint(module, activations)
-    found = savings(module, batch, trainer.accumulate_grad_batches, context)
+    found = savings(module, batch, trainer.accumulate_grad_batches * trainer.world_size, context)
     sizes = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.named().items())
     wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     missing = f" for {wanted[1]} more" if wanted else ""

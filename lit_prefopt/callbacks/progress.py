@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 
-class Progress(RichProgressBar):
+class StepProgressBar(RichProgressBar):
     """Lightning's bar without two of its habits.
 
     Lightning writes `Epoch 7/-2` into the bar of a run without `max_epochs`, and reads the numbers

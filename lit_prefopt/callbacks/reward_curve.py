@@ -16,7 +16,7 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.judge import checked_scores, full_precision
 from lit_prefopt.module import PreferenceDiffusionModule
-from lit_prefopt.whole_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 
 class RewardCurve(Callback):
@@ -46,13 +46,13 @@ class RewardCurve(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without a budget or an evaluation."""
-        self._beside(trainer)
+        self._find_callbacks(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Judge the policy where the next point is reached."""
-        budget, evaluation = self._beside(trainer)
+        budget, evaluation = self._find_callbacks(trainer)
         due = [point for point in self.at if point <= budget.spent]
         if len(due) <= len(self._points) or not isinstance(pl_module, PreferenceDiffusionModule):
             return
@@ -84,19 +84,19 @@ class RewardCurve(Callback):
             images = sample(module.backbone, texts, seeds, how)
         module.train(training)
         with full_precision(images) as seen:
-            scores = checked_scores(evaluation.panel.judge, seen, texts)
+            scores = checked_scores(evaluation.scorers.judge, seen, texts)
         return [round(score, 6) for score in scores.tolist()]
 
-    def _beside(self, trainer: Trainer) -> tuple[Budget, Evaluation]:
-        beside: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        budgets = [one for one in beside if isinstance(one, Budget)]
-        evaluations = [one for one in beside if isinstance(one, Evaluation)]
+    def _find_callbacks(self, trainer: Trainer) -> tuple[Budget, Evaluation]:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        budgets = [one for one in callbacks if isinstance(one, Budget)]
+        evaluations = [one for one in callbacks if isinstance(one, Evaluation)]
         if not budgets or not evaluations:
             raise InputError(
                 "RewardCurve takes its cost from Budget and its judge from Evaluation: add both "
                 "before it, by --trainer.callbacks+=Budget and --trainer.callbacks+=Evaluation."
             )
-        if beside.index(budgets[0]) > beside.index(self):
+        if callbacks.index(budgets[0]) > callbacks.index(self):
             raise InputError(
                 "RewardCurve must come after Budget, which counts the batch: name it last."
             )
@@ -105,7 +105,7 @@ class RewardCurve(Callback):
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(point, allow_nan=False) + "\n" for point in self._points)
-        write_whole(folder / "curve.jsonl", "".join(lines))
+        write_atomic(folder / "curve.jsonl", "".join(lines))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points so far, so that a resumed run does not judge them again."""

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from lit_prefopt.batches import scaled
-from lit_prefopt.data.seeds import stable_seed
+from lit_prefopt.utils.seeds import stable_seed
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # PIL's names, and ours for the files
 MAX_SIDE = 16_384  # the longest side that webp and most encoders know
@@ -38,7 +38,7 @@ class Crop(NamedTuple):
     flip: bool
 
 
-class Coins(NamedTuple):
+class AugmentDraws(NamedTuple):
     """All that is thrown for one sample, each in [0, 1)."""
 
     across: float  # place of a random crop
@@ -47,7 +47,7 @@ class Coins(NamedTuple):
     drop: float  # of the caption
 
     @classmethod
-    def thrown(cls, seed: int) -> Coins:
+    def from_seed(cls, seed: int) -> AugmentDraws:
         """Return the coins of a sample's seed, whichever of them are looked at."""
         draws = random.Random(stable_seed("augment", seed))
         return cls(*(draws.random() for _ in range(4)))
@@ -69,7 +69,7 @@ class Augment(NamedTuple):
             size: Width and height of the best side.
             seed: The sample's seed.
         """
-        across, down, flip, drop = Coins.thrown(seed)
+        across, down, flip, drop = AugmentDraws.from_seed(seed)
         if self.crop == "center":
             across = down = 0.5
         scale = max(self.size[0] / size[0], self.size[1] / size[1])
@@ -171,7 +171,7 @@ def _orientation(image: Image.Image) -> int:
     return found
 
 
-class Opened(NamedTuple):
+class ImageHeader(NamedTuple):
     """An image whose header was read and whose pixels were not decoded yet."""
 
     data: bytes
@@ -179,7 +179,7 @@ class Opened(NamedTuple):
     size: Size  # upright
 
     @classmethod
-    def read(cls, data: bytes) -> Opened:
+    def read(cls, data: bytes) -> ImageHeader:
         """Read the header of a png, jpg or webp."""
         image = open_image(data)
         try:
@@ -231,7 +231,7 @@ def decode(
             eighth of its own, no smaller than this, in a fraction of the time. Pixels are then
             means of 2 x 2, 4 x 4 or 8 x 8, instead of being weighed by the filter of `Augment`.
     """
-    return Opened.read(data).decoded(mode, least)
+    return ImageHeader.read(data).decoded(mode, least)
 
 
 def from_pil(image: Image.Image) -> Tensor:

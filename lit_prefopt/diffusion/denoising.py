@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Pairs, Prompt
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.process import DiscreteProcess
+from lit_prefopt.processes.discrete import DiscreteProcess
 
 
 def discounted(u: Tensor, gamma: float, steps: int) -> Tensor:
@@ -35,7 +35,7 @@ def discounted(u: Tensor, gamma: float, steps: int) -> Tensor:
     return quantiles.clamp(0, 1 - 1e-9)  # rounding may step out of the range
 
 
-class Noised(NamedTuple):
+class NoisedPairs(NamedTuple):
     """All sides of a batch of pairs as the denoiser sees them."""
 
     latents: Tensor  # (B * K, C, H, W), noised
@@ -45,7 +45,9 @@ class Noised(NamedTuple):
     masks: Tensor | None  # (B, 1, H, W)
 
     @classmethod
-    def of(cls, process: DiscreteProcess, pairs: Pairs, t: Tensor, noise: Tensor) -> Noised:
+    def from_pairs(
+        cls, process: DiscreteProcess, pairs: Pairs, t: Tensor, noise: Tensor
+    ) -> NoisedPairs:
         """Noise all sides of each pair with the same timestep (B,) and noise (B, C, H, W)."""
         sides = pairs.sides
         latents = pairs.latents.flatten(0, 1)
@@ -60,7 +62,9 @@ class Noised(NamedTuple):
         return self.t.repeat_interleave(self.target.shape[1])
 
 
-def noised(process: DiscreteProcess, pairs: Pairs, t: Tensor, *, masked: bool = False) -> Noised:
+def noise_pairs(
+    process: DiscreteProcess, pairs: Pairs, t: Tensor, *, masked: bool = False
+) -> NoisedPairs:
     """Return all sides noised alike, with one noise of each pair that is drawn from its seed.
 
     Args:
@@ -71,17 +75,21 @@ def noised(process: DiscreteProcess, pairs: Pairs, t: Tensor, *, masked: bool = 
     """
     # The same noise on all sides: its variance cancels in their difference.
     noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise", pairs.latents.device)
-    return Noised.of(process, pairs if masked else pairs._replace(masks=None), t, noise)
+    return NoisedPairs.from_pairs(
+        process, pairs if masked else pairs._replace(masks=None), t, noise
+    )
 
 
-class Errors(NamedTuple):
+class DenoisingErrors(NamedTuple):
     """How far the denoiser was from its target."""
 
     value: Tensor  # (B, K) float32: squared residual of each side, mean over C, H, W
     overlap: Tensor  # (B, K) float32: mean product of each side's residual and the chosen side's
 
 
-def denoising_errors(prediction: Tensor, target: Tensor, masks: Tensor | None = None) -> Errors:
+def denoising_errors(
+    prediction: Tensor, target: Tensor, masks: Tensor | None = None
+) -> DenoisingErrors:
     """Return the mean squared error of every side, in float32.
 
     Args:
@@ -94,10 +102,12 @@ def denoising_errors(prediction: Tensor, target: Tensor, masks: Tensor | None = 
         weight = masks[:, None] / masks[:, None].mean((-2, -1), keepdim=True).clamp(min=1e-6)
         residual = residual * weight.sqrt()
     detached = residual.detach()
-    return Errors(residual.square().mean((2, 3, 4)), (detached * detached[:, :1]).mean((2, 3, 4)))
+    return DenoisingErrors(
+        residual.square().mean((2, 3, 4)), (detached * detached[:, :1]).mean((2, 3, 4))
+    )
 
 
-def errors_of(backbone: Backbone, noised: Noised) -> Errors:
+def predict_errors(backbone: Backbone, noised: NoisedPairs) -> DenoisingErrors:
     """Return the errors of the network that speaks now, all sides in one forward."""
     prediction = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
     prediction = prediction.unflatten(0, noised.target.shape[:2])

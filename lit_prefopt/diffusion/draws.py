@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_prefopt.transfer import sent
+from lit_prefopt.utils.transfer import to_device
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
@@ -36,7 +36,7 @@ def uniform(
     """
     sources = [generator(seed, purpose) for seed in seeds.tolist()]
     draws = [torch.rand(tuple(shape), generator=s, dtype=torch.float64) for s in sources]
-    return sent(torch.stack(draws), device or seeds.device)
+    return to_device(torch.stack(draws), device or seeds.device)
 
 
 def subseeds(seeds: Tensor, count: int, purpose: str) -> Tensor:
@@ -58,7 +58,7 @@ def normal(
     """
     sources = [generator(seed, purpose) for seed in seeds.tolist()]
     draws = [torch.randn(tuple(shape), generator=source) for source in sources]
-    return sent(torch.stack(draws), device or seeds.device)
+    return to_device(torch.stack(draws), device or seeds.device)
 
 
 def _seed(seed: int, purpose: str) -> int:

@@ -9,12 +9,12 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Prompt, Steps
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
-from lit_prefopt.diffusion.process import Step
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.base import ReverseStep
+from lit_prefopt.processes.settings import Sampling
 
 
-class Walk:
+class Rollout:
     """One schedule of stochastic steps, and the network that takes them.
 
     Args:
@@ -44,9 +44,9 @@ class Walk:
 
     def noise(self, seeds: Tensor, purpose: str, device: torch.device | None = None) -> Tensor:
         """Return noise of the latents' shape for every seed, (B, C, H, W) float32."""
-        return draws.normal(seeds, self.backbone.canvas(self.how), purpose, device)
+        return draws.normal(seeds, self.backbone.sampling_shape(self.how), purpose, device)
 
-    def step(self, latents: Tensor, number: int, prompt: Prompt) -> Step:
+    def step(self, latents: Tensor, number: int, prompt: Prompt) -> ReverseStep:
         """Return step `number` from these latents, (B, C, H, W)."""
         t, t_next = (
             torch.full((len(latents),), self.times[n], device=latents.device)
@@ -70,7 +70,7 @@ class Walk:
         states = [latents.cpu()]
         for number in range(self.how.steps):
             noise = self.noise(seeds, f"step {number}", device)
-            latents = self.step(latents.float(), number, prompt).at(noise).to(dtype)
+            latents = self.step(latents.float(), number, prompt).sample(noise).to(dtype)
             states.append(latents.cpu())
         return torch.stack(states, 1)
 
@@ -82,7 +82,7 @@ def transition(
     t: Tensor,
     t_next: Tensor,
     prompt: Prompt,
-) -> Step:
+) -> ReverseStep:
     """Return the guided reverse step from t to t_next, with gradients where they are wanted.
 
     Args:
@@ -105,10 +105,10 @@ def logp(backbone: Backbone, how: Sampling, steps: Steps) -> Tensor:
         how: Guidance and eta, as the steps were sampled with.
         steps: All of them in one forward: B * K * S rows, or B * S where sides share parents.
     """
-    asked, shape = steps.parents.shape[:3], steps.children.shape[:3]
-    t, t_next = (x[:, None].expand(asked).flatten() for x in (steps.t, steps.t_next))
-    prompt = steps.prompt.repeat(asked[1] * asked[2])
+    parent_shape, shape = steps.parents.shape[:3], steps.children.shape[:3]
+    t, t_next = (x[:, None].expand(parent_shape).flatten() for x in (steps.t, steps.t_next))
+    prompt = steps.prompt.repeat(parent_shape[1] * parent_shape[2])
     step = transition(backbone, how, steps.parents.flatten(0, 2), t, t_next, prompt)
-    every = (part.unflatten(0, asked) for part in step)
-    per_side = Step(*(x.expand(*shape, *x.shape[3:]).flatten(0, 2) for x in every))
+    every = (part.unflatten(0, parent_shape) for part in step)
+    per_side = ReverseStep(*(x.expand(*shape, *x.shape[3:]).flatten(0, 2) for x in every))
     return per_side.logp(steps.children.flatten(0, 2)).view(shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.processes.settings import Sampling
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     sampler = backbone.process.sampler(how)
     prompt = backbone.embed(texts)
     device = prompt.hidden.device
-    shape = backbone.canvas(how)
+    shape = backbone.sampling_shape(how)
     latents = draws.normal(seeds, shape, "start", device)
     for i, t in enumerate(sampler.timesteps):
         times = t.to(device).expand(len(texts))

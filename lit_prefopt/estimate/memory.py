@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.estimate.dry import Context, bytes_of, checkpointing, step_cost
+from lit_prefopt.estimate.step_cost import Context, bytes_of, checkpointing, step_cost
 from lit_prefopt.learner import Learner
 from lit_prefopt.optimizers import AdamW, AdamW8bit
 
@@ -18,7 +18,7 @@ GIB = 2**30
 LEAST = 0.01  # share of all bytes below which a saving is not worth a line
 
 
-class Footprint(NamedTuple):
+class MemoryFootprint(NamedTuple):
     """The bytes of one rank by part, at the moment when they are the most."""
 
     trained: int
@@ -48,7 +48,7 @@ class Footprint(NamedTuple):
         return sum(self.named().values())
 
 
-def footprint(module: Learner, activations: int = 0) -> Footprint:
+def footprint(module: Learner, activations: int = 0) -> MemoryFootprint:
     """Return where the bytes go.
 
     Args:
@@ -65,7 +65,7 @@ def footprint(module: Learner, activations: int = 0) -> Footprint:
         for name, child in children.items()
         if name not in ("backbone", "policy", "process", "held_out")
     }
-    return Footprint(
+    return MemoryFootprint(
         trained=weights,
         gradients=0 if module.optimizer.releases else weights,
         states=sum(module.optimizer.state_bytes(p) for p in parameters),
@@ -76,7 +76,7 @@ def footprint(module: Learner, activations: int = 0) -> Footprint:
     )
 
 
-class Saving(NamedTuple):
+class MemorySaving(NamedTuple):
     """A change of the recipe, and the bytes that it saves."""
 
     size: int
@@ -86,13 +86,13 @@ class Saving(NamedTuple):
 
 def savings(
     module: Learner, batch: Any = None, accumulated: int = 1, context: Context = nullcontext
-) -> list[Saving]:
+) -> list[MemorySaving]:
     """Return what would save memory, the largest saving first.
 
     Args:
         module: The method.
         batch: A batch that was tried; without one, nothing is said of activations.
-        accumulated: How many batches an optimizer step has.
+        accumulated: How many batches an optimizer step has, over all ranks.
         context: What a step runs in.
     """
     found = [*_of_weights(module)]
@@ -102,21 +102,21 @@ def savings(
     return sorted((s for s in found if s.size > least), reverse=True)
 
 
-def _of_weights(module: Learner) -> Iterator[Saving]:
+def _of_weights(module: Learner) -> Iterator[MemorySaving]:
     parts, policy, parameters = footprint(module), module.backbone.policy, trained(module).values()
     optimizer = module.optimizer
     if any(p.requires_grad for p in policy.denoiser.parameters()) and not policy.adapter:
         halved = parts.trained // 2  # the network below a LoRA may have 16 bits
         size = parts.gradients + parts.states + parts.reference + halved
-        yield Saving(
+        yield MemorySaving(
             size, "a LoRA, whose reference is the network itself", "--backbone.lora.rank 16"
         )
     if type(optimizer) is AdamW:
-        coarse = AdamW8bit(optimizer.lr)
-        size = parts.states - sum(coarse.state_bytes(p) for p in parameters)
-        yield Saving(size, "moments in 8 bits", "--model.optimizer AdamW8bit")
+        eight_bit = AdamW8bit(optimizer.lr)
+        size = parts.states - sum(eight_bit.state_bytes(p) for p in parameters)
+        yield MemorySaving(size, "moments in 8 bits", "--model.optimizer AdamW8bit")
         if not optimizer.fused and module.device.type == "cuda":
-            yield Saving(
+            yield MemorySaving(
                 parts.trained,
                 "an optimizer step without a copy of all weights",
                 "--model.optimizer.fused true",
@@ -124,8 +124,8 @@ def _of_weights(module: Learner) -> Iterator[Saving]:
     frozen = sum(
         _size(p) // 2 for p in _frozen(module) if p.dtype == torch.float32 and p.numel() > 1
     )
-    yield Saving(frozen, "frozen parts in 16 bits", "--backbone.dtype bfloat16")
-    yield Saving(
+    yield MemorySaving(frozen, "frozen parts in 16 bits", "--backbone.dtype bfloat16")
+    yield MemorySaving(
         parts.reference,
         "no copy as reference, where the method needs none",
         "--backbone.reference none",
@@ -142,19 +142,19 @@ def _frozen(module: Learner) -> list[nn.Parameter]:
 
 def _of_activations(
     module: Learner, batch: Any, accumulated: int, context: Context
-) -> Iterator[Saving]:
+) -> Iterator[MemorySaving]:
     denoiser: Any = module.backbone.policy.denoiser
     now = step_cost(module, batch, context).activations
     if not denoiser.is_gradient_checkpointing:
         with checkpointing(module, True):
             size = now - step_cost(module, batch, context).activations
         how = "--backbone.gradient_checkpointing true"
-        yield Saving(size, "activations computed twice", how)
+        yield MemorySaving(size, "activations computed twice", how)
     rows = len(batch.seeds)
     if rows > 1:
         size = now - step_cost(module, first_row(batch), context).activations
-        how = f"--data.batch_size 1 --trainer.accumulate_grad_batches {accumulated * rows}"
-        yield Saving(size, "one pair at a time, as many in a step", how)
+        how = f"--data.batch_size 1 --batch.pairs {accumulated * rows}"
+        yield MemorySaving(size, "one pair at a time, as many in a step", how)
 
 
 def first_row(batch: Any) -> Any:
@@ -168,7 +168,7 @@ def _first(field: Any) -> Any:
     return field[:1] if isinstance(field, torch.Tensor | list) else field
 
 
-def advice(saved: list[Saving]) -> str:
+def advice(saved: list[MemorySaving]) -> str:
     """Return the savings as lines."""
     return "\n".join(f"  {s.size / GIB:6.2f} GiB  {s.what}: `{s.how}`" for s in saved)
 

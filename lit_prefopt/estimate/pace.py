@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.estimate.device import matmul_dtype, matmul_peak, peak_bytes, reset_peak, wait_for
-from lit_prefopt.estimate.dry import checkpointing, step_cost
-from lit_prefopt.estimate.memory import Footprint, footprint
+from lit_prefopt.estimate.memory import MemoryFootprint, footprint
+from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.learner import Learner
-from lit_prefopt.optimizer_steps import open_batches
+from lit_prefopt.runs.optimizer_steps import pending_batches
+from lit_prefopt.utils.device import matmul_dtype, matmul_peak, peak_bytes, reset_peak, synchronize
 
 FEW = 2  # batches of an optimizer step, where the recipe accumulates more
 TERA = 1e12
 
 
-class Batch(NamedTuple):
+class BatchTiming(NamedTuple):
     """One batch of a run."""
 
     waited: float  # seconds for the data
@@ -40,13 +40,13 @@ class Pace(Callback):
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.batches: list[Batch] = []
+        self.batches: list[BatchTiming] = []
         self.accumulated = 1  # batches of an optimizer step in the recipe
         self.rows = 0  # pairs of a batch on this rank
         self.flops = 0  # of a batch, recomputation excluded
         self.peak_bytes = 0
         self.matmul = 0.0  # TFLOP/s
-        self.parts: Footprint | None = None
+        self.parts: MemoryFootprint | None = None
         self._steps_before = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,7 +68,7 @@ class Pace(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin the step."""
-        wait_for(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         self._waited, self._since = now - self._since, now
 
@@ -76,10 +76,10 @@ class Pace(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         """End it, and after enough of them the run."""
-        wait_for(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
-        stepped = not open_batches(trainer)
-        self.batches.append(Batch(self._waited, now - self._since, stepped, self._fresh))
+        stepped = not pending_batches(trainer)
+        self.batches.append(BatchTiming(self._waited, now - self._since, stepped, self._fresh))
         self._fresh, self._since = False, now
         if trainer.global_step - self._steps_before > self.steps:
             trainer.should_stop = True
@@ -103,7 +103,7 @@ class Pace(Callback):
     # What it comes to ---------------------------------------------------------------------------
 
     @property
-    def timed(self) -> list[Batch]:
+    def timed(self) -> list[BatchTiming]:
         """The batches after the first optimizer step."""
         warm = next(n for n, batch in enumerate(self.batches) if batch.stepped) + 1
         return self.batches[warm:]
@@ -136,21 +136,6 @@ class Pace(Callback):
         """Share of the device's matmul peak that the needed work of a batch reaches."""
         seconds = self.step_seconds / self.accumulated
         return self.flops / TERA / seconds / self.matmul
-
-
-def reaches(trainer: Trainer, batches: int) -> int:
-    """Return how many optimizer steps the recipe has; -1 where it has no end.
-
-    Args:
-        trainer: With the recipe's own numbers.
-        batches: That it accumulates.
-    """
-    if trainer.max_steps > 0:
-        return trainer.max_steps
-    per_epoch = trainer.num_training_batches
-    if trainer.max_epochs is None or trainer.max_epochs < 0 or per_epoch == float("inf"):
-        return -1
-    return trainer.max_epochs * -(-int(per_epoch) // batches)
 
 
 def device_name(device: torch.device) -> str:

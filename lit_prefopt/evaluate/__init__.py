@@ -1,0 +1,1 @@
+"""Compare models: sample, score, compute intervals, write results and report."""

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.seeds import stable_seed
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
-from lit_prefopt.evaluate.panel import Panel
-from lit_prefopt.evaluate.prompts import Entry, digest
-from lit_prefopt.evaluate.rows import Compared, Judged
+from lit_prefopt.evaluate.rows import ComparisonRow, ImageScores
+from lit_prefopt.evaluate.scoring import Scorers
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.base import PromptEntry, digest
+from lit_prefopt.utils.seeds import stable_seed
 
-Speaker = Callable[[list[str], Tensor], Tensor]
+ImageSampler = Callable[[list[str], Tensor], Tensor]
 """Makes one image for each of B texts and seeds (B,): (B, 3, H, W) in [-1, 1]."""
 
 RULE = (
@@ -26,26 +26,26 @@ RULE = (
 )
 
 
-class Asked(NamedTuple):
+class SampleRequest(NamedTuple):
     """One image that both models are asked for."""
 
     prompt: int
     image: int
-    entry: Entry
+    entry: PromptEntry
     seed: int
     seed_reference: int
 
 
-class Answer(NamedTuple):
+class SampleResult(NamedTuple):
     """A row, and both images (3, H, W) in [-1, 1] on the CPU."""
 
-    row: Compared
+    row: ComparisonRow
     before: Tensor
     after: Tensor
 
 
 @dataclass
-class Questions:
+class EvaluationPlan:
     """What both models are asked, in groups that are answered whole.
 
     Args:
@@ -56,7 +56,7 @@ class Questions:
         reference_seed: Another seed for the reference; the same where it is not given.
     """
 
-    entries: Sequence[Entry]
+    entries: Sequence[PromptEntry]
     seed: int = 0
     images: int = 1
     group_size: int = 16
@@ -67,18 +67,20 @@ class Questions:
         """Number of groups."""
         return -(-len(self.entries) // self.group_size)
 
-    def group(self, number: int) -> list[Asked]:
+    def group(self, number: int) -> list[SampleRequest]:
         """Return the images of one group."""
         first = number * self.group_size
         last = min(first + self.group_size, len(self.entries))
         other = self.seed if self.reference_seed is None else self.reference_seed
         return [
-            Asked(n, i, self.entries[n], image_seed(self.seed, n, i), image_seed(other, n, i))
+            SampleRequest(
+                n, i, self.entries[n], image_seed(self.seed, n, i), image_seed(other, n, i)
+            )
             for n in range(first, last)
             for i in range(self.images)
         ]
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides the images, beside models and sampler."""
         return {
             "prompts_sha256": digest(entry.text for entry in self.entries),
@@ -106,63 +108,69 @@ def image_seed(seed: int, prompt: int, image: int) -> int:
     return stable_seed("evaluate", seed, prompt, image) >> 32  # short, as other programs want them
 
 
-def speaker(backbone: Backbone, how: Sampling) -> Speaker:
+def image_sampler(backbone: Backbone, how: Sampling) -> ImageSampler:
     """Return what samples the policy."""
     return lambda texts, seeds: sample(backbone, texts, seeds, how)
 
 
-def reference_speaker(backbone: Backbone, how: Sampling) -> Speaker:
+def reference_image_sampler(backbone: Backbone, how: Sampling) -> ImageSampler:
     """Return what samples the reference."""
 
-    def speak(texts: list[str], seeds: Tensor) -> Tensor:
+    def sample_reference(texts: list[str], seeds: Tensor) -> Tensor:
         with backbone.as_reference():
             return sample(backbone, texts, seeds, how)
 
-    return speak
+    return sample_reference
 
 
 @torch.no_grad()
 def compare(
-    reference: Speaker, policy: Speaker, panel: Panel, asked: Sequence[Asked], batch_size: int
-) -> list[Answer]:
+    reference: ImageSampler,
+    policy: ImageSampler,
+    scorers: Scorers,
+    requests: Sequence[SampleRequest],
+    batch_size: int,
+) -> list[SampleResult]:
     """Sample both models and look at the images, a batch at a time.
 
     Args:
         reference: One model.
         policy: The other.
-        panel: What looks at the images.
-        asked: Whole prompts.
+        scorers: What looks at the images.
+        requests: Whole prompts.
         batch_size: Images of a batch.
     """
-    answers: list[Answer] = []
+    results: list[SampleResult] = []
     places: list[list[Tensor]] = [[], []]
-    for start in range(0, len(asked), batch_size):
-        part = asked[start : start + batch_size]
+    for start in range(0, len(requests), batch_size):
+        part = requests[start : start + batch_size]
         texts = [one.entry.text for one in part]
         seeds = (
             torch.tensor([one.seed_reference for one in part]),
             torch.tensor([one.seed for one in part]),
         )
-        images = [speak(texts, s) for speak, s in zip((reference, policy), seeds, strict=True)]
-        said = [panel.say(side, texts) for side in images]
+        images = [draw(texts, s) for draw, s in zip((reference, policy), seeds, strict=True)]
+        scores = [scorers.score_images(side, texts) for side in images]
         for side, found in zip(images, places, strict=True):
-            features = panel.features(side)
+            features = scorers.features(side)
             found += [] if features is None else [features]
-        rows = [_row(one, *judged) for one, *judged in zip(part, *said, strict=True)]
-        answers += [Answer(*a) for a in zip(rows, *(side.cpu() for side in images), strict=True)]
+        rows = [_row(one, *judged) for one, *judged in zip(part, *scores, strict=True)]
+        results += [
+            SampleResult(*a) for a in zip(rows, *(side.cpu() for side in images), strict=True)
+        ]
     if places[0]:
         before, after = (torch.cat(found) for found in places)
-        _measure([answer.row for answer in answers], before, after)
-    return answers
+        _measure([result.row for result in results], before, after)
+    return results
 
 
-def _row(one: Asked, reference: Judged, policy: Judged) -> Compared:
+def _row(one: SampleRequest, reference: ImageScores, policy: ImageScores) -> ComparisonRow:
     other = None if one.seed_reference == one.seed else one.seed_reference
     text, category = one.entry
-    return Compared(text, one.seed, reference, policy, one.prompt, one.image, category, other)
+    return ComparisonRow(text, one.seed, reference, policy, one.prompt, one.image, category, other)
 
 
-def _measure(rows: Sequence[Compared], before: Tensor, after: Tensor) -> None:
+def _measure(rows: Sequence[ComparisonRow], before: Tensor, after: Tensor) -> None:
     """Note how alike the images are, to each other and among those of a prompt.
 
     Args:

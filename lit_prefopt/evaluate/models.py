@@ -18,26 +18,26 @@ from torch import Tensor
 from lit_prefopt.backbones import LatentConsistency, StableDiffusion, StableDiffusionXL
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base import Base
-from lit_prefopt.export.lora_files import read_lora
-from lit_prefopt.export.merge import merge_lora
-from lit_prefopt.export.origin import Origin, read_origin
+from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import TOY, Recipe
-from lit_prefopt.fingerprint import fingerprint
+from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
+from lit_prefopt.utils.fingerprint import fingerprint
+from lit_prefopt.weights.lora_files import read_lora
+from lit_prefopt.weights.merge import merge_lora
 
 DType = Literal["float32", "bfloat16", "float16"]
 TOY_NAME = "toy"
 FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
 
 
-class Model(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model that was loaded, frozen."""
 
     name: str
     family: str  # `sd1`, `sd2` or `sdxl`
     backbone: UNetBackbone
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what tells it from any other model."""
         return {
             "name": self.name,
@@ -55,7 +55,7 @@ def load_model(
     dtype: DType = "float32",
     variant: str | None = None,
     config: str | None = None,
-) -> Model:
+) -> LoadedModel:
     """Return a model by its name.
 
     Args:
@@ -81,15 +81,15 @@ def load_model(
         recipe = recipe._replace(pretrained=_path(base))
     recipe = recipe._replace(variant=recipe.variant or variant, config=recipe.config or config)
     pretrained = str(recipe.pretrained)
-    pipeline = Base(pretrained, recipe.config, recipe.variant, recipe.prediction)
+    pipeline = BasePipeline(pretrained, recipe.config, recipe.variant, recipe.prediction)
     backbone = _build(pipeline, pretrained, recipe, origin, dtype)
     _complete(backbone, origin._replace(recipe=recipe))
     backbone.freeze()
     backbone.eval()
-    return Model(name, pipeline.family, backbone)
+    return LoadedModel(name, pipeline.family, backbone)
 
 
-def check_alike(policy: Model, reference: Model) -> None:
+def check_alike(policy: LoadedModel, reference: LoadedModel) -> None:
     """Refuse two models whose images cannot be compared under the same settings.
 
     Raises:
@@ -115,19 +115,19 @@ def check_alike(policy: Model, reference: Model) -> None:
         )
 
 
-def _origin(name: str) -> Origin:
+def _origin(name: str) -> TrainedWeights:
     if name == TOY_NAME:
-        return Origin(name, Recipe(pretrained=str(TOY)))
+        return TrainedWeights(name, Recipe(pretrained=str(TOY)))
     path = Path(name)
     if path.suffix == ".safetensors" and path.is_file() and not _is_lora(path):
-        return Origin(name, Recipe(pretrained=name))
+        return TrainedWeights(name, Recipe(pretrained=name))
     if path.exists():
-        origin = read_origin(name)
+        origin = read_trained_weights(name)
         # of a whole pipeline the UNet is one part among others
         return origin._replace(unet=None) if (path / "model_index.json").is_file() else origin
     if path.suffix in FILES or name.startswith((".", "/", "~")):
         raise InputError(f"{name} does not exist; name a model's file or folder, or a hub name.")
-    return Origin(name, Recipe(pretrained=name))
+    return TrainedWeights(name, Recipe(pretrained=name))
 
 
 def _path(name: str) -> str:
@@ -143,11 +143,11 @@ def _is_lora(file: Path) -> bool:
 
 
 def _build(
-    pipeline: Base, pretrained: str, recipe: Recipe, origin: Origin, dtype: DType
+    pipeline: BasePipeline, pretrained: str, recipe: Recipe, origin: TrainedWeights, dtype: DType
 ) -> UNetBackbone:
     """Return the pipeline as a backbone, with the UNet that lies in a folder of its own."""
     unet = str(origin.unet) if isinstance(origin.unet, Path) else recipe.denoiser
-    told: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "denoiser": unet,
         "vae": recipe.vae,
         "variant": recipe.variant,
@@ -159,14 +159,14 @@ def _build(
         "policy_dtype": "float32" if dtype == "float16" else dtype,
     }
     if pipeline.kind is StableDiffusionXLPipeline:
-        return StableDiffusionXL(pretrained, **told)
+        return StableDiffusionXL(pretrained, **arguments)
     own = pipeline.unet_config.get("time_cond_proj_dim")
     if isinstance(origin.unet, Path):
         own = UNet2DConditionModel.load_config(unet).get("time_cond_proj_dim")
     added = _guidance_width(origin.unet) if isinstance(origin.unet, dict) and own is None else None
     if own or added or pipeline.kind is LatentConsistencyModelPipeline:
-        return LatentConsistency(pretrained, guidance_width=added, **told)
-    return StableDiffusion(pretrained, **told)
+        return LatentConsistency(pretrained, guidance_width=added, **arguments)
+    return StableDiffusion(pretrained, **arguments)
 
 
 def _guidance_width(weights: dict[str, Tensor]) -> int | None:
@@ -174,7 +174,7 @@ def _guidance_width(weights: dict[str, Tensor]) -> int | None:
     return None if layer is None else layer.shape[1]
 
 
-def _complete(backbone: UNetBackbone, origin: Origin) -> None:
+def _complete(backbone: UNetBackbone, origin: TrainedWeights) -> None:
     """Let a backbone have the weights of a checkpoint or of a LoRA."""
     unet, encoders = backbone.policy.denoiser, [getattr(backbone, n) for n in backbone.ENCODERS]
     if isinstance(origin.unet, dict):

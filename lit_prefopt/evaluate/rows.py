@@ -14,7 +14,7 @@ SIDES = ("reference", "policy")
 
 
 @dataclass
-class Judged:
+class ImageScores:
     """What was said of one image.
 
     Args:
@@ -40,19 +40,23 @@ class Judged:
     def record(self, side: str) -> dict[str, Any]:
         """Return it under the names of a file's line."""
         first, *others = self.scores
-        told = {
+        values = {
             "reward": self.reward,
             "scores": self.scores,
             "attributes": self.attributes.get(first, {}),
             "picture": self.picture,
         }
         further = {name: self.attributes[name] for name in others if name in self.attributes}
-        said = {"alike": self.alike, "text_read": self.read, "other_attributes": further or None}
-        told |= {name: value for name, value in said.items() if value is not None}
-        return {f"{name}_{side}": value for name, value in told.items()}
+        optional = {
+            "alike": self.alike,
+            "text_read": self.read,
+            "other_attributes": further or None,
+        }
+        values |= {name: value for name, value in optional.items() if value is not None}
+        return {f"{name}_{side}": value for name, value in values.items()}
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], side: str) -> Judged:
+    def from_record(cls, record: Mapping[str, Any], side: str) -> ImageScores:
         """Return what `record` made a line of."""
         scores = record[f"scores_{side}"]
         own = record[f"attributes_{side}"]
@@ -63,7 +67,7 @@ class Judged:
 
 
 @dataclass
-class Compared:
+class ComparisonRow:
     """One image of a prompt by both models.
 
     Args:
@@ -80,8 +84,8 @@ class Compared:
 
     text: str
     seed: int
-    reference: Judged
-    policy: Judged
+    reference: ImageScores
+    policy: ImageScores
     prompt: int = 0
     image: int = 0
     category: str | None = None
@@ -99,10 +103,10 @@ class Compared:
         return json.dumps(record, allow_nan=False) + "\n"
 
     @classmethod
-    def of(cls, line: str) -> Compared:
+    def from_line(cls, line: str) -> ComparisonRow:
         """Return what `line` made a line of."""
         record = json.loads(line)
-        reference, policy = (Judged.of(record, side) for side in SIDES)
+        reference, policy = (ImageScores.from_record(record, side) for side in SIDES)
         return cls(
             record["text"],
             record["seed"],
@@ -116,10 +120,10 @@ class Compared:
         )
 
 
-def read_rows(path: Path) -> list[Compared]:
+def read_rows(path: Path) -> list[ComparisonRow]:
     """Return the rows of a file."""
     with path.open(encoding="utf-8") as stream:
-        return [Compared.of(line) for line in stream]
+        return [ComparisonRow.from_line(line) for line in stream]
 
 
 def number_or_none(values: Iterable[float]) -> list[float | None]:

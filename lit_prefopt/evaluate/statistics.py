@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Interval = tuple[float, float]
 
 
-class Paired(NamedTuple):
+class PairedStatistics(NamedTuple):
     """The mean of paired differences and the share of wins, with 95 % intervals over prompts."""
 
     difference: float
@@ -21,14 +21,14 @@ class Paired(NamedTuple):
     win_rate_ci: Interval
 
 
-def paired(differences: NDArray[np.float64]) -> Paired:
+def paired_statistics(differences: NDArray[np.float64]) -> PairedStatistics:
     """Return mean and share of wins; a tie counts one half.
 
     Args:
         differences: One per prompt, (P,), not empty.
     """
     wins, count = float(((np.sign(differences) + 1) / 2).sum()), len(differences)
-    return Paired(
+    return PairedStatistics(
         float(differences.mean()),
         bootstrap_interval(differences),
         wins / count,

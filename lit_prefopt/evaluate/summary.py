@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_prefopt.evaluate.rows import SIDES, Compared, Judged
-from lit_prefopt.evaluate.statistics import bootstrap_interval, paired
+from lit_prefopt.evaluate.rows import SIDES, ComparisonRow, ImageScores
+from lit_prefopt.evaluate.statistics import bootstrap_interval, paired_statistics
 
 FORMAT = 2
 Values = NDArray[np.float64]
@@ -18,7 +18,7 @@ SIMILARITY = "cosine of the image features of a CLIP, policy against reference"
 DIVERSITY = "mean cosine of the image features of a CLIP among the images of a prompt"
 
 
-def summarise(rows: Sequence[Compared]) -> dict[str, Any]:
+def summarise(rows: Sequence[ComparisonRow]) -> dict[str, Any]:
     """Return means, medians, paired differences and win rates, with 95 % intervals.
 
     Several images of a prompt are averaged first: what is resampled and counted are prompts. A
@@ -30,7 +30,7 @@ def summarise(rows: Sequence[Compared]) -> dict[str, Any]:
     """
     names = list(rows[0].policy.scores)
     judges = {name: _judge(rows, name) for name in names}
-    told = ("difference", "difference_ci", "win_rate", "win_rate_ci", "attributes")
+    copied = ("difference", "difference_ci", "win_rate", "win_rate_ci", "attributes")
     first = judges[names[0]]
     prompts = len(_places(rows)[0])
     return {
@@ -38,7 +38,7 @@ def summarise(rows: Sequence[Compared]) -> dict[str, Any]:
         "prompts": prompts,
         "images_per_prompt": len(rows) // prompts,
         **{f"reward_{side}": first[side] for side in SIDES},
-        **{name: first[name] for name in told},
+        **{name: first[name] for name in copied},
         "judges": judges,
         "categories": _categories(rows, names),
         "drift": _drift(rows),
@@ -47,7 +47,7 @@ def summarise(rows: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def _judge(rows: Sequence[Compared], name: str) -> dict[str, Any]:
+def _judge(rows: Sequence[ComparisonRow], name: str) -> dict[str, Any]:
     reference, policy = _by_side(rows, partial(_score, judge=name))
     result: dict[str, Any] = {"reference": float(reference.mean()), "policy": float(policy.mean())}
     result |= {
@@ -57,12 +57,12 @@ def _judge(rows: Sequence[Compared], name: str) -> dict[str, Any]:
     ties = int((difference == 0).sum())
     return (
         result
-        | paired(difference)._asdict()
+        | paired_statistics(difference)._asdict()
         | {"ties": ties, "attributes": _attributes(rows, name)}
     )
 
 
-def _attributes(rows: Sequence[Compared], judge: str) -> dict[str, Any]:
+def _attributes(rows: Sequence[ComparisonRow], judge: str) -> dict[str, Any]:
     result = {}
     for name in rows[0].policy.attributes.get(judge, {}):
         found = _paired(rows, partial(_attribute, judge=judge, name=name))
@@ -72,16 +72,16 @@ def _attributes(rows: Sequence[Compared], judge: str) -> dict[str, Any]:
     return result
 
 
-def _score(judged: Judged, judge: str) -> float:
+def _score(judged: ImageScores, judge: str) -> float:
     return judged.scores[judge]
 
 
-def _attribute(judged: Judged, judge: str, name: str) -> float | None:
+def _attribute(judged: ImageScores, judge: str, name: str) -> float | None:
     return judged.attributes[judge][name]
 
 
 def _paired(
-    rows: Sequence[Compared], value: Callable[[Judged], float | None]
+    rows: Sequence[ComparisonRow], value: Callable[[ImageScores], float | None]
 ) -> dict[str, Any] | None:
     """Return both means and their difference, of the images of which both sides have a value."""
     both = [r for r in rows if value(r.reference) is not None and value(r.policy) is not None]
@@ -98,17 +98,18 @@ def _paired(
     }
 
 
-def _categories(rows: Sequence[Compared], names: Sequence[str]) -> dict[str, Any]:
+def _categories(rows: Sequence[ComparisonRow], names: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for category in dict.fromkeys(row.category for row in rows if row.category is not None):
         own = [row for row in rows if row.category == category]
         result[category] = {"prompts": len(_places(own)[0])} | {
-            name: paired(_difference(own, partial(_score, judge=name)))._asdict() for name in names
+            name: paired_statistics(_difference(own, partial(_score, judge=name)))._asdict()
+            for name in names
         }
     return result
 
 
-def _drift(rows: Sequence[Compared]) -> dict[str, Any] | None:
+def _drift(rows: Sequence[ComparisonRow]) -> dict[str, Any] | None:
     """Return how far the policy's images have moved from the reference's of the same seed."""
     found = np.array([row.similarity for row in rows], dtype=np.float64)
     if np.isnan(found).any():
@@ -117,23 +118,23 @@ def _drift(rows: Sequence[Compared]) -> dict[str, Any] | None:
     return {"what": SIMILARITY, "value": float(values.mean()), "ci": bootstrap_interval(values)}
 
 
-def _diversity(rows: Sequence[Compared]) -> dict[str, Any] | None:
+def _diversity(rows: Sequence[ComparisonRow]) -> dict[str, Any] | None:
     """Return how alike the images of a prompt are: the lower, the more diverse."""
     found = _paired(rows, lambda judged: judged.alike)
     return None if found is None else {"what": DIVERSITY, **found}
 
 
-def _reading(rows: Sequence[Compared]) -> dict[str, Any] | None:
+def _reading(rows: Sequence[ComparisonRow]) -> dict[str, Any] | None:
     """Return in which share of the images quoted text is found."""
     return _paired(rows, lambda judged: judged.read)
 
 
-def _places(rows: Sequence[Compared]) -> tuple[NDArray, NDArray]:
+def _places(rows: Sequence[ComparisonRow]) -> tuple[NDArray, NDArray]:
     """Return the prompts' numbers, (P,), and which of them each row belongs to, (N,)."""
     return np.unique([row.prompt for row in rows], return_inverse=True)
 
 
-def _means(rows: Sequence[Compared], values: Values) -> Values:
+def _means(rows: Sequence[ComparisonRow], values: Values) -> Values:
     """Return the mean of each prompt's values, (P,)."""
     _, places = _places(rows)
     means: Values = np.bincount(places, values) / np.bincount(places)
@@ -141,7 +142,7 @@ def _means(rows: Sequence[Compared], values: Values) -> Values:
 
 
 def _by_side(
-    rows: Sequence[Compared], value: Callable[[Judged], float | None]
+    rows: Sequence[ComparisonRow], value: Callable[[ImageScores], float | None]
 ) -> tuple[Values, Values]:
     """Return the means by prompt, (P,), of the reference and of the policy."""
     reference, policy = (
@@ -151,7 +152,9 @@ def _by_side(
     return reference, policy
 
 
-def _difference(rows: Sequence[Compared], value: Callable[[Judged], float | None]) -> Values:
+def _difference(
+    rows: Sequence[ComparisonRow], value: Callable[[ImageScores], float | None]
+) -> Values:
     """Return the mean difference of each prompt, (P,): exactly 0 where all images tie."""
     gained = [_minus(value(row.policy), value(row.reference)) for row in rows]
     return _means(rows, np.array(gained, dtype=np.float64))

@@ -6,20 +6,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lit_prefopt.data.groups import Group, Groups, PromptGroups
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.datamodules.generation import GenerationDataModule, GenerationGroup, PromptGroups
 from lit_prefopt.errors import check_number
-from lit_prefopt.evaluate.comparison import Questions, speaker
-from lit_prefopt.evaluate.evidence import EvaluationParts, Evaluator, Pictures, check_pictures
-from lit_prefopt.evaluate.evidence import Group as Answered
+from lit_prefopt.evaluate.comparison import EvaluationPlan, image_sampler
 from lit_prefopt.evaluate.models import DType, check_alike, load_model
-from lit_prefopt.evaluate.panel import Panel, TextReader
-from lit_prefopt.generate.parts import Parts
+from lit_prefopt.evaluate.results import Evaluator, PartialEvaluation, Pictures, check_pictures
+from lit_prefopt.evaluate.results import ResultGroup as Answered
+from lit_prefopt.evaluate.scoring import Scorers, TextReader
+from lit_prefopt.generate.partial_outputs import PartialOutputs
 from lit_prefopt.generate.producer import Producer
 from lit_prefopt.judges import CLIPJudge, Judge
+from lit_prefopt.processes.settings import Sampling
 
 
-class TwoModels(Producer):
+class ModelComparison(Producer):
     """Compares two models by name; `lit-prefopt evaluate` runs it, on one device or many.
 
     The prompts are dealt out in groups (`--data PromptGroups`). A group is kept whole as soon as
@@ -53,7 +53,7 @@ class TwoModels(Producer):
             file.
     """
 
-    WANTS: ClassVar[type[Groups]] = PromptGroups
+    WANTS: ClassVar[type[GenerationDataModule]] = PromptGroups
     WANTED: ClassVar[str] = "PromptGroups"
     VERB: ClassVar[str] = "evaluate"
 
@@ -77,44 +77,46 @@ class TwoModels(Producer):
     ) -> None:
         check_number("images", images, 1)
         check_pictures(pictures)
-        self.panel = Panel(judge, judges, similarity, text)
+        self.scorers = Scorers(judge, judges, similarity, text)
         named = load_model(policy, base, dtype, variant, config)
         same = reference == policy
         other = named if same else load_model(reference, base, dtype, variant, config)
         check_alike(named, other)
         super().__init__(named.backbone, output)
         self.reference = other.backbone
-        self.models = {"reference": other.facts()}
-        self.models["policy"] = self.models["reference"] if same else named.facts()
+        self.models = {"reference": other.settings()}
+        self.models["policy"] = self.models["reference"] if same else named.settings()
         self.sampling = sampling or self.backbone.sampling
         self.images, self.reference_seed, self.pictures = images, reference_seed, pictures
 
-    def parts_of(self, data: Any) -> Parts:
+    def partial_outputs(self, data: Any) -> PartialOutputs:
         """Return the groups that are evaluated already."""
-        self.panel.prepare()
+        self.scorers.prepare()
         self.evaluator = Evaluator(
             self.models,
             [self.backbone, self.reference],
-            Questions(data.entries, data.seed, self.images, data.group_size, self.reference_seed),
-            self.panel,
+            EvaluationPlan(
+                data.entries, data.seed, self.images, data.group_size, self.reference_seed
+            ),
+            self.scorers,
             self.sampling,
             self.pictures,
             self.trainer,
         )
         one = self.evaluator
-        return EvaluationParts(self.output, one.facts, data.groups, one.form, one.notes)
+        return PartialEvaluation(self.output, one.settings, data.groups, one.form, one.notes)
 
-    def make(self, group: Group) -> list[Answered]:
+    def make(self, group: GenerationGroup) -> list[Answered]:
         """Return the answers to a group."""
         speakers = (
-            speaker(backbone, self.sampling) for backbone in (self.reference, self.backbone)
+            image_sampler(backbone, self.sampling) for backbone in (self.reference, self.backbone)
         )
-        return [self.evaluator.answer(group.number, *speakers)]
+        return [self.evaluator.evaluate_group(group.number, *speakers)]
 
     def complete(self, folder: Path) -> None:
         """Write what the rows say together (rank zero, at the end)."""
         self.evaluator.complete(folder)
 
-    def tell(self, counts: Counter[str]) -> None:
+    def log_counts(self, counts: Counter[str]) -> None:
         """Print the table."""
-        self.evaluator.tell(self.output)
+        self.evaluator.print_table(self.output)

@@ -55,7 +55,7 @@ def read_recipe(text: str, where: Path) -> Recipe:
     return Recipe(**places, lora=lora if isinstance(lora, dict) else None)
 
 
-def recipe_beside(folder: Path) -> Recipe:
+def recipe_in(folder: Path) -> Recipe:
     """Return what the recipe in a folder says; nothing where there is none."""
     file = folder / RECIPE
     return read_recipe(file.read_text("utf-8"), file) if file.is_file() else Recipe()

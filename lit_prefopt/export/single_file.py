@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.ldm_names import open_clip_name, unet_names, vae_name
+from lit_prefopt.weights.ldm_names import open_clip_name, unet_names, vae_name
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."

@@ -11,10 +11,10 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_prefopt.export.base import Base
-from lit_prefopt.export.facts import base_version, modelspec
-from lit_prefopt.export.ldm_names import unet_names
-from lit_prefopt.export.lora_files import LoRALayer, flat_name
+from lit_prefopt.export.base_pipeline import BasePipeline
+from lit_prefopt.export.metadata import base_version, modelspec
+from lit_prefopt.weights.ldm_names import unet_names
+from lit_prefopt.weights.lora_files import LoRALayer, flat_name
 
 Layers = Mapping[tuple[str, str], LoRALayer]
 
@@ -30,12 +30,12 @@ def combine(first: Layers, second: Layers) -> dict[tuple[str, str], LoRALayer]:
         second: The same, of another LoRA for the same base.
     """
     return {
-        key: _beside([lora[key] for lora in (first, second) if key in lora])
+        key: _side_by_side([lora[key] for lora in (first, second) if key in lora])
         for key in {**first, **second}
     }
 
 
-def _beside(layers: list[LoRALayer]) -> LoRALayer:
+def _side_by_side(layers: list[LoRALayer]) -> LoRALayer:
     if len(layers) == 1:
         return layers[0]
     down = torch.cat([layer.down.float() for layer in layers])
@@ -43,7 +43,9 @@ def _beside(layers: list[LoRALayer]) -> LoRALayer:
     return LoRALayer(down, up, len(down))
 
 
-def write_diffusers_lora(layers: Layers, path: Path, base: Base, dtype: torch.dtype) -> None:
+def write_diffusers_lora(
+    layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype
+) -> None:
     """Write a LoRA that `load_lora_weights` takes, ranks and alphas in its metadata.
 
     Args:
@@ -78,7 +80,7 @@ def _adapter_config(layers: dict[str, LoRALayer]) -> LoraConfig:
     )
 
 
-def write_kohya_lora(layers: Layers, path: Path, base: Base, dtype: torch.dtype) -> None:
+def write_kohya_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype) -> None:
     """Write a LoRA in kohya's layout.
 
     SDXL's layers are named as in the original code and those of SD 1.x and 2.x as in diffusers,

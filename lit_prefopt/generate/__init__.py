@@ -1,15 +1,15 @@
 """What `predict` runs: pairs that a model makes itself, and what is made of pairs beforehand."""
 
 from lit_prefopt.generate.change_mask import ChangeMask
-from lit_prefopt.generate.corruptions import Corruption, MisspeltText, OtherWord
-from lit_prefopt.generate.diptych import Diptychs
+from lit_prefopt.generate.corruptions import Corruption, MisspeltText, WordSwap
+from lit_prefopt.generate.diptych import DiptychGenerator
 from lit_prefopt.generate.edges import EdgeControl
 from lit_prefopt.generate.filters import (
-    AnyCallable,
-    Apart,
     AttributeHolds,
+    CallableFilter,
     Filter,
-    Similar,
+    LocalChange,
+    MinimumChange,
     TextHolds,
 )
 from lit_prefopt.generate.generator import Generator
@@ -19,21 +19,21 @@ from lit_prefopt.generate.reference_errors import ReferenceErrors
 from lit_prefopt.generate.self_play import SelfPlay
 
 __all__ = [
-    "AnyCallable",
-    "Apart",
+    "CallableFilter",
+    "MinimumChange",
     "AttributeHolds",
     "ChangeMask",
     "Corruption",
-    "Diptychs",
+    "DiptychGenerator",
     "EdgeControl",
     "Filter",
     "Generator",
     "LatentCache",
     "MisspeltText",
-    "OtherWord",
+    "WordSwap",
     "RankedSamples",
     "ReferenceErrors",
     "SelfPlay",
-    "Similar",
+    "LocalChange",
     "TextHolds",
 ]

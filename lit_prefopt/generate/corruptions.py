@@ -19,7 +19,7 @@ Thing = TypeVar("Thing")
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|„([^“]+)“|(?<!\w)['‘]([^'’]+)['’](?!\w)")
 
 
-class Target(NamedTuple):
+class CorruptionTarget(NamedTuple):
     """What differs between the two panels."""
 
     kind: str  # "text", "word" or the name of an attribute
@@ -27,12 +27,12 @@ class Target(NamedTuple):
     right: str  # what the right one is to show instead
 
 
-class Corrupted(NamedTuple):
+class CorruptedPrompt(NamedTuple):
     """The prompts of both panels."""
 
     left: str  # the prompt as it is
     right: str  # the spoilt one
-    target: Target
+    target: CorruptionTarget
 
 
 class Corruption(ABC):
@@ -42,7 +42,7 @@ class Corruption(ABC):
     """What a prompt must hold to be spoilt, for messages."""
 
     @abstractmethod
-    def corrupt(self, prompt: str, generator: Generator) -> Corrupted | None:
+    def corrupt(self, prompt: str, generator: Generator) -> CorruptedPrompt | None:
         """Return the prompts of both panels, or None where there is nothing to spoil.
 
         Args:
@@ -72,7 +72,7 @@ class MisspeltText(Corruption):
             )
         self.kinds = tuple(kinds)
 
-    def corrupt(self, prompt: str, generator: Generator) -> Corrupted | None:
+    def corrupt(self, prompt: str, generator: Generator) -> CorruptedPrompt | None:
         """Return the prompt, and one with another spelling of a word in quotes."""
         for quoted in _shuffled([*_QUOTED.finditer(prompt)], generator):
             group = quoted.lastindex or 0
@@ -82,7 +82,7 @@ class MisspeltText(Corruption):
                 if wrong is not None:
                     other = text[: word.start()] + wrong + text[word.end() :]
                     spoilt = prompt[:start] + other + prompt[quoted.end(group) :]
-                    return Corrupted(prompt, spoilt, Target("text", text, other))
+                    return CorruptedPrompt(prompt, spoilt, CorruptionTarget("text", text, other))
         return None
 
     def _misspelt(self, word: str, generator: Generator) -> str | None:
@@ -96,7 +96,7 @@ class MisspeltText(Corruption):
         return None
 
 
-class OtherWord(Corruption):
+class WordSwap(Corruption):
     """Replaces one word by another one of a table.
 
     Args:
@@ -116,22 +116,22 @@ class OtherWord(Corruption):
                 "at least one other word for each."
             )
 
-    def corrupt(self, prompt: str, generator: Generator) -> Corrupted | None:
+    def corrupt(self, prompt: str, generator: Generator) -> CorruptedPrompt | None:
         """Return the prompt, and one with another word."""
         words = sorted(self.words, key=len, reverse=True)  # the longer of two that overlap
         known = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
         found = [*known.finditer(prompt)]
         if not found:
             return None
-        word = one_of(found, generator)
-        other = one_of(self.words[word.group().casefold()], generator)
+        word = choose_one(found, generator)
+        other = choose_one(self.words[word.group().casefold()], generator)
         if word.group()[0].isupper():
             other = other[0].upper() + other[1:]
         spoilt = prompt[: word.start()] + other + prompt[word.end() :]
-        return Corrupted(prompt, spoilt, Target("word", word.group(), other))
+        return CorruptedPrompt(prompt, spoilt, CorruptionTarget("word", word.group(), other))
 
 
-def one_of(things: Sequence[Thing], generator: Generator) -> Thing:
+def choose_one(things: Sequence[Thing], generator: Generator) -> Thing:
     """Return one of some things, all alike likely."""
     return things[int(torch.randint(len(things), (), generator=generator))]
 
@@ -147,7 +147,7 @@ def _swap(word: str, place: int, generator: Generator) -> str:
 def _replace(word: str, place: int, generator: Generator) -> str:
     old = word[place]
     choice = digits if old.isdigit() else ascii_lowercase
-    new = one_of([letter for letter in choice if letter != old.casefold()], generator)
+    new = choose_one([letter for letter in choice if letter != old.casefold()], generator)
     return word[:place] + (new.upper() if old.isupper() else new) + word[place + 1 :]
 
 

@@ -14,32 +14,32 @@ from PIL import Image
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.groups import Group
 from lit_prefopt.data.images import to_pil
+from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.fingerprint import fingerprint
 from lit_prefopt.generate.change_mask import ChangeMask
-from lit_prefopt.generate.corruptions import Corrupted, Corruption
+from lit_prefopt.generate.corruptions import CorruptedPrompt, Corruption
+from lit_prefopt.generate.diptych_sheet import DiptychSheet
 from lit_prefopt.generate.edges import EdgeControl
-from lit_prefopt.generate.filters import Diptych, Filter, left_out
-from lit_prefopt.generate.generator import Generator, Made
-from lit_prefopt.generate.sheet import Sheet
+from lit_prefopt.generate.filters import Diptych, Filter, first_rejections
+from lit_prefopt.generate.generator import GeneratedPair, Generator
 from lit_prefopt.judges import Judge
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.fingerprint import fingerprint
 
 
-class Asked(NamedTuple):
+class DiptychRequest(NamedTuple):
     """One diptych to be made."""
 
     place: int  # of its prompt in the group
     seed: int
-    panels: Corrupted
+    panels: CorruptedPrompt
     text: str  # the prompt of the whole canvas
 
 
-class Diptychs(Generator):
+class DiptychGenerator(Generator):
     """Makes each pair as one picture of two panels, which differ in what the corruption spoils.
 
     The left panel shows the prompt and becomes the chosen side, the right one shows the spoilt
@@ -91,7 +91,7 @@ class Diptychs(Generator):
         _check_template(template)
         own = backbone.latent_shape[2] * backbone.pixels_per_latent
         self.sampling = replace(self.sampling, width=self.sampling.width or 2 * own)
-        width = backbone.canvas(self.sampling)[2] * backbone.pixels_per_latent
+        width = backbone.sampling_shape(self.sampling)[2] * backbone.pixels_per_latent
         if width % 2 or (width // 2) % backbone.pixels_per_latent or width // 2 <= 2 * seam:
             raise InputError(
                 f"A canvas {width} pixels wide cannot be cut into two panels without a seam of "
@@ -103,7 +103,7 @@ class Diptychs(Generator):
         self.change, self.masks, self.control = change or ChangeMask(), masks, control
         if control is not None:
             control.check(backbone)
-        self.sheet = Sheet(self.output.with_name(f"{self.output.name}-sheet.png"), sheet)
+        self.sheet = DiptychSheet(self.output.with_name(f"{self.output.name}-sheet.png"), sheet)
 
     def setup(self, stage: str | None = None) -> None:
         """Find out now what a filter lacks, and look at what is there already."""
@@ -111,43 +111,43 @@ class Diptychs(Generator):
             one.prepare()
         super().setup(stage)
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides, beside weights, prompts and sampling, what is made."""
-        control = self.control and {**self.control.facts(), "weights": fingerprint(self.control)}
+        control = self.control and {**self.control.settings(), "weights": fingerprint(self.control)}
         return {
-            "corruption": _said(self.corruption),
+            "corruption": _describe(self.corruption),
             "template": self.template,
             "size": self.size,
             "per_prompt": self.per_prompt,
             "seam": self.seam,
-            "filters": [_said(one) for one in self.filters],
+            "filters": [_describe(one) for one in self.filters],
             "change": vars(self.change),
             "masks": self.masks,
             "control": control,
         }
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         """Return the pairs that the filters let pass."""
-        asked = self._asked(group)
+        requests = self._requests(group)
         diptychs = [
             diptych
-            for start in range(0, len(asked), self.sampling.batch_size)
-            for diptych in self._made(asked[start : start + self.sampling.batch_size])
+            for start in range(0, len(requests), self.sampling.batch_size)
+            for diptych in self._generate(requests[start : start + self.sampling.batch_size])
         ]
-        reasons = left_out(self.filters, diptychs)
+        reasons = first_rejections(self.filters, diptychs)
         self.left_out.update(reason for reason in reasons if reason is not None)
         if self.trainer.is_global_zero:
             self.sheet.add(diptychs, reasons)
         return [
             self._pair(group.indices[one.place], one, diptych)
-            for one, diptych, reason in zip(asked, diptychs, reasons, strict=True)
+            for one, diptych, reason in zip(requests, diptychs, reasons, strict=True)
             if reason is None
         ]
 
-    def _asked(self, group: Group) -> list[Asked]:
+    def _requests(self, group: GenerationGroup) -> list[DiptychRequest]:
         """Return the diptychs to be made, without prompts that cannot be spoilt or read."""
         seeds = draws.subseeds(group.seeds, self.per_prompt, "diptych").tolist()
-        asked = []
+        requests = []
         for place, text in enumerate(group.texts):
             for seed in seeds[place]:
                 panels = self.corruption.corrupt(text, draws.generator(seed, "corruption"))
@@ -155,37 +155,37 @@ class Diptychs(Generator):
                     self.left_out[f"without {self.corruption.WANTS} in the prompt"] += 1
                     continue
                 whole = self.template.format(left=panels.left, right=panels.right)
-                if not self.backbone.reads(whole):
+                if not self.backbone.fits_context(whole):
                     self.left_out["with prompts longer than the text encoder reads"] += 1
                     continue
-                asked.append(Asked(place, seed, panels, whole))
-        return asked
+                requests.append(DiptychRequest(place, seed, panels, whole))
+        return requests
 
-    def _made(self, asked: Sequence[Asked]) -> list[Diptych]:
+    def _generate(self, requests: Sequence[DiptychRequest]) -> list[Diptych]:
         """Return the diptychs of one batch, on the CPU."""
-        seeds = torch.tensor([one.seed for one in asked])
+        seeds = torch.tensor([one.seed for one in requests])
         drawing: Any = nullcontext()
         if self.control is not None:
             half = replace(self.sampling, width=(self.sampling.width or 0) // 2)
             first = draws.subseeds(seeds, 1, "edges")[:, 0]
-            image = sample(self.backbone, [one.panels.left for one in asked], first, half)
-            drawing = self.control.along(
+            image = sample(self.backbone, [one.panels.left for one in requests], first, half)
+            drawing = self.control.condition_on(
                 self.backbone, self.control.edges(image).repeat(1, 1, 1, 2)
             )
         with drawing:
-            canvases = sample(self.backbone, [one.text for one in asked], seeds, self.sampling)
-        left, right = cut(canvases.float().cpu(), self.seam, self.size)
+            canvases = sample(self.backbone, [one.text for one in requests], seeds, self.sampling)
+        left, right = split_panels(canvases.float().cpu(), self.seam, self.size)
         change = self.change(left, right)
         return [
             Diptych(*one.panels, *images)
-            for one, *images in zip(asked, left, right, change, strict=True)
+            for one, *images in zip(requests, left, right, change, strict=True)
         ]
 
-    def _pair(self, index: int, asked: Asked, diptych: Diptych) -> Made:
+    def _pair(self, index: int, request: DiptychRequest, diptych: Diptych) -> GeneratedPair:
         target = diptych.target
         meta = {
             "source": "diptych",
-            "seeds": [asked.seed, asked.seed],
+            "seeds": [request.seed, request.seed],
             "changed": target.kind,
             "rejected_prompt": diptych.other,
         }
@@ -193,10 +193,10 @@ class Diptychs(Generator):
         if self.masks:
             mask = Image.fromarray((diptych.change[0] * 255).byte().numpy())
         sides = to_pil(diptych.left), to_pil(diptych.right)
-        return Made(index, diptych.prompt, *sides, meta, mask)
+        return GeneratedPair(index, diptych.prompt, *sides, meta, mask)
 
 
-def cut(canvases: Tensor, seam: int = 0, size: int | None = None) -> tuple[Tensor, Tensor]:
+def split_panels(canvases: Tensor, seam: int = 0, size: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the two panels of canvases, (B, 3, H, W) each.
 
     Args:
@@ -229,17 +229,17 @@ def _check_template(template: str) -> None:
         )
 
 
-def _said(part: Any) -> dict[str, Any]:
+def _describe(part: Any) -> dict[str, Any]:
     """Return a part's class and its plain numbers and words, functions by their names."""
-    told = {name: _plain(value) for name, value in sorted(vars(part).items())}
-    return {"class": type(part).__name__, **told}
+    values = {name: _plain(value) for name, value in sorted(vars(part).items())}
+    return {"class": type(part).__name__, **values}
 
 
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Judge):
-        return value.facts()
+        return value.settings()
     if isinstance(value, dict):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -12,8 +12,8 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.backbones.parts import load_part
-from lit_prefopt.backbones.reference import freeze
+from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.unet import DType, UNetBackbone
 from lit_prefopt.errors import InputError, check_number
 
@@ -46,11 +46,11 @@ class EdgeControl(nn.Module):
         check_number("low", low, 0, 1)
         check_number("high", high, low, 1)
         self.net = freeze(
-            load_part(ControlNetModel, controlnet, "controlnet", getattr(torch, dtype))
+            load_component(ControlNetModel, controlnet, "controlnet", getattr(torch, dtype))
         )
         self.scale, self.low, self.high = scale, low, high
 
-    def facts(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float]:
         """Return its numbers."""
         return {"scale": self.scale, "low": self.low, "high": self.high}
 
@@ -75,7 +75,7 @@ class EdgeControl(nn.Module):
         return edges(images, self.low, self.high)
 
     @contextmanager
-    def along(self, backbone: Backbone, drawing: Tensor) -> Iterator[None]:
+    def condition_on(self, backbone: Backbone, drawing: Tensor) -> Iterator[None]:
         """Let the UNet predict along these edges inside the block.
 
         Args:
@@ -84,13 +84,13 @@ class EdgeControl(nn.Module):
         """
         assert isinstance(backbone, UNetBackbone)
 
-        def steer(latents: Tensor, t: Tensor, told: dict[str, Any]) -> dict[str, Any]:
+        def residuals(latents: Tensor, t: Tensor, conditioning: dict[str, Any]) -> dict[str, Any]:
             times = len(latents) // len(drawing)
             dtype = self.net.dtype
             down, middle = self.net(
                 latents.to(dtype),
                 t,
-                **{name: _cast(value, dtype) for name, value in told.items()},
+                **{name: _cast(value, dtype) for name, value in conditioning.items()},
                 controlnet_cond=drawing.to(latents.device, dtype).repeat(times, 1, 1, 1),
                 conditioning_scale=self.scale,
                 return_dict=False,
@@ -100,11 +100,11 @@ class EdgeControl(nn.Module):
                 "mid_block_additional_residual": middle.to(latents.dtype),
             }
 
-        backbone.steer = steer
+        backbone.extra_conditioning = residuals
         try:
             yield
         finally:
-            backbone.steer = None
+            backbone.extra_conditioning = None
 
 
 def edges(images: Tensor, low: float, high: float) -> Tensor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,8 +13,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lit_prefopt.data.images import to_pil
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.generate.corruptions import Target
+from lit_prefopt.generate.corruptions import CorruptionTarget
 from lit_prefopt.judges import Judge
+from lit_prefopt.judges.ocr import rapid_ocr
 
 
 class Diptych(NamedTuple):
@@ -24,7 +23,7 @@ class Diptych(NamedTuple):
 
     prompt: str  # what the left half is to show
     other: str  # what the right half is to show
-    target: Target  # what differs between the two
+    target: CorruptionTarget  # what differs between the two
     left: Tensor  # (3, H, W) in [-1, 1]
     right: Tensor  # (3, H, W) in [-1, 1]
     change: Tensor  # (1, H, W): 1 where they differ
@@ -45,7 +44,7 @@ class Filter(ABC):
         """
 
 
-def left_out(filters: Sequence[Filter], diptychs: Sequence[Diptych]) -> list[str | None]:
+def first_rejections(filters: Sequence[Filter], diptychs: Sequence[Diptych]) -> list[str | None]:
     """Return why each diptych is left out, by the first filter that does so; None for the others.
 
     Args:
@@ -62,7 +61,7 @@ def left_out(filters: Sequence[Filter], diptychs: Sequence[Diptych]) -> list[str
     return found
 
 
-class Apart(Filter):
+class MinimumChange(Filter):
     """Leaves out diptychs whose halves cannot be told apart.
 
     Args:
@@ -79,7 +78,7 @@ class Apart(Filter):
         return ["with halves that are alike" if same else None for same in alike]
 
 
-class Similar(Filter):
+class LocalChange(Filter):
     """Leaves out diptychs whose halves differ in more than one place, or throughout.
 
     Args:
@@ -175,15 +174,15 @@ class TextHolds(Filter):
         if not left and not right:
             return "without any text that the reader finds"
         wanted, other = _letters(diptych.target.left), _letters(diptych.target.right)
-        if not _says(left, wanted, other):
+        if not _contains_text(left, wanted, other):
             return "with the wrong text on the left"
-        return "with the right text on the right" if _says(right, wanted, other) else None
+        return "with the right text on the right" if _contains_text(right, wanted, other) else None
 
     def _read(self, image: Tensor) -> str:
         return "".join(map(_letters, self.reader(to_pil(image))))
 
 
-def _says(text: str, wanted: str, other: str) -> bool:
+def _contains_text(text: str, wanted: str, other: str) -> bool:
     """Whether it holds the wanted text, and not as a part of the other one."""
     return wanted in text and not (wanted in other and other in text)
 
@@ -192,33 +191,12 @@ def _letters(text: str) -> str:
     return "".join(letter for letter in text.casefold() if letter.isalnum())
 
 
-def rapid_ocr() -> Callable[[Image.Image], list[str]]:
-    """Return a reader of text in images that runs on the CPU.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        module: Any = importlib.import_module("rapidocr")
-        engine = module.RapidOCR(params={"Global.log_level": "error"})
-    except ImportError as error:  # it looks for onnxruntime when it is made
-        raise InputError(
-            "Reading text wants RapidOCR: `pip install lit-prefopt[ocr]`, or name a reader of your "
-            "own by `reader`."
-        ) from error
-
-    def read(image: Image.Image) -> list[str]:
-        return [*(engine(np.asarray(image)[..., ::-1]).txts or ())]  # it takes BGR
-
-    return read
-
-
-class AnyCallable(Filter):
+class CallableFilter(Filter):
     """Asks a function of your own, such as one that asks a vision-language model.
 
     Args:
         function: Import path of a function of the two halves (PIL images), the two prompts and the
-            target (`generate.corruptions.Target`) that says whether the diptych is kept.
+            target (`generate.corruptions.CorruptionTarget`) that says whether the diptych is kept.
         name: What is said of those that it leaves out.
     """
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.groups import Group, Groups, WholeSamples
-from lit_prefopt.data.writer import ShardWriter, Side
-from lit_prefopt.diffusion.settings import Sampling
-from lit_prefopt.fingerprint import fingerprint
+from lit_prefopt.data.shards.writer import ShardWriter, Side
+from lit_prefopt.datamodules.generation import GenerationDataModule, GenerationGroup, ShardGroups
 from lit_prefopt.generate.producer import Producer
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.fingerprint import fingerprint
 
 
-class Made(NamedTuple):
+class GeneratedPair(NamedTuple):
     """One pair that was made."""
 
     place: int  # of its prompt in the list of prompts
@@ -24,7 +24,7 @@ class Made(NamedTuple):
     meta: Mapping[str, Any] = {}  # goes to the sample's .json
     mask: Side | None = None  # white where the two sides are meant to differ
 
-    def put(self, writer: ShardWriter) -> None:
+    def write_to(self, writer: ShardWriter) -> None:
         """Write it into a shard."""
         meta = {**self.meta, "prompt_index": self.place}
         writer.add(self.prompt, self.chosen, self.rejected, meta, self.mask)
@@ -42,7 +42,7 @@ class Generator(Producer):
         sampling: How images are sampled; the backbone's own settings where not given.
     """
 
-    REFUSES: ClassVar[tuple[type[Groups], ...]] = (WholeSamples,)
+    REFUSES: ClassVar[tuple[type[GenerationDataModule], ...]] = (ShardGroups,)
 
     def __init__(self, backbone: Backbone, output: str, sampling: Sampling | None = None) -> None:
         super().__init__(backbone, output)
@@ -50,7 +50,7 @@ class Generator(Producer):
         self.sampling = sampling or backbone.sampling
 
     @abstractmethod
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         """Return the pairs of a group, any number for each prompt, in the order of the prompts.
 
         What is left out on the way is counted by name in `left_out`.
@@ -59,7 +59,7 @@ class Generator(Producer):
             group: B prompts.
         """
 
-    def facts_of_model(self) -> dict[str, Any]:
+    def model_settings(self) -> dict[str, Any]:
         """Return how images are sampled, and by which weights."""
         return {
             "sampling": {k: v for k, v in vars(self.sampling).items() if v is not None},
@@ -68,5 +68,5 @@ class Generator(Producer):
 
     def setup(self, stage: str | None = None) -> None:
         """Look at what is there already, before anything is made."""
-        self.backbone.need_encoders(f"{type(self).__name__}, which samples images,")
+        self.backbone.require_encoders(f"{type(self).__name__}, which samples images,")
         super().setup(stage)

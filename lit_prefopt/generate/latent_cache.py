@@ -14,28 +14,28 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Prompt, scaled
-from lit_prefopt.data.groups import Groups, SampleGroups, StoredGroup
 from lit_prefopt.data.images import Augment, BrokenSample, Size, decode
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.latent_set import EMPTY
-from lit_prefopt.data.latents import members_of
-from lit_prefopt.data.read import Sample
-from lit_prefopt.data.seeds import stable_seed
-from lit_prefopt.data.shard import LATENTS, SIDES
-from lit_prefopt.data.writer import ShardWriter
-from lit_prefopt.diffusion.encoding import at_latents
+from lit_prefopt.data.latents.latent_reader import members_of
+from lit_prefopt.data.latents.manifest import EMPTY
+from lit_prefopt.data.shards.format import LATENTS, SIDES
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.reader import Sample
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.datamodules.generation import GenerationDataModule, SampleGroups, StoredGroup
+from lit_prefopt.diffusion.encoding import resize_masks
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.fingerprint import fingerprint
-from lit_prefopt.generate.forms import Form, Shards
+from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.producer import Producer
-from lit_prefopt.intake.parallel import in_order
+from lit_prefopt.utils.fingerprint import fingerprint
+from lit_prefopt.utils.parallel import map_in_order
+from lit_prefopt.utils.seeds import stable_seed
 
 log = logging.getLogger(__name__)
 
 VERSIONS = ("torch", "diffusers", "transformers")
 
 
-class Views(NamedTuple):
+class PairViews(NamedTuple):
     """One pair, decoded and cut."""
 
     sample: Sample
@@ -46,7 +46,7 @@ class Views(NamedTuple):
     masks: Tensor | None  # (V, 1, H, W)
 
 
-class Encoded(NamedTuple):
+class EncodedPair(NamedTuple):
     """One pair as it is kept."""
 
     text: str
@@ -55,9 +55,9 @@ class Encoded(NamedTuple):
     shard: int
     size: Size  # of the best side
 
-    def put(self, writer: ShardWriter) -> None:
+    def write_to(self, writer: ShardWriter) -> None:
         """Write it into the shard whose number is that of the images' shard."""
-        writer.put(members_of(self.text, self.tensors, self.meta), self.size, self.shard)
+        writer.add_members(members_of(self.text, self.tensors, self.meta), self.size, self.shard)
 
 
 class LatentCache(Producer):
@@ -85,7 +85,7 @@ class LatentCache(Producer):
         workers: Threads that decode images; as many as there are cores if not given.
     """
 
-    WANTS: ClassVar[type[Groups]] = SampleGroups
+    WANTS: ClassVar[type[GenerationDataModule]] = SampleGroups
     WANTED: ClassVar[str] = "SampleGroups"
 
     def __init__(
@@ -120,17 +120,17 @@ class LatentCache(Producer):
         self.batch_size, self.workers = batch_size, workers
 
     @property
-    def form(self) -> Form:
+    def form(self) -> OutputFormat:
         """What kind of folder is made."""
-        return Shards(LATENTS, numbered=True)
+        return ShardFormat(LATENTS, numbered=True)
 
-    def facts_of_model(self) -> dict[str, Any]:
+    def model_settings(self) -> dict[str, Any]:
         """Return who encodes; the denoiser takes no part in it and may be another one."""
         encoders = {name: fingerprint(part) for name, part in self.backbone.encoders.items()}
         dtype = str(self.backbone.latent_dtype).removeprefix("torch.")
-        return {"encoders": encoders, **self.backbone.latent_facts(), "dtype": dtype}
+        return {"encoders": encoders, **self.backbone.latent_settings(), "dtype": dtype}
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides, beside model and pairs, what is made."""
         return {
             "resolution": self.augment.size[0],
@@ -148,16 +148,16 @@ class LatentCache(Producer):
 
     def setup(self, stage: str | None = None) -> None:
         """Look at what is there already, before anything is made."""
-        self.backbone.need_encoders("LatentCache")
+        self.backbone.require_encoders("LatentCache")
         super().setup(stage)
 
-    def make(self, group: StoredGroup) -> list[Encoded]:
+    def make(self, group: StoredGroup) -> list[EncodedPair]:
         """Return what is kept of the pairs of a group, a batch of images at a time."""
         pairs = zip(group.samples, group.shards, group.seeds.tolist(), strict=True)
-        made: list[Encoded] = []
-        waiting: list[Views] = []
+        made: list[EncodedPair] = []
+        waiting: list[PairViews] = []
         per_pair = self.views * (1 + self.flip) * len(SIDES)
-        for views in in_order(self._decoded, pairs, self.workers):
+        for views in map_in_order(self._decoded, pairs, self.workers):
             if isinstance(views, str):
                 log.warning("A pair cannot be read and is left out: %s.", views)
                 self.left_out["broken pairs"] += 1
@@ -174,13 +174,13 @@ class LatentCache(Producer):
         save_file(_kept(prompt), folder / EMPTY)
         (folder / EMPTY).chmod(0o644)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return how much room a pair takes."""
         sizes = [path.stat().st_size for path in self.output.glob("*.tar")]
         pairs = sum(len(shard.offsets) for shard in read_index(str(self.output)))
         return f", {sum(sizes) / pairs / 1e6:.3f} MB each"
 
-    def _decoded(self, pair: tuple[Sample, int, int]) -> Views | str:
+    def _decoded(self, pair: tuple[Sample, int, int]) -> PairViews | str:
         """Return all views of a pair, or why there are none."""
         sample, shard, seed = pair
         try:
@@ -197,7 +197,7 @@ class LatentCache(Producer):
                 frames.append([self.augment.frame(side.size, crop) for side in sides])
                 if mask is not None:
                     masks.append(self.augment.mask(mask, sides[0].size, crop))
-        return Views(
+        return PairViews(
             sample,
             shard,
             sides[0].size,
@@ -207,7 +207,7 @@ class LatentCache(Producer):
         )
 
     @torch.no_grad()
-    def _encoded(self, pairs: list[Views]) -> list[Encoded]:
+    def _encoded(self, pairs: list[PairViews]) -> list[EncodedPair]:
         """Return what is kept of some pairs."""
         if not pairs:
             return []
@@ -229,11 +229,11 @@ class LatentCache(Producer):
             if self.deviation:
                 tensors["deviation"] = deviation[i]
             if pair.masks is not None:
-                tensors["masks"] = at_latents(pair.masks, mean)
+                tensors["masks"] = resize_masks(pair.masks, mean)
             one = prompt.rows(torch.tensor([i], device=prompt.hidden.device))
             tensors |= {name: field[0] for name, field in _kept(one).items()}
-            told = pair.sample.text, tensors, pair.sample.meta
-            made.append(Encoded(*told, pair.shard, pair.size))
+            stored = pair.sample.text, tensors, pair.sample.meta
+            made.append(EncodedPair(*stored, pair.shard, pair.size))
         return made
 
 

@@ -15,10 +15,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_prefopt.backbones import Backbone, check_backbone
-from lit_prefopt.data.groups import Groups
+from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.errors import InputError
-from lit_prefopt.generate.forms import Form, Shards
-from lit_prefopt.generate.parts import Parts
+from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
+from lit_prefopt.generate.partial_outputs import PartialOutputs
 
 
 class Producer(LightningModule):
@@ -33,10 +33,10 @@ class Producer(LightningModule):
         output: Folder to be made.
     """
 
-    WANTS: ClassVar[type[Groups]] = Groups  # type: ignore[type-abstract]
+    WANTS: ClassVar[type[GenerationDataModule]] = GenerationDataModule  # type: ignore[type-abstract]
     """What data module deals out its groups."""
 
-    REFUSES: ClassVar[tuple[type[Groups], ...]] = ()
+    REFUSES: ClassVar[tuple[type[GenerationDataModule], ...]] = ()
     """Which of them deal out something else."""
 
     WANTED: ClassVar[str] = "PromptGroups` or `--data PairGroups"
@@ -62,15 +62,15 @@ class Producer(LightningModule):
             group: What the data module deals out.
         """
 
-    def nothing(self, group: Any) -> list[Any]:
+    def make_empty(self, group: Any) -> list[Any]:
         """Return what is made of a group of which nothing can be read."""
         return []
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides, beside model and data, what is made."""
         return {}
 
-    def facts_of_model(self) -> dict[str, Any]:
+    def model_settings(self) -> dict[str, Any]:
         """Return what decides of the model what is made."""
         return {}
 
@@ -79,9 +79,9 @@ class Producer(LightningModule):
         return {}
 
     @property
-    def form(self) -> Form:
+    def form(self) -> OutputFormat:
         """What kind of folder is made."""
-        return Shards()
+        return ShardFormat()
 
     def complete(self, folder: Path) -> None:
         """Write what else belongs into the output (rank zero, at the end).
@@ -90,11 +90,11 @@ class Producer(LightningModule):
             folder: The output under its temporary name.
         """
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return what is said of the output at the end, beside what was counted."""
         return ""
 
-    def groups(self) -> Groups:
+    def groups(self) -> GenerationDataModule:
         """Return the data module; refuse one that deals out something else."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, self.WANTS) or isinstance(data, self.REFUSES):
@@ -106,22 +106,22 @@ class Producer(LightningModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Look at what is there already, before anything is made."""
-        self.parts = self.parts_of(self.groups())
+        self.parts = self.partial_outputs(self.groups())
         self.parts.check()
 
-    def parts_of(self, data: Any) -> Parts:
+    def partial_outputs(self, data: Any) -> PartialOutputs:
         """Return the groups that are made already.
 
         Args:
             data: The data module.
         """
-        facts = {
+        settings = {
             "generator": type(self).__name__,
-            **data.facts(),
-            **self.facts_of_model(),
-            **self.facts(),
+            **data.settings(),
+            **self.model_settings(),
+            **self.settings(),
         }
-        return Parts(self.output, facts, data.groups, self.form, self.notes())
+        return PartialOutputs(self.output, settings, data.groups, self.form, self.notes())
 
     def on_predict_start(self) -> None:
         """Say what is left to do; all ranks have looked before one of them writes."""
@@ -131,7 +131,7 @@ class Producer(LightningModule):
             # Lightning's handler is for trainings; here all that is done is on the disk
             signal.signal(signal.SIGTERM, _leave)
         self.trainer.strategy.barrier()
-        self.parts.begin()
+        self.parts.write_settings()
         missing = self.parts.missing()
         if self.parts.complete:
             rank_zero_info(f"{self.output} is complete: nothing is left to {self.VERB}.")
@@ -143,7 +143,7 @@ class Producer(LightningModule):
         if self.parts.complete or self.parts.has(group.number):
             return
         self.left_out.clear()
-        made = self.make(group) if group.indices else self.nothing(group)
+        made = self.make(group) if group.indices else self.make_empty(group)
         self.parts.write(group.number, made, self.left_out)
 
     def on_predict_end(self) -> None:
@@ -158,16 +158,16 @@ class Producer(LightningModule):
         if missing:  # the Trainer was given a limit
             rank_zero_info(f"{missing} groups are left: the same command goes on with them.")
             return
-        self.tell(self.parts.join(self.complete))
+        self.log_counts(self.parts.join(self.complete))
 
-    def tell(self, counts: Counter[str]) -> None:
+    def log_counts(self, counts: Counter[str]) -> None:
         """Say what was made (rank zero, at the end).
 
         Args:
             counts: What was counted, by name.
         """
         counted = "".join(f", {count} {name}" for name, count in sorted(counts.items()))
-        rank_zero_info(f"Pairs: {self.output}{counted}{self.told()}")
+        rank_zero_info(f"Pairs: {self.output}{counted}{self.summary()}")
 
 
 def _leave(signum: int, _: FrameType | None) -> None:

@@ -10,21 +10,28 @@ from PIL import Image
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.groups import Group
 from lit_prefopt.data.images import to_pil
-from lit_prefopt.data.writer import encode
+from lit_prefopt.data.shards.writer import encode
+from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.generate.generator import Generator, Made
-from lit_prefopt.generate.selection import How, Match, calibrated, drawn, matches, ranks
+from lit_prefopt.generate.generator import GeneratedPair, Generator
+from lit_prefopt.generate.selection import (
+    How,
+    PairIndices,
+    calibrated,
+    draw_subset,
+    ranks,
+    select_pairs,
+)
 from lit_prefopt.judges import Judge
 from lit_prefopt.judges.judge import checked_scores, full_precision
 from lit_prefopt.judges.mixture import judge_names, judge_weights
+from lit_prefopt.processes.settings import Sampling
 
 
-class Rated(NamedTuple):
+class ScoredImages(NamedTuple):
     """The M images of one prompt and what K judges say of them."""
 
     pictures: list[Image.Image]
@@ -93,10 +100,10 @@ class RankedSamples(Generator):
             judge.prepare()
         super().setup(stage)
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides, beside weights, prompts and sampling, what is made."""
         return {
-            "judges": [judge.facts() for judge in self.judges],
+            "judges": [judge.settings() for judge in self.judges],
             "judge_weights": self.weights,
             "images": self.images,
             "pairs": self.pairs,
@@ -105,28 +112,28 @@ class RankedSamples(Generator):
             "calibrate": self.calibrate,
         }
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         """Return the pairs of a group."""
-        made: list[Made] = []
+        made: list[GeneratedPair] = []
         rated = self._rated(group)
         for place, text, seed, one in zip(
             group.indices, group.texts, group.seeds.tolist(), rated, strict=True
         ):
-            found = matches(one.scores, one.total, self.pairs, self.rank_gap)
+            found = select_pairs(one.scores, one.total, self.pairs, self.rank_gap)
             if not found:
                 self.left_out["prompts without a pair"] += 1
-            kept = drawn(found, self.pairs_per_prompt, draws.generator(seed, "pairs"))
+            kept = draw_subset(found, self.pairs_per_prompt, draws.generator(seed, "pairs"))
             if len(kept) < len(found):
                 self.left_out["pairs beyond pairs_per_prompt"] += len(found) - len(kept)
             # an image is in many pairs and encoded once
             files = {i: encode(one.pictures[i])[0] for match in kept for i in match}
             made += [
-                Made(place, text, files[m.chosen], files[m.rejected], self._meta(one, m))
+                GeneratedPair(place, text, files[m.chosen], files[m.rejected], self._meta(one, m))
                 for m in kept
             ]
         return made
 
-    def _rated(self, group: Group) -> list[Rated]:
+    def _rated(self, group: GenerationGroup) -> list[ScoredImages]:
         """Return the images of each prompt with their scores."""
         texts = [text for text in group.texts for _ in range(self.images)]
         seeds = draws.subseeds(group.seeds, self.images, "ranked").flatten()
@@ -142,7 +149,7 @@ class RankedSamples(Generator):
             pictures += map(to_pil, images)
         by_prompt = torch.cat(scores).split(self.images)
         return [
-            Rated(
+            ScoredImages(
                 pictures[i * self.images : (i + 1) * self.images],
                 seeds[i * self.images : (i + 1) * self.images].tolist(),
                 some,
@@ -157,7 +164,7 @@ class RankedSamples(Generator):
         weighed = calibrated(values) if self.calibrate else values
         return weighed @ torch.tensor(self.weights, dtype=torch.float64)
 
-    def _meta(self, rated: Rated, match: Match) -> dict[str, Any]:
+    def _meta(self, rated: ScoredImages, match: PairIndices) -> dict[str, Any]:
         """Return what the .json of a pair says."""
         by_judge = zip(judge_names(self.judges), rated.scores.T.tolist(), strict=True)
         places = ranks(rated.total)
@@ -174,7 +181,7 @@ class RankedSamples(Generator):
         }
 
 
-def _sides(match: Match, values: Sequence[Any]) -> dict[str, Any]:
+def _sides(match: PairIndices, values: Sequence[Any]) -> dict[str, Any]:
     return {"chosen": values[match.chosen], "rejected": values[match.rejected]}
 
 

@@ -11,18 +11,18 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.error_table import draw_seed
-from lit_prefopt.data.groups import CachedGroups, Groups, StoredGroup
+from lit_prefopt.cache_checks import check_latents, settings_of_reference
 from lit_prefopt.data.images import BrokenSample
-from lit_prefopt.data.latent_items import LatentItems
-from lit_prefopt.data.latents import LatentReader, LatentSample
-from lit_prefopt.data.shard import SIDES
+from lit_prefopt.data.latents.error_table import draw_seed
+from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.latent_samples import LatentSampleLoader
+from lit_prefopt.data.shards.format import SIDES
+from lit_prefopt.datamodules.generation import CachedGroups, GenerationDataModule, StoredGroup
 from lit_prefopt.diffusion import draws as drawing
-from lit_prefopt.diffusion.cached import check_latents, facts_of_reference
-from lit_prefopt.diffusion.denoising import discounted, errors_of, noised
-from lit_prefopt.diffusion.encoding import drawn
+from lit_prefopt.diffusion.denoising import discounted, noise_pairs, predict_errors
+from lit_prefopt.diffusion.encoding import draw_latents
 from lit_prefopt.errors import check_number
-from lit_prefopt.generate.forms import Form, Tables
+from lit_prefopt.generate.output_formats import OutputFormat, TableFormat
 from lit_prefopt.generate.producer import Producer
 
 
@@ -51,7 +51,7 @@ class ReferenceErrors(Producer):
         batch_size: Pairs of a forward, best as many as in the training.
     """
 
-    WANTS: ClassVar[type[Groups]] = CachedGroups
+    WANTS: ClassVar[type[GenerationDataModule]] = CachedGroups
     WANTED: ClassVar[str] = "CachedGroups"
 
     def __init__(
@@ -78,15 +78,15 @@ class ReferenceErrors(Producer):
         self.batch_size = batch_size
 
     @property
-    def form(self) -> Form:
+    def form(self) -> OutputFormat:
         """What kind of folder is made."""
-        return Tables()
+        return TableFormat()
 
-    def facts_of_model(self) -> dict[str, Any]:
+    def model_settings(self) -> dict[str, Any]:
         """Return what decides the reference's errors at a draw."""
-        return facts_of_reference(self)
+        return settings_of_reference(self)
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides the draws."""
         names = ("draws", "caption_dropout", "held_out", "gamma", "gamma_steps", "batch_size")
         return {name: getattr(self, name) for name in names}
@@ -104,14 +104,14 @@ class ReferenceErrors(Producer):
         check_latents(self.backbone, data.latents)
         reader, self.seed = data.reader, data.seed
         assert isinstance(reader, LatentReader)
-        self.items = LatentItems(
+        self.samples = LatentSampleLoader(
             reader, self.seed, data.latents, self.caption_dropout, self.held_out
         )
         super().setup(stage)
 
     def make(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
         """Return the errors and timesteps of a group, in stored order."""
-        [(errors, t)] = self.nothing(group)
+        [(errors, t)] = self.make_empty(group)
         usable = [
             pair for pair in zip(group.indices, group.samples, strict=True) if self._fits(pair)
         ]
@@ -122,7 +122,7 @@ class ReferenceErrors(Producer):
                 errors[rows, draw], t[rows, draw] = self._measured(some, draw)
         return [(errors, t)]
 
-    def nothing(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
+    def make_empty(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
         """Return the rows of pairs that cannot be read."""
         form = len(group.places), self.draws
         errors = torch.full((*form, len(SIDES)), torch.nan)
@@ -130,7 +130,7 @@ class ReferenceErrors(Producer):
 
     def _fits(self, pair: tuple[int, LatentSample]) -> bool:
         try:
-            self.items.make(pair[1], 0)
+            self.samples.view(pair[1], 0)
         except BrokenSample:
             self.left_out["broken pairs"] += 1
             return False
@@ -140,13 +140,13 @@ class ReferenceErrors(Producer):
     def _measured(self, some: list[tuple[int, LatentSample]], draw: int) -> tuple[Tensor, Tensor]:
         """Return the errors (B, K) and timesteps (B,) of one draw, on the CPU."""
         of = 0 if self.held_out else draw
-        items = [self.items.make(one, draw_seed(self.seed, index, of)) for index, one in some]
-        batch = move_data_to_device(self.items.collate(items), self.device)
-        pairs = drawn(self.backbone, batch).at_draw(draw - of)
+        items = [self.samples.view(one, draw_seed(self.seed, index, of)) for index, one in some]
+        batch = move_data_to_device(self.samples.collate(items), self.device)
+        pairs = draw_latents(self.backbone, batch).at_draw(draw - of)
         u = discounted(drawing.uniform(pairs.seeds, "t"), self.gamma, self.gamma_steps)
         t = (u * self.backbone.process.steps).long()
-        seen = noised(self.backbone.process, pairs, t, masked=self.masked)
-        speaks = self.backbone.as_reference() if self.backbone.has_reference else nullcontext()
-        with speaks:
-            errors = errors_of(self.backbone, seen).value
+        seen = noise_pairs(self.backbone.process, pairs, t, masked=self.masked)
+        weights = self.backbone.as_reference() if self.backbone.has_reference else nullcontext()
+        with weights:
+            errors = predict_errors(self.backbone, seen).value
         return errors.cpu(), t.int().cpu()

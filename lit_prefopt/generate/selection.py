@@ -14,7 +14,7 @@ from torch import Tensor
 How = Literal["all", "best-worst", "rank-gap", "pareto"]
 
 
-class Match(NamedTuple):
+class PairIndices(NamedTuple):
     """Two images of a prompt, by their numbers."""
 
     chosen: int
@@ -53,7 +53,7 @@ def dominates(scores: Tensor) -> Tensor:
     return (one >= other).all(-1) & (one > other).any(-1)
 
 
-def matches(scores: Tensor, total: Tensor, how: How, rank_gap: int = 1) -> list[Match]:
+def select_pairs(scores: Tensor, total: Tensor, how: How, rank_gap: int = 1) -> list[PairIndices]:
     """Return the pairs of a prompt, in a fixed order.
 
     Args:
@@ -77,10 +77,12 @@ def matches(scores: Tensor, total: Tensor, how: How, rank_gap: int = 1) -> list[
     places = ranks(total)
     least = rank_gap if how == "rank-gap" else 1
     # a lower rank is a higher total, so a gap of 1 also keeps ties out
-    return [Match(i, j) for i, j in found if places[j] - places[i] >= least]
+    return [PairIndices(i, j) for i, j in found if places[j] - places[i] >= least]
 
 
-def drawn(found: list[Match], most: int | None, generator: torch.Generator) -> list[Match]:
+def draw_subset(
+    found: list[PairIndices], most: int | None, generator: torch.Generator
+) -> list[PairIndices]:
     """Return so many of the pairs at most, drawn without replacement, in their order.
 
     Args:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.data.groups import Group
 from lit_prefopt.data.images import to_pil
+from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.generate.generator import Generator, Made
+from lit_prefopt.generate.generator import GeneratedPair, Generator
+from lit_prefopt.processes.settings import Sampling
 
 
 class SelfPlay(Generator):
@@ -36,11 +36,11 @@ class SelfPlay(Generator):
         super().__init__(backbone, output, sampling)
         self.opponent_round = opponent_round
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what decides, beside weights, prompts and sampling, what is made."""
         return {"opponent_round": self.opponent_round}
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         """Return a pair for each prompt: the real image is the chosen one."""
         seeds = draws.subseeds(group.seeds, 1, "self-play")[:, 0]
         images = sample(self.backbone, group.texts, seeds, self.sampling)
@@ -56,5 +56,5 @@ class SelfPlay(Generator):
                 "seeds": [None, int(seeds[i])],
                 "opponent_round": self.opponent_round,
             }
-            made.append(Made(group.indices[i], text, real, to_pil(images[i]), meta))
+            made.append(GeneratedPair(group.indices[i], text, real, to_pil(images[i]), meta))
         return made

@@ -7,7 +7,7 @@ from lit_prefopt.judges.hps import HPSv2
 from lit_prefopt.judges.image_reward import ImageReward
 from lit_prefopt.judges.judge import Judge
 from lit_prefopt.judges.metric import JudgeMetric
-from lit_prefopt.judges.mixture import Calibrated, Weighted
+from lit_prefopt.judges.mixture import CalibratedJudges, WeightedJudges
 from lit_prefopt.judges.step_aware import StepAware
 from lit_prefopt.judges.step_aware_training import StepAwarePreference
 from lit_prefopt.judges.vision_language import VisionLanguage
@@ -16,7 +16,7 @@ __all__ = [
     "Aesthetic",
     "CLIPJudge",
     "CLIPScore",
-    "Calibrated",
+    "CalibratedJudges",
     "Endpoint",
     "HPSv2",
     "ImageReward",
@@ -26,5 +26,5 @@ __all__ = [
     "StepAware",
     "StepAwarePreference",
     "VisionLanguage",
-    "Weighted",
+    "WeightedJudges",
 ]

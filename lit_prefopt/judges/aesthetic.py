@@ -50,7 +50,7 @@ class Aesthetic(CLIPJudge):
 
     def prepare(self) -> None:
         """Load the CLIP, its image processor and the linear layers."""
-        _ = self.clip, self.look, self.head
+        _ = self.clip, self.image_processor, self.head
 
     def versions(self) -> dict[str, str | None]:
         """Return which weights they are."""

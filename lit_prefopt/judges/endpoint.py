@@ -31,7 +31,7 @@ class Endpoint(Judge):
     It gets a POST of `{"prompts": [...], "images": [...]}`, each image a PNG in base64, and
     `"timesteps": [...]` where the judge is told them, and answers `{"scores": [...]}`, one finite
     number an image. An empty batch, which is sent before a run, wants `{"scores": []}`; what stands
-    beside it as `"facts"` is written down by evaluations. `examples/judge_server.py` serves any
+    beside it as `"settings"` is written down by evaluations. `examples/judge_server.py` serves any
     judge of this library.
 
     What is worth asking again (no connection, a time-out, 429, 500, 502, 503, 504) is asked again
@@ -75,16 +75,18 @@ class Endpoint(Judge):
         check_number("timeout", timeout, above=0)
         self.url, self.batch_size, self.timeout = url, batch_size, timeout
         self.retries, self.pause, self.most_bytes = retries, pause, most_bytes
-        self.said: dict[str, Any] = {}  # what the server tells of itself
+        self.server_settings: dict[str, Any] = {}  # what the server tells of itself
 
     def prepare(self) -> None:
         """Ask it to score nothing."""
-        facts = self._ask([], [], None).get("facts", {})
-        self.said = facts if isinstance(facts, dict) else {}
+        settings = self._request_scores([], [], None).get("settings", {})
+        self.server_settings = settings if isinstance(settings, dict) else {}
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what an evaluation writes down, with what the server told of itself."""
-        return super().facts() | ({"server": self.said} if self.said else {})
+        return super().settings() | (
+            {"server": self.server_settings} if self.server_settings else {}
+        )
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
         """Return one score per image, (B,) float32.
@@ -102,45 +104,45 @@ class Endpoint(Judge):
             part = slice(start, start + self.batch_size)
             times = None if t is None else t[part].tolist()
             pictures = [_png(image) for image in images[part]]
-            scores += self._ask(list(texts[part]), pictures, times)["scores"]
+            scores += self._request_scores(list(texts[part]), pictures, times)["scores"]
         return torch.tensor(scores, dtype=torch.float32).to(images.device)
 
-    def _ask(
+    def _request_scores(
         self, texts: list[str], images: list[str], times: list[float] | None
     ) -> dict[str, Any]:
         """Return what it answers about a batch, with as many finite scores as there are images."""
         batch: dict[str, Any] = {"prompts": texts, "images": images}
         if times is not None:
             batch["timesteps"] = times
-        answer = self._answer(json.dumps(batch).encode())
+        response = self._request(json.dumps(batch).encode())
         try:
-            said = json.loads(answer)
-            scores = said["scores"]
+            reply = json.loads(response)
+            scores = reply["scores"]
             numbers = [float(score) for score in scores if type(score) in (float, int)]
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            start = answer[:60].decode(errors="replace")
+            start = response[:60].decode(errors="replace")
             raise self._refused(f"answered {start!r}, which is no JSON with `scores`") from error
         if len(scores) != len(images) or len(numbers) != len(scores):
             raise self._refused(f"gave {len(numbers)} numbers for {len(images)} images")
         if not torch.tensor(numbers, dtype=torch.float32).isfinite().all():
             raise self._refused("gave a score that is not finite")
-        return {**said, "scores": numbers}
+        return {**reply, "scores": numbers}
 
-    def _answer(self, body: bytes) -> bytes:
+    def _request(self, body: bytes) -> bytes:
         """Return the body of its answer, asked again where that may help."""
         why = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                status, answer = self._post(body)
+                status, response = self._post(body)
             except (requests.ConnectionError, requests.Timeout, ChunkedEncodingError) as error:
                 why = f"did not answer ({_reason(error)})"
                 continue
             except RequestException as error:
                 raise self._refused(f"cannot be asked ({_reason(error)})") from error
             if status == 200:
-                return answer
+                return response
             why = f"answered with status {status}"
             if status not in PASSING:
                 break
@@ -158,16 +160,16 @@ class Endpoint(Judge):
             stream=True,
             allow_redirects=False,
         ) as response:
-            answer = b""
+            content = b""
             if response.status_code == 200:
                 # as it comes, so that neither its size nor its time can run away
                 while piece := _piece(response):
-                    answer += piece
-                    if len(answer) > self.most_bytes:
+                    content += piece
+                    if len(content) > self.most_bytes:
                         raise self._refused(f"answered with more than {self.most_bytes} bytes")
                     if time.monotonic() > until:
                         raise requests.Timeout(f"no whole answer in {self.timeout:g} seconds")
-            return response.status_code, answer
+            return response.status_code, content
 
     def _refused(self, what: str) -> InputError:
         return InputError(

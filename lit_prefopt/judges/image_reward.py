@@ -15,9 +15,9 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges.judge import Judge
 from lit_prefopt.judges.linear_head import LinearHead
-from lit_prefopt.judges.pixels import cut, normalised
-from lit_prefopt.judges.weights import fill, loading, read_weights, version, weights_file
-from lit_prefopt.transfer import sent
+from lit_prefopt.judges.pixels import center_crop, normalize
+from lit_prefopt.judges.weights import fill, loading_errors, read_weights, version, weights_file
+from lit_prefopt.utils.transfer import to_device
 
 REPOSITORY, NAME = "THUDM/ImageReward", "ImageReward.pt"
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the scores, as released
@@ -60,10 +60,10 @@ class RewardBLIP(nn.Module):
         """
         seen = self.vision(pixels).last_hidden_state
         # nothing is masked in the image, and the text is read both ways
-        said = self.text(
+        encoded = self.text(
             input_ids=tokens, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False
         )
-        return (self.head(said.last_hidden_state[:, 0].float()) - MEAN) / DEVIATION
+        return (self.head(encoded.last_hidden_state[:, 0].float()) - MEAN) / DEVIATION
 
 
 class ImageReward(Judge):
@@ -100,9 +100,11 @@ class ImageReward(Judge):
         return network.eval().requires_grad_(False)
 
     @cached_property
-    def words(self) -> BertTokenizer:
+    def bert_tokenizer(self) -> BertTokenizer:
         """Its tokenizer."""
-        with loading(self.tokenizer, "tokenizer", "name the folder or hub name of BERT's own"):
+        with loading_errors(
+            self.tokenizer, "tokenizer", "name the folder or hub name of BERT's own"
+        ):
             words = BertTokenizer.from_pretrained(self.tokenizer)
             known, most = len(words), self.network.text.config.vocab_size
             if not len(words.all_special_ids) < known <= most:
@@ -111,7 +113,7 @@ class ImageReward(Judge):
 
     def prepare(self) -> None:
         """Load the model and its tokenizer."""
-        _ = self.network, self.words
+        _ = self.network, self.bert_tokenizer
 
     def versions(self) -> dict[str, str | None]:
         """Return which weights they are."""
@@ -129,17 +131,20 @@ class ImageReward(Judge):
             t: Ignored.
         """
         network, size = self.network.to(images.device), self.batch_size
-        side, room = network.vision.config.image_size, network.text.config.max_position_embeddings
-        tokens = self.words(
+        side, longest = (
+            network.vision.config.image_size,
+            network.text.config.max_position_embeddings,
+        )
+        tokens = self.bert_tokenizer(
             list(texts),
             padding="max_length",
             truncation=True,
-            max_length=min(TOKENS, room),
+            max_length=min(TOKENS, longest),
             return_tensors="pt",
         )
-        ids, mask = (sent(x, images.device) for x in (tokens.input_ids, tokens.attention_mask))
+        ids, mask = (to_device(x, images.device) for x in (tokens.input_ids, tokens.attention_mask))
         parts = zip(images.split(size), ids.split(size), mask.split(size), strict=True)
-        return torch.cat([network(normalised(cut(x, side)), *some) for x, *some in parts])
+        return torch.cat([network(normalize(center_crop(x, side)), *some) for x, *some in parts])
 
 
 def sizes(state: Mapping[str, Tensor]) -> tuple[BlipVisionConfig, BlipTextConfig]:

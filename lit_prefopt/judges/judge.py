@@ -31,15 +31,15 @@ class Judge(ABC):
         """Return what the weights are, by where they come from; None where that is unknown."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what an evaluation writes down: class, plain arguments, versions of the weights.
 
         Ask after `prepare`: what has not been fetched yet has no version.
         """
         plain = {k: v for k, v in vars(self).items() if isinstance(v, str | int | float | None)}
         versions = self.versions()
-        told = {"class": type(self).__name__, **plain}
-        return told | ({"versions": versions} if versions else {})
+        settings = {"class": type(self).__name__, **plain}
+        return settings | ({"versions": versions} if versions else {})
 
     @abstractmethod
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:

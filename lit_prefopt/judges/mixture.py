@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_prefopt.data.folders import find_shards
 from lit_prefopt.data.images import decode, from_pil
-from lit_prefopt.data.read import Sample, ShardReader
+from lit_prefopt.data.shards.find import find_shards
+from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.judge import Judge, checked_scores
 
 
-class Weighted(Judge):
+class WeightedJudges(Judge):
     """Adds up what several judges say; each one's own scores are its attributes, by name.
 
     Args:
@@ -38,10 +38,10 @@ class Weighted(Judge):
         for judge in self.judges:
             judge.prepare()
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what an evaluation writes down, of each of them."""
-        told = [judge.facts() for judge in self.judges]
-        return {"class": type(self).__name__, "judges": told, "weights": self.weights}
+        settings = [judge.settings() for judge in self.judges]
+        return {"class": type(self).__name__, "judges": settings, "weights": self.weights}
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
         """Return one score per image, (B,) float32.
@@ -66,17 +66,17 @@ class Weighted(Judge):
 
     def _scores(self, images: Tensor, texts: Sequence[str], t: Tensor | None) -> Tensor:
         """Return what every judge says, (B, J); asked twice about the same, it is asked once."""
-        asked: Any = None
+        key: Any = None
         if not images.is_inference():  # those do not tell whether they were changed
-            asked = (images._version, tuple(texts), None if t is None else tuple(t.tolist()))
-        if asked and self._last and self._last[0]() is images and self._last[1] == asked:
+            key = (images._version, tuple(texts), None if t is None else tuple(t.tolist()))
+        if key and self._last and self._last[0]() is images and self._last[1] == key:
             return self._last[2]
         columns = torch.stack([checked_scores(j, images, texts, t) for j in self.judges], 1)
-        self._last = (weakref.ref(images), asked, columns)
+        self._last = (weakref.ref(images), key, columns)
         return columns
 
 
-class Calibrated(Weighted):
+class CalibratedJudges(WeightedJudges):
     """Adds up judges whose scores are standardised first: less their mean, over their deviation.
 
     The means and deviations are stated, or measured once, at the first score, on stored images.
@@ -122,11 +122,11 @@ class Calibrated(Weighted):
         if self.measured_on is not None and self.means is None:
             self._samples()
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what an evaluation writes down; what is measured has no number before a score."""
         on = {"measured_on": self.measured_on, "images": self.images} if self.measured_on else {}
         scale = {"means": self.means, "deviations": self.deviations}
-        return super().facts() | on | scale
+        return super().settings() | on | scale
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
         """Return one score per image, (B,) float32.

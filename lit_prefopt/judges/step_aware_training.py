@@ -13,16 +13,17 @@ from torch.optim import Optimizer
 from lit_prefopt.backbones import Backbone, trained
 from lit_prefopt.batches import ImagePairs, Pairs
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.denoising import Noised
-from lit_prefopt.diffusion.encoding import encoded
+from lit_prefopt.diffusion.denoising import NoisedPairs
+from lit_prefopt.diffusion.encoding import encode_pairs
 from lit_prefopt.diffusion.guidance import guided
+from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.clip import CLIPJudge
 from lit_prefopt.judges.judge import Judge, checked_scores
 from lit_prefopt.judges.step_aware import StepAware
 from lit_prefopt.learner import Learner
-from lit_prefopt.log import Means, accuracy
 from lit_prefopt.losses import choice_divergence
+from lit_prefopt.metrics import NamedMeans, accuracy
 from lit_prefopt.optimizers import OptimizerConfig
 
 FILE = "step_aware.safetensors"
@@ -79,7 +80,7 @@ class StepAwarePreference(Learner):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(backbone, optimizer)
-        backbone.need_encoders("StepAwarePreference, which looks at images,")
+        backbone.require_encoders("StepAwarePreference, which looks at images,")
         last = backbone.process.steps - 1
         check_number("guidance", guidance, 1)
         check_number("noisiest", noisiest, 0, last)
@@ -95,12 +96,15 @@ class StepAwarePreference(Learner):
         self.started_from = CLIPJudge(pretrained, processor)
         self.started_from.antialias = self.learning.antialias  # both see the same pixels
         self.clip = self.learning.clip.requires_grad_(True)
-        _ = self.learning.tokenizer, self.learning.look  # whatever is missing is told now
+        _ = (
+            self.learning.tokenizer,
+            self.learning.image_processor,
+        )  # whatever is missing is told now
         if gradient_checkpointing:
             self.clip.gradient_checkpointing_enable({"use_reentrant": False})
         names = ["loss", "accuracy", "clip_accuracy"]
         names += [f"{who}accuracy_t{t}" for who in ("", "clip_") for t in self.times]
-        self.held_out = Means(names)
+        self.held_out = NamedMeans(names)
         self.weights: list[Tensor] = []  # of the pairs since the last optimizer step
 
     def setup(self, stage: str | None = None) -> None:
@@ -121,10 +125,10 @@ class StepAwarePreference(Learner):
         # The same noise on all sides: the judge is to tell the images apart, and not the noise.
         noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise", pairs.latents.device)
         process = self.backbone.process
-        noised = Noised.of(process, pairs, t, noise)
+        noised = NoisedPairs.from_pairs(process, pairs, t, noise)
         latents, times = noised.latents, noised.t_per_side
-        said = guided(self.backbone, latents, times, noised.prompt, self.guidance)
-        images = self.backbone.decode(process.clean(said, latents, times))
+        predicted = guided(self.backbone, latents, times, noised.prompt, self.guidance)
+        images = self.backbone.decode(process.clean(predicted, latents, times))
         return images.unflatten(0, pairs.latents.shape[:2])
 
     def margin(self, images: Tensor, texts: list[str], t: Tensor) -> Tensor:
@@ -160,7 +164,7 @@ class StepAwarePreference(Learner):
         _check(batch)
         u = draws.uniform(batch.seeds, "t", device=batch.images.device)
         t = (u * (self.noisiest + 1)).long()
-        labels, images = self.labels(batch), self.predicted(encoded(self.backbone, batch), t)
+        labels, images = self.labels(batch), self.predicted(encode_pairs(self.backbone, batch), t)
         margin = self.margin(images, batch.texts, t)
         losses = choice_divergence(margin, labels)
         self.weights.append(batch.weights)
@@ -171,7 +175,7 @@ class StepAwarePreference(Learner):
             "t": t.float().mean(),
         }
         self.window.add(self.measured)
-        return (batch.weights * losses).mean()
+        return scale_last_step((batch.weights * losses).mean(), self._trainer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient by the mean weight, over all ranks and accumulated batches."""
@@ -186,7 +190,7 @@ class StepAwarePreference(Learner):
     def validation_step(self, batch: ImagePairs, batch_idx: int) -> None:
         """Measure it and the CLIP that it started from, at each of the timesteps."""
         _check(batch)
-        pairs, decided = encoded(self.backbone, batch), batch.labels != 0.5
+        pairs, decided = encode_pairs(self.backbone, batch), batch.labels != 0.5
         for number in self.times:
             t = torch.full_like(batch.labels, number, dtype=torch.int64)
             images = self.predicted(pairs, t)
@@ -205,7 +209,7 @@ class StepAwarePreference(Learner):
         """Log loss and accuracies, over all of the timesteps and at each."""
         means = self.held_out.compute()  # already over all ranks
         if "accuracy" in means:
-            means["coin"] = self.held_out.coin("accuracy", len(self.times))
+            means["chance_95"] = self.held_out.chance_95("accuracy", len(self.times))
         self.log_dict({f"val/{name}": mean for name, mean in means.items()}, sync_dist=True)
         self.held_out.reset()
 

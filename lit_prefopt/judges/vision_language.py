@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_prefopt.data.images import to_pil
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.judge import Judge
-from lit_prefopt.judges.weights import loading, version
+from lit_prefopt.judges.weights import loading_errors, version
 
 
 class VisionLanguage(Judge):
@@ -74,7 +74,7 @@ class VisionLanguage(Judge):
         return processor
 
     @cached_property
-    def answers(self) -> tuple[int, int]:
+    def answer_tokens(self) -> tuple[int, int]:
         """The first tokens of the two answers."""
         words = (self.affirmed, self.denied)
         tokens = [self.processor.tokenizer.encode(w, add_special_tokens=False) for w in words]
@@ -87,7 +87,7 @@ class VisionLanguage(Judge):
 
     def prepare(self) -> None:
         """Load the model and its processor."""
-        _ = self.model, self.answers
+        _ = self.model, self.answer_tokens
 
     def versions(self) -> dict[str, str | None]:
         """Return which weights they are."""
@@ -107,13 +107,13 @@ class VisionLanguage(Judge):
         parts = zip(images.split(size), range(0, len(texts), size), strict=True)
         return torch.cat([self._score(some, texts[i : i + size]) for some, i in parts])
 
-    def asked(self, images: Tensor, texts: Sequence[str]) -> Any:
+    def model_inputs(self, images: Tensor, texts: Sequence[str]) -> Any:
         """Return the model's input for images (B, 3, H, W) in [-1, 1] and B prompts."""
         chats: list[Any] = []
         for image, text in zip(images, texts, strict=True):
             seen = {"type": "image", "image": to_pil(image)}
-            said = {"type": "text", "text": self.question.replace("{text}", text)}
-            chats.append([{"role": "user", "content": [seen, said]}])
+            question = {"type": "text", "text": self.question.replace("{text}", text)}
+            chats.append([{"role": "user", "content": [seen, question]}])
         return self.processor.apply_chat_template(
             chats,
             add_generation_prompt=True,
@@ -124,13 +124,13 @@ class VisionLanguage(Judge):
         )
 
     def _score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        asked = self.asked(images, texts).to(images.device, self.model.dtype)
-        said = self.model(**asked).logits[:, -1].float()
-        yes, no = self.answers
-        return said[:, yes] - said[:, no]
+        inputs = self.model_inputs(images, texts).to(images.device, self.model.dtype)
+        logits = self.model(**inputs).logits[:, -1].float()
+        yes, no = self.answer_tokens
+        return logits[:, yes] - logits[:, no]
 
     def _loading(self, name: str) -> Any:
-        return loading(
+        return loading_errors(
             self.pretrained,
             name,
             "name a model of images and text that transformers has, with its processor and what "

@@ -83,8 +83,10 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path, name: str, c
     found = {key: tuple(value.shape) for key, value in state.items()}
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
-            said = f"{key} is {found.get(key, 'missing')} and should be {wanted.get(key, 'absent')}"
-            raise InputError(f"{file} does not fit {name} ({said}): {cure}.")
+            difference = (
+                f"{key} is {found.get(key, 'missing')} and should be {wanted.get(key, 'absent')}"
+            )
+            raise InputError(f"{file} does not fit {name} ({difference}): {cure}.")
     model.load_state_dict(state)
 
 
@@ -107,8 +109,8 @@ def version(source: str, name: str = "config.json") -> str | None:
 
 
 def _digest(file: Path) -> str:
-    facts = file.stat()
-    return _hashed(file.resolve(), facts.st_size, facts.st_mtime_ns)
+    stat = file.stat()
+    return _hashed(file.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache
@@ -123,7 +125,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def loading(source: str, name: str, cure: str) -> Iterator[None]:
+def loading_errors(source: str, name: str, cure: str) -> Iterator[None]:
     """Turn what transformers raises over files into a sentence.
 
     Args:

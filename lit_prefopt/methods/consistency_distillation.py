@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, LatentConsistency
 from lit_prefopt.batches import LogRatios, Pairs
-from lit_prefopt.diffusion.teaching import check_guidance, check_lcm, taught
+from lit_prefopt.diffusion.consistency_targets import check_guidance, check_lcm, consistency_points
 from lit_prefopt.errors import check_number
 from lit_prefopt.methods.supervised import SupervisedFineTuning
 from lit_prefopt.optimizers import OptimizerConfig
@@ -50,12 +50,12 @@ class ConsistencyDistillation(SupervisedFineTuning):
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
         """Return minus the student's distances to its own answers one step on."""
-        points = taught(self.backbone, pairs, self.w)
+        points = consistency_points(self.backbone, pairs, self.w)
         # First with gradients: autocast would keep the weights that it casts without them.
-        answer = points.upper_answer(self.backbone)
+        prediction = points.upper_prediction(self.backbone)
         with torch.no_grad():
-            target = points.lower_answer(self.backbone)
-        error = points.error(answer, target, self.delta)
+            target = points.lower_prediction(self.backbone)
+        error = points.error(prediction, target, self.delta)
         return LogRatios(-error, points.t, error)
 
     @property

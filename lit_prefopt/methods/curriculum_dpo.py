@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, LatentConsistency
 from lit_prefopt.batches import LogRatios, Pairs
-from lit_prefopt.data import CurriculumPairs
-from lit_prefopt.diffusion.teaching import check_guidance, check_lcm, taught
+from lit_prefopt.datamodules import CurriculumPairs
+from lit_prefopt.diffusion.consistency_targets import check_guidance, check_lcm, consistency_points
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.losses import sigmoid
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
@@ -95,12 +95,12 @@ class ConsistencyDPO(DiffusionDPO):
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
         """Return the drop in residual from reference to policy, with one target for both."""
-        points = taught(self.backbone, pairs, self.w)
+        points = consistency_points(self.backbone, pairs, self.w)
         with self.backbone.as_reference():
-            target = points.lower_answer(self.backbone)
-            answer = points.upper_answer(self.backbone)
-            reference = points.error(answer, target, self.delta)
-        policy = points.error(points.upper_answer(self.backbone), target, self.delta)
+            target = points.lower_prediction(self.backbone)
+            prediction = points.upper_prediction(self.backbone)
+            reference = points.error(prediction, target, self.delta)
+        policy = points.error(points.upper_prediction(self.backbone), target, self.delta)
         return LogRatios(reference - policy, points.t, policy, reference)
 
     def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs, Steps
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import check_number
 from lit_prefopt.judges import Judge
 from lit_prefopt.losses import clip, preference_loss
 from lit_prefopt.methods.dense_reward import DenseRewardDPO
 from lit_prefopt.optimizers import OptimizerConfig
+from lit_prefopt.processes.settings import Sampling
 
 
 class D3PO(DenseRewardDPO):

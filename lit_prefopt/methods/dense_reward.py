@@ -11,12 +11,12 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs, Steps, Trajectories
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import discounted
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges import Judge
 from lit_prefopt.losses import plackett_luce
 from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import OptimizerConfig
+from lit_prefopt.processes.settings import Sampling
 
 
 class DenseRewardDPO(OnPolicyModule):
@@ -98,18 +98,18 @@ class DenseRewardDPO(OnPolicyModule):
         repeated, every_text = prompt.repeat(count), [text for text in texts for _ in range(count)]
         states, scores = [], []
         for part in torch.arange(len(own_seeds)).split(size):
-            told = repeated.rows(part.to(prompt.hidden.device))
-            states.append(self.walk.roll_out(own_seeds[part], told, self.states))
+            rows = repeated.rows(part.to(prompt.hidden.device))
+            states.append(self.rollout.roll_out(own_seeds[part], rows, self.states))
             last = states[-1][:, -1].to(prompt.hidden.device).float()
             clean = torch.zeros(len(last), dtype=torch.int64, device=last.device)
             some = [every_text[i] for i in part]
-            scores.append(self.judged(last, some, clean))
+            scores.append(self.judge_latents(last, some, clean))
         every, score = torch.cat(states), torch.cat(scores).view(-1, count)
         self.window.add({"spread": (score.amax(1) - score.amin(1)).mean()})
         score = score.cpu()
         ranks = torch.linspace(0, count - 1, self.kept).round().long()
         order = score.argsort(dim=1, descending=True, stable=True)[:, ranks]
-        times = torch.tensor(self.walk.times).expand(len(texts), -1).contiguous()
+        times = torch.tensor(self.rollout.times).expand(len(texts), -1).contiguous()
         own = every.view(len(texts), count, *every.shape[1:])
         best_first = own[torch.arange(len(texts))[:, None], order]
         return Trajectories(best_first, times, score.gather(1, order), prompt.cpu(), seeds)

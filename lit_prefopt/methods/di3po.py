@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Batch, Pairs
-from lit_prefopt.data.stored import StoredPairs
+from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.errors import InputError
 from lit_prefopt.losses import sigmoid
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
@@ -28,8 +28,8 @@ class Di3PO(DiffusionDPO):
             or any function of that form.
         label_smoothing: Share of the labels that are taken to be wrong.
         anchor: Weight of the chosen side's denoising error, added to the loss.
-        spare_chosen: Scale the rejected side's gradient so that the chosen side's error does not
-            rise (mu of Diffusion-SDPO); off where it is not given.
+        chosen_protection: Scale the rejected side's gradient so that the chosen side's error does
+            not rise (mu of Diffusion-SDPO); off where it is not given.
         gamma: Weight of a noise level against one that is a `gamma_steps`-th of all levels noisier.
         gamma_steps: See `gamma`.
         validation_draws: Draws of timestep and noise per held-out pair.
@@ -44,7 +44,7 @@ class Di3PO(DiffusionDPO):
         link: Callable = sigmoid,
         label_smoothing: float = 0.0,
         anchor: float = 0.0,
-        spare_chosen: float | None = None,
+        chosen_protection: float | None = None,
         gamma: float = 1.0,
         gamma_steps: int = 50,
         validation_draws: int = 4,
@@ -56,7 +56,7 @@ class Di3PO(DiffusionDPO):
             link,
             label_smoothing,
             anchor,
-            spare_chosen,
+            chosen_protection,
             gamma,
             gamma_steps,
             validation_draws,

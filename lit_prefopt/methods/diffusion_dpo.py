@@ -10,7 +10,13 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs
 from lit_prefopt.diffusion.denoising import discounted
 from lit_prefopt.errors import check_number
-from lit_prefopt.losses import loser_scale, preference_loss, scale_gradient, sigmoid, smooth
+from lit_prefopt.losses import (
+    preference_loss,
+    rejected_gradient_scale,
+    scale_gradient,
+    sigmoid,
+    smooth,
+)
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import OptimizerConfig
 
@@ -26,8 +32,8 @@ class DiffusionDPO(PreferenceDiffusionModule):
             or any function of that form.
         label_smoothing: Share of the labels that are taken to be wrong.
         anchor: Weight of the chosen side's denoising error, added to the loss.
-        spare_chosen: Scale the rejected side's gradient so that the chosen side's error does not
-            rise, and keeps at least this share of its fall (mu of Diffusion-SDPO, arXiv
+        chosen_protection: Scale the rejected side's gradient so that the chosen side's error does
+            not rise, and keeps at least this share of its fall (mu of Diffusion-SDPO, arXiv
             2511.03317); off where it is not given.
         gamma: Weight of a noise level against one that is a `gamma_steps`-th of all levels noisier,
             in (0, 1]; below 1 the noisy ones are drawn more often, in validation as well (the
@@ -44,7 +50,7 @@ class DiffusionDPO(PreferenceDiffusionModule):
         link: Callable = sigmoid,
         label_smoothing: float = 0.0,
         anchor: float = 0.0,
-        spare_chosen: float | None = None,
+        chosen_protection: float | None = None,
         gamma: float = 1.0,
         gamma_steps: int = 50,
         validation_draws: int = 4,
@@ -53,14 +59,14 @@ class DiffusionDPO(PreferenceDiffusionModule):
         check_number("beta", beta, above=0)
         check_number("label_smoothing", label_smoothing, 0, 1)
         check_number("anchor", anchor, 0)
-        check_number("spare_chosen", spare_chosen, 0)
+        check_number("chosen_protection", chosen_protection, 0)
         check_number("gamma", gamma, most=1, above=0)
         check_number("gamma_steps", gamma_steps, 1)
         self.beta = beta
         self.link = link
         self.label_smoothing = label_smoothing
         self.anchor = anchor
-        self.spare_chosen = spare_chosen
+        self.chosen_protection = chosen_protection
         self.gamma, self.gamma_steps = gamma, gamma_steps
 
     def draw_timesteps(self, u: Tensor) -> Tensor:
@@ -70,10 +76,12 @@ class DiffusionDPO(PreferenceDiffusionModule):
     def losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor:
         """Return the link's loss of every pair, (B,) (Eq. 14)."""
         chosen, rejected = ratios.chosen, ratios.rejected
-        if self.spare_chosen is not None:
+        if self.chosen_protection is not None:
             assert ratios.policy_error is not None
             assert ratios.overlap is not None
-            scale = loser_scale(ratios.policy_error[:, 0], ratios.overlap[:, -1], self.spare_chosen)
+            scale = rejected_gradient_scale(
+                ratios.policy_error[:, 0], ratios.overlap[:, -1], self.chosen_protection
+            )
             rejected = scale_gradient(rejected, scale)
         labels = smooth(pairs.labels, self.label_smoothing)
         losses = preference_loss(chosen - rejected, labels, self.beta, self.link)

@@ -8,11 +8,11 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs, Steps
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.rollout import Walk, logp
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.diffusion.rollout import Rollout, logp
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
 from lit_prefopt.optimizers import OptimizerConfig
-from lit_prefopt.transfer import sent
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.transfer import to_device
 
 
 class SPINDiffusion(DiffusionDPO):
@@ -48,38 +48,38 @@ class SPINDiffusion(DiffusionDPO):
         super().__init__(backbone, optimizer, beta, validation_draws=validation_draws)
         own = backbone.sampling
         how = sampling or Sampling(own.steps, guidance=1.0, eta=1.0, batch_size=own.batch_size)
-        self.walk = Walk(backbone, how) if exact else None
+        self.rollout = Rollout(backbone, how) if exact else None
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
         """Return how much likelier the policy finds each side than the opponent does."""
-        if self.walk is None:
+        if self.rollout is None:
             return super().log_ratios(pairs)
-        steps = self.steps(pairs, self.walk)
+        steps = self.steps(pairs, self.rollout)
         with self.backbone.as_reference():
-            opponent = logp(self.backbone, self.walk.how, steps)
-        policy = logp(self.backbone, self.walk.how, steps)
+            opponent = logp(self.backbone, self.rollout.how, steps)
+        policy = logp(self.backbone, self.rollout.how, steps)
         return LogRatios((policy - opponent).squeeze(-1), steps.t.squeeze(-1))
 
     @property
     def takes_reference_errors(self) -> bool:
         """Whether the opponent's errors are all that is asked of it; `exact` asks for its steps."""
-        return self.walk is None
+        return self.rollout is None
 
     @torch.no_grad()
-    def steps(self, pairs: Pairs, walk: Walk) -> Steps:
+    def steps(self, pairs: Pairs, rollout: Rollout) -> Steps:
         """Return one step of a real image's trajectory and the same step of an opponent's.
 
         Args:
             pairs: B real images, the chosen sides; what else there is goes unused.
-            walk: The schedule of the trajectories.
+            rollout: The schedule of the trajectories.
         """
         device, real = pairs.latents.device, pairs.latents[:, 0]
         u = draws.uniform(pairs.seeds, "step", device=torch.device("cpu"))
-        numbers = (u * walk.how.steps).long()  # on the host, which counts the steps by them
-        times = torch.tensor(walk.times)
-        t, t_next = (sent(times[which], device) for which in (numbers, numbers + 1))
-        own = self._noised(real, t, t_next, pairs.seeds, walk)
-        others = self._rolled_out(pairs, numbers, walk)
+        numbers = (u * rollout.how.steps).long()  # on the host, which counts the steps by them
+        times = torch.tensor(rollout.times)
+        t, t_next = (to_device(times[which], device) for which in (numbers, numbers + 1))
+        own = self._noised(real, t, t_next, pairs.seeds, rollout)
+        others = self._rolled_out(pairs, numbers, rollout)
         sides = zip(own, others, strict=True)
         parents, children = (torch.stack(both, 1)[:, :, None] for both in sides)
         return Steps(
@@ -94,27 +94,27 @@ class SPINDiffusion(DiffusionDPO):
         )
 
     def _noised(
-        self, real: Tensor, t: Tensor, t_next: Tensor, seeds: Tensor, walk: Walk
+        self, real: Tensor, t: Tensor, t_next: Tensor, seeds: Tensor, rollout: Rollout
     ) -> tuple[Tensor, Tensor]:
         """Return x_t and x_t_next of real images: q(x_t | x_0), then q(x_t_next | x_t, x_0)."""
         process = self.backbone.process
-        noise = walk.noise(seeds, "real", real.device)
+        noise = rollout.noise(seeds, "real", real.device)
         parents = process.add_noise(real, noise, t)
         # a denoiser that knew the image would say this, and its step is then the posterior
         known = process.target(real, noise, t)
-        step = process.step(known, parents, t, t_next, walk.how.eta)
-        return parents, step.at(walk.noise(seeds, "real step", real.device))
+        step = process.step(known, parents, t, t_next, rollout.how.eta)
+        return parents, step.sample(rollout.noise(seeds, "real step", real.device))
 
-    def _rolled_out(self, pairs: Pairs, numbers: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
+    def _rolled_out(self, pairs: Pairs, numbers: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return the opponent's states before and after the step of each row's number."""
         device = pairs.latents.device
-        latents = walk.start(pairs.seeds, device)
+        latents = rollout.start(pairs.seeds, device)
         parents, children = torch.zeros_like(latents), torch.zeros_like(latents)
         with self.backbone.as_reference():
             for number in range(int(numbers.max()) + 1):
-                noise = walk.noise(pairs.seeds, f"step {number}", device)
-                after = walk.step(latents, number, pairs.prompt).at(noise)
-                now = sent(numbers == number, device)[:, None, None, None]
+                noise = rollout.noise(pairs.seeds, f"step {number}", device)
+                after = rollout.step(latents, number, pairs.prompt).sample(noise)
+                now = to_device(numbers == number, device)[:, None, None, None]
                 parents = torch.where(now, latents, parents)
                 children = torch.where(now, after, children)
                 latents = after

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import LogRatios, Pairs, Prompt, Steps, joined
+from lit_prefopt.batches import LogRatios, Pairs, Prompt, Steps, concatenate
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.process import Step
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
 from lit_prefopt.losses import clip, preference_loss
 from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import OptimizerConfig
+from lit_prefopt.processes.base import ReverseStep
+from lit_prefopt.processes.settings import Sampling
 
 
 class SPO(OnPolicyModule):
@@ -95,38 +95,38 @@ class SPO(OnPolicyModule):
             for decision in self._decisions(texts, prompt, seeds)
             for row in self._pairs(decision, prompt, seeds)
         ]
-        return joined(rows)
+        return concatenate(rows)
 
     def _decisions(self, texts: list[str], prompt: Prompt, seeds: Tensor) -> Iterator[_Decision]:
-        walk, count, device = self.walk, self.candidates, prompt.hidden.device
+        rollout, count, device = self.rollout, self.candidates, prompt.hidden.device
         all_sides = prompt.repeat(count)
 
         def noise(purpose: str) -> Tensor:
-            return walk.noise(seeds, purpose, device)
+            return rollout.noise(seeds, purpose, device)
 
-        parents = walk.start(seeds, device)
+        parents = rollout.start(seeds, device)
         for number in range(self.first):
-            parents = walk.step(parents, number, prompt).at(noise(f"step {number}"))
-        number, step = self.first, walk.step(parents, self.first, prompt)
+            parents = rollout.step(parents, number, prompt).sample(noise(f"step {number}"))
+        number, step = self.first, rollout.step(parents, self.first, prompt)
         while True:
             purposes = [f"candidate {c}" for c in range(count)]
-            children = torch.stack([step.at(noise(f"step {number} {p}")) for p in purposes], 1)
-            chain = [_Link(number, parents[:, None].expand_as(children), children)]
+            children = torch.stack([step.sample(noise(f"step {number} {p}")) for p in purposes], 1)
+            chain = [_BranchStep(number, parents[:, None].expand_as(children), children)]
             number += 1
-            while number <= min(chain[0].number + self.inner, walk.how.steps - 1):
-                own = walk.step(children.flatten(0, 1), number, all_sides)
+            while number <= min(chain[0].number + self.inner, rollout.how.steps - 1):
+                own = rollout.step(children.flatten(0, 1), number, all_sides)
                 noises = [noise(f"step {number} {p}") for p in purposes]
-                moved = own.at(torch.stack(noises, 1).flatten(0, 1)).view_as(children)
-                chain.append(_Link(number, children, moved))
+                moved = own.sample(torch.stack(noises, 1).flatten(0, 1)).view_as(children)
+                chain.append(_BranchStep(number, children, moved))
                 children, number = moved, number + 1
-            last = number == walk.how.steps
+            last = number == rollout.how.steps
             ahead = None
             if not last:
-                ahead = walk.step(children.flatten(0, 1), number, all_sides)
+                ahead = rollout.step(children.flatten(0, 1), number, all_sides)
             clean = children.flatten(0, 1) if ahead is None else ahead.clean
-            t = torch.full((len(clean),), walk.times[number], device=device)
+            t = torch.full((len(clean),), rollout.times[number], device=device)
             repeated = [text for text in texts for _ in range(count)]
-            scores = self.judged(clean, repeated, t).view(-1, count)
+            scores = self.judge_latents(clean, repeated, t).view(-1, count)
             yield _Decision(chain, scores)
             if ahead is None:
                 return
@@ -135,7 +135,9 @@ class SPO(OnPolicyModule):
             pick = (u * count).long()
             row = torch.arange(len(pick), device=device)
             parents = children[row, pick]
-            step = Step(*(part.view(-1, count, *part.shape[1:])[row, pick] for part in ahead))
+            step = ReverseStep(
+                *(part.view(-1, count, *part.shape[1:])[row, pick] for part in ahead)
+            )
 
     def _pairs(self, decision: _Decision, prompt: Prompt, seeds: Tensor) -> Iterator[Steps]:
         """Yield the steps of the best and the worst chain of every prompt that is far enough."""
@@ -151,7 +153,7 @@ class SPO(OnPolicyModule):
         kept = prompt.rows(row)
         for number, parents, children in decision.chain:
             t, t_next = (
-                torch.full((len(row), 1), self.walk.times[n], device=scores.device)
+                torch.full((len(row), 1), self.rollout.times[n], device=scores.device)
                 for n in (number, number + 1)
             )
             # candidates of one decision that took no step by themselves have one parent
@@ -163,7 +165,7 @@ class SPO(OnPolicyModule):
             yield Steps(start, end, t, t_next, kept, seeds[row.cpu()], ones, ones)
 
 
-class _Link(NamedTuple):
+class _BranchStep(NamedTuple):
     """One step of all candidates."""
 
     number: int
@@ -174,5 +176,5 @@ class _Link(NamedTuple):
 class _Decision(NamedTuple):
     """What the judge decides over."""
 
-    chain: list[_Link]  # the candidates' steps since they branched
+    chain: list[_BranchStep]  # the candidates' steps since they branched
     scores: Tensor  # (B, k)

@@ -26,7 +26,7 @@ class OptimizerConfig(ABC):
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
     """
 
-    learns_coarse: bool = False
+    supports_bf16_weights: bool = False
     """Whether steps of usual learning rates move weights of bfloat16."""
 
     releases: bool = False
@@ -55,7 +55,8 @@ class OptimizerConfig(ABC):
 
         Args:
             optimizer: What `build` returned.
-            max_steps: `trainer.max_steps`; a decaying schedule ends there.
+            max_steps: Optimizer steps of the run, where a decaying schedule ends; -1 where the run
+                has no end.
 
         Raises:
             InputError: The schedule decays and the run has no last step.
@@ -63,7 +64,8 @@ class OptimizerConfig(ABC):
         if self.schedule in DECAYING and max_steps <= 0:
             raise InputError(
                 f"The schedule {self.schedule!r} decays to the run's last step: set "
-                "`--trainer.max_steps N`, or take the schedule constant_with_warmup."
+                "`--trainer.max_steps N` or `--trainer.max_epochs N`, or take the schedule "
+                "constant_with_warmup."
             )
         return get_scheduler(
             self.schedule,

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.optimizers.config import OptimizerConfig, ScheduleName, check_moments
 from lit_prefopt.optimizers.gradient_release import release_gradients
-from lit_prefopt.optimizers.rounding import RoundedSteps
+from lit_prefopt.optimizers.rounding import StochasticRounding
 
 LEAST_SIZE = 65_536
 """Elements from which on a tensor's moments are kept in 8 bits."""
@@ -56,18 +56,18 @@ class EightBit(OptimizerConfig):
         self.betas, self.weight_decay = betas, weight_decay
         self.least_size = least_size
         self.options = {"min_8bit_size": least_size, "is_paged": paged}
-        self.learns_coarse, self.releases = stochastic_rounding, release_gradients
+        self.supports_bf16_weights, self.releases = stochastic_rounding, release_gradients
 
     def state_bytes(self, parameter: nn.Parameter) -> int:
         """Return the bytes of its moments, with their scales where they have 8 bits."""
         size = parameter.numel()
-        coarse = size + 4 * -(-size // self.BLOCK)
-        return self.MOMENTS * (4 * size if size < self.least_size else coarse)
+        quantized = size + 4 * -(-size // self.BLOCK)
+        return self.MOMENTS * (4 * size if size < self.least_size else quantized)
 
     def stepping(self, optimizer: Any) -> Optimizer:
         """Return an optimizer of bitsandbytes that rounds and releases as it was said."""
-        if self.learns_coarse:
-            optimizer.update_step = RoundedSteps(optimizer)
+        if self.supports_bf16_weights:
+            optimizer.update_step = StochasticRounding(optimizer)
         if self.releases:
             release_gradients(optimizer)
         return optimizer  # type: ignore[no-any-return]

@@ -49,7 +49,7 @@ def check_release(trainer: Trainer) -> None:
     """
     callbacks = {type(callback).__name__ for callback in trainer.callbacks}  # type: ignore[attr-defined]
     reasons = {
-        "gradients of several batches are added (`--trainer.accumulate_grad_batches 1`)": (
+        "gradients of several batches are added (set `--batch.pairs` to `data.batch_size`)": (
             trainer.accumulate_grad_batches > 1
         ),
         "their common norm is clipped (`--trainer.gradient_clip_val null`)": bool(

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prefopt.data.seeds import stable_seed
+from lit_prefopt.utils.seeds import stable_seed
 
 LOST_BITS = 16  # of a float32's 32, bfloat16 keeps the upper half
 
 
-def rounded_at_random(exact: Tensor, random: torch.Generator) -> Tensor:
+def stochastic_round(exact: Tensor, random: torch.Generator) -> Tensor:
     """Return bfloat16 numbers whose expectation is the exact one.
 
     Each is one of the two neighbours of its exact number, the nearer one more often (arXiv
@@ -31,7 +31,7 @@ def rounded_at_random(exact: Tensor, random: torch.Generator) -> Tensor:
     return torch.where(exact.isfinite(), upwards, exact).bfloat16()
 
 
-class RoundedSteps:
+class StochasticRounding:
     """Takes an optimizer's step of one weight in float32 and rounds the weight back at random.
 
     torchao's optimizers do the same in a kernel that is compiled for each shape; this needs no
@@ -51,13 +51,13 @@ class RoundedSteps:
         if weight.dtype != torch.bfloat16:
             self.step(group, weight, gindex, pindex)
             return
-        coarse, gradient = weight.data, weight.grad
+        rounded, gradient = weight.data, weight.grad
         assert gradient is not None
-        weight.data = coarse.float()  # one tensor at a time has both precisions
+        weight.data = rounded.float()  # one tensor at a time has both precisions
         weight.grad = gradient.float()
         self.step(group, weight, gindex, pindex)
         seed = stable_seed("rounding", gindex, pindex, self.optimizer.state[weight]["step"])
-        random = torch.Generator(coarse.device).manual_seed(seed)
-        coarse.copy_(rounded_at_random(weight.data, random))
-        weight.data = coarse
+        random = torch.Generator(rounded.device).manual_seed(seed)
+        rounded.copy_(stochastic_round(weight.data, random))
+        weight.data = rounded
         weight.grad = gradient

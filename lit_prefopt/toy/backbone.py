@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_prefopt.backbones import LatentConsistency, LoRA, StableDiffusion
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.settings import Sampling
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 TOY_SAMPLING = Sampling(steps=20, guidance=2.0, eta=1.0, batch_size=64)

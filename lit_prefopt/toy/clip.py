@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from lit_prefopt.batches import ImagePairs
+from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.toy.one_cycle import one_cycle
 from lit_prefopt.toy.render import SIZE
 from lit_prefopt.toy.scenes import Scene, parse
@@ -79,7 +80,7 @@ class ToyCLIPTraining(LightningModule):
         logits, same = self._logits(batch)
         loss = contrastive_loss(logits, same)
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return scale_last_step(loss, self._trainer)
 
     def validation_step(self, batch: ImagePairs) -> None:
         """Log how often a picture finds its own text among those of the batch."""

@@ -9,7 +9,12 @@ from torch import Generator
 
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.errors import InputError
-from lit_prefopt.generate.corruptions import Corrupted, Corruption, Target, one_of
+from lit_prefopt.generate.corruptions import (
+    CorruptedPrompt,
+    Corruption,
+    CorruptionTarget,
+    choose_one,
+)
 from lit_prefopt.toy.flaws import blur, dim, draw_flaws
 from lit_prefopt.toy.render import render
 from lit_prefopt.toy.scenes import Scene, Split, captions, changes, parse, split
@@ -41,15 +46,15 @@ class ToyAttributes(Corruption):
             )
         self.attributes = tuple(attributes)
 
-    def corrupt(self, prompt: str, generator: Generator) -> Corrupted | None:
+    def corrupt(self, prompt: str, generator: Generator) -> CorruptedPrompt | None:
         """Return the prompt, and one whose scene differs in one attribute."""
         scene = parse(prompt)
         named = [a for a in self.attributes if a in scene.attributes and neighbours(scene, a)]
         if not named:
             return None
-        attribute = one_of(named, generator)
-        other = one_of(neighbours(scene, attribute), generator).caption()
-        return Corrupted(prompt, other, Target(attribute, prompt, other))
+        attribute = choose_one(named, generator)
+        other = choose_one(neighbours(scene, attribute), generator).caption()
+        return CorruptedPrompt(prompt, other, CorruptionTarget(attribute, prompt, other))
 
 
 @cache
@@ -77,8 +82,10 @@ def diptych_pictures(
     for two, wrong in zip(
         (draw() < two_objects).tolist(), (draw() < wrong_caption).tolist(), strict=True
     ):
-        text = one_of(captions(of, two), generator)
-        made = change.corrupt(text, generator) or Corrupted(text, text, Target("", text, text))
+        text = choose_one(captions(of, two), generator)
+        made = change.corrupt(text, generator) or CorruptedPrompt(
+            text, text, CorruptionTarget("", text, text)
+        )
         texts.append(TEMPLATE.format(left=made.left, right=made.right))
         left.append(parse(made.left))
         # the picture is wrong, not the caption: the right panel shows the left one's scene

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
-from lit_prefopt.toy.render import DIRECTIONS, SIZE, Layout, layout, palette, shape_masks
+from lit_prefopt.toy.render import DIRECTIONS, SIZE, SceneLayout, layout, palette, shape_masks
 from lit_prefopt.toy.scenes import BACKGROUNDS, COLOURS, RELATIONS, Scene, parse
 
 ATTRIBUTES = ("colour", "shape", "size", "place", "background", "cleanness", "relation")
 
 
-class _Seen(NamedTuple):
+class _PixelClasses(NamedTuple):
     """What the judge makes out in a picture, before it looks at the caption."""
 
     colours: Tensor  # (B, 6, 32, 32): share of each pixel that has that object colour
@@ -52,8 +52,8 @@ class ToyJudge(Judge):
             texts: B captions.
         """
         scenes = _checked(images, texts)
-        plan = Layout(*(field.to(images.device) for field in layout(scenes)))
-        seen = _see((images.float() + 1).clamp(0, 2) / 2)
+        plan = SceneLayout(*(field.to(images.device) for field in layout(scenes)))
+        seen = _classify_pixels((images.float() + 1).clamp(0, 2) / 2)
         masks = _objects(seen.colours, plan)
         areas = masks.sum((-1, -2))  # (B, 2)
         centres = _centroids(masks, areas)
@@ -88,7 +88,7 @@ def _checked(images: Tensor, texts: Sequence[str]) -> list[Scene]:
     return [parse(text) for text in texts]
 
 
-def _see(rgb: Tensor) -> _Seen:
+def _classify_pixels(rgb: Tensor) -> _PixelClasses:
     """Sort the pixels into the colours of the toy world; rgb in [0, 1]."""
     objects, grounds = palette(COLOURS).to(rgb), palette(BACKGROUNDS).to(rgb)
     hues = objects - objects.mean(1, keepdim=True)  # (6, 3): the palette without its grey part
@@ -108,7 +108,7 @@ def _see(rgb: Tensor) -> _Seen:
     ground = ground / rest.sum(1, keepdim=True).clamp(min=rest.shape[1] / 3)
     nearest = _nearest(rgb, torch.cat([objects, grounds]))
     dirt = (1 - (-((nearest - 0.03).clamp(min=0) / 0.15).square()).exp()).sum((1, 2))
-    return _Seen(colours, ground, dirt)
+    return _PixelClasses(colours, ground, dirt)
 
 
 def _outside(field: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def _nearest(rgb: Tensor, colours: Tensor) -> Tensor:
     return (squared.amin(1) + rgb.square().sum(1)).clamp(min=0).sqrt()
 
 
-def _objects(colours: Tensor, plan: Layout) -> Tensor:
+def _objects(colours: Tensor, plan: SceneLayout) -> Tensor:
     """Return the masks of the two objects, (B, 2, 32, 32); of a single one, all that has a hue.
 
     Where an object's colour is missing, its mask is whatever is neither background nor the other
@@ -150,7 +150,7 @@ def _there(area: Tensor, full: float = 30.0) -> Tensor:
     return (area / full).clamp(0, 1)
 
 
-def _colour(colours: Tensor, plan: Layout, present: Tensor) -> Tensor:
+def _colour(colours: Tensor, plan: SceneLayout, present: Tensor) -> Tensor:
     """Return the share of the objects' area in the right colours, less what is missing."""
     areas = colours.sum((-1, -2))
     own = areas.gather(1, plan.colours) * present
@@ -160,7 +160,7 @@ def _colour(colours: Tensor, plan: Layout, present: Tensor) -> Tensor:
     return found * own.sum(1) / areas.sum(1).clamp(min=1)
 
 
-def _shape(masks: Tensor, areas: Tensor, centres: Tensor, plan: Layout) -> Tensor:
+def _shape(masks: Tensor, areas: Tensor, centres: Tensor, plan: SceneLayout) -> Tensor:
     """Return how well each mask fits its shape, against the other shapes of that area."""
     ideal = shape_masks(centres, areas)  # (B, 2, 4, 32, 32)
     both = torch.minimum(ideal, masks[:, :, None]).sum((-1, -2))
@@ -177,7 +177,7 @@ def _size(area: Tensor, wanted: Tensor) -> Tensor:
     return (-((ratio - 0.15).clamp(min=0) / 0.35).square()).exp()
 
 
-def _place(centres: Tensor, areas: Tensor, plan: Layout) -> Tensor:
+def _place(centres: Tensor, areas: Tensor, plan: SceneLayout) -> Tensor:
     away = (centres[:, 0] - plan.centres[:, 0]).norm(dim=-1)
     return (-((away - 1.5).clamp(min=0) / 2.5).square()).exp() * _there(areas[:, 0])
 
@@ -193,7 +193,7 @@ def _relation(centres: Tensor, areas: Tensor, relation: Sequence[int]) -> Tensor
     return right * clear * _there(areas.amin(1))
 
 
-def _cleanness(seen: _Seen) -> Tensor:
+def _cleanness(seen: _PixelClasses) -> Tensor:
     """Return 1 for a picture whose only mixed pixels are the rims of its objects."""
     area = seen.colours.sum((1, 2, 3))
     rim = 5.4 * area.sqrt()

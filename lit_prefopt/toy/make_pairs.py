@@ -14,8 +14,8 @@ from jsonargparse import auto_cli
 from rich.progress import track
 
 from lit_prefopt.backbones import Backbone, StableDiffusion
-from lit_prefopt.data import ShardWriter
 from lit_prefopt.data.images import to_pil
+from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.toy.backbone import CHECKPOINT, TOY_SAMPLING
 from lit_prefopt.toy.judge import ToyJudge

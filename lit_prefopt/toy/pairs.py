@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from lit_prefopt.data import (
+from lit_prefopt.datamodules import (
     CurriculumPairs,
     PairGroups,
     PairShards,
     PromptCollections,
     SampleGroups,
 )
-from lit_prefopt.evaluate.prompts import Entry, Prompts
+from lit_prefopt.prompts.base import PromptEntry, Prompts
 from lit_prefopt.toy.scenes import Split, parse, prompts, unused
 
 PAIRS = Path(__file__).parent / "pairs"
@@ -34,10 +34,10 @@ class ToyPrompts(Prompts):
         """Return the captions."""
         return unused(self.count) if self.of == "validation" else prompts(self.count, self.of)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PromptEntry]:
         """Return the captions, by the number of their objects."""
         kinds = ("one object", "two objects")
-        return [Entry(text, kinds[parse(text).relation is not None]) for text in self.texts()]
+        return [PromptEntry(text, kinds[parse(text).relation is not None]) for text in self.texts()]
 
 
 class ToyPairs(PairShards):

@@ -34,7 +34,7 @@ _PLACE = {
 DIRECTIONS = dict(zip(RELATIONS, ((-1, 0), (1, 0), (0, -1), (0, 1)), strict=True))
 
 
-class Layout(NamedTuple):
+class SceneLayout(NamedTuple):
     """Scenes in numbers; a scene with one object has its second far outside the picture."""
 
     background: Tensor  # (B,) int64
@@ -50,11 +50,11 @@ def palette(names: Sequence[str]) -> Tensor:
     return torch.tensor([_RGB[name] for name in names])
 
 
-def layout(scenes: Sequence[Scene]) -> Layout:
+def layout(scenes: Sequence[Scene]) -> SceneLayout:
     """Return where the objects of the scenes belong, without any variation."""
     rows = torch.tensor([_row(scene) for scene in scenes])
     objects = rows[:, 2:].view(-1, 2, 5)
-    return Layout(
+    return SceneLayout(
         background=rows[:, 0].long(),
         colours=objects[..., 0].long(),
         shapes=objects[..., 1].long(),
@@ -123,10 +123,10 @@ def shape_masks(centres: Tensor, areas: Tensor) -> Tensor:
 def _row(scene: Scene) -> tuple[float, ...]:
     values = [float(BACKGROUNDS.index(scene.background)), float(scene.relation is not None)]
     for i in range(2):
-        if i >= len(scene.items):
+        if i >= len(scene.objects):
             values += [0.0, 0.0, 0.0, _FAR, _FAR]
             continue
-        item = scene.items[i]
+        item = scene.objects[i]
         if scene.relation is None:
             x, y = (_STEP * way for way in _PLACE[item.place or ""])
         else:

@@ -37,7 +37,7 @@ _GRAMMAR = re.compile(
 
 
 @dataclass(frozen=True)
-class Item:
+class SceneObject:
     """One coloured shape; size and place are said of single objects only."""
 
     colour: str
@@ -54,16 +54,16 @@ class Scene:
     """A background with one object somewhere, or with two objects in a relation."""
 
     background: str
-    items: tuple[Item, ...]
+    objects: tuple[SceneObject, ...]
     relation: str | None = None
 
     def caption(self) -> str:
         """Return the one sentence that names this scene."""
         if self.relation is None:
-            (item,) = self.items
+            (item,) = self.objects
             where = f"{_AT[item.place or '']} {item.place} of"
         else:
-            item, other = self.items
+            item, other = self.objects
             where = f"{self.relation} {other} on"
         return f"{item} {where} a {self.background} background"
 
@@ -78,7 +78,7 @@ class Scene:
         """Return the scene of the same picture that speaks from the left or from above."""
         if self.relation not in ("right of", "below"):
             return self
-        return Scene(self.background, self.items[::-1], _OPPOSITE[self.relation])
+        return Scene(self.background, self.objects[::-1], _OPPOSITE[self.relation])
 
 
 @cache
@@ -87,8 +87,8 @@ def parse(caption: str) -> Scene:
     found = _GRAMMAR.fullmatch(caption)
     if found is not None:
         size, colour, shape, place, relation, _, colour2, shape2, background = found.groups()
-        items = [Item(colour, shape, size, place)]
-        items += [Item(colour2, shape2)] if relation else []
+        items = [SceneObject(colour, shape, size, place)]
+        items += [SceneObject(colour2, shape2)] if relation else []
         scene = Scene(background, tuple(items), relation)
         if scene in _all_of(relation is not None) and scene.caption() == caption:
             return scene
@@ -164,9 +164,9 @@ def changes(scene: Scene, attribute: str) -> tuple[Scene, ...]:
         return tuple(replace(scene, relation=r) for r in RELATIONS if r != scene.relation)
     words = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES}[attribute]
     found = []
-    for i, item in enumerate(scene.items):
+    for i, item in enumerate(scene.objects):
         for word in words:
-            items = list(scene.items)
+            items = list(scene.objects)
             items[i] = replace(item, **{attribute: word})
             found.append(replace(scene, items=tuple(items)))
     world = _all_of(scene.relation is not None)
@@ -180,14 +180,14 @@ def _rank(text: str, seed: int) -> bytes:
 @cache
 def _single() -> tuple[Scene, ...]:
     parts = product(BACKGROUNDS, COLOURS, SHAPES, SIZES, PLACES)
-    return tuple(Scene(background, (Item(*rest),)) for background, *rest in parts)
+    return tuple(Scene(background, (SceneObject(*rest),)) for background, *rest in parts)
 
 
 @cache
 def _double() -> tuple[Scene, ...]:
     parts = product(BACKGROUNDS, permutations(COLOURS, 2), SHAPES, SHAPES, RELATIONS)
     return tuple(
-        Scene(background, (Item(one, shape), Item(two, other)), relation)
+        Scene(background, (SceneObject(one, shape), SceneObject(two, other)), relation)
         for background, (one, two), shape, other, relation in parts
     )
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lit_prefopt.batches import ImagePairs
+from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.toy.one_cycle import one_cycle
 
 
@@ -72,7 +73,8 @@ class ToyVAETraining(LightningModule):
         kl = posterior.kl().mean() / latents[0].numel()
         self.log_dict({"train/error": wrong.abs().mean(), "train/kl": kl}, prog_bar=True)
         weight = 1 + self.rim_weight * rims(images)
-        return (weight * (wrong.abs() + wrong.square())).mean() + self.kl_weight * kl
+        loss = (weight * (wrong.abs() + wrong.square())).mean() + self.kl_weight * kl
+        return scale_last_step(loss, self._trainer)
 
     def validation_step(self, batch: ImagePairs) -> None:
         """Log the mean absolute error of the reconstruction, on images in [-1, 1]."""

@@ -99,11 +99,11 @@ class ToyWeb(LightningDataModule):
             raise InputError(f"the shares of ToyWeb are {shares}; choose each between 0 and 1")
         if batch_size < 1 or steps < 1:
             raise InputError("ToyWeb makes no batch; set batch_size and steps to at least 1")
-        self.steps = steps
+        self.batch_size, self.steps = batch_size, steps
         self.workers = workers
         self.val_steps = val_steps
         draw = partial(self.pictures, count=batch_size, two_objects=two_objects)
-        self._train = _Batches(
+        self._train = _WebBatches(
             partial(
                 draw,
                 seed=seed,
@@ -113,11 +113,11 @@ class ToyWeb(LightningDataModule):
             )
         )
         # a fixed seed: runs with different seeds are validated on the same pictures
-        self._val = _Batches(partial(draw, seed=0, of="held-out"))
+        self._val = _WebBatches(partial(draw, seed=0, of="held-out"))
 
-    def train_dataloader(self) -> _Onward:
+    def train_dataloader(self) -> _ResumedBatches:
         """Return the batches from where the run stands to the end of its epoch."""
-        return _Onward(self)
+        return _ResumedBatches(self)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Return clean pictures with held-out captions, the same at every validation."""
@@ -130,7 +130,7 @@ class ToyWeb(LightningDataModule):
         return DataLoader(self._train, batch_size=None, sampler=numbers, num_workers=self.workers)
 
 
-class _Batches(Dataset[ImagePairs]):
+class _WebBatches(Dataset[ImagePairs]):
     """Batch s is a function of s."""
 
     def __init__(self, batch: partial[ImagePairs]) -> None:
@@ -140,7 +140,7 @@ class _Batches(Dataset[ImagePairs]):
         return self.batch(step)
 
 
-class _Onward:
+class _ResumedBatches:
     """One epoch's batches of this rank, from where Lightning's batch counter stands.
 
     Not a DataLoader, so that Lightning puts no sampler of its own around it: the ranks already

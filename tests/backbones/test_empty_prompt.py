@@ -11,10 +11,10 @@ from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
-from tests.methods.test_spo import SEEDS, TEXTS, Brightness
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.judges import SEEDS, TEXTS, Brightness
 
 Encoded = dict[str, list[int]]
 

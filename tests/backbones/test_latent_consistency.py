@@ -13,9 +13,9 @@ from torch import Tensor
 from lit_prefopt.backbones import LatentConsistency, LoRA, StableDiffusion, trained
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from tests.tiny import tiny_lcm, tiny_pipeline
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.tiny import tiny_lcm, tiny_pipeline
 
 LATENTS = (4, 8, 8)
 
@@ -82,7 +82,7 @@ def test_a_step_of_the_teacher_in_double_precision(lcm: LatentConsistency) -> No
     latents, prompt = torch.randn(2, *LATENTS), lcm.embed(["a cat", "the sea"])
     w = torch.tensor([7.0, 0.5])
     told = prompt._replace(guidance=w + 1)
-    ours = lcm.taught(latents, t, t_next, told)
+    ours = lcm.teacher_step(latents, t, t_next, told)
     with torch.no_grad():
         cond, uncond = (
             lcm.teacher(latents, t, encoder_hidden_states=hidden).sample.double()
@@ -149,4 +149,4 @@ def test_what_is_no_lcm_is_refused(
     lcm = LatentConsistency(tiny_lcm_folder)
     prompt = lcm.embed(["a"])._replace(guidance=torch.ones(1))
     with pytest.raises(InputError, match="--backbone.teacher"):
-        lcm.taught(torch.zeros(1, *LATENTS), torch.tensor([19]), torch.tensor([0]), prompt)
+        lcm.teacher_step(torch.zeros(1, *LATENTS), torch.tensor([19]), torch.tensor([0]), prompt)

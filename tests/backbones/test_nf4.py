@@ -13,23 +13,14 @@ from diffusers import StableDiffusionPipeline
 from lit_prefopt.backbones import LoRA, StableDiffusion, trained
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from tests.runs import assert_same_end, folder_of
-
-NF4 = ["--backbone.lora.rank", "4", "--backbone.nf4", "true"]
+from tests.helpers.quantized import NF4, predicted
+from tests.helpers.runs import assert_same_end, folder_of
 
 
 @pytest.fixture
 def folded(tiny_folder: str) -> StableDiffusion:
     """An adapter over weights in four bits."""
     return StableDiffusion(tiny_folder, lora=LoRA(4), nf4=True)
-
-
-def predicted(backbone: StableDiffusion) -> torch.Tensor:
-    random, device = torch.Generator().manual_seed(0), next(backbone.parameters()).device
-    latents = torch.randn(2, *backbone.latent_shape, generator=random).to(device)
-    t = torch.tensor([10, 900], device=device)
-    with torch.no_grad():
-        return backbone.predict(latents, t, backbone.embed(["a", "b"]))
 
 
 def test_transformer_blocks_have_four_bits_and_the_adapter_32(folded: StableDiffusion) -> None:

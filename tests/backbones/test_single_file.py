@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.backbones.unet import UNetBackbone
+from lit_prefopt.commands.export import export
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.command import export
-from tests.tiny import tiny_pipeline
+from tests.helpers.tiny import tiny_pipeline
 
 Made = tuple[type[UNetBackbone], str, str]
 

@@ -11,12 +11,12 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
-from tests.methods.test_spo import Brightness
-from tests.tiny import tiny_decoder
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.judges import Brightness
+from tests.helpers.tiny import tiny_decoder
 
 LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -50,7 +50,7 @@ def test_the_judge_sees_its_images(
     backbone = family(folder, lora=LoRA(4), decoder=decoder)
     how = Sampling(steps=4, eta=1.0, batch_size=1)
     module = SPO(backbone, AdamW(1e-3), Brightness(), 10.0, 0.1, how, 2, 1, 0, 0.0)
-    scores = module.judged(LATENTS, ["a", "b"], torch.zeros(2))
+    scores = module.judge_latents(LATENTS, ["a", "b"], torch.zeros(2))
     torch.testing.assert_close(scores, backbone.preview(LATENTS).mean((1, 2, 3)))
     assert (scores - backbone.decode(LATENTS).mean((1, 2, 3))).abs().min() > 1e-3
     small = {name for name, _ in module.named_parameters() if "small_decoder" in name}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lit_prefopt.backbones import LoRA, StableDiffusion, trained
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.test_waiting import images
+from tests.helpers.batches import images
 
 
 def moved(backbone: StableDiffusion, steps: int = 2) -> list[float]:

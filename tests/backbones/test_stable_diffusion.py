@@ -15,12 +15,12 @@ from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.batches import image_pairs
-from tests.tiny import tiny_pipeline
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.batches import image_pairs
+from tests.helpers.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.batches import image_pairs
+from tests.helpers.batches import image_pairs
 
 
 def made(backbone: UNetBackbone, folder: Path) -> str:
@@ -52,7 +52,7 @@ def test_policy_and_reference_start_from_it(
     module = DiffusionDPO(backbone, AdamW(1e-3), 10.0)
     pairs = module.form_pairs(image_pairs())
     noised = module.add_noise(pairs)
-    told = backbone.told(noised.prompt, noised.latents)
+    told = backbone.denoiser_kwargs(noised.prompt, noised.latents)
     theirs = pipeline.unet(noised.latents, noised.t_per_side, **told).sample
     ours = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -11,17 +11,13 @@ import yaml
 from lit_prefopt.callbacks import Budget
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
+from tests.helpers.comparing import budget
 
 
 def spent(folder: Path) -> dict:
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     [state] = [s for name, s in checkpoint["callbacks"].items() if name.startswith("Budget")]
     return {"steps": checkpoint["global_step"], **state}
-
-
-def budget(evaluations: int) -> list[str]:
-    more = ["--trainer.callbacks+", "Budget", "--trainer.callbacks.evaluations", str(evaluations)]
-    return [*more, "--trainer.max_steps", "100"]
 
 
 def test_diffusion_dpo_costs_eight_a_pair(recipe: list[str], tmp_path: Path) -> None:
@@ -61,7 +57,7 @@ def test_it_counts_collections(tiny_folder: str, tmp_path: Path) -> None:
         "model": {
             "class_path": "D3PO",
             "init_args": {
-                "judge": "tests.methods.test_spo.Brightness",
+                "judge": "tests.helpers.judges.Brightness",
                 "beta": 0.1,
                 "eps": 0.1,
                 "drawn_steps": 1,

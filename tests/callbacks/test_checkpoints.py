@@ -13,10 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_prefopt.callbacks import Checkpoints
-from lit_prefopt.checkpoint_files import WholeCheckpoints, is_whole, last_checkpoint
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from tests.runs import assert_same_end, folder_of
+from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO, is_complete, last_checkpoint
+from tests.helpers.runs import FailAt, assert_same_end, folder_of
 
 WINDOW = 3
 
@@ -93,16 +93,6 @@ def test_a_stop_waits_for_the_step(tmp_path: Path) -> None:
     assert fit(tmp_path, Checkpoints(tmp_path, save_last=True, save_top_k=0), StopAt()) == [6]
 
 
-class FailAt(Callback):
-    """Fails in a batch, before its gradients are there."""
-
-    batch = 4
-
-    def on_before_backward(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.fit_loop.total_batch_idx == self.batch:
-            raise KeyError("a failure")
-
-
 def test_after_a_failure_within_accumulation_the_run_goes_on_exactly(
     exact: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +113,7 @@ def test_after_a_failure_within_accumulation_the_run_goes_on_exactly(
 
 def write(path: Path, step: int, size: int = 1000) -> None:
     state = {"global_step": step, "state_dict": {"weight": torch.full((size,), float(step))}}
-    WholeCheckpoints().save_checkpoint(state, path)
+    AtomicCheckpointIO().save_checkpoint(state, path)
 
 
 def test_the_newest_whole_checkpoint_is_the_last(
@@ -194,7 +184,7 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoints(
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     left = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [path.name for path in left] == ["last.ckpt", "step=2.ckpt"]
-    assert all(is_whole(path) for path in left)
+    assert all(is_complete(path) for path in left)
     main(["fit", *recipe, *every, "--ckpt_path", "last"])
 
 

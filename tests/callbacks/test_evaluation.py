@@ -12,12 +12,12 @@ from torch import Tensor
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.prompts import PromptFile
 from lit_prefopt.evaluate.summary import summarise
 from lit_prefopt.judges import Judge
-from tests.comparing import asked, compared
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.files import PromptFile
+from tests.helpers.comparing import asked, compared, evaluation
 
 FAST = Sampling(steps=3, guidance=2.0, eta=1.0, batch_size=8)
 
@@ -70,17 +70,6 @@ def test_guidance_one_is_the_prompt_alone(backbone: StableDiffusion) -> None:
     plain = sample(backbone, texts, seeds, Sampling(steps=3, guidance=1.0))
     nearly = sample(backbone, texts, seeds, Sampling(steps=3, guidance=1.0 + 1e-6))
     torch.testing.assert_close(plain, nearly, atol=1e-3, rtol=1e-3)
-
-
-def evaluation(folder: Path) -> list[str]:
-    """Arguments that add an evaluation on the prompts of a file."""
-    return [
-        *("--trainer.callbacks+", "Evaluation"),
-        *("--trainer.callbacks.judge", "tests.callbacks.test_evaluation.Redness"),
-        *("--trainer.callbacks.prompts", "PromptFile"),
-        *("--trainer.callbacks.prompts.path", str(folder / "prompts.txt")),
-        *("--trainer.callbacks.sampling.steps", "2"),
-    ]
 
 
 def test_evidence_after_fit(recipe: list[str], tmp_path: Path) -> None:

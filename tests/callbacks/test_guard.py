@@ -11,9 +11,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.callbacks.alarms import Level, Rise, Step, Watch
+from lit_prefopt.callbacks.spike_detection import (
+    ErrorTrend,
+    RunningMedian,
+    SpikeDetector,
+    StepStatistics,
+)
 from lit_prefopt.cli import main
-from tests.runs import TWO_RANKS, assert_same_end, same, start
+from tests.helpers.runs import TWO_RANKS, assert_same_end, same, start
 
 WEIGHTS: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -103,7 +108,7 @@ def test_two_ranks_leave_out_the_same_step(recipe: list[str], tmp_path: Path) ->
     arguments = [*guarded(recipe, "skip", step=3, rank=1), "--trainer.max_steps", "4"]
     arguments += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     process = start(arguments, command=TWO_RANKS)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
     assert said.count("Step 3: the loss is") == 1
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -151,12 +156,12 @@ def test_a_healthy_run_gives_no_alarm(recipe: list[str], recwarn: pytest.Warning
     assert not [w for w in recwarn if "Step " in str(w.message)]
 
 
-def step(number: int, loss: float = 0.7, gradient: float = 1.0) -> Step:
-    return Step(number, loss, -1.0, -1.0, gradient)
+def step(number: int, loss: float = 0.7, gradient: float = 1.0) -> StepStatistics:
+    return StepStatistics(number, loss, -1.0, -1.0, gradient)
 
 
 def test_level_by_hand() -> None:
-    level = Level(window=5)
+    level = RunningMedian(window=5)
     for value in (1.0, 2.0, 3.0, 4.0, 100.0):  # median 3, median absolute deviation 1
         assert level.excess(50.0) == 0
         level.values.append(value)
@@ -165,7 +170,7 @@ def test_level_by_hand() -> None:
 
 
 def test_overflows_of_a_gradient_scaler_are_no_alarm_unless_they_go_on() -> None:
-    watch = Watch(threshold=10, window=3)
+    watch = SpikeDetector(threshold=10, window=3)
     seen = [watch.spike(step(i, gradient=math.inf), scaled=True) for i in range(25)]
     assert seen[:19] == [None] * 19
     assert "gradient norm inf" in str(seen[19])
@@ -175,7 +180,7 @@ def test_overflows_of_a_gradient_scaler_are_no_alarm_unless_they_go_on() -> None
 
 @pytest.mark.parametrize("reference", [1.0, -1.0])
 def test_a_rising_chosen_error_is_told_from_noise(reference: float) -> None:
-    rise = Rise(window=50)
+    rise = ErrorTrend(window=50)
     noise = torch.randn(200, generator=torch.Generator().manual_seed(0)).mul(0.2).tolist()
     for value in noise[:100]:
         rise.add(1 + value, reference + value if reference >= 0 else reference)

@@ -11,8 +11,7 @@ import torch
 from lit_prefopt.callbacks import RewardCurve
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from tests.callbacks.test_budget import budget
-from tests.callbacks.test_evaluation import evaluation
+from tests.helpers.comparing import budget, evaluation
 
 STEP = 4 * 8  # evaluations of a step of four pairs
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -16,15 +14,14 @@ from lit_prefopt.data import images
 from lit_prefopt.data.images import (
     Augment,
     BrokenSample,
-    Opened,
+    ImageHeader,
     decode,
     open_image,
     upright_size,
 )
-from lit_prefopt.data.items import make_item
-from lit_prefopt.data.read import SIDES, Sample
-
-from .conftest import picture
+from lit_prefopt.data.loading.image_samples import load_sample
+from lit_prefopt.data.shards.reader import SIDES, Sample
+from tests.helpers.shards import picture, png_header
 
 
 def ramp(size: tuple[int, int]) -> Image.Image:
@@ -32,16 +29,6 @@ def ramp(size: tuple[int, int]) -> Image.Image:
     across = np.linspace(0, 255, size[0])[None, :].repeat(size[1], 0)
     down = np.linspace(0, 255, size[1])[:, None].repeat(size[0], 1)
     return Image.fromarray(np.stack([across, down, 0 * down], -1).astype(np.uint8))
-
-
-def png_header(width: int, height: int) -> bytes:
-    """Return a png that promises a size and holds nearly nothing."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"x")]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -196,8 +183,8 @@ def test_a_draft_shows_the_same_place():
     sample = Sample("a.tar/1", "text", sides, None, {})
     for seed in range(4):
         plain = Augment((32, 32), crop="random", flip=True)
-        whole = make_item(sample, plain, seed, SIDES)
-        draft = make_item(sample, plain._replace(draft=True), seed, SIDES)
+        whole = load_sample(sample, plain, seed, SIDES)
+        draft = load_sample(sample, plain._replace(draft=True), seed, SIDES)
         assert draft.frames == whole.frames
         for one, other in zip(draft.images, whole.images, strict=True):
             assert one.shape == (32, 32, 3)
@@ -207,7 +194,7 @@ def test_a_draft_shows_the_same_place():
 def test_a_broken_best_side_is_named_in_draft_mode_too():
     sample = Sample("a.tar/1", "text", [b"no image", jpeg(ramp((400, 240)))], None, {})
     with pytest.raises(BrokenSample, match="a.tar/1: chosen is no png, jpg or webp image"):
-        make_item(sample, Augment((32, 32), draft=True), 1, SIDES)
+        load_sample(sample, Augment((32, 32), draft=True), 1, SIDES)
 
 
 def noise(size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
@@ -234,7 +221,7 @@ def noise(size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
 )
 def test_pixels_without_pil_are_those_of_pil(size: tuple[int, int], options: dict):
     data = noise(size, **options)
-    pixels = Opened.read(data).pixels()
+    pixels = ImageHeader.read(data).pixels()
     assert pixels is not None
     np.testing.assert_array_equal(pixels, np.asarray(decode(data)))
 
@@ -245,12 +232,12 @@ def test_pixels_without_pil_are_those_of_pil(size: tuple[int, int], options: dic
     ids=["grey", "CMYK", "turned", "png"],
 )
 def test_whatever_else_is_left_to_pil(data: bytes):
-    assert Opened.read(data).pixels() is None
+    assert ImageHeader.read(data).pixels() is None
     assert decode(data).mode == "RGB"
 
 
 def test_half_a_jpeg_is_left_to_pil_which_refuses_it():
-    half = Opened.read(noise((64, 64))[:-900])
+    half = ImageHeader.read(noise((64, 64))[:-900])
     assert half.pixels() is None
     with pytest.raises(BrokenSample, match="cannot be decoded .*truncated"):
         half.decoded()
@@ -261,10 +248,10 @@ def test_samples_are_the_same_with_and_without_pil(monkeypatch: pytest.MonkeyPat
     sides = [noise((48, 32)), noise((48, 32), quality=30)]
     sample = Sample("a.tar/1", "text", sides, None, {})
     augment = Augment((32, 32), crop="random", flip=True)
-    fast = [make_item(sample, augment, seed, SIDES) for seed in range(8)]
-    monkeypatch.setattr(Opened, "pixels", lambda self: None)
+    fast = [load_sample(sample, augment, seed, SIDES) for seed in range(8)]
+    monkeypatch.setattr(ImageHeader, "pixels", lambda self: None)
     for seed, one in enumerate(fast):
-        other = make_item(sample, augment, seed, SIDES)
+        other = load_sample(sample, augment, seed, SIDES)
         assert one.frames == other.frames
         for mine, theirs in zip(one.images, other.images, strict=True):
             np.testing.assert_array_equal(mine, theirs)

@@ -4,24 +4,11 @@ import pytest
 import torch
 
 from lit_prefopt.batches import Pairs, Prompt
-from lit_prefopt.diffusion.denoising import Noised, denoising_errors, error_log_ratios
-from lit_prefopt.diffusion.process import DiscreteProcess
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.diffusion.denoising import NoisedPairs, denoising_errors, error_log_ratios
 from lit_prefopt.errors import InputError
-
-SD15 = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-}
-
-
-def alphas() -> torch.Tensor:
-    """Cumulated alphas of SD 1.5, worked out without diffusers."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0)
+from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.schedules import SD15, alphas
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -56,7 +43,9 @@ def test_all_sides_share_timestep_and_noise() -> None:
     process = DiscreteProcess({**SD15, "prediction_type": "epsilon"})
     latents = torch.randn(3, 1, 4, 2, 2).expand(3, 2, 4, 2, 2)
     pairs = Pairs(latents, Prompt(torch.randn(3, 5, 7)), torch.arange(3), *torch.ones(2, 3))
-    noised = Noised.of(process, pairs, torch.tensor([7, 300, 999]), torch.randn(3, 4, 2, 2))
+    noised = NoisedPairs.from_pairs(
+        process, pairs, torch.tensor([7, 300, 999]), torch.randn(3, 4, 2, 2)
+    )
     chosen, rejected = noised.latents.unflatten(0, (3, 2)).unbind(1)
     assert torch.equal(chosen, rejected)
     assert torch.equal(noised.target[:, 0], noised.target[:, 1])

@@ -16,12 +16,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from lit_prefopt.backbones import LoRA, StableDiffusion, trained
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.cli import main
-from lit_prefopt.estimate.dry import checkpointing, step_cost
 from lit_prefopt.estimate.memory import advice, first_row, footprint, savings
+from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW, AdamW8bit
-from tests.runs import ROOT
-from tests.test_waiting import images
+from tests.helpers.batches import images
+from tests.helpers.runs import ROOT
 
 
 def dpo(folder: str, **options: Any) -> DiffusionDPO:
@@ -107,7 +107,7 @@ def test_each_saving_is_what_following_it_saves(tiny_folder: str) -> None:
     assert found["--backbone.dtype"].size == pytest.approx(before.total - half.total, rel=0.01)
     one = step_cost(module, first_row(batch)).activations
     assert found["--data.batch_size"].size == pytest.approx(now - one, rel=0.02)
-    assert found["--data.batch_size"].how.endswith("--trainer.accumulate_grad_batches 12")
+    assert found["--data.batch_size"].how.endswith("--batch.pairs 12")
     with checkpointing(module, True):
         twice = step_cost(module, batch).activations
     assert found["--backbone.gradient_checkpointing"].size == pytest.approx(now - twice, rel=0.02)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.coverage import WORLDS, World, coverage
+from experiments.coverage import WORLDS, World, coverage
 from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
 
 

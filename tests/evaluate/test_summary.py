@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from lit_prefopt.evaluate.rows import Compared, Judged
+from lit_prefopt.evaluate.rows import ComparisonRow, ImageScores
 from lit_prefopt.evaluate.summary import summarise
 
 
 def row(
     prompt: int, reference: float, policy: float, image: int = 0, **facts: str | float
-) -> Compared:
+) -> ComparisonRow:
     """Return a row of two judges, the second of which says the opposite of the first."""
-    sides = [Judged({"first": x, "second": -x}) for x in (reference, policy)]
-    return Compared("a text", prompt, *sides, prompt, image, **facts)
+    sides = [ImageScores({"first": x, "second": -x}) for x in (reference, policy)]
+    return ComparisonRow("a text", prompt, *sides, prompt, image, **facts)
 
 
 def test_one_image_a_prompt() -> None:
@@ -77,8 +77,10 @@ def test_drift_diversity_and_text() -> None:
 
 
 def test_a_line_says_it_all() -> None:
-    said = Judged({"a": 0.1, "b": 2.0}, {"a": {"x": None}, "b": {"y": 1.0}}, 0.5, 1.0, "images/1")
-    plain = Judged({"a": 1 / 3, "b": 2.0})
-    one = Compared("a “fox”\n", 5, plain, said, 2, 1, "foxes", 7, 0.25)
-    assert Compared.of(one.line()) == one
+    said = ImageScores(
+        {"a": 0.1, "b": 2.0}, {"a": {"x": None}, "b": {"y": 1.0}}, 0.5, 1.0, "images/1"
+    )
+    plain = ImageScores({"a": 1 / 3, "b": 2.0})
+    one = ComparisonRow("a “fox”\n", 5, plain, said, 2, 1, "foxes", 7, 0.25)
+    assert ComparisonRow.from_line(one.line()) == one
     assert one.line().count("\n") == 1

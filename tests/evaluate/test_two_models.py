@@ -16,18 +16,18 @@ from torch import Tensor
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import PromptGroups
-from lit_prefopt.data.groups import Group
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.datamodules import PromptGroups
+from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.comparison import image_seed
-from lit_prefopt.evaluate.evidence import Group as Answered
 from lit_prefopt.evaluate.models import check_alike, load_model
-from lit_prefopt.evaluate.prompts import Entry, Prompts, digest
-from lit_prefopt.evaluate.two_models import TwoModels
-from lit_prefopt.fingerprint import fingerprint
+from lit_prefopt.evaluate.results import ResultGroup as Answered
+from lit_prefopt.evaluate.two_models import ModelComparison
 from lit_prefopt.judges import Judge
-from tests.runs import TWO_RANKS, finished, launch, wait_until
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.base import PromptEntry, Prompts, digest
+from lit_prefopt.utils.fingerprint import fingerprint
+from tests.helpers.runs import TWO_RANKS, finished, launch, wait_until
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -42,8 +42,8 @@ class Listed(Prompts):
     def texts(self) -> list[str]:
         return list(self.listed)
 
-    def entries(self) -> list[Entry]:
-        return [Entry(text, "ab"[n % 2]) for n, text in enumerate(self.listed)]
+    def entries(self) -> list[PromptEntry]:
+        return [PromptEntry(text, "ab"[n % 2]) for n, text in enumerate(self.listed)]
 
 
 class Redness(Judge):
@@ -57,12 +57,12 @@ class Stopped(Exception):
     """Stands for whatever ends a process."""
 
 
-class Halting(TwoModels):
+class Halting(ModelComparison):
     """Stops before it evaluates some group."""
 
     halt_at = -1
 
-    def make(self, group: Group) -> list[Answered]:
+    def make(self, group: GenerationGroup) -> list[Answered]:
         if group.number == self.halt_at:
             raise Stopped
         return super().make(group)
@@ -207,7 +207,7 @@ def test_a_unet_and_a_lora_by_file(tiny_folder: str, other: str, tmp_path: Path)
     plain = load_model(tiny_folder)
     with torch.no_grad():
         assert not torch.allclose(ours, plain.backbone.predict(latents, t, prompt), atol=1e-2)
-    facts = loaded.facts()
+    facts = loaded.settings()
     assert len(facts["sha256"]) == 64
     assert facts["family"] == plain.family
 
@@ -325,8 +325,7 @@ def test_a_killed_evaluation_ends_with_the_same_bytes(tiny_folder: str, tmp_path
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"picture {n}\n" for n in range(24)))
     whole, output, both = (tmp_path / name for name in ("whole", "out", "both"))
-    said = finished(launch(command(tiny_folder, whole, prompts)))
-    assert whole.exists(), said
+    main(command(tiny_folder, whole, prompts))
     parts = tmp_path / "out.parts"
     for done, code in ((1, -signal.SIGKILL), (4, 128 + signal.SIGTERM)):
         running = launch(command(tiny_folder, output, prompts))

@@ -7,24 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lit_prefopt.cli import main
-from lit_prefopt.export import read_lora
-from tests.export.conftest import EVERYWHERE, Family, picture, prediction, write_lora
-
-
-def export(source: Path, to: str, output: Path, *more: str) -> Path:
-    """Run the command and return what it wrote."""
-    main(["export", "--source", str(source), "--to", to, "--output", str(output), *more])
-    return output
-
-
-def metadata(file: Path) -> dict[str, str]:
-    """The file's plain facts."""
-    with safe_open(file, "pt") as stream:
-        return stream.metadata()
+from lit_prefopt.weights.lora_files import read_lora
+from tests.helpers.exporting import (
+    EVERYWHERE,
+    Family,
+    export,
+    metadata,
+    picture,
+    prediction,
+    refused,
+    write_lora,
+)
 
 
 @pytest.mark.parametrize("to", ["kohya", "diffusers-lora"])
@@ -101,13 +96,6 @@ def test_half_precision(tiny_folder: str, tmp_path: Path) -> None:
     out = export(lora, "kohya", tmp_path / "k.safetensors", *more)
     kinds = {tensor.dtype for key, tensor in load_file(out).items() if "lora_" in key[10:]}
     assert kinds == {torch.float16}
-
-
-def refused(*args: object) -> str:
-    """What the command says when it refuses."""
-    with pytest.raises(SystemExit) as stop:
-        main(["export", *map(str, args)])
-    return str(stop.value)
 
 
 def test_refusals_name_the_cure(tiny_folder: str, tiny_xl_folder: str, tmp_path: Path) -> None:

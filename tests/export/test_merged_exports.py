@@ -13,9 +13,16 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel
 
-from tests.export.conftest import Family, picture, prediction, write_lora
-from tests.export.test_lora_exports import export, metadata, refused
-from tests.tiny import tiny_pipeline, tiny_text_config, tiny_vae, tiny_xl_pipeline
+from tests.helpers.exporting import (
+    Family,
+    export,
+    metadata,
+    picture,
+    prediction,
+    refused,
+    write_lora,
+)
+from tests.helpers.tiny import tiny_pipeline, tiny_text_config, tiny_vae, tiny_xl_pipeline
 
 UNET = {"use_linear_projection": True}
 

@@ -14,9 +14,8 @@ from diffusers import UNet2DConditionModel as UNet
 from safetensors.torch import load_file
 
 from lit_prefopt.cli import main
-from tests.export.conftest import Family, picture, write_lora
-from tests.export.test_lora_exports import export, refused
-from tests.tiny import tiny_unet, tiny_vae
+from tests.helpers.exporting import Family, export, picture, refused, write_lora
+from tests.helpers.tiny import tiny_unet, tiny_vae
 
 LORA = ["--backbone.lora.rank", "4", "--backbone.lora.alpha", "6"]
 FAST = ["--model.optimizer.lr", "0.01", "--trainer.limit_val_batches", "0"]

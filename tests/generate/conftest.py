@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.caching import cache, frozen
+from tests.helpers.caching import cache, frozen
 
 
 @pytest.fixture(scope="session")

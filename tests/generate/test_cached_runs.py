@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_prefopt import load
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
@@ -14,34 +13,9 @@ from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import StepAwarePreference
 from lit_prefopt.optimizers import AdamW
-from tests.caching import assert_same_end, cache, frozen
-from tests.runs import TWO_RANKS, finished, launch, wait_until
-from tests.tiny import tiny_vae
-
-
-def recipe(pipeline: str, folder: Path, *data: str) -> list[str]:
-    """Return the arguments of a small run."""
-    return [
-        *("--config", "toy-diffusion-dpo"),
-        *("--backbone", "StableDiffusion", "--backbone.pretrained", pipeline),
-        *("--data.batch_size", "4", "--data.caption_dropout", "0.2", *data),
-        *("--trainer.default_root_dir", str(folder)),
-        *("--trainer.max_steps", "4", "--trainer.val_check_interval", "4"),
-        *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
-    ]
-
-
-def on(kind: str, shards: str, workers: int = 0) -> list[str]:
-    """Return what a run is to read."""
-    given = ["--data", kind, "--data.shards", shards, "--data.validation", shards]
-    return [*given, "--data.workers", str(workers)]
-
-
-def logged(run: Path) -> dict[str, list[float]]:
-    """Everything that was logged, by name."""
-    events = EventAccumulator(str(run / "logs"))
-    events.Reload()
-    return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+from tests.helpers.caching import assert_same_end, cache, frozen, logged, on, recipe
+from tests.helpers.runs import TWO_RANKS, finished, launch, wait_until
+from tests.helpers.tiny import tiny_vae
 
 
 def test_a_run_from_the_cache_is_the_run_from_the_images(
@@ -106,8 +80,8 @@ def test_what_needs_the_encoders_says_so(
 def test_without_encoders_the_rest_is_the_same(tiny_folder: str, tiny_xl_folder: str) -> None:
     for family, folder in ((StableDiffusion, tiny_folder), (StableDiffusionXL, tiny_xl_folder)):
         whole, blind = family(folder), family(folder, encoders=False)
-        assert blind.latent_facts() == whole.latent_facts()
-        assert blind.reference_facts() == whole.reference_facts()
+        assert blind.latent_settings() == whole.latent_settings()
+        assert blind.reference_settings() == whole.reference_settings()
         assert set(blind.encoders) == set()
         kept = sum(p.numel() for p in blind.parameters())
         assert kept == sum(p.numel() for p in whole.policy.parameters())
@@ -143,8 +117,7 @@ def test_killed_or_on_two_ranks_the_bytes_are_the_same(
     def content(name: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
 
-    said = finished(launch(arguments("whole")))
-    assert (tmp_path / "whole").exists(), said
+    main(arguments("whole"))
     running = launch(arguments("killed"))
     wait_until(lambda: len([*(tmp_path / "killed.parts").glob("0*")]) >= 2, running)
     running.kill()

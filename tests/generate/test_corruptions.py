@@ -7,7 +7,7 @@ import torch
 
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
-from lit_prefopt.generate.corruptions import Corruption, MisspeltText, OtherWord
+from lit_prefopt.generate.corruptions import Corruption, MisspeltText, WordSwap
 from lit_prefopt.toy import ToyAttributes
 from lit_prefopt.toy.scenes import parse, prompts, split
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_misspelt_that_way_is_left_alone() -> None:
 
 
 def test_words_of_a_table() -> None:
-    table = OtherWord({"left": ["right"], "three": ["two", "four"], "left hand": ["right hand"]})
+    table = WordSwap({"left": ["right"], "three": ["two", "four"], "left hand": ["right hand"]})
     found = {made(table, "Three cats on the left", seed) for seed in range(30)}
     assert found == {
         "Two cats on the left",
@@ -90,7 +90,7 @@ def test_toy_attributes_change_one_thing_on_the_same_side_of_the_split(of: str) 
             continue
         left, right = parse(prompt), parse(corrupted.right)
         assert split(corrupted.right) == of
-        pairs = list(zip(left.items, right.items, strict=True))
+        pairs = list(zip(left.objects, right.objects, strict=True))
         apart = [
             name
             for one, other in pairs
@@ -109,6 +109,6 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(InputError, match="choose some of colour"):
         ToyAttributes(("mood",))
     with pytest.raises(InputError, match="says nothing else for cat"):
-        OtherWord({"cat": ["Cat"]})
+        WordSwap({"cat": ["Cat"]})
     with pytest.raises(InputError, match="any word"):
-        OtherWord({})
+        WordSwap({})

@@ -5,61 +5,38 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from lightning import Trainer
 from PIL import Image
 
 from lit_prefopt import generate as generate_package
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.cli import main
-from lit_prefopt.data import PromptGroups
 from lit_prefopt.data.images import decode, to_pil
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.read import Sample, ShardReader
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.prompts import Prompts
-from lit_prefopt.generate import AnyCallable, Apart, ChangeMask, Diptychs, EdgeControl, MisspeltText
-from lit_prefopt.generate.diptych import cut
-from tests.generate.test_edges import controlnet
-
-HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-TEXTS = ['"A1"', "nothing", '"BO"', '"CAT"', f'"{"long" * 20}"']
-
-
-class Texts(Prompts):
-    """A list of prompts."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.list = [*texts]
-
-    def texts(self) -> list[str]:
-        return self.list
-
-
-def generate(folder: str, output: Path, **options: object) -> list[Sample]:
-    """Return what is written for the prompts above."""
-    settings = {"corruption": MisspeltText(), "template": "{left}|{right}", "sampling": HOW}
-    backbone = StableDiffusion(folder, reference="none")
-    model = Diptychs(backbone, str(output), **settings | options)
-    trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
-    trainer.predict(model, PromptGroups(Texts(TEXTS), 3, seed=1), return_predictions=False)
-    reader = ShardReader(read_index(str(output)))
-    return [reader(s, n) for s, count in enumerate(reader.counts) for n in range(count)]
+from lit_prefopt.generate import (
+    CallableFilter,
+    ChangeMask,
+    EdgeControl,
+    MinimumChange,
+    MisspeltText,
+)
+from lit_prefopt.generate.diptych import split_panels
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.generating import HOW, controlnet, generate
 
 
 def test_panels_are_cut_in_the_middle_and_lie_on_each_other() -> None:
     canvas = torch.arange(2 * 3 * 8 * 24.0).view(2, 3, 8, 24)
-    left, right = cut(canvas)
+    left, right = split_panels(canvas)
     assert torch.equal(torch.cat([left, right], -1), canvas)
-    left, right = cut(canvas, seam=2)
+    left, right = split_panels(canvas, seam=2)
     assert torch.equal(left, canvas[..., 2:10])
     assert torch.equal(right, canvas[..., 14:22])
 
@@ -69,7 +46,7 @@ def test_panels_are_brought_to_size_without_distortion() -> None:
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
     disc = ((x - 31.5) ** 2 + (y - 23.5) ** 2 < 15**2).float() * 2 - 1
     panel = disc.expand(1, 3, 48, 64)
-    left, right = cut(torch.cat([panel, panel], -1), seam=4, size=32)
+    left, right = split_panels(torch.cat([panel, panel], -1), seam=4, size=32)
     assert left.shape == right.shape == (1, 3, 32, 32)
     assert torch.equal(left, right)
     inside = left[0, 0] > 0
@@ -112,7 +89,7 @@ def test_what_is_left_out_is_counted(
 
     caplog.set_level(logging.INFO)
     made = generate(
-        tiny_folder, tmp_path / "out", filters=[AnyCallable(short, "that are long")], sheet=2
+        tiny_folder, tmp_path / "out", filters=[CallableFilter(short, "that are long")], sheet=2
     )
     assert [m.text for m in made] == ['"A1"', '"BO"']
     assert all(m.mask is None for m in made)
@@ -130,7 +107,7 @@ def test_what_is_left_out_is_counted(
 
 
 def test_one_sentence_where_all_halves_are_alike(tiny_folder: str, tmp_path: Path) -> None:
-    never = {"filters": [Apart()], "change": ChangeMask(threshold=1.0)}
+    never = {"filters": [MinimumChange()], "change": ChangeMask(threshold=1.0)}
     with pytest.raises(InputError, match=r"Not one pair .*3 with halves that are alike"):
         generate(tiny_folder, tmp_path / "out", **never)
 
@@ -140,8 +117,13 @@ def test_both_panels_follow_the_edges(tiny_folder: str, tmp_path: Path) -> None:
     backbone = StableDiffusion(tiny_folder, reference="none")
     control = EdgeControl(controlnet(backbone, tmp_path / "control"), scale=2.0)
     drawings = []
-    along = control.along
-    control.along = lambda b, drawing: (drawings.append(drawing), along(b, drawing))[1]
+    condition_on = control.condition_on
+
+    def record(b: StableDiffusion, drawing: torch.Tensor) -> object:
+        drawings.append(drawing)
+        return condition_on(b, drawing)
+
+    control.condition_on = record
     plain = generate(tiny_folder, tmp_path / "plain")
     held = generate(tiny_folder, tmp_path / "held", control=control)
     assert [m.text for m in plain] == [m.text for m in held]
@@ -176,13 +158,13 @@ def test_the_recipe_runs_and_its_pairs_are_trained_on(tmp_path: Path) -> None:
     """The whole way through the command line, with the shipped base, which knows one panel."""
     output = tmp_path / "pairs"
     change = ["--config", "toy-diptychs", "--backbone.denoiser", "null"]
-    change += ["--model.output", str(output), "--model.filters", "[Apart]"]
+    change += ["--model.output", str(output), "--model.filters", "[MinimumChange]"]
     change += ["--data.prompts.count", "4", "--model.sampling.steps", "2"]
     change += ["--trainer.enable_progress_bar", "false"]
     main(["predict", *change])
     assert (tmp_path / "pairs-sheet.png").is_file()
     run = ["--config", "toy-di3po", "--data.shards", str(output), "--data.batch_size", "2"]
-    run += ["--model.masked", "true", "--trainer.max_steps", "1"]
+    run += ["--batch.pairs", "2", "--model.masked", "true", "--trainer.max_steps", "1"]
     run += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
     main(["fit", *run, "--trainer.default_root_dir", str(tmp_path / "run")])
     assert (tmp_path / "run" / "weights" / "unet").is_dir()
@@ -195,7 +177,7 @@ def test_the_recipe_for_sdxl_runs_on_a_small_one(tiny_xl_folder: str, tmp_path: 
     (tmp_path / "prompts.txt").write_text('"A"\n"B"\n')
     arguments = ["--config", "sdxl-diptychs", "--backbone.pretrained", tiny_xl_folder]
     arguments += ["--backbone.vae", "null", "--backbone.dtype", "float32"]
-    arguments += ["--model.output", str(tmp_path / "pairs"), "--model.filters", "[Apart]"]
+    arguments += ["--model.output", str(tmp_path / "pairs"), "--model.filters", "[MinimumChange]"]
     arguments += ["--model.control.controlnet", control, "--model.control.dtype", "float32"]
     arguments += ["--model.template", "{left}{right}", "--model.per_prompt", "2"]
     arguments += ["--model.seam", "2", "--model.size", "32", "--model.sampling.steps", "2"]

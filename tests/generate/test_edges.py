@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     DDIMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
@@ -20,27 +19,15 @@ from torch import Tensor
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.edges import EdgeControl, edges
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.generating import controlnet
 
 FAMILIES = {
     "sd": (StableDiffusion, StableDiffusionPipeline, StableDiffusionControlNetPipeline),
     "sdxl": (StableDiffusionXL, StableDiffusionXLPipeline, StableDiffusionXLControlNetPipeline),
 }
-
-
-def controlnet(backbone: StableDiffusion, folder: Path) -> str:
-    """A ControlNet of the UNet's form whose output is not zero, as a fresh one's would be."""
-    torch.manual_seed(3)
-    net = ControlNetModel.from_unet(
-        backbone.policy.denoiser, conditioning_embedding_out_channels=(8, 8, 8)
-    )
-    for module in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        torch.nn.init.normal_(module.weight, std=0.3)
-    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=0.3)
-    net.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,7 +47,7 @@ def test_controlled_images_are_the_stock_pipelines(
     how = Sampling(steps=3, guidance=3.0, height=32, width=64)
     seeds = torch.tensor([5])
     plain = sample(backbone, ["a cat"], seeds, how)
-    with control.along(backbone, pixels):
+    with control.condition_on(backbone, pixels):
         ours = sample(backbone, ["a cat"], seeds, how)
     assert not torch.allclose(plain, ours, atol=1e-2)
     assert torch.equal(plain, sample(backbone, ["a cat"], seeds, how))

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.change_mask import ChangeMask
-from lit_prefopt.generate.corruptions import Target
+from lit_prefopt.generate.corruptions import CorruptionTarget
 from lit_prefopt.generate.filters import (
-    AnyCallable,
-    Apart,
     AttributeHolds,
+    CallableFilter,
     Diptych,
     Filter,
-    Similar,
+    LocalChange,
+    MinimumChange,
     TextHolds,
-    left_out,
+    first_rejections,
 )
 from lit_prefopt.toy import ToyJudge
 from lit_prefopt.toy.render import render
@@ -31,9 +31,9 @@ BLUE = "a large blue circle on the left of a black background"
 AWAY = "a large blue circle on the right of a white background"
 
 
-def diptych(left: Tensor, right: Tensor, target: Target | None = None) -> Diptych:
+def diptych(left: Tensor, right: Tensor, target: CorruptionTarget | None = None) -> Diptych:
     change = ChangeMask(dilation=1)(left[None], right[None])[0]
-    return Diptych(RED, BLUE, target or Target("colour", RED, BLUE), left, right, change)
+    return Diptych(RED, BLUE, target or CorruptionTarget("colour", RED, BLUE), left, right, change)
 
 
 def picture(caption: str) -> Tensor:
@@ -62,7 +62,7 @@ def test_the_attribute_holds_on_the_left_alone() -> None:
         "with the right thing on the right",
         "with the wrong thing on the left",
     ]
-    other = Target("mood", RED, BLUE)
+    other = CorruptionTarget("mood", RED, BLUE)
     with pytest.raises(InputError, match="does not score mood"):
         judged.reasons([diptych(picture(RED), picture(BLUE), other)])
 
@@ -75,7 +75,7 @@ def test_similar_looks_outside_the_change_alone() -> None:
     faint = (patch + 0.19 * torch.randn(left.shape, generator=random)).clamp(-1, 1)
     wide = left.clone()
     wide[:, 4:44, 4:44] *= -1
-    similar = Similar(0.9, 0.5)
+    similar = LocalChange(0.9, 0.5)
     found = similar.reasons([diptych(left, x) for x in (left, patch, faint, wide, -left)])
     reason = "with halves that differ elsewhere"
     assert found == [None, None, reason, reason, reason]
@@ -83,25 +83,31 @@ def test_similar_looks_outside_the_change_alone() -> None:
 
 def test_halves_that_are_alike_are_left_out() -> None:
     left = picture(RED)
-    found = Apart().reasons([diptych(left, left), diptych(left, picture(BLUE))])
+    found = MinimumChange().reasons([diptych(left, left), diptych(left, picture(BLUE))])
     assert found == ["with halves that are alike", None]
 
 
 def test_a_chain_asks_each_filter_about_what_the_others_let_pass() -> None:
     seen: list[str] = []
 
-    def blue(left: Image.Image, right: Image.Image, prompt: str, other: str, t: Target) -> bool:
+    def blue(
+        left: Image.Image, right: Image.Image, prompt: str, other: str, t: CorruptionTarget
+    ) -> bool:
         assert (left.size, right.size, prompt, other) == ((32, 32), (32, 32), RED, BLUE)
         seen.append(t.kind)
         return right.getpixel((10, 16))[2] > 200
 
-    chain: list[Filter] = [Apart(), AnyCallable(blue, "that are not blue"), Similar(0.8)]
+    chain: list[Filter] = [
+        MinimumChange(),
+        CallableFilter(blue, "that are not blue"),
+        LocalChange(0.8),
+    ]
     captions = [RED, BLUE, RED.replace("red", "green"), AWAY]
-    found = left_out(chain, [diptych(picture(RED), picture(c)) for c in captions])
+    found = first_rejections(chain, [diptych(picture(RED), picture(c)) for c in captions])
     assert found[:3] == ["with halves that are alike", None, "that are not blue"]
     assert found[3] == "with halves that differ elsewhere"
     assert len(seen) == 3
-    assert left_out([], [diptych(picture(RED), picture(BLUE))]) == [None]
+    assert first_rejections([], [diptych(picture(RED), picture(BLUE))]) == [None]
 
 
 def reader(image: Image.Image) -> list[str]:
@@ -128,7 +134,7 @@ def test_text_holds_on_the_left_alone(
     left: int, right: int, wrong: str, reason: str | None
 ) -> None:
     halves = [torch.full((3, 8, 8), (50 * n + 25) / 127.5 - 1) for n in (left, right)]
-    asked = diptych(*halves, Target("text", "Hello", wrong))
+    asked = diptych(*halves, CorruptionTarget("text", "Hello", wrong))
     assert TextHolds(reader).reasons([asked]) == [reason]
 
 
@@ -148,7 +154,7 @@ def test_text_is_read_by_rapidocr() -> None:
         pixels = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
         return pixels.view(256, 256, 3).permute(2, 0, 1) / 127.5 - 1
 
-    target = Target("text", "BAKERY", "BAKREY")
+    target = CorruptionTarget("text", "BAKERY", "BAKREY")
     right, same, none = written("BAKREY"), written("BAKERY"), torch.ones(3, 256, 256)
     asked = [diptych(same, right, target), diptych(same, same, target), diptych(none, none, target)]
     assert TextHolds().reasons(asked) == [
@@ -162,8 +168,8 @@ def test_bad_settings_are_refused() -> None:
     for bad in (
         lambda: ChangeMask(threshold=0),
         lambda: ChangeMask(dilation=-1),
-        lambda: Apart(0),
-        lambda: Similar(2),
+        lambda: MinimumChange(0),
+        lambda: LocalChange(2),
         lambda: AttributeHolds(ToyJudge(), 0.5, 0.6),
     ):
         with pytest.raises(InputError):

@@ -11,15 +11,15 @@ from lightning import Trainer
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import PairGroups, PromptGroups, ShardWriter
-from lit_prefopt.data.groups import Group
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.read import Sample, ShardReader
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.datamodules import PairGroups, PromptGroups
+from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import SelfPlay
-from lit_prefopt.generate.generator import Generator, Made
-from tests.runs import TWO_RANKS, finished, launch, wait_until
+from lit_prefopt.generate.generator import GeneratedPair, Generator
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.generating import content, samples
+from tests.helpers.runs import TWO_RANKS, finished, launch, wait_until
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=4)
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -34,7 +34,7 @@ class Halting(SelfPlay):
 
     halt_at = -1
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         if group.number == self.halt_at:
             raise Stopped
         return super().make(group)
@@ -52,17 +52,6 @@ def generate(folder: str, shards: str, output: Path, halt_at: int = -1, **data: 
         with pytest.raises(Stopped):
             trainer.predict(model, groups, return_predictions=False)
     return output
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def samples(folder: Path) -> list[Sample]:
-    """Return what the shards hold."""
-    reader = ShardReader(read_index(str(folder)))
-    return [reader(s, n) for s, count in enumerate(reader.counts) for n in range(count)]
 
 
 def test_pairs_of_a_real_image_and_an_own_one(
@@ -128,7 +117,7 @@ def test_another_generation_is_not_continued(
 class Nothing(Generator):
     """Leaves everything out."""
 
-    def make(self, group: Group) -> list[Made]:
+    def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         self.left_out["too dull"] += len(group.texts)
         return []
 
@@ -137,7 +126,7 @@ def test_not_one_pair_is_told_with_the_reasons(tiny_folder: str, tmp_path: Path)
     model = Nothing(StableDiffusion(tiny_folder, reference="none"), str(tmp_path / "out"), HOW)
     trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
     (tmp_path / "prompts.txt").write_text("a cat\na dog\nthe sea\n")
-    from lit_prefopt.evaluate.prompts import PromptFile
+    from lit_prefopt.prompts.files import PromptFile
 
     groups = PromptGroups(PromptFile(str(tmp_path / "prompts.txt")), group_size=2)
     with pytest.raises(InputError, match="Not one pair was made .*3 too dull"):
@@ -194,8 +183,7 @@ def test_a_killed_generation_ends_with_the_same_bytes(
         return [*on_pairs(tiny_folder, folder, shards), "--model.sampling.steps", "20"]
 
     whole, output, both = tmp_path / "whole", tmp_path / "out", tmp_path / "both"
-    said = finished(launch(arguments(whole)))
-    assert whole.exists(), said
+    main(arguments(whole))
     parts = tmp_path / "out.parts"
     for code in (-signal.SIGKILL, 128 + signal.SIGTERM):
         done = len([*parts.glob("0*")])

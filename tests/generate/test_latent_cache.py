@@ -11,19 +11,20 @@ import torch
 
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import ImagePairs, LatentPairs, Pairs
-from lit_prefopt.data import PairShards, ShardWriter, index_shards
-from lit_prefopt.data.groups import StoredGroup
-from lit_prefopt.data.index import read_index
-from lit_prefopt.data.latents import LatentReader, LatentSample
-from lit_prefopt.diffusion.encoding import drawn, encoded
+from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
+from lit_prefopt.data.shards.index import index_shards, read_index
+from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.datamodules import PairShards
+from lit_prefopt.datamodules.generation import StoredGroup
+from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import LatentCache
-from lit_prefopt.generate.latent_cache import Encoded
-from lit_prefopt.intake import validate
+from lit_prefopt.generate.latent_cache import EncodedPair
 from lit_prefopt.methods import SupervisedFineTuning
 from lit_prefopt.optimizers import AdamW
-from tests.caching import cache, data, frozen
-from tests.generate.test_generator import samples as pairs_of
+from lit_prefopt.prepare import validate
+from tests.helpers.caching import cache, data, frozen
+from tests.helpers.generating import samples as pairs_from_record
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # VAE and text encoders saw batches of another size
 
@@ -89,7 +90,7 @@ def test_its_batches_are_those_of_the_images(
         assert one.texts == other.texts
         assert one.keys == other.keys
         dropped += one.texts.count("")
-        same_but_for_encoding(encoded(backbone, one), drawn(backbone, other))
+        same_but_for_encoding(encode_pairs(backbone, one), draw_latents(backbone, other))
     assert dropped > 2
 
 
@@ -97,7 +98,7 @@ def test_masks_and_labels_come_along(tiny_folder: str, shards: str, tmp_path: Pa
     mask = np.zeros((40, 48, 3), np.uint8)
     mask[:20, 7:30] = 255
     with ShardWriter(tmp_path / "pairs") as writer:
-        for n, sample in enumerate(pairs_of(Path(shards))[:4]):
+        for n, sample in enumerate(pairs_from_record(Path(shards))[:4]):
             meta = {"label": 0.25 * n, "weight": 2.0}
             writer.add(sample.text, *sample.sides, meta, mask if n % 2 else None)
     folder = cache(frozen(tiny_folder), str(tmp_path / "pairs"), tmp_path / "out")
@@ -106,7 +107,7 @@ def test_masks_and_labels_come_along(tiny_folder: str, shards: str, tmp_path: Pa
     [one], [other] = images.train_dataloader(), data(folder, seed=0).train_dataloader()
     assert other.masks.shape == (4, 1, 8, 8)
     backbone = frozen(tiny_folder)
-    same_but_for_encoding(encoded(backbone, one), drawn(backbone, other))
+    same_but_for_encoding(encode_pairs(backbone, one), draw_latents(backbone, other))
     assert sorted(other.labels.tolist()) == [0, 0.25, 0.5, 0.75]
 
 
@@ -124,7 +125,7 @@ def test_random_views_and_means_alone(tiny_folder: str, shards: str, tmp_path: P
     batch = next(iter(module.train_dataloader()))
     assert batch.deviation is None
     backbone = frozen(tiny_folder)
-    assert torch.equal(drawn(backbone, batch).latents, backbone.scaled(batch.mean))
+    assert torch.equal(draw_latents(backbone, batch).latents, backbone.scaled(batch.mean))
     with pytest.raises(InputError, match="cached with random crops"):
         data(folder, validation=folder)
 
@@ -143,7 +144,7 @@ def test_a_stopped_cache_ends_with_the_same_bytes(
     output, options = tmp_path / "out", {"flip": True, "batch_size": 8}
     make = LatentCache.make
 
-    def halting(self: LatentCache, group: StoredGroup) -> list[Encoded]:
+    def halting(self: LatentCache, group: StoredGroup) -> list[EncodedPair]:
         if group.number == 2:
             raise Stopped
         return make(self, group)
@@ -168,7 +169,7 @@ def test_it_is_validated_and_indexed_like_other_shards(
     cached: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = validate(cached)
-    assert not report.stops
+    assert not report.would_stop
     assert (report.samples, report.broken.count, report.odd.count) == (24, 0, 0)
     assert "24 samples" in capsys.readouterr().out
     folder = tmp_path / "copy"
@@ -238,4 +239,4 @@ def test_what_a_cached_batch_is_without_its_second_side(cached: str, tiny_folder
     module = SupervisedFineTuning(StableDiffusion(tiny_folder), AdamW(1e-3)).train()
     pairs = module.form_pairs(batch)
     assert pairs.sides == 1
-    assert torch.equal(pairs.latents[:, 0], drawn(module.backbone, batch).latents[:, 0])
+    assert torch.equal(pairs.latents[:, 0], draw_latents(module.backbone, batch).latents[:, 0])

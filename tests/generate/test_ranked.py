@@ -20,18 +20,18 @@ from torch import Tensor
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
 from lit_prefopt.configs import CONFIGS
-from lit_prefopt.data import PromptGroups
 from lit_prefopt.data.images import to_pil
-from lit_prefopt.data.read import Sample
+from lit_prefopt.data.shards.reader import Sample
+from lit_prefopt.datamodules import PromptGroups
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.evaluate.prompts import PromptFile
 from lit_prefopt.generate import RankedSamples
-from lit_prefopt.intake import split_into_stages
 from lit_prefopt.judges import Judge
-
-from .test_generator import QUIET, content, samples
+from lit_prefopt.prepare import split_into_stages
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.prompts.files import PromptFile
+from tests.generate.test_generator import QUIET
+from tests.helpers.generating import content, samples
 
 HOW = Sampling(steps=2, guidance=2.0, eta=1.0, batch_size=5)
 TEXTS = ["a cat", "a dog", "the sea"]
@@ -243,7 +243,7 @@ def test_from_prompts_to_a_curriculum(tmp_path: Path) -> None:
 
     fit = ["fit", "--config", "toy-curriculum-dpo", "--data.stages", stages]
     fit += ["--data.stage_steps", "2", "--data.batch_size", "4", "--data.validation_pairs", "4"]
-    fit += ["--trainer.val_check_interval", "8", "--trainer.log_every_n_steps", "1"]
+    fit += ["--batch.pairs", "4", "--batch.validate_every", "8", "--trainer.log_every_n_steps", "1"]
     fit += ["--trainer.callbacks", "[{class_path: Checkpoints, init_args: {save_last: true}}]"]
     folder = "--trainer.default_root_dir"
     main([*fit, folder, str(tmp_path / "whole"), "--trainer.max_steps", "7"])

@@ -13,14 +13,13 @@ from safetensors.torch import load_file
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data.groups import StoredGroup
-from lit_prefopt.diffusion.settings import Sampling
+from lit_prefopt.datamodules.generation import StoredGroup
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import ReferenceErrors
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion
 from lit_prefopt.optimizers import AdamW
-from tests.caching import assert_same_end, cache, data, errors, frozen
-from tests.generate.test_cached_runs import logged, on, recipe
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.caching import assert_same_end, cache, data, errors, frozen, logged, on, recipe
 
 DROPOUT = 0.2
 
@@ -62,7 +61,7 @@ def test_the_table_holds_what_the_reference_says(
     seen = []
     loader = module_data.train_dataloader()
     for epoch in range(4):
-        loader.stage = lambda e=epoch: loader.course.stage(6 * e)
+        loader.remaining = lambda e=epoch: loader.epoch_progress.position_after(6 * e)
         for batch in loader:
             pairs = module.form_pairs(batch)
             asked = pairs._replace(reference_error=None)

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from lit_prefopt.diffusion import draws
-from lit_prefopt.generate.selection import Match, calibrated, dominates, drawn, matches, ranks
+from lit_prefopt.generate.selection import (
+    PairIndices,
+    calibrated,
+    dominates,
+    draw_subset,
+    ranks,
+    select_pairs,
+)
 
 
 def column(*scores: float) -> torch.Tensor:
@@ -41,23 +48,25 @@ def test_calibrated_scores_of_any_judge_have_one_mean_and_one_range() -> None:
 
 def test_all_pairs_are_there_but_ties() -> None:
     scores = column(0.5, 2.0, 0.5, 1.0)
-    found = matches(scores, scores[:, 0], "all")
+    found = select_pairs(scores, scores[:, 0], "all")
     assert set(found) == {(1, 3), (1, 0), (1, 2), (3, 0), (3, 2)}
     assert len(found) == 5
-    assert matches(column(1, 1, 1), torch.ones(3), "all") == []
+    assert select_pairs(column(1, 1, 1), torch.ones(3), "all") == []
 
 
 def test_best_against_worst() -> None:
     scores = column(0.5, 2.0, 0.1, 1.0)
-    assert matches(scores, scores[:, 0], "best-worst") == [Match(1, 2)]
-    assert matches(column(1, 1), torch.ones(2), "best-worst") == []
+    assert select_pairs(scores, scores[:, 0], "best-worst") == [PairIndices(1, 2)]
+    assert select_pairs(column(1, 1), torch.ones(2), "best-worst") == []
 
 
 def test_least_rank_gap() -> None:
     scores = column(4.0, 3.0, 2.0, 1.0)
-    assert matches(scores, scores[:, 0], "rank-gap", 2) == [(0, 2), (0, 3), (1, 3)]
-    assert matches(scores, scores[:, 0], "rank-gap", 3) == [(0, 3)]
-    assert matches(scores, scores[:, 0], "rank-gap", 1) == matches(scores, scores[:, 0], "all")
+    assert select_pairs(scores, scores[:, 0], "rank-gap", 2) == [(0, 2), (0, 3), (1, 3)]
+    assert select_pairs(scores, scores[:, 0], "rank-gap", 3) == [(0, 3)]
+    assert select_pairs(scores, scores[:, 0], "rank-gap", 1) == select_pairs(
+        scores, scores[:, 0], "all"
+    )
 
 
 def test_the_two_fronts() -> None:
@@ -67,25 +76,25 @@ def test_the_two_fronts() -> None:
     assert better[0].tolist() == [False, False, False, True, True]
     assert better[:, 4].tolist() == [True, True, True, True, False]
     total = scores.sum(1)
-    assert set(matches(scores, total, "pareto")) == {(0, 4), (1, 4), (2, 4)}
+    assert set(select_pairs(scores, total, "pareto")) == {(0, 4), (1, 4), (2, 4)}
     # without the last, the lower front is all but the best, which has the highest total
-    rest = matches(scores[:4], total[:4], "pareto")
+    rest = select_pairs(scores[:4], total[:4], "pareto")
     assert set(rest) == {(0, 1), (0, 2), (0, 3), (2, 1), (2, 3), (1, 3)}
 
 
 def test_with_one_judge_the_fronts_are_best_and_worst() -> None:
     scores = torch.randn(9, 1)
     total = scores[:, 0]
-    assert matches(scores, total, "pareto") == matches(scores, total, "best-worst")
+    assert select_pairs(scores, total, "pareto") == select_pairs(scores, total, "best-worst")
 
 
 def test_a_limit_draws_from_the_seed_and_keeps_the_order() -> None:
     scores = column(*range(6))
-    found = matches(scores, scores[:, 0], "all")
-    few = [drawn(found, 4, draws.generator(seed, "pairs")) for seed in range(40)]
+    found = select_pairs(scores, scores[:, 0], "all")
+    few = [draw_subset(found, 4, draws.generator(seed, "pairs")) for seed in range(40)]
     assert all(len(set(one)) == 4 for one in few)
     assert all(one == sorted(one, key=found.index) for one in few)
-    assert few[3] == drawn(found, 4, draws.generator(3, "pairs"))
+    assert few[3] == draw_subset(found, 4, draws.generator(3, "pairs"))
     assert set().union(*few) == set(found)
     for most in (None, 15, 99):
-        assert drawn(found, most, draws.generator(0, "pairs")) == found
+        assert draw_subset(found, most, draws.generator(0, "pairs")) == found

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-import torch
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.judges import StepAwarePreference
-from lit_prefopt.optimizers import OptimizerConfig
-
-Make = Callable[..., StepAwarePreference]
-
-
-class SGD(OptimizerConfig):
-    """Steps that show the gradient."""
-
-    def build(self, parameters: object) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, self.lr)
+from tests.helpers.step_aware import SGD, Make
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import CLIPJudge, PickScore, StepAware
 from lit_prefopt.judges.step_aware import StepAwareCLIP
-from tests.tiny import tiny_text_config, tiny_tokenizer
+from tests.helpers.published import _published
+from tests.helpers.tiny import tiny_text_config, tiny_tokenizer
 
 TEXTS = ["a cat", "a dog in the rain", "the sea"]
 
@@ -113,52 +114,3 @@ def test_what_is_no_clip_is_refused(folder: str, tmp_path: Path) -> None:
         CLIPJudge(folder, str(tmp_path / "empty")).tokenizer  # noqa: B018
     with pytest.raises(InputError, match="text holds no image processor"):
         CLIPJudge(folder, str(tmp_path / "text")).look  # noqa: B018
-
-
-LAYER = {
-    "layer_norm1.bias": (32,),
-    "layer_norm1.weight": (32,),
-    "layer_norm2.bias": (32,),
-    "layer_norm2.weight": (32,),
-    "mlp.fc1.bias": (64,),
-    "mlp.fc1.weight": (64, 32),
-    "mlp.fc2.bias": (32,),
-    "mlp.fc2.weight": (32, 64),
-} | {
-    f"self_attn.{name}_proj.{kind}": shape
-    for name in ("k", "out", "q", "v")
-    for kind, shape in (("bias", (32,)), ("weight", (32, 32)))
-}
-OTHERS = {
-    "logit_scale": (),
-    "t_embedder.mlp.0.bias": (32,),
-    "t_embedder.mlp.0.weight": (32, 256),
-    "t_embedder.mlp.2.bias": (32,),
-    "t_embedder.mlp.2.weight": (32, 32),
-    "text_model.embeddings.position_embedding.weight": (16, 32),
-    "text_model.embeddings.token_embedding.weight": (514, 32),
-    "text_model.final_layer_norm.bias": (32,),
-    "text_model.final_layer_norm.weight": (32,),
-    "text_projection.weight": (24, 32),
-    "vision_model.adaLN_modulation.1.bias": (64,),
-    "vision_model.adaLN_modulation.1.weight": (64, 32),
-    "vision_model.embeddings.class_embedding": (32,),
-    "vision_model.embeddings.patch_embedding.weight": (32, 3, 8, 8),
-    "vision_model.embeddings.position_embedding.weight": (17, 32),
-    "vision_model.post_layernorm.bias": (32,),
-    "vision_model.post_layernorm.weight": (32,),
-    "vision_model.pre_layrnorm.bias": (32,),
-    "vision_model.pre_layrnorm.weight": (32,),
-    "visual_projection.weight": (24, 32),
-}
-
-
-def _published() -> dict[str, torch.Tensor]:
-    shapes = dict(OTHERS)
-    for n in range(2):
-        for name, shape in LAYER.items():
-            shapes[f"text_model.encoder.layers.{n}.{name}"] = shape
-            shapes[f"vision_model.encoder.layers.{n}.{name}"] = shape
-        shapes[f"vision_model.encoder.layers.{n}.adaLN_modulation.1.bias"] = (192,)
-        shapes[f"vision_model.encoder.layers.{n}.adaLN_modulation.1.weight"] = (192, 32)
-    return {f"model.{name}": torch.randn(shape) for name, shape in shapes.items()}

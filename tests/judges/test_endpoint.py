@@ -120,7 +120,7 @@ def test_scores_are_those_of_the_judge_behind_it() -> None:
         judge = Endpoint(url, batch_size=2)
         judge.prepare()
         scores = judge.score(images, captions)
-        assert judge.facts()["server"] == {"class": "ToyJudge"}
+        assert judge.settings()["server"] == {"class": "ToyJudge"}
     torch.testing.assert_close(scores, ToyJudge().score(images, captions), atol=1e-6, rtol=0)
     assert scores.std() > 0.01
 
@@ -256,7 +256,7 @@ def test_the_example_refuses_bad_batches() -> None:
         judge = Endpoint(url, retries=0)
         for texts, images in ((["a"], []), (["a"], ["no base64!"]), (["a"], ["AAAA"])):
             with pytest.raises(InputError, match="answered with status 400"):
-                judge._ask(texts, images, None)
+                judge._request_scores(texts, images, None)
         assert judge.score(torch.zeros(1, 3, 8, 8), ["a"]).tolist() == pytest.approx([1], abs=0.01)
 
 

@@ -17,9 +17,13 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Aesthetic, CLIPScore, HPSv2
 from lit_prefopt.judges.hps import from_open_clip
-from lit_prefopt.judges.pixels import padded
-
-from .published import head_weights, open_clip_model, open_clip_weights, small_clip_config
+from lit_prefopt.judges.pixels import pad_to_square
+from tests.helpers.published import (
+    head_weights,
+    open_clip_model,
+    open_clip_weights,
+    small_clip_config,
+)
 
 TEXTS = ["a cat", "a dog in the rain", "the sea"]
 
@@ -77,15 +81,15 @@ def test_published_layout(small: str, tmp_path: Path, form: str) -> None:
 def test_the_longer_side_counts_and_the_rest_is_black() -> None:
     bytes_ = np.random.default_rng(0).integers(0, 256, (20, 44, 3), np.uint8)
     images = torch.from_numpy(bytes_).permute(2, 0, 1)[None] / 127.5 - 1
-    seen = padded(images, 22)
+    seen = pad_to_square(images, 22)
     assert seen.shape == (1, 3, 22, 22)
     assert not seen[..., :6, :].any()
     assert not seen[..., 16:, :].any()
     theirs = np.asarray(Image.fromarray(bytes_).resize((22, 10), Image.Resampling.BICUBIC)) / 255
     ours = seen[0, :, 6:16].clamp(0, 1).permute(1, 2, 0).numpy()
     assert np.abs(ours - theirs).max() < 1e-2  # PIL rounds to bytes on its way
-    assert padded(images, 22, antialias=False).sub(seen).abs().max() > 0.05
-    assert torch.equal(padded(images[..., :20], 20), (images[..., :20] + 1) / 2)
+    assert pad_to_square(images, 22, antialias=False).sub(seen).abs().max() > 0.05
+    assert torch.equal(pad_to_square(images[..., :20], 20), (images[..., :20] + 1) / 2)
 
 
 def test_what_is_no_hps_is_refused(small: str, tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_what_is_no_hps_is_refused(small: str, tmp_path: Path) -> None:
 
 def test_facts_name_the_weights(small: str, tmp_path: Path) -> None:
     torch.save(open_clip_weights(), tmp_path / "a.pt")
-    facts = HPSv2(str(tmp_path / "a.pt"), pretrained=small).facts()
+    facts = HPSv2(str(tmp_path / "a.pt"), pretrained=small).settings()
     assert (facts["class"], facts["antialias"]) == ("HPSv2", True)
     [(name, first)] = facts["versions"].items()
     assert name == str(tmp_path / "a.pt")
@@ -162,7 +166,7 @@ def test_aesthetic_is_open_clips_tower_and_five_layers(tmp_path: Path) -> None:
     scores = judge.score(images, TEXTS)
     torch.testing.assert_close(scores, x[:, 0], atol=1e-4, rtol=1e-4)
     assert torch.equal(judge.score(images, ["another"] * 3), scores)
-    assert len(judge.facts()["versions"]) == 2
+    assert len(judge.settings()["versions"]) == 2
 
 
 def test_a_head_of_another_clip_is_refused(tiny_clip_folder: str, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_prefopt.data.folders import find_shards
 from lit_prefopt.data.images import decode
-from lit_prefopt.data.read import ShardReader
+from lit_prefopt.data.shards.find import find_shards
+from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.errors import InputError
-from lit_prefopt.judges import Calibrated, Judge, JudgeMetric, Weighted
+from lit_prefopt.judges import CalibratedJudges, Judge, JudgeMetric, WeightedJudges
 
 TEXTS = ["a", "bb", "ccc", "dddd"]
 IMAGES = torch.linspace(-1, 1, 4).view(4, 1, 1, 1).repeat(1, 3, 8, 8)
@@ -53,7 +53,7 @@ class Broken(Judge):
 
 def test_a_weighted_sum_and_its_parts() -> None:
     bright, wordy = Bright(), Wordy()
-    mixture = Weighted([bright, wordy], [2.0, 0.01])
+    mixture = WeightedJudges([bright, wordy], [2.0, 0.01])
     mixture.prepare()
     assert wordy.prepared
     expected = 2 * IMAGES.mean((1, 2, 3)) + torch.tensor([1.0, 2, 3, 4])
@@ -62,7 +62,9 @@ def test_a_weighted_sum_and_its_parts() -> None:
     assert bright.asked == 1  # the same images and prompts are not judged twice
     assert list(parts) == ["Bright", "Wordy"]
     torch.testing.assert_close(parts["Wordy"], torch.tensor([100.0, 200, 300, 400]))
-    torch.testing.assert_close(Weighted([bright, bright]).score(IMAGES, TEXTS), parts["Bright"])
+    torch.testing.assert_close(
+        WeightedJudges([bright, bright]).score(IMAGES, TEXTS), parts["Bright"]
+    )
     t = torch.tensor([1, 2, 3, 4])
     torch.testing.assert_close(mixture.score(IMAGES, TEXTS, t), expected + 2 * t)
     changed = IMAGES.clone()
@@ -74,22 +76,22 @@ def test_a_weighted_sum_and_its_parts() -> None:
         mixture.score(seen, TEXTS)
         seen.add_(1)
         torch.testing.assert_close(mixture.score(seen, TEXTS), expected + 2)
-    facts = mixture.facts()
-    assert (facts["class"], facts["weights"]) == ("Weighted", [2.0, 0.01])
+    facts = mixture.settings()
+    assert (facts["class"], facts["weights"]) == ("WeightedJudges", [2.0, 0.01])
     assert [one["class"] for one in facts["judges"]] == ["Bright", "Wordy"]
 
 
 def test_stated_calibration() -> None:
-    mixture = Calibrated([Bright(), Wordy()], means=[0.5, 250.0], deviations=[0.25, 50.0])
+    mixture = CalibratedJudges([Bright(), Wordy()], means=[0.5, 250.0], deviations=[0.25, 50.0])
     bright, wordy = (IMAGES.mean((1, 2, 3)) - 0.5) / 0.25, torch.tensor([-3.0, -1, 1, 3])
     torch.testing.assert_close(mixture.score(IMAGES, TEXTS), (bright + wordy) / 2)
     torch.testing.assert_close(mixture.attributes(IMAGES, TEXTS)["Wordy"][0].item(), 100.0)
 
 
 def test_measured_calibration(shards: str) -> None:
-    mixture = Calibrated([Bright(), Wordy()], measured_on=shards, images=31)
+    mixture = CalibratedJudges([Bright(), Wordy()], measured_on=shards, images=31)
     mixture.prepare()
-    assert mixture.facts()["means"] is None
+    assert mixture.settings()["means"] is None
     scores = mixture.score(IMAGES, TEXTS)
     reader = ShardReader(find_shards(shards))
     samples = [reader(s, n) for s, count in enumerate(reader.counts) for n in range(count)]
@@ -98,10 +100,12 @@ def test_measured_calibration(shards: str) -> None:
         for sample in samples
         for side in sample.sides
     ][:31]
-    facts = mixture.facts()
+    facts = mixture.settings()
     assert facts["means"] == pytest.approx(np.mean(seen, 0), rel=1e-4)
     assert facts["deviations"] == pytest.approx(np.std(seen, 0), rel=1e-4)
-    stated = Calibrated([Bright(), Wordy()], means=facts["means"], deviations=facts["deviations"])
+    stated = CalibratedJudges(
+        [Bright(), Wordy()], means=facts["means"], deviations=facts["deviations"]
+    )
     torch.testing.assert_close(scores, stated.score(IMAGES, TEXTS))
 
 
@@ -119,21 +123,21 @@ def test_measured_calibration(shards: str) -> None:
 )
 def test_bad_mixtures(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        Calibrated(**arguments)
+        CalibratedJudges(**arguments)
 
 
 def test_what_shows_only_when_it_scores(shards: str) -> None:
     with pytest.raises(InputError, match="Broken gave .* 4 of them no number"):
-        Weighted([Bright(), Broken()]).score(IMAGES, TEXTS)
+        WeightedJudges([Bright(), Broken()]).score(IMAGES, TEXTS)
 
     class Same(Judge):
         def score(self, images: Tensor, *_: Any) -> Tensor:
             return torch.ones(len(images))
 
     with pytest.raises(InputError, match="a judge says the same of all"):
-        Calibrated([Same()], measured_on=shards).score(IMAGES, TEXTS)
+        CalibratedJudges([Same()], measured_on=shards).score(IMAGES, TEXTS)
     with pytest.raises(InputError):
-        Calibrated([Bright()], measured_on="nowhere").prepare()
+        CalibratedJudges([Bright()], measured_on="nowhere").prepare()
 
 
 def test_a_metric_is_the_mean_of_all_that_it_was_shown() -> None:

@@ -13,7 +13,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import AttributeHolds
 from lit_prefopt.judges import Judge
-from tests.generate.test_diptych import generate
+from tests.helpers.generating import generate
 
 
 class Unready(Judge):
@@ -70,5 +70,5 @@ def test_shipped_judges_go_by_their_names(
 
 
 def test_base_facts() -> None:
-    assert Unready().facts() == {"class": "Unready"}
+    assert Unready().settings() == {"class": "Unready"}
     assert Unready().attributes(torch.zeros(1, 3, 8, 8), ["a"]) == {}

@@ -10,9 +10,8 @@ import torch
 from lit_prefopt import load
 from lit_prefopt.cli import main
 from lit_prefopt.judges import CLIPJudge, StepAware
-from tests.judges.conftest import Make
-from tests.judges.test_step_aware_training import batch
-from tests.test_cli import scalars
+from tests.helpers.runs import scalars
+from tests.helpers.step_aware import Make, batch
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def judge_recipe(tiny_folder: str, tiny_clip_folder: str, shards: str, tmp_path:
         *("--data.caption_dropout", "0", "--model.optimizer.warmup_steps", "0"),
         *("--model.optimizer.schedule", "constant", "--model.optimizer.lr", "1e-3"),
         *("--trainer.default_root_dir", str(tmp_path / "run")),
-        *("--trainer.max_steps", "4", "--trainer.val_check_interval", "2"),
+        *("--trainer.max_steps", "4", "--batch.pairs", "4", "--batch.validate_every", "2"),
         *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     ]
 
@@ -58,15 +57,15 @@ def test_fit_from_recipe_to_judge(
         assert not torch.allclose(score, plain, atol=1e-3)
 
     logged = scalars(run)
-    names = {"loss", "accuracy", "clip_accuracy", "coin"}
+    names = {"loss", "accuracy", "clip_accuracy", "chance_95"}
     names |= {f"{who}accuracy_t{t}" for who in ("", "clip_") for t in (0, 251, 501, 701, 951)}
     assert {f"val/{name}" for name in names} <= set(logged)
-    assert logged["val/coin"][0] == pytest.approx(0.5 + 0.98 / 24**0.5)
+    assert logged["val/chance_95"][0] == pytest.approx(0.5 + 0.98 / 24**0.5)
     # what it started from never moves, and sees the same at every validation
     for name in names:
         values = logged[f"val/{name}"]
         assert len(values) == 2
-        assert ("clip" not in name and name != "coin") or values[0] == values[1], name
+        assert ("clip" not in name and name != "chance_95") or values[0] == values[1], name
     mean = sum(logged[f"val/accuracy_t{t}"][-1] for t in (0, 251, 501, 701, 951)) / 5
     assert logged["val/accuracy"][-1] == pytest.approx(mean)
 
@@ -119,7 +118,7 @@ def test_a_resumed_run_ends_in_the_same_weights(judge_recipe: list[str], tmp_pat
         (["--model.threshold", "2"], "threshold is 2.*; give a number from 0 up to 1"),
         (["--model.validation_timesteps", "[0, 1000]"], "validation_timesteps is 1000"),
         (["--data.caption_dropout", "1"], "set `--data.caption_dropout 0`"),
-        (["--data", "ToyWeb", "--data.steps", "2"], "yields single images"),
+        (["--data", "ToyWeb", "--data.steps", "2", "--batch.pairs", "64"], "yields single images"),
         (
             ["--trainer.precision", "bf16-true"],
             r"keep them in float32 \(`--trainer.precision bf16-mixed`",

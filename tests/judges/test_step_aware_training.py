@@ -21,13 +21,12 @@ from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL, trai
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.callbacks import Guard
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.encoding import encoded
+from lit_prefopt.diffusion.encoding import encode_pairs
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import CLIPJudge, Judge, StepAwarePreference
 from lit_prefopt.judges.step_aware_training import agreement
-from tests.batches import image_pairs
-from tests.judges.conftest import Make
-from tests.runs import ROOT
+from tests.helpers.runs import ROOT
+from tests.helpers.step_aware import Make, batch, cut
 
 
 class Brightness(Judge):
@@ -35,21 +34,6 @@ class Brightness(Judge):
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
         return images.mean((1, 2, 3))
-
-
-def batch(count: int = 3, seed: int = 0, **changes: object) -> ImagePairs:
-    """Return pairs, each with a prompt."""
-    texts = ["a cat", "two dogs", "the sea", "rain"]
-    pairs = image_pairs(count, seed=seed)
-    return pairs._replace(texts=[texts[i % 4] for i in range(count)], **changes)
-
-
-def cut(pairs: ImagePairs, rows: slice) -> ImagePairs:
-    """Return some of the pairs."""
-    named = pairs._asdict()
-    return ImagePairs(
-        **{k: v[rows] if isinstance(v, Tensor | list) else v for k, v in named.items()}
-    )
 
 
 def fit(module: StepAwarePreference, batches: list[ImagePairs], *callbacks, **options) -> None:
@@ -76,7 +60,7 @@ def test_predictions_by_hand(make: Make, tiny_folder: str, guidance: float) -> N
     stock = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     scheduler = DDIMScheduler.from_config(stock.scheduler.config, clip_sample=False)
     scheduler.set_timesteps(1000)
-    latents = encoded(module.backbone, pairs)
+    latents = encode_pairs(module.backbone, pairs)
     t = torch.tensor([701, 20])
     ours = module.predicted(latents, t)
     assert ours.shape == (2, 2, 3, 32, 32)
@@ -141,7 +125,7 @@ def test_the_loss_by_hand(make: Make, tiny_clip_folder: str) -> None:
     pairs = batch(4, labels=labels, weights=weights)
     loss = module.training_step(pairs, 0)
     t = (draws.uniform(pairs.seeds, "t") * 1000).long()
-    images = module.predicted(encoded(module.backbone, pairs), t)
+    images = module.predicted(encode_pairs(module.backbone, pairs), t)
     clip, judge = CLIPModel.from_pretrained(tiny_clip_folder).eval(), CLIPJudge(tiny_clip_folder)
     expected = 0.0
     for row in range(4):
@@ -232,10 +216,10 @@ def test_weights_are_shares_over_ranks(
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     arguments = [str(tmp_path), tiny_folder, tiny_clip_folder]
     subprocess.run(
-        [*launch, "--standalone", "-m", "tests.judges.two_ranks", *arguments],
+        [*launch, "--standalone", "-m", "tests.helpers.two_ranks_judge", *arguments],
         cwd=ROOT,
         check=True,
-        timeout=300,
+        timeout=600,
     )
     fit(module, [pairs])
     a, b = (torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1))

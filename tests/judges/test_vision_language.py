@@ -89,7 +89,7 @@ def test_it_is_the_log_odds_of_the_first_token(folder: str) -> None:
         yes, no = processor.tokenizer.convert_tokens_to_ids(["Yes", "No"])
         torch.testing.assert_close(scores[i], logp[yes] - logp[no], atol=1e-4, rtol=1e-4)
     assert scores.std() > 1e-3
-    assert judge.facts()["versions"][folder].startswith("sha256:")
+    assert judge.settings()["versions"][folder].startswith("sha256:")
 
 
 def test_bad_input_is_refused(folder: str, tmp_path: Path) -> None:

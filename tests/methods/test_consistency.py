@@ -13,14 +13,14 @@ from torch import Tensor
 from lit_prefopt.backbones import LatentConsistency, LoRA, StableDiffusion
 from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.rollout import Walk
-from lit_prefopt.diffusion.settings import Sampling
-from lit_prefopt.diffusion.teaching import taught
+from lit_prefopt.diffusion.consistency_targets import consistency_points
+from lit_prefopt.diffusion.rollout import Rollout
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import ConsistencyDistillation, ConsistencyDPO, DiffusionDPO
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import AdamW
-from tests.batches import image_pairs
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.batches import image_pairs
 
 WAYS = {
     "full": {},
@@ -128,7 +128,7 @@ def test_sides_share_all_that_is_drawn(lcm: Make) -> None:
     module = dpo(lcm())
     batch = image_pairs()
     same = batch._replace(images=batch.images[:, :1].expand(-1, 2, -1, -1, -1))
-    points = taught(module.backbone, module.form_pairs(same), (5.0, 15.0))
+    points = consistency_points(module.backbone, module.form_pairs(same), (5.0, 15.0))
     for x in (points.latents, points.lower, points.prompt.guidance):
         chosen, rejected = x.unflatten(0, (3, 2)).unbind(1)
         assert torch.equal(chosen, rejected)
@@ -192,10 +192,10 @@ def test_distillation_moves_the_noisier_answer_alone(lcm: Make) -> None:
     """The target has no gradient, and is the student's own."""
     module = ConsistencyDistillation(lcm(reference="none"), AdamW(1e-3)).train()
     pairs = module.form_pairs(image_pairs())
-    points = taught(module.backbone, pairs, module.w)
+    points = consistency_points(module.backbone, pairs, module.w)
     with torch.no_grad():
-        target = points.lower_answer(module.backbone)
-    error = points.error(points.upper_answer(module.backbone), target, 0.001)
+        target = points.lower_prediction(module.backbone)
+    error = points.error(points.upper_prediction(module.backbone), target, 0.001)
     error.mean().backward()
     expected = {n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad}
     module.zero_grad()
@@ -223,7 +223,7 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(InputError, match="delta is 0"):
         dpo(lcm(), delta=0.0)
     with pytest.raises(InputError, match="no reverse steps"):
-        Walk(lcm(), Sampling(steps=4, eta=1.0))
+        Rollout(lcm(), Sampling(steps=4, eta=1.0))
     other = DiffusionDPO(lcm(), AdamW(1e-3), 5000.0)
     with pytest.raises(InputError, match="no denoising error"):
         loss_of(other)

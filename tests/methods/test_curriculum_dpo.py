@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lit_prefopt.cli import main
-from lit_prefopt.data import ShardWriter
-from tests.runs import same
+from lit_prefopt.data.shards.writer import ShardWriter
+from tests.helpers.runs import same
 
 ENDS = ("state_dict", "optimizer_states", "lr_schedulers")
 

@@ -13,12 +13,12 @@ from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import LogRatios, Steps, Trajectories
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
 from lit_prefopt.methods import D3PO, DenseRewardDPO, DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.methods.test_spo import Brightness, Broken
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.judges import Brightness, Broken
 
 TEXTS, SEEDS = ["a cat", "two dogs"], torch.tensor([3, 8])
 HOW = Sampling(steps=4, guidance=3.0, eta=1.0, batch_size=3)
@@ -62,9 +62,11 @@ def test_a_trajectory_by_hand(backbone: StableDiffusion) -> None:
         t, t_next = (torch.full((2,), x) for x in (501, 1))
         said = guided(backbone, start, t, prompt, 3.0)
         noise = [draws.normal(own[:, 0], (4, 8, 8), f"step {i}") for i in range(2)]
-        middle = process.step(said, start, t, t_next).at(noise[0])
+        middle = process.step(said, start, t, t_next).sample(noise[0])
         again = guided(backbone, middle, t_next, prompt, 3.0)
-        end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64)).at(noise[1])
+        end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64)).sample(
+            noise[1]
+        )
     assert made.t.tolist() == [[501, 1, 0]] * 2
     for row in range(2):
         firsts = made.states[row, :, 0]
@@ -108,7 +110,7 @@ def test_kept_states_are_those_that_the_network_saw(backbone: StableDiffusion) -
     with torch.no_grad():
         parents = steps.parents[:, 0, 0]
         prompt = backbone.embed(TEXTS)
-        again = module.walk.step(parents, 0, prompt)
+        again = module.rollout.step(parents, 0, prompt)
         z = (steps.children[:, 0, 0] - again.mean) / again.sigma
     assert 0.5 < z.std() < 1.5  # the noise that was drawn, and not the rounding
 

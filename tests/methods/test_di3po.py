@@ -11,15 +11,15 @@ from torch import Tensor
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
-from lit_prefopt.data import ShardWriter
+from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import Di3PO, DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.batches import image_pairs
-from tests.conftest import small_recipe
+from tests.helpers.batches import image_pairs
+from tests.helpers.recipes import small_recipe
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.max_steps", "2"]
-OPTIONS = {"anchor": 0.3, "label_smoothing": 0.1, "gamma": 0.9, "spare_chosen": 0.9}
+OPTIONS = {"anchor": 0.3, "label_smoothing": 0.1, "gamma": 0.9, "chosen_protection": 0.9}
 
 
 @pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])

@@ -17,7 +17,7 @@ from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.methods import DiffusionDPO, SupervisedFineTuning
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import AdamW
-from tests.batches import image_pairs
+from tests.helpers.batches import image_pairs
 
 COARSE = {"lora": LoRA(4), "dtype": "bfloat16", "gradient_checkpointing": True}
 BACKBONES = {
@@ -142,7 +142,7 @@ def test_anchor_adds_the_chosen_error(backbone: StableDiffusion) -> None:
     )
 
 
-def test_spare_chosen_changes_the_gradient_and_not_the_loss(backbone: StableDiffusion) -> None:
+def test_chosen_protection_changes_the_gradient_and_not_the_loss(backbone: StableDiffusion) -> None:
     def gradient(module: DiffusionDPO) -> tuple[Tensor, Tensor]:
         module.zero_grad()
         pairs = module.form_pairs(image_pairs())
@@ -151,7 +151,7 @@ def test_spare_chosen_changes_the_gradient_and_not_the_loss(backbone: StableDiff
         return loss.detach(), module.backbone.policy.denoiser.conv_out.weight.grad.clone()
 
     loss, grad = gradient(dpo(backbone))
-    spared_loss, spared_grad = gradient(dpo(backbone, spare_chosen=1.0))
+    spared_loss, spared_grad = gradient(dpo(backbone, chosen_protection=1.0))
     assert loss == spared_loss
     assert not torch.allclose(grad, spared_grad)
 

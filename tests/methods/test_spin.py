@@ -12,11 +12,11 @@ from lit_prefopt.backbones import StableDiffusion, trained
 from lit_prefopt.batches import Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion
 from lit_prefopt.optimizers import AdamW
-from tests.batches import image_pairs
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.batches import image_pairs
 
 TWO_STEPS = Sampling(steps=2, guidance=1.0, eta=1.0)
 BETA = 3.0
@@ -40,8 +40,10 @@ def gradient(module: SPINDiffusion | DiffusionDPO, pairs: Pairs) -> Tensor:
     losses = module.losses(module.log_ratios(pairs), pairs)
     weights = list(trained(module).values())
     grads = torch.autograd.grad(losses.mean(), weights, allow_unused=True)
-    pairs_of = zip(weights, grads, strict=True)
-    return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for w, g in pairs_of])
+    pairs_from_record = zip(weights, grads, strict=True)
+    return torch.cat(
+        [(torch.zeros_like(w) if g is None else g).flatten() for w, g in pairs_from_record]
+    )
 
 
 def test_the_approximate_form_is_diffusion_dpo(backbone: StableDiffusion) -> None:
@@ -99,7 +101,7 @@ def test_the_exact_form_on_two_steps_by_hand(backbone: StableDiffusion) -> None:
     rows = torch.arange(6)
     other_parents, other_children = every[rows, number], every[rows, number + 1]
 
-    made = module.steps(pairs, module.walk)
+    made = module.steps(pairs, module.rollout)
     for ours, theirs in (
         (made.parents, torch.stack([parents, other_parents], 1)),
         (made.children, torch.stack([children, other_children], 1)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,25 +12,11 @@ from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import LogRatios, Steps
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
-from lit_prefopt.diffusion.settings import Sampling
 from lit_prefopt.errors import InputError
-from lit_prefopt.judges import Judge
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
-
-TEXTS, SEEDS = ["a cat", "two dogs"], torch.tensor([3, 8])
-
-
-class Brightness(Judge):
-    """The brighter the better; it notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[str], list[int]]] = []
-
-    def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        assert t is not None
-        self.asked.append((list(texts), t.tolist()))
-        return images.mean((1, 2, 3))
+from lit_prefopt.processes.settings import Sampling
+from tests.helpers.judges import SEEDS, TEXTS, Brightness, Broken
 
 
 def spo(backbone: StableDiffusion, **changes: object) -> SPO:
@@ -92,11 +77,11 @@ def test_two_steps_by_hand(backbone: StableDiffusion) -> None:
         t, t_next = (torch.full((2,), x) for x in (501, 1))
         said = guided(backbone, start, t, prompt, 3.0)
         for c in range(2):
-            middle = process.step(said, start, t, t_next).at(noise(f"step 0 candidate {c}"))
+            middle = process.step(said, start, t, t_next).sample(noise(f"step 0 candidate {c}"))
             again = guided(backbone, middle, t_next, prompt, 3.0)
             end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64))
             middles.append(middle)
-            ends.append(end.at(noise(f"step 1 candidate {c}")))
+            ends.append(end.sample(noise(f"step 1 candidate {c}")))
         bright = torch.stack([backbone.decode(end).mean((1, 2, 3)) for end in ends], 1)
     order = bright.argsort(1, descending=True)
     row = torch.arange(2)[:, None]
@@ -195,14 +180,6 @@ def test_a_clipped_ratio_pulls_no_more(backbone: StableDiffusion) -> None:
 def test_bad_settings(backbone: StableDiffusion, change: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         spo(backbone, **change)
-
-
-class Broken(Judge):
-    def __init__(self, scores: list[float]) -> None:
-        self.scores = scores
-
-    def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        return torch.tensor(self.scores)
 
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0], [float("nan")] * 6])

@@ -20,8 +20,8 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import Adafactor, AdamW, AdamW8bit, Lion8bit, OptimizerConfig
 from lit_prefopt.strategies import FullySharded, ZeRO
-from lit_prefopt.strategies.whole_states import check_adamw
-from tests.strategies.cpu import CPUZeRO
+from lit_prefopt.strategies.full_state import check_adamw
+from tests.helpers.strategies_cpu import CPUZeRO
 
 FILES = ["ddp", "zero2", "zero3", "zero3-offload", "fsdp", "two-nodes"]
 
@@ -39,12 +39,12 @@ def test_trainer_files_leave_the_recipe_its_numbers(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     resolved = []
-    for more in ([], ["--trainer", f"trainer/{name}.yaml"]):
+    for more in ([], ["--trainer", f"hardware/{name}.yaml"]):
         with pytest.raises(SystemExit):
             main(["fit", "--config", "sd15-diffusion-dpo", *more, "--print_config"])
         resolved.append(yaml.safe_load(capsys.readouterr().out))
     before, after = resolved
-    stated = yaml.safe_load((CONFIGS / "trainer" / f"{name}.yaml").read_text())
+    stated = yaml.safe_load((CONFIGS / "hardware" / f"{name}.yaml").read_text())
     changed = {key for key in after["trainer"] if after["trainer"][key] != before["trainer"][key]}
     assert "strategy" in changed
     assert changed == set(stated)
@@ -56,14 +56,14 @@ def test_trainer_files_leave_the_recipe_its_numbers(
 def test_lightnings_deepspeed(
     name: str, recipe: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "`--trainer trainer/zero2.yaml`" in says(capsys, *recipe, "--trainer.strategy", name)
+    assert "`--trainer hardware/zero2.yaml`" in says(capsys, *recipe, "--trainer.strategy", name)
 
 
 @pytest.mark.parametrize("name", ["fsdp", "fsdp_cpu_offload", "FSDPStrategy"])
 def test_the_first_fsdp(name: str, recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = says(capsys, *recipe, "--trainer.strategy", name)
     assert "frozen and trained ones lie side by side" in said
-    assert "`--trainer trainer/fsdp.yaml`" in said
+    assert "`--trainer hardware/fsdp.yaml`" in said
 
 
 def test_no_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_no_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_gpu(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "ZeRO wants CUDA GPUs" in says(capsys, *recipe, "--trainer", "trainer/zero2.yaml")
+    assert "ZeRO wants CUDA GPUs" in says(capsys, *recipe, "--trainer", "hardware/zero2.yaml")
 
 
 def test_parameters_of_stage_2_stay() -> None:
@@ -111,7 +111,7 @@ def test_callbacks_that_zero_has_nothing_for(
         if stage not in stages:
             callback.on_fit_start(trainer, module)
             continue
-        with pytest.raises(InputError, match="`--trainer trainer/fsdp.yaml`"):
+        with pytest.raises(InputError, match="`--trainer hardware/fsdp.yaml`"):
             callback.on_fit_start(trainer, module)
 
 

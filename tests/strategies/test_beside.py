@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.strategies.runs import CPU, case, run_cases
+from tests.helpers.strategy_runs import CPU, case, run_cases
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("beside")]  # one worker makes `runs`
 KINDS = ("ddp", "zero2", "zero3", "fsdp")
 
 
@@ -23,7 +23,10 @@ def runs(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory
     (root / "prompts.txt").write_text("open a red fox\nopen a blue vase")
     sampling = {"steps": 2}
     evaluation = {
-        "judge": {"class_path": "tests.collecting.Picky", "init_args": {"folder": str(root)}},
+        "judge": {
+            "class_path": "tests.helpers.collecting.Picky",
+            "init_args": {"folder": str(root)},
+        },
         "prompts": {
             "class_path": "PromptFile",
             "init_args": {"path": str(root / "prompts.txt")},
@@ -33,7 +36,7 @@ def runs(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory
     }
     callbacks = [
         {"class_path": "Checkpoints", "init_args": {"save_last": True}},
-        {"class_path": "Export"},
+        {"class_path": "ExportWeights"},
         {"class_path": "SampleGrid", "init_args": {"count": 2, "sampling": sampling}},
         {"class_path": "Evaluation", "init_args": evaluation},
         {"class_path": f"{CPU}.Seen", "init_args": {"folder": str(root)}},
@@ -45,7 +48,16 @@ def runs(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory
         arguments = case(tiny_folder, shards, root / strategy, strategy, "full", *validating)
         start = arguments.index("--trainer.callbacks+")  # of the callback that is there already
         cases.append(arguments[:start] + arguments[start + 4 :])
-    run_cases(cases, root / "cases.json")
+    guarded = ["--trainer.callbacks+", "Checkpoints", "--trainer.callbacks.save_last", "true"]
+    guarded += ["--trainer.callbacks.every_n_train_steps", "1"]
+    guarded += ["--trainer.callbacks+", "Guard", "--trainer.callbacks.on_spike", "rewind"]
+    guarded += ["--trainer.callbacks.window", "3", "--trainer.callbacks.threshold", "0.05"]
+    guarded += ["--trainer.callbacks.most", "100"]
+    cases += [
+        case(tiny_folder, shards, root / f"guarded-{name}", name, "full", *guarded)
+        for name in ("ddp", "fsdp")
+    ]
+    (root / "output.txt").write_text(run_cases(cases, root / "cases.json"))
     return root
 
 
@@ -78,21 +90,13 @@ def test_the_end_is_written(runs: Path, strategy: str) -> None:
     assert config["_class_name"] == "UNet2DConditionModel"
 
 
-def test_the_guard_goes_back_in_shards_as_it_does_without(
-    tiny_folder: str, shards: str, tmp_path: Path
-) -> None:
-    guarded = ["--trainer.callbacks+", "Checkpoints", "--trainer.callbacks.save_last", "true"]
-    guarded += ["--trainer.callbacks.every_n_train_steps", "1"]
-    guarded += ["--trainer.callbacks+", "Guard", "--trainer.callbacks.on_spike", "rewind"]
-    guarded += ["--trainer.callbacks.window", "3", "--trainer.callbacks.threshold", "0.05"]
-    guarded += ["--trainer.callbacks.most", "100"]
-    cases = [
-        case(tiny_folder, shards, tmp_path / name, name, "full", *guarded)
+def test_the_guard_goes_back_in_shards_as_it_does_without(runs: Path) -> None:
+    """The other runs have no guard."""
+    ddp, ours = (
+        torch.load(runs / f"guarded-{name}" / "seen-0.pt", weights_only=True)
         for name in ("ddp", "fsdp")
-    ]
-    said = run_cases(cases, tmp_path / "cases.json")
-    ddp, ours = (torch.load(tmp_path / n / "seen-0.pt", weights_only=True) for n in ("ddp", "fsdp"))
-    backs = said.count("the run goes back to the weights of")
+    )
+    backs = (runs / "output.txt").read_text().count("the run goes back to the weights of")
     assert backs >= 2
     assert backs % 2 == 0
     assert ours["losses"] == pytest.approx(ddp["losses"], abs=1e-4)

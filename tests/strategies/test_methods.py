@@ -9,23 +9,23 @@ import pytest
 import torch
 
 from lit_prefopt import methods
-from tests.collecting import pairs_of_rounds, spo, write_prompts
-from tests.conftest import small_recipe
-from tests.runs import same
-from tests.strategies.runs import CPU, STRATEGIES, run_cases
+from tests.helpers.collecting import pairs_of_rounds, spo, write_prompts
+from tests.helpers.recipes import OWN_COUNTS, small_recipe
+from tests.helpers.runs import same
+from tests.helpers.strategy_runs import CPU, STRATEGIES, run_cases
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("methods")]  # one worker makes `runs`
 STEPS = 3
 ON_PAIRS = {
-    "DiffusionDPO": "diffusion-dpo-toy",
-    "SupervisedFineTuning": "sft-toy",
-    "SPINDiffusion": "spin-toy",
-    "Di3PO": "di3po-toy",
-    "CurriculumDPO": "curriculum-dpo-toy",
-    "ConsistencyDPO": "consistency-dpo-toy",
+    "DiffusionDPO": "toy-diffusion-dpo",
+    "SupervisedFineTuning": "toy-sft",
+    "SPINDiffusion": "toy-spin",
+    "Di3PO": "toy-di3po",
+    "CurriculumDPO": "toy-curriculum-dpo",
+    "ConsistencyDPO": "toy-lcm-curriculum-dpo",
 }
 ON_POLICY = {"D3PO": "d3po", "DenseRewardDPO": "dense-reward"}
-TWO = ["--trainer", "trainer/ddp.yaml", "--trainer.devices", "2"]
+TWO = ["--trainer", "hardware/ddp.yaml", "--trainer.devices", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def runs(
     prompts = write_prompts(root / "prompts.txt", opens=9, shut=6)
     cases = {
         name: [
-            *small_recipe(tiny_folder, shards, root / name),
-            *("--model", f"method/{method}.yaml", "--trainer.limit_val_batches", "0"),
+            *small_recipe(tiny_folder, shards, root / name, recipe),
+            *("--trainer.limit_val_batches", "0"),
         ]
-        for name, method in ON_PAIRS.items()
+        for name, recipe in ON_PAIRS.items()
     }
     cases["CurriculumDPO"] += [
         *("--data", "CurriculumPairs", "--data.stages", json.dumps([shards])),
@@ -62,10 +62,11 @@ def runs(
         cases[name] = [
             *("--config", f"toy-{method}", "--backbone", "StableDiffusion"),
             *("--backbone.pretrained", tiny_folder, "--model.sampling.steps", "3"),
-            *("--model.judge", "tests.methods.test_spo.Brightness"),
+            *("--model.judge", "tests.helpers.judges.Brightness"),
             *("--data", "PromptCollections", "--data.prompts", "PromptFile"),
             *("--data.prompts.path", str(prompts), "--data.resolution", "32"),
             *("--data.batch_size", "2", "--data.batches", "2", "--data.collection", "2"),
+            *OWN_COUNTS,
             *("--data.round_size", "2", "--trainer.enable_progress_bar", "false"),
             *("--trainer.default_root_dir", str(root / name / "run")),
         ]

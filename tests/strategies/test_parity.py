@@ -11,9 +11,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from lit_prefopt.cli import main
-from tests.strategies.runs import FORMS, STRATEGIES, case, run_cases
+from tests.helpers.strategy_runs import FORMS, STRATEGIES, case, run_cases
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parity")]  # one worker makes `runs`
 SHARDED = [name for name in STRATEGIES if name != "ddp"]
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lit_prefopt.cli import main
-from tests.runs import WEIGHTS, same
-from tests.strategies.runs import case, run_cases
+from tests.helpers.runs import WEIGHTS, same
+from tests.helpers.strategy_runs import case, run_cases
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]  # one worker makes `runs`
 AVERAGING = ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]
 KINDS = {"zero2": AVERAGING, "zero3": [], "zero2-offload": [], "fsdp": AVERAGING}
 
@@ -30,6 +30,9 @@ def runs(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory
         accumulate = ["--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "1"]
         cases += [[*whole, *accumulate], [*parts, *accumulate, "--trainer.max_steps", "5"]]
         cases += [[*parts, *accumulate, "--ckpt_path", "last"]]
+    cases.append(case(tiny_folder, shards, root / "ddp", "ddp", "full"))
+    begun = case(tiny_folder, shards, root / "zero3", "zero3", "full")
+    cases.append([*begun, "--trainer.max_steps", "4"])
     run_cases(cases, root / "cases.json")
     return root
 
@@ -47,23 +50,20 @@ def test_a_run_in_two_parts_ends_in_the_same_bits(runs: Path, strategy: str) -> 
 
 
 def test_one_device_goes_on_from_shards_of_two(
-    tiny_folder: str, shards: str, tmp_path: Path
+    runs: Path, tiny_folder: str, shards: str, tmp_path: Path
 ) -> None:
     """Four steps under ZeRO-3 on two ranks, then six on one without it: losses are DDP's."""
     whole = case(tiny_folder, shards, tmp_path / "whole", "ddp", "full")
-    begun = case(tiny_folder, shards, tmp_path / "zero3", "zero3", "full")
     back = case(tiny_folder, shards, tmp_path / "back", "fsdp", "full", "--trainer.max_steps", "7")
-    run_cases([whole, [*begun, "--trainer.max_steps", "4"]], tmp_path / "first.json")
-    shutil.copytree(tmp_path / "zero3" / "checkpoints", tmp_path / "back" / "checkpoints")
+    shutil.copytree(runs / "zero3" / "checkpoints", tmp_path / "back" / "checkpoints")
     run_cases([[*back, "--ckpt_path", "last"]], tmp_path / "second.json")
     alone = ["--data.batch_size", "8", "--trainer.devices", "1", "--trainer.strategy", "auto"]
     alone += ["--trainer.default_root_dir", str(tmp_path / "back"), "--ckpt_path", "last"]
     alone += ["--trainer.callbacks.folder", str(tmp_path / "alone")]
     main([*whole, *alone])
-    uninterrupted = _losses(tmp_path / "whole")
-    parts = [_losses(tmp_path / name) for name in ("zero3", "back", "alone")]
+    parts = [_losses(f) for f in (runs / "zero3", tmp_path / "back", tmp_path / "alone")]
     assert [len(part) for part in parts] == [4, 3, 3]
-    assert sum(parts, []) == pytest.approx(uninterrupted, abs=1e-4)
+    assert sum(parts, []) == pytest.approx(_losses(runs / "ddp"), abs=1e-4)
 
 
 def _losses(folder: Path) -> list[float]:

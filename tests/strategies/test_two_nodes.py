@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import small_recipe
-from tests.runs import (
+from tests.helpers.recipes import small_recipe
+from tests.helpers.runs import (
     assert_same_end,
     finished,
     kill,
@@ -23,9 +23,9 @@ from tests.runs import (
     same,
     wait_until,
 )
-from tests.strategies.runs import CPU, PATIENCE
+from tests.helpers.strategy_runs import CPU, PATIENCE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two-nodes")]  # one worker makes `whole`
 
 
 def free_port() -> int:
@@ -50,6 +50,14 @@ def both_end(processes: list[subprocess.Popen[str]]) -> None:
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stops."""
+    folder = tmp_path_factory.mktemp("two-nodes") / "whole"
+    both_end(nodes(two_nodes(tiny_folder, shards, folder)))
+    return folder
+
+
 @pytest.fixture
 def recipe(tiny_folder: str, shards: str, tmp_path: Path) -> list[str]:
     """Arguments of a run on both, with a checkpoint after every step."""
@@ -59,7 +67,7 @@ def recipe(tiny_folder: str, shards: str, tmp_path: Path) -> list[str]:
 def two_nodes(pipeline: str, shards: str, folder: Path) -> list[str]:
     return [
         *small_recipe(pipeline, shards, folder),
-        *("--trainer", "trainer/two-nodes.yaml", "--trainer.devices", "1"),
+        *("--trainer", "hardware/two-nodes.yaml", "--trainer.devices", "1"),
         *("--trainer.limit_val_batches", "0", "--trainer.max_steps", "5"),
         *("--trainer.callbacks+", "Checkpoints", "--trainer.callbacks.save_last", "true"),
         *("--trainer.callbacks.every_n_train_steps", "1"),
@@ -70,13 +78,12 @@ def two_nodes(pipeline: str, shards: str, folder: Path) -> list[str]:
 
 def beating(folder: Path) -> list[str]:
     """Arguments that let a run write down its batches, slowly."""
-    beat = ["--trainer.callbacks+", "tests.runs.Beat"]
+    beat = ["--trainer.callbacks+", "tests.helpers.runs.Beat"]
     return [*beat, "--trainer.callbacks.path", str(folder / "beats")]
 
 
-def test_batches_are_disjoint_and_weights_equal(recipe: list[str], tmp_path: Path) -> None:
-    both_end(nodes(recipe))
-    a, b = (torch.load(tmp_path / "run" / f"seen-{r}.pt", weights_only=True) for r in (0, 1))
+def test_batches_are_disjoint_and_weights_equal(whole: Path) -> None:
+    a, b = (torch.load(whole / f"seen-{r}.pt", weights_only=True) for r in (0, 1))
     assert len(a["keys"]) == len(b["keys"]) == 5
     epoch = [key for seen in (a, b) for batch in seen["keys"][:3] for key in batch]
     assert len(set(epoch)) == len(epoch) == 24
@@ -86,10 +93,8 @@ def test_batches_are_disjoint_and_weights_equal(recipe: list[str], tmp_path: Pat
 
 
 def test_when_one_is_gone_the_other_says_so_and_both_go_on(
-    recipe: list[str], tiny_folder: str, shards: str, tmp_path: Path
+    recipe: list[str], whole: Path, tmp_path: Path
 ) -> None:
-    whole = two_nodes(tiny_folder, shards, tmp_path / "whole")
-    both_end(nodes(whole))
     first, second = nodes([*recipe, *beating(tmp_path)])
     wait_until(lambda: "batch 3" in lines(tmp_path / "beats"), first, PATIENCE)
     kill(second)
@@ -98,7 +103,7 @@ def test_when_one_is_gone_the_other_says_so_and_both_go_on(
     assert "lit-prefopt: Another rank has ended or does not answer" in said
     assert "`--ckpt_path last`" in said
     both_end(nodes([*recipe, "--ckpt_path", "last"]))
-    assert_same_end(tmp_path / "whole", tmp_path / "run")
+    assert_same_end(whole, tmp_path / "run")
 
 
 def test_one_that_hangs_is_given_up_after_the_timeout(recipe: list[str], tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from lit_prefopt.data import PairShards
+from lit_prefopt.datamodules import PairShards
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.evaluate.summary import summarise
 from lit_prefopt.toy import ToyDiffusion, ToyJudge, ToyPairs, ToyPrompts
 from lit_prefopt.toy.backbone import CHECKPOINT, TOY_SAMPLING
 from lit_prefopt.toy.pairs import PAIRS
 from lit_prefopt.toy.scenes import split
-from tests.comparing import compared
+from tests.helpers.comparing import compared
 
 
 def size(folder: Path) -> int:

@@ -1,0 +1,173 @@
+"""What a run must have in common with the latents and reference errors that it is to use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lit_prefopt.backbones import Backbone
+from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
+from lit_prefopt.data.latents.manifest import LatentSet
+from lit_prefopt.datamodules.cached import CachedPairs
+from lit_prefopt.diffusion import draws
+from lit_prefopt.errors import InputError
+from lit_prefopt.utils.fingerprint import fingerprint
+
+CHECKED_PAIRS = 256  # pairs whose timesteps are compared
+
+
+class CacheUser(Protocol):
+    """The part of a method on which cached latents and reference errors depend."""
+
+    backbone: Backbone
+    masked: bool
+    validation_draws: int
+
+    @property
+    def trainer(self) -> Any:
+        """The Trainer that runs it."""
+
+    @property
+    def takes_reference_errors(self) -> bool:
+        """Whether denoising errors of stored pairs are all that it needs of its reference."""
+
+    def draw_timesteps(self, u: Tensor) -> Tensor:
+        """Return the timesteps at quantiles u of their distribution."""
+
+
+def check_data(module: CacheUser, data: object) -> None:
+    """Refuse data that the run cannot use, as far as it can be known before it begins.
+
+    Args:
+        module: The method with its backbone, whose weights are those that training starts from.
+        data: The data module, after its setup.
+    """
+    backbone = module.backbone
+    if not isinstance(data, CachedPairs):
+        if data is not None:
+            backbone.require_encoders(f"{type(data).__name__}, which yields images or prompts,")
+        return
+    for latents in data.sets:
+        check_latents(backbone, latents)
+    if data.sets and not backbone.has_encoders:
+        backbone.set_empty_prompt(data.sets[0].empty)
+        _log_unverified(backbone, data.sets[0])
+    _check_tables(module, data)
+
+
+def check_latents(backbone: Backbone, latents: LatentSet) -> None:
+    """Refuse latents and prompts that were not made for a backbone.
+
+    Args:
+        backbone: Its denoiser is to be trained on them.
+        latents: What holds of all of them.
+    """
+    settings, made_by = latents.settings, latents.notes.get("checkpoint")
+    wanted = backbone.latent_settings()
+    differing = [f"{n} {settings[n]} and not {v}" for n, v in wanted.items() if settings[n] != v]
+    if differing:
+        raise InputError(
+            f"The pairs were cached for another model ({', '.join(differing)}): train {made_by}, "
+            "by which they were cached, or cache them again."
+        )
+    own = {name: fingerprint(part) for name, part in backbone.encoders.items()}
+    differing = [name for name in own if own[name] != settings["encoders"].get(name)]
+    if differing:
+        raise InputError(
+            f"The pairs were cached by {made_by} in {settings['dtype']}, whose {differing[0]} has "
+            "other weights or another precision than the backbone's: cache them again, or take the "
+            "same `--backbone.pretrained`, `.vae` and `.dtype`."
+        )
+
+
+def _log_unverified(backbone: Backbone, latents: LatentSet) -> None:
+    made_by = latents.notes.get("checkpoint")
+    if made_by != backbone.checkpoint:
+        rank_zero_warn(
+            f"The pairs were cached by {made_by} and {backbone.checkpoint} is trained; without VAE "
+            "and text encoders it cannot be known whether both have the same ones."
+        )
+    else:
+        rank_zero_info(
+            f"VAE and text encoders are not loaded; those of the cached pairs are {made_by}'s."
+        )
+
+
+def _check_tables(module: CacheUser, data: CachedPairs) -> None:
+    tables = [t for t in (data.reference, data.validation_reference) if t is not None]
+    if not tables:
+        return
+    if not module.takes_reference_errors:
+        raise InputError(
+            f"{type(module).__name__} asks its reference for other things than denoising errors of "
+            "stored pairs: leave `--data.reference` and `--data.validation_reference` out."
+        )
+    if not module.backbone.has_reference:
+        _check_complete(module, data)
+    held_out = data.validation_reference
+    if held_out is not None and held_out.draws < module.validation_draws:
+        raise InputError(
+            f"{held_out.folder} has {held_out.draws} draws of each held-out pair, and validation "
+            f"wants {module.validation_draws}: set `--model.validation_draws {held_out.draws}`, or "
+            "compute more."
+        )
+    settings = settings_of_reference(module)
+    for table in tables:
+        differing = [name for name, value in settings.items() if table.settings.get(name) != value]
+        if differing:
+            raise InputError(
+                f"The reference's errors in {table.folder} differ from this run's in "
+                f"{', '.join(differing)}: give the recipe that computed them, or compute again."
+            )
+        _check_times(module, table)
+
+
+def _check_complete(module: CacheUser, data: CachedPairs) -> None:
+    """Refuse a backbone without a reference where not all of its errors are known."""
+    fitting = module.trainer.state.fn == "fit"
+    missing = {
+        "reference": fitting and data.reference is None,
+        "validation_reference": data.validation is not None and data.validation_reference is None,
+    }
+    for name, is_so in missing.items():
+        if is_so:
+            raise InputError(
+                "The backbone has no reference, and its errors are known of some pairs only: give "
+                f"`--data.{name}` as well, or set `--backbone.reference initial`."
+            )
+
+
+def _check_times(module: CacheUser, table: ErrorTable) -> None:
+    """Refuse draws of timesteps from another distribution than the method's own."""
+    times = table.times(CHECKED_PAIRS)
+    known = [int(i) for i in torch.nonzero(times[:, 0] >= 0)]
+    held_out = table.settings["held_out"]
+    for draw in range(table.draws):
+        seeds = _seeds(table, known, draw, held_out=held_out)
+        own = module.draw_timesteps(draws.uniform(seeds, "t"))
+        if not torch.equal(own, times[known, draw]):
+            raise InputError(
+                f"{type(module).__name__} draws other timesteps than those of {table.folder}: "
+                "compute the errors again with its `gamma` and `gamma_steps`, if it has them; a "
+                "method with draws of its own cannot use them."
+            )
+
+
+def _seeds(table: ErrorTable, pairs: Iterable[int], draw: int, *, held_out: bool) -> torch.Tensor:
+    of = 0 if held_out else draw
+    seeds = [draw_seed(table.seed, index, of) for index in pairs]
+    return torch.tensor(seeds, dtype=torch.int64) + draw - of
+
+
+def settings_of_reference(module: Any) -> dict[str, Any]:
+    """Return what decides the errors of a module's reference, by name.
+
+    Args:
+        module: It has a backbone, a trainer, and `masked`.
+    """
+    own = {"precision": str(module.trainer.precision), "masked": module.masked}
+    return {**module.backbone.reference_settings(), **own}

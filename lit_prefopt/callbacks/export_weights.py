@@ -1,0 +1,39 @@
+"""What a user takes home: the trained weights in diffusers' layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_prefopt.learner import Learner
+from lit_prefopt.runs.directory import RECIPE
+from lit_prefopt.utils.atomic_files import atomic_output
+
+
+class ExportWeights(Callback):
+    """Writes the weights at the end of `fit`, with the recipe beside them.
+
+    A LoRA becomes a file that diffusers' `load_lora_weights` takes, a full fine-tune a folder that
+    `from_pretrained` takes; a step-aware judge becomes a file for `StepAware`.
+
+    Args:
+        folder: Name of the folder inside the run's directory.
+    """
+
+    def __init__(self, folder: str = "weights") -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them (rank zero)."""
+        if not trainer.is_global_zero or not isinstance(pl_module, Learner):
+            return
+        root = Path(trainer.default_root_dir)
+        with atomic_output(root / self.folder, replace=True) as folder:
+            folder.mkdir()
+            name = pl_module.save(folder).name
+            if (root / RECIPE).is_file():
+                shutil.copyfile(root / RECIPE, folder / RECIPE)
+        rank_zero_info(f"Weights in {pl_module.layout}: {root / self.folder / name}")

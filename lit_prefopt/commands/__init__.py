@@ -1,0 +1,1 @@
+"""Commands beside those of the Trainer, one file each."""

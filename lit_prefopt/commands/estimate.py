@@ -1,0 +1,152 @@
+"""`lit-prefopt estimate`: what a recipe will cost, from a few dry steps of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.table import Table
+
+from lit_prefopt.callbacks import Budget, Evaluation, ExportWeights, SampleGrid
+from lit_prefopt.effective_batch import last_step
+from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.estimate.memory import GIB
+from lit_prefopt.estimate.pace import Pace, device_name
+from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
+from lit_prefopt.recipe_files import named_recipes
+
+UNMEASURED_CALLBACKS = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget)
+"""Callbacks of no part in a step."""
+
+
+class Estimate(NamedTuple):
+    """What a recipe costs."""
+
+    device: str
+    ranks: int
+    pairs_per_second: float  # over all ranks
+    step_seconds: float
+    step_pairs: int  # of an optimizer step, over all ranks
+    waiting: float  # share of the time in which data is waited for
+    peak: int  # bytes of one rank
+    pair_teraflops: float  # recomputation excluded
+    matmul: float  # TFLOP/s
+    utilisation: float
+    steps: int  # of the whole recipe; -1 where it has no end
+    epoch_seconds: float  # before the first batch of an epoch
+    hours: float
+    parts: dict[str, int]  # bytes, computed
+
+
+class EstimateCLI(PreferenceCLI):
+    """Runs a recipe's first steps in a folder of its own and leaves nothing behind."""
+
+    pace: Pace
+    folder: str
+
+    def before_instantiate_classes(self) -> None:
+        """Let the run write elsewhere, and validate nothing."""
+        trainer = self.config[self.subcommand].trainer
+        trainer.default_root_dir, trainer.limit_val_batches = self.folder, 0
+        super().before_instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with what has a part in a step, and a clock."""
+        trainer = super().instantiate_trainer(**kwargs)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        kept = [c for c in callbacks if not isinstance(c, UNMEASURED_CALLBACKS)]
+        trainer.callbacks = [*kept, self.pace]  # type: ignore[attr-defined]
+        return trainer
+
+
+def estimate(args: Sequence[str]) -> Estimate:
+    """Print and return what a recipe costs.
+
+    Args:
+        args: What `lit-prefopt fit` would be given, and `--steps N`: how many optimizer steps are
+            timed, after one that is not.
+    """
+    steps, rest = _steps([*args])
+    check_number("steps", steps, 1)
+    pace = Pace(steps)
+    with tempfile.TemporaryDirectory(prefix="lit-prefopt-estimate-") as folder:
+        kind = type("EstimateCLI", (EstimateCLI,), {"pace": pace, "folder": folder})
+        cli = run_lightning(named_recipes(["fit", *rest]), kind)
+    trainer = cli.trainer
+    if not pace.timed:
+        raise InputError(
+            f"The recipe ends before {steps} optimizer steps: ask for fewer by `--steps`."
+        )
+    found = _estimate(trainer, pace)
+    if trainer.is_global_zero:
+        print_estimate(found)
+    return found
+
+
+def _steps(args: list[str]) -> tuple[int, list[str]]:
+    """Return `--steps N`, 3 where it is not given, and the other arguments."""
+    args = [part for arg in args for part in _parts(arg)]
+    if "--steps" not in args:
+        return 3, args
+    place = args.index("--steps")
+    with suppress(ValueError, IndexError):
+        return int(args[place + 1]), args[:place] + args[place + 2 :]
+    raise InputError("--steps wants a whole number, such as `--steps 3`.")
+
+
+def _parts(arg: str, start: str = "--steps=") -> list[str]:
+    return arg.split("=", 1) if arg.startswith(start) else [arg]
+
+
+def _estimate(trainer: Trainer, pace: Pace) -> Estimate:
+    ranks, step_seconds = trainer.world_size, pace.step_seconds
+    pairs = pace.rows * pace.accumulated * ranks
+    steps = last_step(trainer, trainer.num_training_batches, pace.accumulated)
+    epochs = max(steps, 0) * pace.accumulated / trainer.num_training_batches
+    return Estimate(
+        device=device_name(pace.device),
+        ranks=ranks,
+        pairs_per_second=pairs / step_seconds,
+        step_seconds=step_seconds,
+        step_pairs=pairs,
+        waiting=pace.accumulated * pace.wait_seconds / step_seconds,
+        peak=pace.peak_bytes,
+        pair_teraflops=pace.flops / max(pace.rows, 1) / 1e12,
+        matmul=pace.matmul,
+        utilisation=pace.utilisation,
+        steps=steps,
+        epoch_seconds=pace.epoch_seconds,
+        hours=(steps * step_seconds + epochs * pace.epoch_seconds) / 3600,
+        parts=pace.parts.named() if pace.parts else {},
+    )
+
+
+def print_estimate(found: Estimate) -> None:
+    """Print an estimate as tables."""
+    whole = f"{found.hours:.3g} h, {found.hours * found.ranks:.3g} hours of a device"
+    rows = {
+        "pairs per second": f"{found.pairs_per_second:.3g}",
+        f"an optimizer step of {found.step_pairs} pairs": f"{found.step_seconds:.3g} s",
+        "of it waiting for data": f"{found.waiting:.1%}",
+        "before the first batch of an epoch": f"{found.epoch_seconds:.3g} s",
+        "peak memory of a rank": f"{found.peak / GIB:.2f} GiB",
+        "work of a pair, recomputation excluded": f"{found.pair_teraflops:.3g} TFLOP",
+        f"share of the matmul peak, {found.matmul:.3g} TFLOP/s now": f"{found.utilisation:.1%}",
+        f"the recipe's {found.steps} steps": whole if found.steps > 0 else "without an end",
+    }
+    table = Table("", f"{found.ranks} x {found.device}", title="What this recipe costs")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    sizes = Table("GiB of a rank, computed", "", title="Where the memory goes")
+    for name, size in found.parts.items():
+        sizes.add_row(name, f"{size / GIB:.3f}")
+    sizes.add_row("together", f"{sum(found.parts.values()) / GIB:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(sizes)
+    console.print("Validation, checkpoints and evaluation come on top.")

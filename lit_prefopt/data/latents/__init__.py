@@ -1,0 +1,1 @@
+"""Cached latents, prompt embeddings and reference errors."""

@@ -1,0 +1,94 @@
+"""The reference's errors at fixed draws, as a table beside the pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_prefopt.data.images import BrokenSample
+from lit_prefopt.data.shards.format import GENERATION_FILE
+from lit_prefopt.errors import InputError
+from lit_prefopt.utils.seeds import sample_seed
+
+TABLE = "errors.safetensors"
+
+
+class ErrorTable:
+    """Reads single rows of what `lit-prefopt predict --config sd15-reference-cache` made.
+
+    The file has `errors`, (pairs, draws, K) float32, and `t`, (pairs, draws) int32, in the order in
+    which the pairs are stored; a row of a pair that could not be read is NaN. It is mapped into
+    memory, so that all processes of a machine share what they have read of it.
+
+    Args:
+        folder: The local folder that was made.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            self.settings: dict[str, Any] = json.loads((self.folder / GENERATION_FILE).read_text())
+            with safe_open(self.folder / TABLE, "pt") as file:
+                self.pairs, self.draws, self.sides = file.get_slice("errors").get_shape()
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"{folder} holds no reference errors ({error}): make them by `lit-prefopt predict "
+                "--config sd15-reference-cache`, in a local folder."
+            ) from error
+        self.seed = int(self.settings["seed"])
+        self._file: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels to a worker: no open file."""
+        return {**self.__dict__, "_file": None}
+
+    def errors(self, index: int, name: str) -> Tensor:
+        """Return the errors of a pair at all draws, (draws, K); raise BrokenSample if unknown.
+
+        Args:
+            index: Place of the pair among all, as they are stored.
+            name: Name of the pair, for the message.
+        """
+        [row] = self._rows("errors", index, index + 1)
+        if not row.isfinite().all():
+            raise BrokenSample(f"{name} was broken when the reference's errors were computed")
+        return row
+
+    def times(self, pairs: int) -> Tensor:
+        """Return the timesteps of the draws of the first pairs, (pairs, draws) int64."""
+        return self._rows("t", 0, min(pairs, self.pairs)).long()
+
+    def _rows(self, name: str, start: int, stop: int) -> Tensor:
+        if self._file is None:
+            self._file = safe_open(self.folder / TABLE, "pt")
+        rows: Tensor = self._file.get_slice(name)[start:stop]
+        return rows
+
+
+def draw_seed(seed: int, index: int, draw: int) -> int:
+    """Return the seed of a draw of a pair: that of an epoch that reads them in stored order.
+
+    Args:
+        seed: Seed of the table.
+        index: Place of the pair among all, as they are stored.
+        draw: Number of the draw, which takes the epoch's place.
+    """
+    return sample_seed(seed, draw, index)
+
+
+def write_table(folder: Path, errors: Tensor, t: Tensor) -> None:
+    """Write a table into a folder.
+
+    Args:
+        folder: It is there already.
+        errors: (pairs, draws, K) float32.
+        t: (pairs, draws); below 0 for a pair that could not be read.
+    """
+    save_file({"errors": errors.contiguous(), "t": t.to(torch.int32)}, folder / TABLE)
+    (folder / TABLE).chmod(0o644)  # safetensors' files are for their owner alone

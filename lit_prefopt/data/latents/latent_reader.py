@@ -1,0 +1,95 @@
+"""Cached samples: what VAE and text encoders made of a pair, as a member of its shard.
+
+A sample has 000001.txt and 000001.json as a pair of images has them, and in the images' place
+000001.cache.safetensors with
+
+    mean, deviation  (V, K, C, H, W): the VAE's posterior of V views of K sides, in its precision
+    hidden, pooled   (N, D) and (P,): the embedded prompt, in the text encoders' precision
+    frames           (V, K, 6) int64: see `batches.Prompt`
+    masks            (V, 1, H, W) float32, where the pair has a mask
+
+`deviation`, `pooled` and `masks` are there or not. Mirrored views follow those that are not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lit_prefopt.data.images import BrokenSample, Size
+from lit_prefopt.data.shards.format import CACHED, LATENTS
+from lit_prefopt.data.shards.reader import ShardReader, parse
+
+NEEDED = ("mean", "hidden", "frames")
+
+
+class LatentSample(NamedTuple):
+    """One cached sample as it is stored."""
+
+    name: str  # "shard.tar/000001"
+    text: str
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Width and height of the picture behind each side, best side first."""
+        return [(int(w), int(h)) for h, w in self.tensors["frames"][0, :, :2].tolist()]
+
+
+class LatentReader(ShardReader):
+    """Reads single samples of local or remote shards of cached latents."""
+
+    KIND: ClassVar[str] = LATENTS
+    CURE: ClassVar[str] = (
+        "cache them by `lit-prefopt predict --config sd15-cache --data.shards FOLDER`, or train on "
+        "them by `--data PairShards`"
+    )
+
+    def parse(self, name: str, members: Mapping[str, Any]) -> LatentSample:
+        """Return the sample that these members make."""
+        return parse_latents(name, members)
+
+
+def parse_latents(name: str, members: Mapping[str, Any]) -> LatentSample:
+    """Return the sample that these members make; raise BrokenSample if it cannot be used.
+
+    Args:
+        name: Name of the sample, for messages.
+        members: Bytes by extension, as `unpack` returns them; unknown ones are left alone.
+    """
+    described = parse(name, members, sides=())
+    if CACHED not in members:
+        raise BrokenSample(f"has no latents (.{CACHED})")
+    try:
+        tensors = load(bytes(members[CACHED]))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BrokenSample(f"has latents that cannot be read ({error})") from error
+    missing = [key for key in NEEDED if key not in tensors]
+    if missing:
+        raise BrokenSample(f"has latents without {missing[0]}")
+    mean, frames = tensors["mean"], tensors["frames"]
+    masks = tensors.get("masks")
+    fits = (
+        mean.dim() == 5
+        and frames.shape == (*mean.shape[:2], 6)
+        and tensors["hidden"].dim() == 2
+        and tensors.get("deviation", mean).shape == mean.shape
+        and (masks is None or masks.shape == (mean.shape[0], 1, *mean.shape[3:]))
+    )
+    if not fits:
+        raise BrokenSample("has latents whose shapes do not fit each other")
+    return LatentSample(name, described.text, tensors, described.meta)
+
+
+def members_of(text: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict:
+    """Return the members of a cached sample, bytes by extension."""
+    members = {"txt": text.encode()}
+    if meta:
+        members["json"] = json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
+    return {**members, CACHED: save({k: v.contiguous() for k, v in tensors.items()})}

@@ -1,0 +1,129 @@
+"""What holds of all samples of some cached shards: who made them, of what, and the empty prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2s
+from typing import Any, ClassVar
+
+from safetensors.torch import load
+
+from lit_prefopt.batches import Prompt
+from lit_prefopt.data.images import BrokenSample
+from lit_prefopt.data.latents.latent_reader import LatentSample
+from lit_prefopt.data.shards.format import GENERATION_FILE, Shard
+from lit_prefopt.errors import InputError
+from lit_prefopt.utils.filesystem import filesystem, retry
+
+NOTES = "notes"  # its part that tells and does not decide
+EMPTY = "empty.safetensors"  # the empty prompt, once for the whole set
+
+
+@dataclass
+class LatentSet:
+    """What holds of all samples of some cached shards.
+
+    Args:
+        settings: What decided what was made, by name.
+        notes: What else is told of how it was made.
+        empty: The empty prompt, one row.
+        identity: A text that two sets share only if they were made alike of the same pairs.
+    """
+
+    settings: dict[str, Any]
+    notes: dict[str, Any]
+    empty: Prompt
+    identity: str
+
+    SHARED: ClassVar[tuple[str, ...]] = (
+        *("encoders", "latent_channels", "scaling_factor", "pixels_per_latent", "prompt_width"),
+        *("pooled_width", "dtype", "resolution", "crop", "flip", "views", "deviation"),
+    )
+    """The settings that folders of one run have in common."""
+
+    @classmethod
+    def from_shards(cls, shards: Sequence[Shard]) -> LatentSet:
+        """Return what the folders of these shards say.
+
+        Raises:
+            InputError: They say nothing, or different things.
+        """
+        folders = list(dict.fromkeys(shard.folder for shard in shards))
+        found = [_read_metadata(folder) for folder in folders]
+        first, *others = found
+        for folder, other in zip(folders[1:], others, strict=True):
+            differing = [n for n in cls.SHARED if other.get(n) != first.get(n)]
+            if differing:
+                raise InputError(
+                    f"{folders[0]} and {folder} were cached differently ({', '.join(differing)}): "
+                    "train on one of them, or cache both by the same recipe."
+                )
+        decisive = [{n: v for n, v in one.items() if n != NOTES} for one in found]
+        # not the sizes of the shards: latents of other pairs take as many bytes
+        text = json.dumps(decisive, sort_keys=True)
+        identity = blake2s(text.encode(), digest_size=8).hexdigest()
+        return cls(decisive[0], first.get(NOTES, {}), _read_empty(folders[0]), identity)
+
+    @property
+    def summary(self) -> str:
+        """What made them, in words."""
+        settings, form = self.settings, str(self.settings.get("dtype"))
+        views = f"{settings['views']} {'random' if settings['crop'] == 'random' else 'middle'} crop"
+        mirrored = ", mirrored as well" if settings["flip"] else ""
+        kept = "" if settings["deviation"] else ", means alone"
+        return (
+            f"latents of {self.notes.get('checkpoint')} at {settings['resolution']} pixels in "
+            f"{form}: {views}{'s' if settings['views'] > 1 else ''} of each pair{mirrored}{kept}"
+        )
+
+    def check(self, sample: LatentSample) -> LatentSample:
+        """Return a sample that is of this set; raise BrokenSample, without its name, if not."""
+        settings, mean = self.settings, sample.tensors["mean"]
+        side = settings["resolution"] // settings["pixels_per_latent"]
+        shape = (
+            settings["views"] * (1 + settings["flip"]),
+            settings["latent_channels"],
+            side,
+            side,
+        )
+        form = (mean.shape[0], *mean.shape[2:]), str(mean.dtype).removeprefix("torch.")
+        if form != (shape, settings["dtype"]):
+            raise BrokenSample("holds other latents than its set says: cache it again")
+        if settings["deviation"] != ("deviation" in sample.tensors):
+            raise BrokenSample("holds other latents than its set says: cache it again")
+        if sample.tensors["hidden"].shape != self.empty.hidden.shape[1:]:
+            raise BrokenSample("holds a prompt of another form than its set: cache it again")
+        return sample
+
+
+def _read_metadata(folder: str) -> dict[str, Any]:
+    text = _fetched(folder, GENERATION_FILE)
+    try:
+        metadata: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{folder}/{GENERATION_FILE} is no JSON: copy it again.") from error
+    missing = [name for name in LatentSet.SHARED if name not in metadata]
+    if missing:
+        raise InputError(
+            f"{folder}/{GENERATION_FILE} does not tell the {missing[0]} of its latents: "
+            "cache them again, by `lit-prefopt predict`."
+        )
+    return metadata
+
+
+def _read_empty(folder: str) -> Prompt:
+    return Prompt(**load(_fetched(folder, EMPTY)))
+
+
+def _fetched(folder: str, name: str) -> bytes:
+    fs, path = filesystem(folder)
+    try:
+        data: bytes = retry(f"{folder}/{name}", lambda: fs.cat_file(f"{path}/{name}"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} holds cached latents and no {name}: copy the whole folder that "
+            "`lit-prefopt predict` made."
+        ) from error
+    return data

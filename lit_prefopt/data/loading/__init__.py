@@ -1,0 +1,1 @@
+"""Load batches: workers decode samples, replace broken ones and hand over batches."""

@@ -1,0 +1,1 @@
+"""The order of an epoch: plan, aspect buckets, image shapes, position for resume."""

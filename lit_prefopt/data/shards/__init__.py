@@ -1,0 +1,1 @@
+"""The format on disk: find, index, read and write tar shards of pairs."""

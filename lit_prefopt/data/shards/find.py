@@ -1,0 +1,77 @@
+"""Which shards a path, URL or pattern names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from braceexpand import braceexpand
+
+from lit_prefopt.data.shards.format import Shard
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.errors import InputError
+from lit_prefopt.utils.filesystem import filesystem
+
+ALL = ""
+
+
+def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
+    """Return the shards that paths, URLs and patterns name, in their order.
+
+    Args:
+        patterns: Folders that hold shards and their index.json, or single .tar files of such
+            folders. {000..009} and {a,b} stand for each of their alternatives, `*` for anything
+            where the file system can list a folder (http cannot). What is named twice comes once.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise InputError("No shards are named; give a folder or a URL.")
+    folders: dict[str, list[str]] = {}  # the tars that are named; ALL: every one
+    for path in (path for pattern in patterns for path in _expand(pattern)):
+        folder, _, name = path.rpartition("/")
+        if name.endswith(".tar"):
+            folders.setdefault(folder or ".", []).append(name)
+        else:
+            folders.setdefault(path.rstrip("/"), []).append(ALL)
+    return [shard for folder, names in folders.items() for shard in _chosen(folder, names)]
+
+
+def _expand(pattern: str) -> Iterable[str]:
+    if os.path.exists(pattern):  # a name may hold braces
+        return [pattern]
+    try:
+        paths = list(braceexpand(pattern))
+    except ValueError as error:
+        raise InputError(
+            f"{pattern} has unbalanced braces; write {{000..009}} or {{a,b}}."
+        ) from error
+    return [found for path in paths for found in (_glob(path) if "*" in path else [path])]
+
+
+def _glob(pattern: str) -> list[str]:
+    fs, path = filesystem(pattern)
+    try:
+        found = sorted(fs.glob(path))
+    except (OSError, NotImplementedError) as error:
+        raise InputError(
+            f"{pattern} cannot be searched ({error}); write out a range such as {{000..009}}."
+        ) from error
+    if not found:
+        raise InputError(
+            f"{pattern} matches nothing; check it, or write out a range such as {{000..009}}."
+        )
+    return [fs.unstrip_protocol(path) if "://" in pattern else path for path in found]
+
+
+def _chosen(folder: str, names: list[str]) -> list[Shard]:
+    shards = read_index(folder)
+    if ALL in names:
+        return shards
+    by_name = {shard.name: shard for shard in shards}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise InputError(
+            f"{folder} has no {missing[0]} in its index; check the pattern, or make the index "
+            f"again with `lit-prefopt shards index {folder}`."
+        )
+    return [by_name[name] for name in dict.fromkeys(names)]

@@ -1,0 +1,142 @@
+"""What an index says of a shard, and the check of what somebody else's index says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_prefopt.data.images import MAX_SIDE
+from lit_prefopt.errors import InputError
+
+INDEX = "index.json"
+STAGE_FOLDER = "stage-{}"  # folders of `shards stages`, counted from 1
+GENERATION_FILE = (
+    "generation.json"  # beside it, where a generator made the folder: what decided its content
+)
+VERSION = 1
+SIDES = ("chosen", "rejected")  # best side first
+EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+IMAGES, LATENTS = "images", "latents"  # what samples may hold
+CACHED = "cache.safetensors"  # extension of the member that holds latents in place of images
+
+
+class Shard(NamedTuple):
+    """One tar, the byte at which each of its samples begins, and how large its images are."""
+
+    name: str  # a file name, no path
+    size: int  # of the tar, in bytes
+    offsets: NDArray[np.int64]  # (samples,)
+    folder: str = ""  # path or URL of the folder
+    sizes: NDArray[np.int32] | None = None  # (samples, 2): see `dump`; unknown where not given
+    kind: str = IMAGES  # or LATENTS
+
+    @property
+    def url(self) -> str:
+        """Path or URL of the tar."""
+        return f"{self.folder}/{self.name}" if self.folder else self.name
+
+    def span(self, sample: int) -> tuple[int, int]:
+        """Return the first byte of a sample and the one after its last."""
+        end = self.offsets[sample + 1] if sample + 1 < len(self.offsets) else self.size
+        return int(self.offsets[sample]), int(end)
+
+
+def dump(shards: Iterable[Shard]) -> str:
+    """Return the text of an index.
+
+    It is JSON: `version` (1) and `shards`, each with `name`, `size`, `offsets` and, where they are
+    known, `sizes`: [width, height] of each sample's best side as it stands upright, [0, 0] for a
+    broken one. `sizes` came later; an index without them is as valid. Shards of cached latents
+    say so by `"kind": "latents"`.
+    """
+    rows = ",\n".join(json.dumps(_row(shard), separators=(",", ":")) for shard in shards)
+    return f'{{"version":{VERSION},"shards":[\n{rows}\n]}}\n'
+
+
+def parse(folder: str, text: bytes) -> list[Shard]:
+    """Return the shards that an index names, after a check of all its numbers.
+
+    Args:
+        folder: Path or URL of the folder that the index lies in.
+        text: The content of index.json.
+    """
+    try:
+        # row by row into arrays: ten million samples as Python's own numbers would be gigabytes
+        content = json.loads(text, object_hook=_with_arrays)
+    except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
+        raise stale_index_error(folder, "is no JSON") from error
+    if not isinstance(content, dict) or not isinstance(content.get("shards"), list):
+        raise stale_index_error(folder, "lists no shards")
+    if content.get("version") != VERSION:
+        raise stale_index_error(
+            folder, f"has version {content.get('version')!r} instead of {VERSION}"
+        )
+    return [_parse_row(folder, row) for row in content["shards"]]
+
+
+def stale_index_error(folder: str, what: str) -> InputError:
+    """Return the sentence about an index that does not fit its folder."""
+    return InputError(
+        f"{folder}/{INDEX} {what}; make it again with `lit-prefopt shards index {folder}`."
+    )
+
+
+def _row(shard: Shard) -> dict[str, Any]:
+    row = {"name": shard.name, "size": shard.size, "offsets": shard.offsets.tolist()}
+    if shard.kind != IMAGES:
+        row["kind"] = shard.kind
+    return row if shard.sizes is None else {**row, "sizes": shard.sizes.tolist()}
+
+
+def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
+    for key in ("offsets", "sizes"):
+        if isinstance(row.get(key), list):
+            # what is ragged stays a list, which is refused later
+            with suppress(ValueError, OverflowError):
+                row[key] = np.asarray(row[key])
+    return row
+
+
+def _parse_row(folder: str, row: Any) -> Shard:
+    try:
+        name, size, offsets, sizes = row["name"], row["size"], row["offsets"], row.get("sizes")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise stale_index_error(folder, "has a shard without name, size or offsets") from error
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise stale_index_error(folder, f"names the shard {name!r}, which is no plain file name")
+    if not _rising(offsets, size):
+        raise stale_index_error(folder, f"has offsets that do not fit {name}")
+    if sizes is not None and not _plausible(sizes, len(offsets)):
+        raise stale_index_error(folder, f"has sizes of images that do not fit {name}")
+    if sizes is not None:
+        sizes = sizes.astype(np.int32).reshape(-1, 2)
+    kind = row.get("kind", IMAGES)
+    if kind not in (IMAGES, LATENTS):
+        raise stale_index_error(folder, f"says that {name} holds {kind!r}, which is not known")
+    return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind)
+
+
+def _rising(offsets: Any, size: Any) -> bool:
+    if not isinstance(offsets, np.ndarray) or type(size) is not int:
+        return False
+    if offsets.shape == (0,):
+        return True
+    if offsets.ndim != 1 or offsets.dtype != np.int64:
+        return False
+    return bool((np.diff(offsets) > 0).all() and offsets[0] >= 0 and offsets[-1] < size)
+
+
+def _plausible(sizes: Any, samples: int) -> bool:
+    if not isinstance(sizes, np.ndarray):
+        return False
+    if not samples:
+        return sizes.shape == (0,)
+    if sizes.shape != (samples, 2) or sizes.dtype != np.int64:
+        return False
+    known = (sizes > 0).all(axis=1) | (sizes == 0).all(axis=1)
+    return bool(known.all() and (sizes <= MAX_SIDE).all())

@@ -1,0 +1,194 @@
+"""What the data modules of stored pairs share: who reads what, and how a run goes on."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from lightning import LightningDataModule
+
+from lit_prefopt.data.images import Size
+from lit_prefopt.data.loading.image_samples import SampleLoader
+from lit_prefopt.data.loading.loader import PairLoader, ResumableLoader
+from lit_prefopt.data.loading.worker import PairBatches
+from lit_prefopt.data.order.plan import Plan, RankSplit, SampleOrder
+from lit_prefopt.data.order.position import EpochProgress
+from lit_prefopt.data.order.shaping import EnlargedCounter, log_dropped, warn_if_enlarged
+from lit_prefopt.data.shards.find import find_shards
+from lit_prefopt.data.shards.format import Shard
+from lit_prefopt.data.shards.reader import ShardReader
+from lit_prefopt.data.shards.remote_cache import ShardCache
+from lit_prefopt.errors import InputError, check_number
+
+# Lightning's warnings about what is meant: workers that share the batches out among themselves,
+# and no validation
+NEEDLESS = (".*`IterableDataset` has `__len__` defined", "Total length of `list` across ranks is")
+
+
+class StoredPairs(LightningDataModule):
+    """Pairs out of shards in an order of their own; a subclass says what a sample becomes.
+
+    Args:
+        shards: The shards to train on, as `find_shards` takes them.
+        validation: The held-out shards, named in the same way; none: no validation.
+        batch_size: Pairs in a batch of one rank.
+        caption_dropout: Share of the training pairs whose prompt is left empty.
+        workers: Processes that read and decode, for each rank; 0 does it in the main process.
+        seed: Seed of the order, and of whatever is drawn for a sample.
+        shards_per_block: How many shards are shuffled among each other at a time.
+        broken_share: Largest share of unreadable pairs that others may stand in for.
+        validation_pairs: How many pairs validation uses at most; none: all.
+        cache: Where remote shards are kept.
+    """
+
+    resumable: type[ResumableLoader] = ResumableLoader
+    """The loader of the training pairs."""
+
+    READER: ClassVar[type[ShardReader]] = ShardReader
+    """Reads a sample."""
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        validation: str | list[str] | None,
+        batch_size: int,
+        caption_dropout: float,
+        workers: int,
+        seed: int,
+        shards_per_block: int,
+        broken_share: float,
+        validation_pairs: int | None,
+        cache: ShardCache,
+    ) -> None:
+        super().__init__()
+        check_number("workers", workers, 0)
+        check_number("broken_share", broken_share, 0, 1)
+        check_number("validation_pairs", validation_pairs, 1)
+        check_at_least_one(batch_size=batch_size, shards_per_block=shards_per_block)
+        if not 0 <= caption_dropout <= 1:
+            raise InputError(f"caption_dropout is {caption_dropout}; give a share from 0 to 1.")
+        self.shards, self.validation = shards, validation
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.caption_dropout = caption_dropout
+        self.shards_per_block, self.broken_share = shards_per_block, broken_share
+        self.validation_pairs, self.cache = validation_pairs, cache
+        self.loaders: dict[str, PairLoader] = {}
+        self._epoch_progress: EpochProgress | None = None
+
+    @property
+    @abstractmethod
+    def mirrors(self) -> bool:
+        """Whether training sees mirrored pictures."""
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the samples that could not be read so far, with the reasons."""
+        return [name for loader in self.loaders.values() for name in loader.broken.names]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the indexes, so that wrong paths and changed shards are told at the start."""
+        for message in NEEDLESS:
+            warnings.filterwarnings("ignore", message)
+        self._epoch_progress = None
+        if stage in ("fit", None):
+            self.reader = self._reader(self._find())
+            self.order, self.shapes = self._make_order()
+        if self.validation is not None:
+            self.validation_reader = self._reader(find_shards(self.validation))
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of training batches of an epoch on one rank."""
+        return self.order.samples // self._ranks(self.batch_size).global_batch
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of the training pairs."""
+        order, ranks = self.order, self._ranks(self.batch_size)
+        _check_size(self.shards, order.samples, ranks)
+        batches = PairBatches(order, self._sample_loader(), ranks, order.samples, self.broken_share)
+        trainer = self.trainer
+        progress = (lambda: trainer.fit_loop.epoch_loop.batch_progress) if trainer else None
+        known = True
+        if self._epoch_progress is None:  # kept when the loader is made anew within a run
+            self._epoch_progress = EpochProgress(order.samples, ranks.global_batch, self._limit())
+            log_dropped(order, ranks)
+            known = warn_if_enlarged(self.reader.shards, order, self.shapes)
+        pinned = self._pinned()
+        loader = self.resumable(
+            batches, self._epoch_progress, progress, self.workers, pinned=pinned
+        )
+        loader.enlarged = None if known else EnlargedCounter()
+        self.loaders["train"] = loader
+        return loader
+
+    def val_dataloader(self) -> PairLoader | list[PairLoader]:
+        """Return the loader of the held-out pairs: the stored order, nothing random."""
+        if self.validation is None:
+            return []
+        plan = Plan(self.validation_reader.counts, self.seed, shuffle=False)
+        samples = min(plan.samples, self.validation_pairs or plan.samples)
+        world = self._ranks(1).world
+        # a small set is cut into smaller batches, so that every rank has one
+        ranks = self._ranks(max(1, min(self.batch_size, samples // world)))
+        _check_size(self.validation, samples, ranks)
+        # several ranks need equally many batches; one alone may have a smaller last one
+        length = samples // ranks.global_batch if world > 1 else -(-samples // ranks.batch_size)
+        batches = PairBatches(
+            plan, self._held_out_sample_loader(), ranks, samples, self.broken_share
+        )
+        loader = PairLoader(batches, length, self.workers, pinned=self._pinned())
+        self.loaders["validation"] = loader
+        return self.loaders["validation"]
+
+    def test_dataloader(self) -> PairLoader | list[PairLoader]:
+        """Return the loader of the held-out pairs, as for validation."""
+        return self.val_dataloader()
+
+    def _find(self) -> list[Shard]:
+        """Return the shards to train on."""
+        return find_shards(self.shards)
+
+    @abstractmethod
+    def _make_order(self) -> tuple[SampleOrder, list[Size]]:
+        """Return the order of their pairs, and the width and height of each bucket."""
+
+    @abstractmethod
+    def _sample_loader(self) -> SampleLoader:
+        """Return the loader of the training samples."""
+
+    @abstractmethod
+    def _held_out_sample_loader(self) -> SampleLoader:
+        """Return the loader of the held-out samples, nothing of them random."""
+
+    def _reader(self, shards: list[Shard]) -> ShardReader:
+        self.cache.check(shards, self.shards_per_block)
+        return self.READER(shards, cache=self.cache).check()
+
+    def _ranks(self, batch_size: int) -> RankSplit:
+        if self.trainer is None:
+            return RankSplit(0, 1, batch_size)
+        return RankSplit(self.trainer.global_rank, self.trainer.world_size, batch_size)
+
+    def _pinned(self) -> bool:
+        """Whether batches are sent to a GPU."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _limit(self) -> float:
+        return 1.0 if self.trainer is None else self.trainer.limit_train_batches
+
+
+def check_at_least_one(**numbers: int) -> None:
+    """Refuse numbers below 1, which are named as the recipe names them."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} is {number}; give at least 1.")
+
+
+def _check_size(shards: Sequence[str] | str, samples: int, ranks: RankSplit) -> None:
+    if samples < ranks.global_batch:
+        raise InputError(
+            f"{shards} holds {samples} pairs, less than one batch of {ranks.batch_size} on each of "
+            f"{ranks.world} ranks; lower `batch_size` or give more pairs."
+        )

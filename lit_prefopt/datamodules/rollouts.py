@@ -1,0 +1,298 @@
+"""The data module of on-policy methods: prompts in, batches of what the policy made of them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_prefopt.batches import Steps, Trajectories
+from lit_prefopt.data.loading.loader import PairLoader
+from lit_prefopt.data.order.plan import Plan
+from lit_prefopt.datamodules.pairs import PairShards
+from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
+from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.prompts.base import Prompts
+from lit_prefopt.utils.atomic_files import atomic_output
+from lit_prefopt.utils.seeds import sample_seed, stable_seed
+
+BUFFERS = "buffers"
+KEPT = 3  # buffers of earlier checkpoints that stay on the disk
+
+
+class Collector(Protocol):
+    """The part of an on-policy method that collects roll-outs and draws batches from them."""
+
+    COLLECTS: ClassVar[type[Steps] | type[Trajectories]]
+
+    def collect(self, texts: list[str], seeds: Tensor) -> Any:
+        """Return the roll-outs of B prompts."""
+
+    def draw(self, collected: Any, which: Tensor, seeds: Tensor) -> Steps:
+        """Return the steps to learn from at these rows of what was collected."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode."""
+
+    def eval(self) -> Any:
+        """Set evaluation mode."""
+
+
+class PromptCollections(LightningDataModule):
+    """Lets the policy roll out prompts, then hands out what it made, one collection an epoch.
+
+    Rounds of roll-outs follow each other, on all ranks together, until every rank has enough for
+    its batches, so that all ranks take equally many steps whatever each one accepts. What was
+    collected is forgotten before the next collection, which is made by other weights, unless it is
+    to be kept; the batches go through all that is there in shuffled passes.
+
+    Args:
+        prompts: The prompts; they are gone through in an order of their own.
+        batch_size: Pairs in a batch of one rank.
+        batches: Batches between two collections.
+        round_size: Prompts that each rank rolls out at a time.
+        collection: What each rank collects anew (pairs; where whole roll-outs are kept, prompts);
+            as much as its batches hold where it is not given.
+        keep: The most that each rank holds, collected earlier or now, the oldest of which goes
+            first; nothing from earlier collections where it is not given.
+        validation: Folder or URL of held-out pair shards; none: no validation.
+        resolution: Width and height of the held-out images.
+        validation_pairs: How many held-out pairs are used at most; none: all.
+        patience: Rounds in a row without any pair on some rank after which the run stops.
+        seed: Seed of the order and of the roll-outs.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        batch_size: int,
+        batches: int,
+        round_size: int,
+        collection: int | None = None,
+        keep: int | None = None,
+        validation: str | list[str] | None = None,
+        resolution: int = 512,
+        validation_pairs: int | None = None,
+        patience: int = 20,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name in ("batch_size", "batches", "round_size", "collection", "keep", "patience"):
+            check_number(name, locals()[name], 1)
+        self.collection = collection or batches * batch_size
+        if keep is not None and keep < self.collection:
+            raise InputError(
+                f"keep is {keep}, less than the {self.collection} of one collection: raise it, or "
+                "leave it out to keep nothing of earlier collections."
+            )
+        self.prompts, self.batch_size, self.batches = prompts, batch_size, batches
+        self.round_size, self.patience, self.seed = round_size, patience, seed
+        self.keep = keep
+        self.used = 0  # prompts rolled out so far, over all ranks
+        self.buffer: RolloutBuffer | None = None
+        self._written = -1  # `used` of the buffer that lies on the disk
+        self._held_out = (
+            PairShards(validation, batch_size, resolution, validation, workers=0)
+            if validation is not None
+            else None
+        )
+        if self._held_out is not None:
+            self._held_out.validation_pairs = validation_pairs
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the prompts, so that what is wrong with them is told at the start."""
+        self.texts = self.prompts.texts()
+        world = self.trainer.world_size if self.trainer else 1
+        if len(self.texts) < world:
+            raise InputError(
+                f"{len(self.texts)} prompts do not suffice for {world} ranks: give more prompts."
+            )
+        self._order = Plan([len(self.texts)], self.seed)
+        if self._held_out is not None:
+            self._held_out.trainer = self.trainer
+            self._held_out.setup("validate")
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of training batches of an epoch on one rank."""
+        return self.batches
+
+    def train_dataloader(self) -> RolloutLoader:
+        """Return the epochs' batches."""
+        return RolloutLoader(self)
+
+    def val_dataloader(self) -> PairLoader | list[PairLoader]:
+        """Return the loader of the held-out pairs."""
+        return [] if self._held_out is None else self._held_out.val_dataloader()
+
+    def test_dataloader(self) -> PairLoader | list[PairLoader]:
+        """Return the loader of the held-out pairs, as for validation."""
+        return self.val_dataloader()
+
+    @property
+    def run(self) -> Trainer:
+        """The Trainer that this belongs to."""
+        assert self.trainer is not None, "PromptCollections has no trainer yet: give it to one"
+        return self.trainer
+
+    # Collecting ---------------------------------------------------------------------------------
+
+    @property
+    def module(self) -> Collector:
+        """The method that rolls out."""
+        return cast("Collector", self.run.lightning_module)
+
+    def collect(self) -> None:
+        """Fill this rank's buffer with what the weights as they stand make of the next prompts."""
+        trainer, module = self.run, self.module
+        if self.buffer is None or self.keep is None:
+            self.buffer = RolloutBuffer(module.COLLECTS)
+        bar = tqdm(
+            total=self.collection,
+            desc="collecting",
+            leave=False,
+            disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
+        )
+        module.eval()
+        made = empty = rounds = 0
+        while self._over_ranks(made, "min") < self.collection:
+            with trainer.precision_plugin.forward_context():
+                one = module.collect(*self._next_round())
+            count, rounds = len(one.seeds), rounds + 1
+            if count and made < self.collection:  # what is over while others collect is dropped
+                self.buffer.add(one, self.keep)
+            bar.update(min(count, self.collection - bar.n))
+            made += count
+            empty = 0 if count or made >= self.collection else empty + 1
+            if self._over_ranks(empty, "max") >= self.patience:
+                raise InputError(
+                    f"{self.patience} rounds of {self.round_size} prompts gave no pair: lower the "
+                    "method's `threshold`, or take a judge that tells its candidates apart."
+                )
+        module.train()
+        bar.close()
+        rank_zero_info(f"Collected {made} from {rounds * self.round_size} prompts on this rank.")
+
+    def batch(self, number: int) -> Steps:
+        """Return a batch of the epoch: the next rows of shuffled passes over the buffer."""
+        assert self.buffer is not None
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+        turns = [divmod(place, len(self.buffer)) for place in places]
+        passes = {turn: self._pass(turn) for turn, _ in turns}
+        which = torch.stack([passes[turn][place] for turn, place in turns])
+        rank = self.run.global_rank
+        seeds = [stable_seed("draw", self.seed, rank, self.used, place) for place in places]
+        return self.buffer.batch(which, torch.tensor(seeds), self.module.draw)
+
+    def _pass(self, turn: int) -> Tensor:
+        """Return the order of one pass over the buffer."""
+        assert self.buffer is not None
+        source = torch.Generator().manual_seed(stable_seed("pass", self.seed, self.used, turn))
+        return torch.randperm(len(self.buffer), generator=source)
+
+    def _next_round(self) -> tuple[list[str], Tensor]:
+        """Return this rank's prompts of the next round, and their seeds."""
+        rank, world = self.run.global_rank, self.run.world_size
+        first = self.used + rank * self.round_size
+        self.used += world * self.round_size
+        texts, seeds = [], []
+        for number in range(first, first + self.round_size):
+            again, position = divmod(number, len(self.texts))
+            [(_, place)] = self._order.slice(again, position, position + 1)
+            texts.append(self.texts[place])
+            seeds.append(sample_seed(self.seed, again, position))
+        return texts, torch.tensor(seeds)
+
+    def _over_ranks(self, number: int, how: str) -> float:
+        value = torch.tensor(float(number), device=self.run.strategy.root_device)
+        return float(self.run.strategy.reduce(value, reduce_op=how))
+
+    # Resuming -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the run stands, and write what it still has to learn from beside it."""
+        progress: Any = self.run.fit_loop.epoch_loop.batch_progress
+        amid = 0 < progress.current.processed < self.batches
+        needed = self.buffer is not None and (amid or self.keep is not None)
+        if needed:
+            self._write()
+            # rank 0 names the checkpoint, which must not be there before all that it needs
+            self.run.strategy.barrier()
+        return {"used": self.used, "buffer": needed, "world": self.run.world_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.used = state["used"]
+        if not state["buffer"]:
+            return
+        if state["world"] != self.run.world_size:
+            raise InputError(
+                f"The checkpoint goes on from what {state['world']} ranks had collected: go on "
+                "with as many, or (without `keep`) from one taken at the end of an epoch."
+            )
+        path = self._path()
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing, from which the checkpoint goes on: name a later checkpoint."
+            )
+        self.buffer = RolloutBuffer(self.module.COLLECTS)
+        self.buffer.fill(load_file(path))
+        self._written = self.used
+
+    def _path(self) -> Path:
+        name = f"{self.used:09d}-rank{self.run.global_rank}.safetensors"
+        return Path(self.run.default_root_dir) / BUFFERS / name
+
+    def _write(self) -> None:
+        path = self._path()
+        if self._written == self.used:  # once per collection
+            return
+        assert self.buffer is not None
+        with atomic_output(path, replace=True) as temporary:
+            save_file(self.buffer.tensors(), temporary)
+        self._written = self.used
+        mine = path.parent.glob(f"*-rank{self.run.global_rank}.safetensors")
+        for old in sorted(mine, key=lambda file: file.stat().st_mtime_ns)[:-KEPT]:
+            old.unlink()
+
+
+class RolloutLoader:
+    """The batches of an epoch: collected at the first one, inside the epoch.
+
+    Not a DataLoader, so that Lightning puts no sampler around it: every rank has its own pairs.
+    """
+
+    def __init__(self, data: PromptCollections) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return self.data.batches
+
+    def __iter__(self) -> Iterator[Steps]:
+        """Yield the batches from where the run stands."""
+        data = self.data
+        done = data.run.fit_loop.epoch_loop.batch_progress.current.ready
+        if not done or data.buffer is None:
+            data.collect()
+        for number in range(done, data.batches):
+            yield data.batch(number)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return nothing but a guard: the data module knows the rest."""
+        return {"batches": self.data.batches, "batch_size": self.data.batch_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Refuse epochs of another length, in which the counters would mean another place."""
+        if state != self.state_dict():
+            raise InputError(
+                f"The checkpoint was made with {state['batches']} batches of "
+                f"{state['batch_size']} pairs a collection; give the same numbers to go on."
+            )

@@ -1,0 +1,158 @@
+"""A training step without numbers: its work and its memory, asked of shapes alone.
+
+Nothing is computed and nothing is allocated, so that a model can be asked that does not fit.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_prefopt.backbones import trained
+from lit_prefopt.learner import Learner
+
+Context = Callable[[], AbstractContextManager[Any]]
+"""Makes the context that a step runs in, such as mixed precision."""
+
+
+class StepCost(NamedTuple):
+    """What one forward and backward takes."""
+
+    flops: int
+    activations: int
+    """Bytes at the most beside weights, gradients and optimizer states."""
+
+
+def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> StepCost:
+    """Return the cost of a training step as it is set up, recomputation included.
+
+    Args:
+        module: The method; neither it nor its weights change.
+        batch: What its data module yields, on the module's device.
+        context: What the step runs in.
+    """
+    parameters = [*trained(module).values()]
+    gradients = sum(p.numel() * p.element_size() for p in parameters)
+    with _fake_tensors(module, batch) as (ghost, known):
+        live = _LiveMemory(known)
+        with _fast_garbage_collection(), FlopCounterMode(display=False) as counter, live, context():
+            loss: Any = module.training_step(ghost, 0)
+            forward = live.peak
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+        # old gradients are dropped after the forward, when the new ones begin to come
+        return StepCost(counter.get_total_flops(), max(forward, live.peak - gradients))
+
+
+@contextmanager
+def checkpointing(module: Learner, on: bool) -> Iterator[None]:
+    """Compute the denoiser's activations twice, or keep them, inside the block."""
+    denoiser: Any = module.backbone.policy.denoiser
+    before = denoiser.is_gradient_checkpointing
+    _set_checkpointing(denoiser, on)
+    try:
+        yield
+    finally:
+        _set_checkpointing(denoiser, before)
+
+
+def _set_checkpointing(denoiser: Any, on: bool) -> None:
+    (denoiser.enable_gradient_checkpointing if on else denoiser.disable_gradient_checkpointing)()
+
+
+@contextmanager
+def _fake_tensors(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tensor]]]:
+    """Give the batch, and all that the module holds, as shapes alone.
+
+    What the step leaves behind in the module is taken back, and compiled blocks run as they stand.
+    """
+    process = module.backbone.process
+    touched = (module, module.window, module.backbone, process, process.scheduler)
+    kept = [{name: _shallow(value) for name, value in vars(x).items()} for x in touched]
+    held = [*module.parameters(), *module.buffers()]
+    # a module may be made of shapes alone itself
+    mode = detect_fake_mode(held) or FakeTensorMode(allow_non_fake_inputs=True)
+
+    def shape(tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
+
+    with mode, torch.compiler.set_stance("force_eager"):
+        known = [shape(tensor) for tensor in held]
+        ghost = tree_map_only(Tensor, shape, batch)
+        try:
+            yield ghost._replace(seeds=batch.seeds.cpu()), known
+        finally:
+            for x, attributes in zip(touched, kept, strict=True):
+                vars(x).clear()
+                vars(x).update(attributes)
+
+
+def _shallow(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict | list) else value
+
+
+@contextmanager
+def _fast_garbage_collection() -> Iterator[None]:
+    """Let collections of garbage look at what is made inside alone, which makes them fast."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class _LiveMemory(TorchDispatchMode):
+    """Counts the bytes of what operations make, as long as it lives.
+
+    Args:
+        known: Tensors that were there before.
+    """
+
+    PEAK_TOLERANCE = 0.01  # how far the peak may lie below the truth, as a share of it
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._device = known[0].device
+        self._before = [tensor.untyped_storage() for tensor in known]
+        self._seen = {id(storage) for storage in self._before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._add, out)
+        return out
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.device != self._device or id(storage) in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(id(storage))
+        self.now += size
+        weakref.finalize(storage, self._drop, id(storage), size)
+        if self.now > self.peak * (1 + self.PEAK_TOLERANCE):
+            gc.collect()  # what lives on in cycles alone would count for as long as chance has it
+            self.peak = max(self.peak, self.now)
+
+    def _drop(self, name: int, size: int) -> None:
+        self._seen.discard(name)
+        self.now -= size
+
+
+def bytes_of(network: nn.Module | None) -> int:
+    """Return the bytes of a network's weights and buffers."""
+    if network is None:
+        return 0
+    return sum(x.numel() * x.element_size() for x in (*network.parameters(), *network.buffers()))

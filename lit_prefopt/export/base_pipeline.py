@@ -1,0 +1,219 @@
+"""The pipeline that trained weights belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
+from safetensors import SafetensorError
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.errors import InputError
+from lit_prefopt.weights.lora_files import read_safetensors
+from lit_prefopt.weights.merge import pipeline_parts
+
+KINDS = {
+    "StableDiffusionPipeline": StableDiffusionPipeline,
+    "StableDiffusionImg2ImgPipeline": StableDiffusionPipeline,
+    "LatentConsistencyModelPipeline": LatentConsistencyModelPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+    "StableDiffusionXLImg2ImgPipeline": StableDiffusionXLPipeline,
+}
+"""Pipelines that can be exported, and as what."""
+
+LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
+"""Where the parts of such a pipeline come from; a folder may not name any other."""
+
+COMPARED = ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type")
+
+
+class BasePipeline:
+    """A Stable Diffusion 1.x, 2.x or SDXL pipeline, of which only the configuration is read yet.
+
+    Args:
+        name: Hub name, folder in diffusers' layout, or single .safetensors file.
+        config: For a single file, the hub name or folder of a pipeline of the same architecture;
+            what diffusers takes from the hub where it is not given.
+        variant: Variant of the pipeline's files, such as `fp16`.
+        prediction: What the denoiser predicts, where the scheduler says it wrongly.
+
+    Raises:
+        InputError: There is no such pipeline, or it is of another kind.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        variant: str | None = None,
+        prediction: str | None = None,
+    ) -> None:
+        self.name, self.variant, self.prediction = name, variant, prediction
+        self.single = name.endswith(".safetensors")
+        self.config = (config or _hub_config(name)) if self.single else name
+        try:
+            index = DiffusionPipeline.load_config(self.config)
+            self.unet_config: dict[str, Any] = UNet2DConditionModel.load_config(
+                self.config, subfolder="unet"
+            )
+            self.scheduler_config = DDPMScheduler.load_config(self.config, subfolder="scheduler")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.config} is neither a whole pipeline in diffusers' layout nor a name that "
+                "the hub answers to now: name the pipeline that was trained as `--base` "
+                "(`--model.base` of an evaluation), and one of the same architecture as "
+                "`--base_config` (`--model.config`) if that is a single file."
+            ) from error
+        self._check(index)
+
+    def _check(self, index: dict[str, Any]) -> None:
+        """Refuse other families, and folders that name code of their own."""
+        kind = index.get("_class_name")
+        if kind not in KINDS:
+            raise InputError(f"{self.config} is a {kind}; exports know {', '.join(KINDS)}.")
+        self.kind = KINDS[kind]
+        if missing := [name for name in self.encoders if not index.get(name, [None])[0]]:
+            raise InputError(f"{self.config} has no {' and no '.join(missing)}: name a whole one.")
+        libraries = {value[0] for value in index.values() if isinstance(value, list)}
+        files = {str(path) for path in Path(self.config).glob("*/*.py")}
+        if strange := (libraries - LIBRARIES) | files:
+            raise InputError(
+                f"{self.config} wants code of {', '.join(sorted(strange))}, which is not run: name "
+                "a pipeline that diffusers and transformers load by themselves."
+            )
+
+    @cached_property
+    def family(self) -> str:
+        """`sd1`, `sd2` or `sdxl`: whose layout a single file of it has."""
+        if self.kind is StableDiffusionXLPipeline:
+            return "sdxl"
+        # OpenCLIP's text encoder, which SD 2.x has, has a plain GELU
+        return "sd2" if self._text_config("text_encoder").hidden_act == "gelu" else "sd1"
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Its text encoders' names in the pipeline."""
+        both = self.kind is StableDiffusionXLPipeline
+        return ("text_encoder", "text_encoder_2") if both else ("text_encoder",)
+
+    @property
+    def v_prediction(self) -> bool:
+        """Whether the denoiser says v instead of the noise."""
+        stated = self.prediction or self.scheduler_config.get("prediction_type")
+        return stated == "v_prediction"
+
+    @property
+    def side(self) -> int | None:
+        """Height and width of the images that it was made for, in pixels, if it tells."""
+        size = self.unet_config.get("sample_size")
+        if not isinstance(size, int):
+            return None
+        blocks = AutoencoderKL.load_config(self.config, subfolder="vae")["block_out_channels"]
+        return size * 2 ** (len(blocks) - 1)
+
+    def skeleton(self) -> dict[str, nn.Module]:
+        """Return UNet and text encoders without weights: names and shapes."""
+        kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+        with torch.device("meta"):
+            encoders = [
+                kind(self._text_config(part))
+                for part, kind in zip(self.encoders, kinds, strict=False)
+            ]
+            return pipeline_parts(UNet2DConditionModel.from_config(self.unet_config), encoders)
+
+    def unet(self) -> UNet2DConditionModel:
+        """Return its UNet in float32."""
+        with self._readable():
+            if self.single:
+                return UNet2DConditionModel.from_single_file(
+                    self.name, config=self.config, subfolder="unet", torch_dtype=torch.float32
+                )
+            return UNet2DConditionModel.from_pretrained(
+                self.name, subfolder="unet", variant=self.variant, use_safetensors=True
+            )
+
+    def pipeline(self, unet: UNet2DConditionModel, vae: str | None) -> DiffusionPipeline:
+        """Return the whole pipeline in float32: an LCM's where its UNet was distilled into one.
+
+        Args:
+            unet: The UNet that it gets, in the place of its own.
+            vae: Hub name or folder of the VAE that it gets, if it is another.
+        """
+        self.check_form(unet)
+        parts: dict[str, Any] = {"unet": unet}
+        if vae is not None:
+            parts["vae"] = load_component(AutoencoderKL, vae, "vae", torch.float32)
+        with self._readable():
+            if self.single:
+                pipeline = self.kind.from_single_file(self.name, config=self.config, **parts)
+            else:
+                pipeline = self.kind.from_pretrained(
+                    self.name, variant=self.variant, use_safetensors=True, **parts
+                )
+        took_guidance = self.unet_config.get("time_cond_proj_dim") is not None
+        if self.kind is StableDiffusionPipeline and not took_guidance and _takes_guidance(unet):
+            pipeline = _lcm(pipeline)
+        if self.prediction is not None:
+            pipeline.scheduler.register_to_config(prediction_type=self.prediction)
+        return pipeline
+
+    def check_form(self, unet: UNet2DConditionModel) -> None:
+        """Refuse a UNet that is not of this base's form."""
+        for key in COMPARED:
+            ours, theirs = (json.dumps(c.get(key)) for c in (self.unet_config, unet.config))
+            if ours != theirs:
+                raise InputError(
+                    f"The UNet's {key} is {theirs}, that of {self.name} {ours}: name the pipeline "
+                    "that was trained as `--base`."
+                )
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Say in a sentence what the many errors of loading mean."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError) as e:
+            raise InputError(
+                f"{self.name} does not hold all weights of a pipeline as .safetensors (others are "
+                "never opened): name one that does as `--base`, with `--variant` if it needs one."
+            ) from e
+
+    def _text_config(self, part: str) -> CLIPTextConfig:
+        return CLIPTextConfig.from_pretrained(self.config, subfolder=part)
+
+
+def _takes_guidance(unet: UNet2DConditionModel) -> bool:
+    """Return whether a UNet is told the guidance scale."""
+    return unet.config.time_cond_proj_dim is not None
+
+
+def _lcm(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """Return the latent consistency model that was distilled from this pipeline."""
+    scheduler = LCMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    parts = pipeline.components | {"scheduler": scheduler}
+    checked = pipeline.config.get("requires_safety_checker", True)
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=checked)
+
+
+def _hub_config(file: str) -> str:
+    """Return the hub name of the pipeline whose architecture a single file has."""
+    tensors, _ = read_safetensors(Path(file))
+    return str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])

@@ -1,0 +1,140 @@
+"""How what a generator makes lies on the disk: as shards of samples, or as one table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lit_prefopt.data.latents.error_table import TABLE, write_table
+from lit_prefopt.data.shards.format import IMAGES
+from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.reader import ShardReader
+from lit_prefopt.data.shards.writer import ShardWriter, shard_number
+
+
+class OutputWriter(AbstractContextManager, Protocol):
+    """A folder in the making, which gets its name when the block ends well."""
+
+    folder: Path  # under its temporary name
+    samples: int  # that are in it by now
+
+
+class OutputFormat(Protocol):
+    """A kind of folder: the output has it, and so has each of its parts."""
+
+    def open(self, folder: Path) -> OutputWriter:
+        """Return what writes a folder."""
+        ...
+
+    def add(self, writer: Any, made: Iterable[Any]) -> None:
+        """Write what a generator made."""
+        ...
+
+    def copy(self, writer: Any, part: Path) -> None:
+        """Write what a part holds."""
+        ...
+
+
+class ShardFormat:
+    """Folders of shards; what a generator makes writes itself, by `write_to`.
+
+    Args:
+        kind: What the samples hold, `images` or `latents`.
+        numbered: Whether each sample says which shard it belongs to.
+    """
+
+    def __init__(self, kind: str = IMAGES, *, numbered: bool = False) -> None:
+        self.kind, self.numbered = kind, numbered
+
+    def open(self, folder: Path) -> ShardWriter:
+        """Return what writes a folder."""
+        return ShardWriter(folder, kind=self.kind)
+
+    def add(self, writer: ShardWriter, made: Iterable[Any]) -> None:
+        """Write what a generator made."""
+        for one in made:
+            one.write_to(writer)
+
+    def copy(self, writer: ShardWriter, part: Path) -> None:
+        """Write the samples of a part, byte by byte."""
+        reader = ShardReader(read_index(str(part)))
+        for number, shard in enumerate(reader.shards):
+            own = shard_number(shard.name) if self.numbered else None
+            for sample in range(len(shard.offsets)):
+                members = reader.members(number, sample)
+                size = (0, 0) if shard.sizes is None else shard.sizes[sample].tolist()
+                plain = {name: data for name, data in members.items() if not name.startswith("__")}
+                writer.add_members(plain, tuple(size), own)
+
+
+class TableFormat:
+    """Folders with a table of the reference's errors; a generator makes pieces of it."""
+
+    def open(self, folder: Path) -> TableWriter:
+        """Return what writes a folder."""
+        return TableWriter(folder)
+
+    def add(self, writer: TableWriter, made: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Write pieces: errors (pairs, draws, K) and timesteps (pairs, draws)."""
+        for errors, t in made:
+            writer.append(errors, t)
+
+    def copy(self, writer: TableWriter, part: Path) -> None:
+        """Write the table of a part."""
+        tensors = load_file(part / TABLE)
+        writer.append(tensors["errors"], tensors["t"])
+
+
+class TableWriter:
+    """Writes a folder with one table, which is held in memory until then.
+
+    Args:
+        output: The folder to be made.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output, self.samples = output, 0
+        self._pieces: list[tuple[Tensor, Tensor]] = []
+
+    def __enter__(self) -> TableWriter:
+        """Make the temporary folder beside the output."""
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        name = f".{self.output.name}."
+        self.folder = Path(tempfile.mkdtemp(prefix=name, dir=self.output.parent))
+        self.folder.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        return self
+
+    def append(self, errors: Tensor, t: Tensor) -> None:
+        """Append rows.
+
+        Args:
+            errors: (pairs, draws, K).
+            t: (pairs, draws).
+        """
+        self._pieces.append((errors, t))
+        self.samples += len(errors)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Complete the folder and give it its name, or remove it after an error."""
+        try:
+            if kind is None:
+                errors, t = (torch.cat(column) for column in zip(*self._pieces, strict=True))
+                write_table(self.folder, errors, t)
+                os.rename(self.folder, self.output)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)

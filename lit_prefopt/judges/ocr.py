@@ -1,0 +1,33 @@
+"""Text in images, read by RapidOCR."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lit_prefopt.errors import InputError
+
+
+def rapid_ocr() -> Callable[[Image.Image], list[str]]:
+    """Return a reader of text in images that runs on the CPU.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        module: Any = importlib.import_module("rapidocr")
+        engine = module.RapidOCR(params={"Global.log_level": "error"})
+    except ImportError as error:  # it looks for onnxruntime when it is made
+        raise InputError(
+            "Reading text wants RapidOCR: `pip install lit-prefopt[ocr]`, or name a reader of your "
+            "own by `reader`."
+        ) from error
+
+    def read(image: Image.Image) -> list[str]:
+        return [*(engine(np.asarray(image)[..., ::-1]).txts or ())]  # it takes BGR
+
+    return read

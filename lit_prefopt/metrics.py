@@ -1,0 +1,138 @@
+"""What is logged: the same few numbers for every method."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_prefopt.batches import LogRatios, Pairs
+
+
+def accuracy(margin: Tensor) -> Tensor:
+    """Return 1 where the margin is positive, one half where it is zero, else 0, (B,)."""
+    return (margin.sign() + 1) / 2
+
+
+@torch.no_grad()
+def batch_means(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[str, Tensor]:
+    """Return the batch's means by name, without a synchronisation with the device.
+
+    `gradient_factor` is sigmoid(-margin), how much a pair still pulls under the sigmoid link.
+    """
+    means = {"loss": loss.detach(), "t": ratios.t.float().mean()}
+    if pairs.sides > 1:
+        margin = ratios.margin(beta)
+        means |= {
+            "accuracy": accuracy(margin).mean(),
+            "margin": margin.mean(),
+            "gradient_factor": torch.sigmoid(-margin).mean(),
+            "chosen_log_ratio": ratios.chosen.mean(),
+            "rejected_log_ratio": ratios.rejected.mean(),
+        }
+    for name, errors in ratios.errors.items():
+        means[name] = errors.mean()
+        means[f"chosen_{name}"] = errors[:, 0].mean()
+        if pairs.sides > 1:
+            means[f"rejected_{name}"] = errors[:, -1].mean()
+    return means
+
+
+class RunningMeans:
+    """Means over the batches since the last logged step, accumulated micro-batches included."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, means: dict[str, Tensor]) -> None:
+        """Add a batch."""
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.counts.update(means.keys())
+
+    def close(self) -> dict[str, Tensor]:
+        """Return the window's means and begin another."""
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, Counter()
+        return means
+
+
+class NamedMeans(Metric):
+    """Means by name over all batches and ranks.
+
+    Args:
+        names: All that may be measured.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = [*names]
+        # One row for all names: every rank reduces the same, whatever it has measured itself.
+        self.add_state("sums", torch.zeros(len(self.names)), "sum")
+        self.add_state("counts", torch.zeros(len(self.names)), "sum")
+
+    @torch.no_grad()
+    def update(self, measured: Mapping[str, Tensor]) -> None:
+        """Add what a batch has measured, any number of values for each name."""
+        for name, values in measured.items():
+            self.sums[self.names.index(name)] += values.sum()
+            self.counts[self.names.index(name)] += values.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the means of what was measured at all."""
+        rows = zip(self.names, self.sums, self.counts, strict=True)
+        return {name: total / count for name, total, count in rows if count > 0}
+
+    def chance_95(self, name: str, draws: int) -> Tensor:
+        """Return what an accuracy without any knowledge exceeds in one of 40 cases.
+
+        It is a normal approximation, over pairs: draws of one pair are not independent.
+
+        Args:
+            name: Name of the accuracy.
+            draws: How often each pair was measured.
+        """
+        pairs = self.counts[self.names.index(name)] / draws
+        return 0.5 + 1.96 * 0.5 / pairs.sqrt()
+
+
+class PreferenceMetric(NamedMeans):
+    """Held-out preference over all ranks, and by bin of the timestep (bin 0 is the cleanest).
+
+    Args:
+        steps: Number of noise levels.
+        draws: How often each pair is measured.
+        bins: Number of equal ranges of the timestep.
+    """
+
+    def __init__(self, steps: int, draws: int = 1, bins: int = 4) -> None:
+        names = ["accuracy", "margin", "error", "reference_error"]
+        super().__init__([*names, *(f"accuracy_t{b}" for b in range(bins))])
+        self.steps, self.draws, self.bins = steps, draws, bins
+
+    @torch.no_grad()
+    def update(self, ratios: LogRatios, pairs: Pairs, beta: float) -> None:  # type: ignore[override]
+        """Add a batch of held-out pairs."""
+        measured = ratios.errors
+        if pairs.sides > 1:
+            margin = ratios.margin(beta)
+            right = accuracy(margin)
+            measured |= {"accuracy": right, "margin": margin}
+            bins = ratios.t * self.bins // self.steps
+            measured |= {f"accuracy_t{b}": right[bins == b] for b in range(self.bins)}
+        super().update(measured)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the means of what was measured at all, and what a coin would reach."""
+        means = super().compute()
+        if "accuracy" in means:
+            means["chance_95"] = self.chance_95("accuracy", self.draws)
+        return means

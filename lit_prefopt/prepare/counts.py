@@ -1,0 +1,123 @@
+"""What a conversion or a validation found, counted in a memory that does not grow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+NAMED = 20  # broken files that are named, the others are counted
+
+
+@dataclass
+class NamedCount:
+    """A count, and the first of those that were counted by name."""
+
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.names) < NAMED:
+            # a file's name need not be UTF-8, what is printed must
+            self.names.append(name.encode(errors="backslashreplace").decode())
+
+    def lines(self) -> list[str]:
+        """Return the names, a line each, and how many there are besides."""
+        more = self.count - len(self.names)
+        return [*self.names, *([f"and {more} more"] if more else [])]
+
+
+@dataclass
+class ImageSizes:
+    """The sizes of the images that went into pairs, counted once for each pair they are in."""
+
+    shorter: Counter[int] = field(default_factory=Counter)  # shorter side in pixels: images
+    unequal: int = 0  # pairs whose sides have different sizes
+
+    def add(self, chosen: tuple[int, int], rejected: tuple[int, int]) -> None:
+        """Count the two images of a pair by width and height."""
+        self.shorter.update((min(chosen), min(rejected)))
+        self.unequal += chosen != rejected
+
+    @property
+    def images(self) -> int:
+        """How many images were counted."""
+        return self.shorter.total()
+
+    def smallest_median_largest(self) -> tuple[int, int, int]:
+        """Return three shorter sides, in pixels; of an even number of images the lower middle."""
+        seen = 0
+        for side in sorted(self.shorter):
+            seen += self.shorter[side]
+            if 2 * seen >= self.images:
+                return min(self.shorter), side, max(self.shorter)
+        return 0, 0, 0
+
+    def below(self, resolution: int) -> float:
+        """Return the share of images that would be enlarged to reach a resolution in pixels."""
+        small = sum(count for side, count in self.shorter.items() if side < resolution)
+        return small / max(1, self.images)
+
+    def metadata(self, resolution: int | None) -> dict[str, Any]:
+        """Return all of it under names that speak for themselves."""
+        smallest, median, largest = self.smallest_median_largest()
+        metadata: dict[str, Any] = {
+            "shorter_side": {"smallest": smallest, "median": median, "largest": largest},
+            "unequal_sides": self.unequal,
+        }
+        if resolution is not None:
+            metadata["resolution"] = resolution
+            metadata["share_below_resolution"] = round(self.below(resolution), 6)
+        return metadata
+
+
+@dataclass
+class ConversionSummary:
+    """What a conversion did.
+
+    A duplicate has the same prompt, the same chosen and the same rejected image, byte for byte, as
+    a pair before it; an opposed pair has them the other way round, and is kept as a second opinion.
+    """
+
+    records: int = 0
+    pairs: int = 0
+    ties: int = 0  # met, whether kept or not
+    kept_ties: int = 0
+    duplicates: int = 0  # left out
+    opposed: int = 0
+    identical: int = 0  # both sides are the same file; left out
+    unlabelled: int = 0  # records without a preference; left out
+    images: int = 0  # that were looked at
+    broken: NamedCount = field(default_factory=NamedCount)  # records and images, with the reasons
+    sizes: ImageSizes = field(default_factory=ImageSizes)
+
+    def metadata(self, resolution: int | None = None) -> dict[str, Any]:
+        """Return what summary.json holds; nothing of the machine or the hour."""
+        counts = ("records", "pairs", "ties", "kept_ties", "duplicates", "opposed", "identical")
+        return {
+            **{name: getattr(self, name) for name in (*counts, "unlabelled", "images")},
+            "broken": {"count": self.broken.count, "first": self.broken.names},
+            **self.sizes.metadata(resolution),
+        }
+
+    def summary(self, seconds: float, resolution: int | None = None) -> str:
+        """Return what is printed at the end."""
+        smallest, median, largest = self.sizes.smallest_median_largest()
+        ties = f"{self.ties} ties ({self.kept_ties} kept)"
+        lines = [
+            f"{self.pairs} pairs from {self.records} records",
+            f"left out: {self.ties - self.kept_ties} ties, {self.duplicates} duplicates, "
+            f"{self.identical} with two identical images, {self.unlabelled} unlabelled, "
+            f"{self.broken.count} broken",
+            f"among them: {ties}, {self.opposed} opposed to a pair before, "
+            f"{self.sizes.unequal} with sides of unequal size",
+            f"shorter side: smallest {smallest}, median {median}, largest {largest} pixels",
+        ]
+        if resolution is not None:
+            share = f"{self.sizes.below(resolution):.1%}"
+            lines.append(f"{share} of the images are below {resolution} and would be enlarged")
+        rate = self.images / max(seconds, 1e-9)
+        lines.append(f"{self.images} images looked at in {seconds:.1f} s: {rate:.0f} images/s")
+        return "\n".join([*lines, *(f"broken: {line}" for line in self.broken.lines())])

@@ -1,0 +1,104 @@
+"""How difficult a stored pair is: the gap between its sides, as its .json tells it."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_prefopt.data.shards.reader import Sample
+from lit_prefopt.errors import InputError
+
+By = Literal["rank", "gap"]
+BY_SIDE = ("chosen", "rejected")
+MOST = 1e300  # beyond, a difference of two scores may be infinite
+IN_ORDER = ("seeds", "ranks", "scores")  # lists with a value for either side
+
+
+class Difficulty(NamedTuple):
+    """The gap between the two sides of a pair, below 0 where the rejected one is rated higher."""
+
+    gap: float  # in ranks or in score
+    images: int  # how many images were ranked; 0 where it is a gap of scores
+
+
+class DifficultyArray:
+    """The difficulties of many pairs, in twelve bytes each."""
+
+    def __init__(self) -> None:
+        self._gaps, self._images = array("d"), array("i")
+
+    def add(self, one: Difficulty) -> None:
+        """Append one."""
+        self._gaps.append(one.gap)
+        self._images.append(one.images)
+
+    @property
+    def gaps(self) -> NDArray[np.float64]:
+        """All gaps, (pairs,); NaN for a broken pair."""
+        return np.asarray(self._gaps)
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """How many images were ranked, (pairs,)."""
+        return np.asarray(self._images, np.int64)
+
+
+def difficulty(sample: Sample, by: By) -> Difficulty:
+    """Return the difficulty of a pair.
+
+    Args:
+        sample: The pair as stored.
+        by: `rank` reads `rank_gap` and `images`, `gap` reads `scores`, or `gap` where there are
+            none.
+    """
+    if by == "rank":
+        return _by_rank(sample)
+    scores = sample.meta.get("scores")
+    if isinstance(scores, dict) and all(_is_number(scores.get(side)) for side in BY_SIDE):
+        return Difficulty(scores["chosen"] - scores["rejected"], 0)
+    if _is_number(sample.meta.get("gap")):
+        return Difficulty(sample.meta["gap"], 0)
+    raise InputError(
+        f"{sample.name} has neither `scores` of its chosen and rejected side nor a `gap` in its "
+        ".json; generate ranked pairs, or convert a source that holds scores."
+    )
+
+
+def swapped(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what a .json says of a pair whose sides have changed places."""
+    turned = {name: _turned(name, value) for name, value in meta.items()}
+    return turned | {"swapped": True}
+
+
+def _by_rank(sample: Sample) -> Difficulty:
+    gap, images = sample.meta.get("rank_gap"), sample.meta.get("images")
+    if gap is None or images is None:
+        raise InputError(
+            f"{sample.name} has no `rank_gap` and `images` in its .json; generate ranked pairs, or "
+            "sort by score with `--by gap`."
+        )
+    if type(gap) is not int or type(images) is not int or not 1 <= abs(gap) < images < 2**31:
+        raise InputError(
+            f"{sample.name} has the rank_gap {gap!r} among {images!r} images, where it lies from 1 "
+            "to one below their number; mend the .json, or sort by score with `--by gap`."
+        )
+    return Difficulty(gap, images)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < MOST
+
+
+def _turned(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == set(BY_SIDE):
+            return {"chosen": value["rejected"], "rejected": value["chosen"]}
+        return {key: _turned(key, inner) for key, inner in value.items()}
+    if name in ("gap", "rank_gap") and _is_number(value):
+        return -value
+    if name in IN_ORDER and isinstance(value, list) and len(value) == 2:
+        return value[::-1]
+    return value

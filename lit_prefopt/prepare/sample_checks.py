@@ -1,0 +1,146 @@
+"""One stored sample, looked at as a run would and more closely."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from webdataset.tariterators import base_plus_ext
+
+from lit_prefopt.data.images import BrokenSample, decode
+from lit_prefopt.data.latents.latent_reader import parse_latents
+from lit_prefopt.data.latents.manifest import LatentSet
+from lit_prefopt.data.shards.format import EXTENSIONS, SIDES, Shard
+from lit_prefopt.data.shards.reader import Sample, parse, unpack
+from lit_prefopt.errors import InputError
+from lit_prefopt.prepare.image_checks import CheckedImage, check, digest
+from lit_prefopt.utils.filesystem import filesystem
+
+KNOWN = {"txt", "json", "mask.png", *(f"{side}.{end}" for side in SIDES for end in EXTENSIONS)}
+SAFE = ".safetensors"
+RANGES = {"label": 1.0, "weight": float("inf")}  # from 0 to this
+
+
+class SampleLocation(NamedTuple):
+    """Where a sample lies."""
+
+    shard: Shard
+    sample: int
+    start: int  # byte at which it begins; for the first one the beginning of the tar
+    stop: int
+    latents: LatentSet | None = None  # what the set of a cached sample says
+
+
+class SampleFindings(NamedTuple):
+    """What was found in a sample."""
+
+    name: str
+    broken: str = ""  # why a run would put another one in its place
+    odd: tuple[str, ...] = ()  # members that do not belong into a shard
+    empty: bool = False  # the text
+    sizes: tuple[tuple[int, int], ...] = ()  # width and height of each side, best side first
+    digest: bytes = b""  # of text and sides
+    identical: bool = False
+
+
+def check_sample(place: SampleLocation) -> SampleFindings:
+    """Return what there is to say about a stored sample; no member is opened that is no image."""
+    data = _bytes(place)
+    name = f"{place.shard.name}, sample {place.sample}"
+    odd = odd_members(place.shard.name, data)
+    try:
+        offset = place.shard.span(place.sample)[0] - place.start
+        members = unpack(data[offset:])
+        name = f"{place.shard.name}/{members['__key__']}"
+        if place.latents is not None:
+            return _check_cached_sample(name, members, place.latents, odd)
+        sample = parse(name, members)
+        files = [_side(side, image) for side, image in zip(SIDES, sample.sides, strict=True)]
+        _check_rest(sample)
+    except BrokenSample as error:
+        return SampleFindings(name, f"{name} {error}", odd)
+    sides = [file.digest for file in files]
+    return SampleFindings(
+        name,
+        odd=odd,
+        empty=not sample.text.strip(),
+        sizes=tuple(file.size for file in files),
+        digest=digest(sample.text.encode(), *sides),
+        identical=len(set(sides)) < len(sides),
+    )
+
+
+def _check_cached_sample(
+    name: str, members: Mapping[str, Any], latents: LatentSet, odd: tuple[str, ...]
+) -> SampleFindings:
+    """Return what there is to say about a cached sample."""
+    sample = parse_latents(name, members)
+    _check_numbers(sample.meta)
+    latents.check(sample)
+    sides = [_bytes_of(side) for side in sample.tensors["mean"].unbind(1)]
+    return SampleFindings(
+        name,
+        odd=odd,
+        empty=not sample.text.strip(),
+        sizes=tuple(sample.sizes),
+        digest=digest(sample.text.encode(), *sides),
+        identical=len(set(sides)) < len(sides),
+    )
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def odd_members(shard: str, data: bytes) -> tuple[str, ...]:
+    """Return the members that do not belong into a shard: pickles, links, whatever else."""
+    names = []
+    try:
+        with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                kind = base_plus_ext(member.name)[1] or ""
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+                if not plain and not member.isdir():
+                    names.append(f"{shard}/{member.name} is a link or device")
+                elif plain and kind not in KNOWN and not kind.endswith(SAFE):
+                    names.append(f"{shard}/{member.name}")
+    except tarfile.TarError:
+        return tuple(names)  # the sample is broken, which is told where it is unpacked
+    return tuple(names)
+
+
+def _bytes(place: SampleLocation) -> bytes:
+    fs, path = filesystem(place.shard.url)
+    try:
+        data: bytes = fs.cat_file(path, start=place.start, end=place.stop)
+    except OSError as error:
+        raise InputError(f"{place.shard.url} cannot be read ({error}); check the path.") from error
+    return data
+
+
+def _side(name: str, data: bytes) -> CheckedImage:
+    try:
+        return check(data)
+    except BrokenSample as error:
+        raise BrokenSample(f"{name} {error}") from error
+
+
+def _check_rest(sample: Sample) -> None:
+    """Raise BrokenSample where training would: a mask or a number that cannot be used."""
+    if sample.mask is not None:
+        try:
+            decode(sample.mask, "L")
+        except BrokenSample as error:
+            raise BrokenSample(f"mask {error}") from error
+    _check_numbers(sample.meta)
+
+
+def _check_numbers(meta: Mapping[str, Any]) -> None:
+    for name, most in RANGES.items():
+        value = meta.get(name, 1.0)
+        if not isinstance(value, int | float) or not 0 <= value <= most:
+            raise BrokenSample(f"has the {name} {value!r}, which is no number from 0 to {most:g}")

@@ -1,0 +1,126 @@
+"""Text files with a record a line or an element: JSON, JSON lines, CSV and TSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from lit_prefopt.errors import InputError
+from lit_prefopt.prepare.source_rows import RawRecord
+
+CHUNK = 1 << 20  # letters that are read at a time
+LARGEST = 64  # times as many in one record; more is a file that is broken there
+
+
+def json_lines(path: Path) -> Iterator[RawRecord]:
+    """Yield the records of a file with one JSON mapping a line."""
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                yield _row(where, json.loads(line), path)
+            except (ValueError, RecursionError) as error:
+                yield RawRecord(where, {}, path.parent, f"is no JSON ({error})")
+
+
+def json_file(path: Path) -> Iterator[RawRecord]:
+    """Yield the records of a JSON file: a list of them, a single one, or one after the other.
+
+    It is read piece by piece, because published lists are larger than memory should be.
+    """
+    number = 0
+    try:
+        for number, value in enumerate(json_values(path), 1):
+            yield _row(f"{path}, record {number}", value, path)
+    except InputError:
+        raise
+    except ValueError as error:  # the rest of the file is lost
+        yield RawRecord(f"{path}, record {number + 1}", {}, path.parent, str(error))
+
+
+def json_values(path: Path) -> Iterator[Any]:
+    """Yield the elements of a JSON list, or the values that stand one after the other.
+
+    Raises:
+        ValueError: The file is no JSON from some place on; what came before was good.
+    """
+    with _open(path) as file:
+        yield from _values(file)
+
+
+def separated(path: Path, delimiter: str) -> Iterator[RawRecord]:
+    """Yield the records of a table whose first row names the columns."""
+    with _open(path, newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header: list[str] | None = None
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                where = f"{path}, line {reader.line_num}"
+                yield RawRecord(where, {}, path.parent, f"is no row ({error})")
+                continue
+            if header is None:
+                header = cells
+            elif cells:
+                yield _cells(f"{path}, line {reader.line_num}", header, cells, path)
+
+
+def _cells(where: str, header: list[str], cells: list[str], path: Path) -> RawRecord:
+    if len(cells) > len(header):
+        reason = f"has {len(cells)} cells where the header names {len(header)} columns"
+        return RawRecord(where, {}, path.parent, reason)
+    filled = zip(header, cells, strict=False)
+    return RawRecord(where, {name: cell for name, cell in filled if cell}, path.parent)
+
+
+def _row(where: str, value: Any, path: Path) -> RawRecord:
+    if isinstance(value, dict):
+        return RawRecord(where, value, path.parent)
+    return RawRecord(where, {}, path.parent, "is no mapping of names to values")
+
+
+def _open(path: Path, newline: str | None = None) -> TextIO:
+    try:
+        # what is not UTF-8 becomes a surrogate here, and is named with its record later
+        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+
+
+def _values(file: TextIO) -> Iterator[Any]:
+    """Yield the elements of a list, or values that stand one after the other."""
+    decoder, text, listed = json.JSONDecoder(), "", False
+    while piece := file.read(CHUNK):
+        text += piece
+        if not listed and text.lstrip()[:1] == "[":
+            text, listed = text.lstrip()[1:], True
+        start = 0
+        while True:
+            start = _skip(text, start)
+            try:
+                value, start = decoder.raw_decode(text, start)
+            except (json.JSONDecodeError, RecursionError):
+                break  # not whole yet, or broken: the end of the file tells
+            yield value
+        text = text[start:]
+        if len(text) > LARGEST * CHUNK:
+            break
+    rest = text.strip(" \t\r\n,")
+    if listed and not rest:
+        raise ValueError("breaks off before its list ends")
+    if rest != ("]" if listed else ""):
+        raise ValueError(f"is no JSON from {text.strip()[:40]!r} on")
+
+
+def _skip(text: str, start: int) -> int:
+    while start < len(text) and text[start] in " \t\r\n,":
+        start += 1
+    return start

@@ -1,0 +1,81 @@
+"""Tars in webdataset's layout.
+
+A sample is KEY.original_prompt.txt, KEY.jpg_0.jpg, KEY.jpg_1.jpg, KEY.label_0.txt, or whatever
+else the columns name: a member is called by what stands between key and last extension.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Set
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from webdataset.tariterators import base_plus_ext
+
+from lit_prefopt.errors import InputError
+from lit_prefopt.prepare.source_rows import MAX_BYTES, RawRecord
+
+
+def tar_samples(path: Path, names: Set[str]) -> Iterator[RawRecord]:
+    """Yield the samples of a tar.
+
+    Args:
+        path: A plain tar whose members lie side by side, sample by sample.
+        names: The names of the members that are looked for; all others are passed over unread.
+    """
+    try:
+        # "r:": what is compressed could unfold to any size
+        tar = tarfile.open(path, "r:")  # noqa: SIM115 - closed below
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as a tar ({error}); copy it again, unpacked if it is packed."
+        ) from error
+    last = "its beginning"
+    with tar:
+        try:
+            for key, members in groupby(_members(tar), lambda member: _key(member.name)):
+                yield _row(path, str(key), {m.name: m for m in members}, tar, names)
+                last = str(key)
+        except (tarfile.TarError, OSError) as error:
+            yield RawRecord(str(path), {}, path.parent, f"breaks off after {last} ({error})")
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and _key(member.name):
+            yield member
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        # tarfile takes half a header for the end
+        raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
+
+
+def _row(
+    path: Path,
+    key: str,
+    members: dict[str, tarfile.TarInfo],
+    tar: tarfile.TarFile,
+    names: Set[str],
+) -> RawRecord:
+    where, values = f"{path}/{key}", dict[str, Any]()
+    for member in members.values():
+        kind = base_plus_ext(member.name)[1]
+        name, _, extension = kind.rpartition(".") if "." in kind else (kind, "", kind)
+        if name not in names:
+            continue
+        if member.size > MAX_BYTES:
+            return RawRecord(where, {}, path.parent, f"has a {kind} of {member.size} bytes")
+        file = tar.extractfile(member)
+        data = file.read() if file else b""
+        text = extension in ("txt", "text")
+        values[name] = data.decode(errors="surrogateescape") if text else data
+    return RawRecord(where, values, path.parent)
+
+
+def _key(name: str) -> str | None:
+    key: str | None = base_plus_ext(name)[0]
+    return key

@@ -1,0 +1,1 @@
+"""Noise processes: noising, training target, reverse step and sampler."""

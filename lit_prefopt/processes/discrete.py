@@ -1,0 +1,117 @@
+"""The noise process of a backbone: what noising, the denoiser's target and a reverse step are."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor, nn
+
+from lit_prefopt.errors import InputError
+from lit_prefopt.processes.base import ReverseStep
+from lit_prefopt.processes.samplers import DDIM, Sampler
+from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.fingerprint import fingerprint
+
+
+class DiscreteProcess(nn.Module):
+    """Discrete-time diffusion (DDPM) with a denoiser that predicts the noise or the velocity.
+
+    Args:
+        config: The checkpoint's scheduler configuration, as diffusers stores it.
+        prediction: What the denoiser predicts, where the configuration says it wrongly.
+
+    Raises:
+        InputError: The denoiser predicts something that cannot be trained here.
+    """
+
+    PREDICTIONS = ("epsilon", "v_prediction")
+
+    HAS_DENSITIES: ClassVar[bool] = True
+    """Whether a sampler's steps are reverse steps, whose densities tell policies apart."""
+
+    def __init__(self, config: dict, prediction: str | None = None) -> None:
+        super().__init__()
+        stated = {} if prediction is None else {"prediction_type": prediction}
+        self.scheduler = DDPMScheduler.from_config(config, **stated)
+        self.prediction = self.scheduler.config["prediction_type"]
+        if self.prediction not in self.PREDICTIONS:
+            raise InputError(
+                f"The checkpoint's scheduler says prediction_type {self.prediction!r}, which "
+                f"cannot be trained; use a checkpoint with one of {', '.join(self.PREDICTIONS)}."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what noising and the target are, by name."""
+        levels = fingerprint({"levels": self.scheduler.alphas_cumprod})
+        return {"steps": self.steps, "prediction": self.prediction, "levels": levels}
+
+    @property
+    def steps(self) -> int:
+        """Number of noise levels T; t runs from 0 to T - 1."""
+        return self.scheduler.config["num_train_timesteps"]
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return sqrt(abar_t) latents + sqrt(1 - abar_t) noise, all (B, C, H, W) with t (B,)."""
+        return self.scheduler.add_noise(latents, noise, t)
+
+    def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return what the denoiser should predict, (B, C, H, W)."""
+        if self.prediction == "v_prediction":
+            return self.scheduler.get_velocity(latents, noise, t)
+        return noise
+
+    def timesteps(self, steps: int) -> Tensor:
+        """Return the timesteps of a roll-out of so many steps, noisiest first, (steps,) int64."""
+        return self.sampler(Sampling(steps)).timesteps
+
+    def step(
+        self, prediction: Tensor, latents: Tensor, t: Tensor, t_next: Tensor, eta: float = 1.0
+    ) -> ReverseStep:
+        """Return the reverse step of stochastic DDIM (arXiv 2010.02502, Eqs. 12 and 16).
+
+        A t_next below 0 counts as 0: the noise level there is small and not zero, so the last step
+        has a density too, whatever a checkpoint says of its final level.
+
+        Args:
+            prediction: What the denoiser said at (latents, t), (B, C, H, W).
+            latents: (B, C, H, W).
+            t: (B,) int64.
+            t_next: (B,) int64, less noisy.
+            eta: Share of DDPM's noise; the density needs it above 0.
+        """
+        levels = self.scheduler.alphas_cumprod.double().to(t.device)
+        here, there = (levels[x.clamp(min=0)].view(-1, 1, 1, 1) for x in (t, t_next))
+        sigma = eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
+        noise, clean = self._noise_and_clean(prediction.float(), latents.float(), here)
+        direction = (1 - there - sigma**2).clamp(min=0).sqrt().float()
+        return ReverseStep(there.sqrt().float() * clean + direction * noise, sigma.float(), clean)
+
+    def clean(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
+        """Return the clean latents that the denoiser sees from here, (B, C, H, W) float32.
+
+        Args:
+            prediction: What the denoiser said at (latents, t), (B, C, H, W).
+            latents: (B, C, H, W).
+            t: (B,) int64.
+        """
+        level = self.scheduler.alphas_cumprod.double().to(t.device)[t].view(-1, 1, 1, 1)
+        return self._noise_and_clean(prediction.float(), latents.float(), level)[1]
+
+    def _noise_and_clean(
+        self, prediction: Tensor, latents: Tensor, level: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the noise and the clean latents that a prediction stands for."""
+        signal, rest = level.sqrt().float(), (1 - level).sqrt().float()
+        if self.prediction == "v_prediction":
+            return signal * prediction + rest * latents, signal * latents - rest * prediction
+        return prediction, (latents - rest * prediction) / signal
+
+    def sampler(self, how: Sampling) -> Sampler:
+        """Return a fresh DDIM walk of this process.
+
+        Latents are not clipped and timesteps start at 1, as in the stock pipeline, whatever
+        sampler the checkpoint was saved with.
+        """
+        config = self.scheduler.config
+        return DDIM(DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1), how)

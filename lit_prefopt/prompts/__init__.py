@@ -1,0 +1,1 @@
+"""Prompt sets: read prompts from text, tables, JSON and pair shards."""

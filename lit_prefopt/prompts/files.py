@@ -1,0 +1,76 @@
+"""Where the prompts of an evaluation come from."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from lit_prefopt.errors import check_number
+from lit_prefopt.prompts.base import PromptEntry, Prompts
+from lit_prefopt.prompts.readers import read_entries
+
+_HPSV2 = "https://huggingface.co/datasets/zhwang/HPDv2/resolve/main/benchmark"
+_SHEET = "https://docs.google.com/spreadsheets/d/1y7nAbmR4FREi6npB1u-Bo3GFdwdOPYJc617rBOxIRHY"
+SETS = {
+    "partiprompts": [
+        "https://raw.githubusercontent.com/google-research/parti/main/PartiPrompts.tsv"
+    ],
+    "geneval": [
+        "https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
+    ],
+    "drawbench": [f"{_SHEET}/gviz/tq?tqx=out:csv#drawbench.csv"],
+    "hpsv2": [f"{_HPSV2}/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")],
+}
+"""Published prompt sets by their short names; they are fetched where their authors keep them."""
+
+
+class PromptFile(Prompts):
+    """Prompts from a file whose ending says what it is, from pair shards, or a published set.
+
+    A .txt file holds one prompt a line; .csv and .tsv files have a column of them; .jsonl files a
+    mapping a line; .json files a list of texts or of mappings, one mapping from each prompt to
+    its facts, or one from each category to its prompts. Anything else is a folder of pair shards.
+    What occurs twice stays twice, what is empty is left out.
+
+    Args:
+        path: The file, in UTF-8, or the pair shards as `--data.shards` takes them; a local path
+            or a URL (`…#a.csv` where its own ending does not say what it is); `partiprompts`,
+            `drawbench`, `geneval` or `hpsv2` for the published set; or a list of these. Of several
+            files each is a category, where they name none themselves.
+        column: The key or column that holds the prompts; where not given, the one that is called
+            prompt, caption, original_prompt, text, txt or prompts, in capitals or not.
+        count: How many of its first prompts to take; all where it is not given.
+        category: The key or column that holds the categories, by which an evaluation is split;
+            where not given, the first of category, tag and style that is there.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str],
+        column: str | None = None,
+        count: int | None = None,
+        category: str | None = None,
+    ) -> None:
+        check_number("count", count, 1)
+        self.path, self.column, self.count, self.category = path, column, count, category
+
+    @property
+    def sources(self) -> list[str]:
+        """The files."""
+        named = [self.path] if isinstance(self.path, str) else self.path
+        known = [SETS.get(name.lower()) if not Path(name).exists() else None for name in named]
+        pairs = zip(named, known, strict=True)
+        return [source for name, published in pairs for source in published or [name]]
+
+    def texts(self) -> list[str]:
+        """Return the prompts that are not empty."""
+        return [entry.text for entry in self.entries()]
+
+    def entries(self) -> list[PromptEntry]:
+        """Return the prompts that are not empty, with their categories."""
+        sources = self.sources
+        found: list[PromptEntry] = []
+        for source in sources:
+            own = read_entries(source, self.column, self.count, self.category)
+            stem = PurePosixPath(source).stem if len(sources) > 1 else None
+            found += [entry._replace(category=entry.category or stem) for entry in own]
+        return found[: self.count]

@@ -1,0 +1,75 @@
+"""What the device can do and what it holds at the most, measured."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16}
+
+
+def matmul_dtype(precision: str) -> torch.dtype:
+    """Return what matrix products run in under one of the Trainer's precisions."""
+    return PRECISIONS.get(str(precision).split("-")[0], torch.float32)
+
+
+def matmul_peak(
+    dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None, repeats: int = 5
+) -> float:
+    """Return TFLOP/s of a large square matrix product of random numbers, the best of some.
+
+    Args:
+        dtype: Of the matrices.
+        device: Where they lie; the first GPU if there is one.
+        repeats: How many are timed.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size, together = (8192, 10) if device.type == "cuda" else (2048, 1)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = a @ b
+    best = float("inf")
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(together):
+            torch.mm(a, b, out=out)
+        synchronize(device)
+        best = min(best, (time.perf_counter() - start) / together)
+    return 2 * size**3 / best / 1e12
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak be counted from now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # where it is forbidden, the peak is the whole process's
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak since then: of the GPU's tensors, or of the process without a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no room for a tensor."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in message or "out of memory" in message
+    )

@@ -1,0 +1,1 @@
+"""LoRA files and state-dict key maps: read, convert and merge weights."""
