@@ -120,7 +120,13 @@ def yaml_page(path: Path, title: str) -> str:
 def recipe_pages() -> dict[str, str]:
     """Return the pages of all shipped recipes and parts, by path in the site."""
     pages: dict[str, str] = {}
-    lines = ["# Recipes", "", "Generated from the YAML files that the package ships.", ""]
+    lines = [
+        "# Recipes",
+        "",
+        "Generated from the YAML files that the package ships: [how they are written]",
+    ]
+    lines[-1] += "(../../../configs/README.md)."
+    lines.append("")
     for command, (folder, title) in COMMANDS.items():
         lines += [f"## {title}", "", f"`lit-prefopt {command} --config NAME`", ""]
         lines += ["| name | |", "|---|---|"]

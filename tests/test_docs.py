@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
+CLASS = re.compile(r"`([A-Z]\w*[a-z]\w*)`")
 PLACES = {"RECIPE": "sd15-diffusion-dpo"}
 METHOD = ROOT / "docs" / "add-a-method.md"
 
@@ -102,6 +104,16 @@ def test_every_link_leads_somewhere(name: str) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "docs/coming-from.md"])
+def test_every_class_exists(name: str) -> None:
+    """Names like `PairShards` are classes of the package; coming-from.md names those of others too."""
+    known = {"StableDiffusionPipeline"}
+    for path in (ROOT / "lit_prefopt").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        known |= {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    assert set(CLASS.findall((ROOT / name).read_text())) <= known
 
 
 def test_the_readme_is_short() -> None:
