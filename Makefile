@@ -1,14 +1,15 @@
 # make quickstart   aligns the toy world's model and shows that it got better (about 3 minutes)
 # make test-fast    a selection of the tests, within a minute on two cores
 # make test         the default tests (about five minutes on two cores)
-# Both set up .venv first, once.
+# make docs         builds the documentation site into site/
+# Each sets up .venv first, once.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast test-slow check format toy-world toy-lcm
+.PHONY: quickstart test test-fast test-slow check format docs toy-world toy-lcm
 
 quickstart: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config quickstart \
@@ -43,6 +44,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Warnings, such as a broken link, are errors; nothing is fetched.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site: site/index.html; its search needs a server: $(BIN)/python -m http.server --directory site"
+
 # The shipped toy checkpoint and pairs, made again from nothing into runs/toy (about an hour).
 toy-world: $(INSTALLED)
 	$(BIN)/lit-prefopt fit --config configs/toy/vae.yaml
@@ -63,6 +69,6 @@ toy-lcm: $(INSTALLED)
 # the installed torch, and no test needs it.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
 	touch $@

@@ -51,7 +51,7 @@ class EffectiveBatch(Callback):
                 key = "pairs" if name == "accumulate_grad_batches" else "validate_every"
                 raise InputError(
                     f"trainer.{name} ({value}) and batch.{key} ({getattr(self, key)}) set the same "
-                    f"thing: set `--trainer.{name} null` or `--batch.{key} null`."
+                    f"thing: leave the first out, or set `--batch.{key} null`."
                 )
 
     def apply(self, trainer: Trainer, data: Any) -> None:

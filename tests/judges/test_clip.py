@@ -113,4 +113,4 @@ def test_what_is_no_clip_is_refused(folder: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="empty holds no tokenizer .*it knows no words"):
         CLIPJudge(folder, str(tmp_path / "empty")).tokenizer  # noqa: B018
     with pytest.raises(InputError, match="text holds no image processor"):
-        CLIPJudge(folder, str(tmp_path / "text")).look  # noqa: B018
+        CLIPJudge(folder, str(tmp_path / "text")).image_processor  # noqa: B018

@@ -5,7 +5,6 @@ The members of a sample lie side by side and share a key: `000001.txt`, `000001.
 
 from __future__ import annotations
 
-import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
@@ -20,8 +19,9 @@ def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
     Args:
         name: A name such as `folder/000001.chosen.jpg`, which gives `folder/000001`, `chosen.jpg`.
     """
-    match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)
-    return (match[1], match[2]) if match else (None, None)
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    return (f"{folder}{slash}{stem}", extension) if stem and dot else (None, None)
 
 
 def group_members(members: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, str | bytes]]:

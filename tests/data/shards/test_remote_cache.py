@@ -246,7 +246,9 @@ def test_too_small_a_cache_is_told_at_the_start(server: Server):
 def test_a_cache_that_cannot_be_made_or_written_is_said(server: Server, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made .*; name another folder by `cache`"):
-        data(server.url, cache=str(tmp_path / "file" / "x")).train_dataloader().batches.reader(0, 0)
+        data(
+            server.url, cache=str(tmp_path / "file" / "x")
+        ).train_dataloader().batches.loader.reader(0, 0)
 
 
 def test_a_full_disk_is_not_asked_again(server: Server, cache_folder: Path):
