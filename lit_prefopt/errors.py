@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -31,7 +32,10 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int
         most: Largest number of near names.
     """
     known = sorted(set(known))
-    near = get_close_matches(name, known, n=most)
+    # first the names that hold all its parts, as toy-diffusion-dpo holds those of toy-dpo
+    parts = set(re.split(r"[-._]", name))
+    whole = [one for one in known if parts <= set(re.split(r"[-._]", one))]
+    near = list(dict.fromkeys([*whole, *get_close_matches(name, known, n=most)]))[:most]
     return (
         f"did you mean {' or '.join(near)}?"
         if near

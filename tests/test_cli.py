@@ -276,11 +276,27 @@ def test_validate_and_test_measure_a_checkpoint(recipe: list[str], tmp_path: Pat
     assert logged["test/margin"][-1] == pytest.approx(logged["val/margin"][-1], abs=1e-6)
 
 
-def test_unknown_names_are_answered_by_the_known_ones() -> None:
-    with pytest.raises(SystemExit, match="no command 'train'; choose one of fit"):
-        main(["train"])
-    with pytest.raises(SystemExit, match="nor one of the shipped recipes:.*toy-diffusion-dpo"):
-        main(["fit", "--config", "toy-dpo"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train"], "There is no command 'train'; choose one of estimate, evaluate, export, fit"),
+        (["fti"], "There is no command 'fti'; did you mean fit?"),
+        (["shards", "convret"], "convret: did you mean convert?"),
+        (
+            ["fit", "--config", "toy-dpo"],
+            "toy-dpo is neither a file nor a shipped recipe; did you mean toy-diffusion-dpo or",
+        ),
+    ],
+    ids=["far", "command", "shards", "recipe"],
+)
+def test_unknown_names_are_answered_by_the_nearest(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lit-prefopt: {message}")
 
 
 def test_help_lists_commands_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
