@@ -108,7 +108,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "docs/coming-from.md"])
 def test_every_class_exists(name: str) -> None:
-    """Names like `PairShards` are classes of the package; coming-from.md names those of others too."""
+    """Names like `PairShards` are classes of the package; coming-from.md also names others'."""
     known = {"StableDiffusionPipeline"}
     for path in (ROOT / "lit_prefopt").rglob("*.py"):
         nodes = ast.walk(ast.parse(path.read_text()))
