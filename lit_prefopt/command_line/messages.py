@@ -76,6 +76,7 @@ def _explain_option(
     if given:
         return f"--{given[1]}: {did_you_mean(given[1], known, _NO_KEY).replace('mean ', 'mean --')}"
     read = re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message)
+    read = read or re.match(r"Option '([^']+)' is not accepted", message)
     if read is None:
         return None
     file = _file_with(files, read[1].split("."))
