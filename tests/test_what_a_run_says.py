@@ -71,6 +71,12 @@ def test_a_sentence_speaks_for_what_was_raised_from_it_alone() -> None:
 
 
 FEWER = "--data.batch_size 4 --batch.pairs 4 --data.batches 2 --data.round_size 2"
+QUANTIZED = (
+    "toy-diffusion-dpo --backbone.lora LoRA --backbone.lora.rank 4 --backbone.nf4 true "
+    "--model.optimizer AdamW8bit"
+)
+"""Imports bitsandbytes, which is postponed until then."""
+
 OURS = (
     r"Seed set to \d+",
     r"Training [\d.]+ \w of [\d.]+ \w parameters \([\d.]+ MB\) on cpu\.",
@@ -107,7 +113,7 @@ def test_a_model_summary_that_the_recipe_names_is_shown(recipe: list[str], caplo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("args", ["toy-diffusion-dpo", f"toy-spo {FEWER}"])
+@pytest.mark.parametrize("args", ["toy-diffusion-dpo", f"toy-spo {FEWER}", QUANTIZED])
 def test_a_run_prints_what_is_ours_alone(args: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lit_prefopt.cli", "fit", "--config", *args.split()]
     command += ["--trainer.max_steps", "1", "--trainer.default_root_dir", str(tmp_path / "run")]
