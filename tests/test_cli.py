@@ -284,7 +284,8 @@ def test_validate_and_test_measure_a_checkpoint(recipe: list[str], tmp_path: Pat
         (["shards", "convret"], "convret: did you mean convert?"),
         (
             ["fit", "--config", "toy-dpo"],
-            "toy-dpo is neither a file nor a shipped recipe; did you mean toy-diffusion-dpo or",
+            "toy-dpo is neither a file nor a shipped recipe; did you mean toy-curriculum-dpo or "
+            "toy-diffusion-dpo",
         ),
     ],
     ids=["far", "command", "shards", "recipe"],
