@@ -71,7 +71,7 @@ def tasks(size: str, folder: Path) -> Iterator[Task]:
         ("lora", many, ""),
         ("lora", many, "--data reference"),
         ("full", "1", ""),
-        ("full", some, "--coarse true --data reference"),
+        ("full", some, "--bf16_weights true --data reference"),
     ):
         words = f"--family {large} --train {train} --batch {rows} --steps 8 --workers 4 {where}"
         title = f"{large}, {train}, {rows} pairs{more and f', {more}'}"
@@ -98,7 +98,7 @@ def tasks(size: str, folder: Path) -> Iterator[Task]:
         (
             "AdamW8bit, bf16 weights, gradients let go",
             "full",
-            f"--model.optimizer AdamW8bit {SAVINGS['coarse']}",
+            f"--model.optimizer AdamW8bit {SAVINGS['bf16_weights']}",
         ),
         ("Adafactor", "full", "--model.optimizer Adafactor"),
         ("fused AdamW", "full", "--model.optimizer.fused true"),
@@ -115,11 +115,10 @@ def tasks(size: str, folder: Path) -> Iterator[Task]:
     yield Task(f"{large}, lora: the ten largest items of a step", profile, 120)
     family = small if size == "toy" else large
     words = f"main --families [{family}] --trains [lora,full] --optimizers [AdamW,AdamW8bit] "
-    words += (
-        f"--checkpointing [true] --savings [none,coarse,cached] --folder {folder / 'step-time'}"
-    )
+    words += "--checkpointing [true] --savings [none,bf16_weights,cached]"
+    words += f" --folder {folder / 'step-time'}"
     memory = ["-m", "benchmarks.memory", *words.split()]
-    yield Task(f"{family}: memory, foretold and measured", memory, 360)
+    yield Task(f"{family}: memory, estimated and measured", memory, 360)
 
 
 def variant(
@@ -152,8 +151,8 @@ def run(task: Task, seconds: float, logs: Path) -> str:
         logs: Where all that it says is kept: this path ending in .out and .err.
     """
     logs.parent.mkdir(parents=True, exist_ok=True)
-    said, complained = logs.with_suffix(".out"), logs.with_suffix(".err")
-    with said.open("w") as out, complained.open("w") as err:
+    output, complained = logs.with_suffix(".out"), logs.with_suffix(".err")
+    with output.open("w") as out, complained.open("w") as err:
         process = subprocess.Popen(
             [sys.executable, *task.command],
             stdout=out,
@@ -168,7 +167,7 @@ def run(task: Task, seconds: float, logs: Path) -> str:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             ended = f"given up after {seconds:.0f} s"
-    lines = _lines(said)[-TAIL:]
+    lines = _lines(output)[-TAIL:]
     if ended:
         lines += [*_lines(complained)[-LAST:], f"({ended})"]
     return "\n".join(lines)
@@ -206,9 +205,9 @@ def main(
             report += ["(no time was left)", ""]
         else:
             start = time.monotonic()
-            said = run(task, min(task.seconds, left), Path(folder) / "logs" / f"{number:02d}")
+            printed = run(task, min(task.seconds, left), Path(folder) / "logs" / f"{number:02d}")
             took = time.monotonic() - start
-            report += [f"{took:.0f} s", "", "```", said, "```", ""]
+            report += [f"{took:.0f} s", "", "```", printed, "```", ""]
             print(f"{task.title}: {took:.0f} s", flush=True)
         path = write_report("gpu_visit", "\n".join(report), size, path)
     print(path)

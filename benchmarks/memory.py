@@ -5,7 +5,7 @@
     python -m benchmarks.memory main --families '[sdxl]' --trains '[lora]' --optimizers '[AdamW]'
     python -m benchmarks.memory main --families '[sdxl]' --trains '[full]' --savings '[none,cached]'
 
-Foretold are weights, gradients, optimizer states and whatever else is alive at the most in a step,
+Estimated are weights, gradients, optimizer states and whatever else is alive at the most in a step,
 from shapes alone: a model that fits nowhere costs nothing to ask. Measured is the peak of a process
 of its own that takes three optimizer steps: of the GPU's tensors, or without a GPU of the whole
 process, beside which stands what it took before the model was loaded.
@@ -38,15 +38,15 @@ from lit_prefopt.optimizers.eight_bit import LEAST_SIZE
 
 OptimizerName = Literal["AdamW", "AdamW8bit", "Lion8bit", "Adafactor"]
 Sized = Literal["tiny", "tiny-xl", "sd15", "sdxl"]
-Saving = Literal["none", "coarse", "cached"]
-COARSE = (
+Saving = Literal["none", "bf16_weights", "cached"]
+BF16_WEIGHTS = (
     "--backbone.policy_dtype bfloat16 --model.optimizer.stochastic_rounding true "
     "--model.optimizer.release_gradients true --trainer.gradient_clip_val null"
 )
 SAVINGS = {
     "none": "",
-    "coarse": COARSE,
-    "cached": f"{COARSE} --backbone.encoders false --backbone.reference none",
+    "bf16_weights": BF16_WEIGHTS,
+    "cached": f"{BF16_WEIGHTS} --backbone.encoders false --backbone.reference none",
 }
 """Of a full fine-tune with an optimizer of 8 bits: bf16 weights, rounded at random, whose gradients
 are let go in the backward pass; and caches that spare encoders and reference as well."""
@@ -69,7 +69,7 @@ class Case(NamedTuple):
         return 1024 if self.family.startswith("tiny") else LEAST_SIZE
 
 
-def foretold(case: Case, folder: Path) -> MemoryFootprint:
+def estimated(case: Case, folder: Path) -> MemoryFootprint:
     """Return the bytes by part, from shapes alone."""
     kind = KINDS[case.family]
     config = getattr(configs, case.optimizer)
@@ -147,7 +147,7 @@ def measure(
     case = Case(family, train, optimizer, checkpointing, batch, saving)
     data: Data = "reference" if saving == "cached" else "images"
     made = recipe(
-        family, train, data, Path(folder), batch=batch, pairs=16, coarse=saving == "cached"
+        family, train, data, Path(folder), batch=batch, pairs=16, bf16_weights=saving == "cached"
     )
     place = made.arguments.index("--model.optimizer") + 1
     arguments = [*made.arguments[:place], optimizer, *made.arguments[place + 1 :]]
@@ -208,7 +208,7 @@ def main(
     """
     lines = [
         "| model | trained | optimizer | saved by | checkpointing | pairs | weights | gradients "
-        "| states | frozen | activations | foretold, GiB | measured, GiB | before the model |",
+        "| states | frozen | activations | estimated, GiB | measured, GiB | before the model |",
         "|---" * 14 + "|",
     ]
     print("\n".join(lines), flush=True)
@@ -229,7 +229,7 @@ def main(
 
 def _row(case: Case, folder: str, *, measure_too: bool) -> str:
     with tempfile.TemporaryDirectory() as made:
-        parts = foretold(case, Path(made))
+        parts = estimated(case, Path(made))
     frozen = parts.reference + parts.frozen + sum(parts.others.values())
     sizes = (parts.trained, parts.gradients, parts.states, frozen, parts.activations, parts.total)
     run = in_a_process(case, folder) if measure_too else {}

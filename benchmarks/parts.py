@@ -92,12 +92,12 @@ class Parts(Callback):
         module.collect = self._timed(module.collect, f"{COLLECTION}: the rest")
         module.backbone.preview = self._timed(module.backbone.preview, f"{COLLECTION}: decode")
         module.judge.score = self._timed(module.judge.score, f"{COLLECTION}: {JUDGE}")
-        speakers = {module.backbone.policy.net}
+        networks = {module.backbone.policy.net}
         with module.backbone.as_reference():
-            speakers.add(module.backbone.policy.net)  # the same one, or a frozen copy
-        for net in speakers:
+            networks.add(module.backbone.policy.net)  # the same one, or a frozen copy
+        for net in networks:
             self._watch(net, DENOISER)
-            net.register_forward_pre_hook(lambda *_: self.begin(self._speaker()))
+            net.register_forward_pre_hook(lambda *_: self.begin(self._active_network()))
             net.register_forward_hook(lambda *_: self.end(self._open[-1]))
         small = module.backbone.small_decoder
         self._watch((module.backbone.vae if small is None else small.tiny).decoder, "decoder")
@@ -137,7 +137,7 @@ class Parts(Callback):
         """Stop."""
         self.end(ELSE)
 
-    def _speaker(self) -> str:
+    def _active_network(self) -> str:
         if self._open[-1].startswith(COLLECTION):
             return f"{COLLECTION}: {DENOISER}"
         return f"{TRAINING}: {'policy' if torch.is_grad_enabled() else 'reference'}"
@@ -153,7 +153,7 @@ class Parts(Callback):
         def note(network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim]
             rows = len(tensors[0])
-            part = self._speaker() if name == DENOISER else self._open[-1]
+            part = self._active_network() if name == DENOISER else self._open[-1]
             self.rows[name][part] += rows
             if name not in self.calls:
                 args, kwargs = tree_map(_without_numbers, (args, kwargs))
@@ -193,8 +193,8 @@ def _teraflops_of_a_row(call: Call) -> tuple[float, float]:
     if not trained:
         return forward.get_total_flops() / call.rows / 1e12, 0.0
     with FlopCounterMode(display=False) as both:
-        said = network(*call.args, **call.kwargs)
-        getattr(said, "sample", said).sum().backward()
+        output = network(*call.args, **call.kwargs)
+        getattr(output, "sample", output).sum().backward()
     counts = [counter.get_total_flops() / call.rows / 1e12 for counter in (forward, both)]
     return counts[0], counts[1] - counts[0]
 

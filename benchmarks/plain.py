@@ -135,8 +135,8 @@ class PlainLoop:
         target = backbone.process.target(latents, noise, t).float()
 
         def drop(net: Any) -> Tensor:
-            said = net(noised.to(backbone.dtype), t, **conditioning).sample.float()
-            chosen, rejected = F.mse_loss(said, target, reduction="none").mean((1, 2, 3)).chunk(2)
+            output = net(noised.to(backbone.dtype), t, **conditioning).sample.float()
+            chosen, rejected = F.mse_loss(output, target, reduction="none").mean((1, 2, 3)).chunk(2)
             return chosen - rejected
 
         apart = drop(self.unet)

@@ -80,17 +80,17 @@ def latent_cache(family: Family, root: Path, pairs: int) -> Path:
 
 
 def reference_cache(
-    family: Family, train: Train, root: Path, pairs: int, rows: int, *, coarse: bool = False
+    family: Family, train: Train, root: Path, pairs: int, rows: int, *, bf16_weights: bool = False
 ) -> Path:
     """Return a folder of the reference's errors at two draws of those pairs, made once."""
-    made = root / f"{family}-{'coarse' if coarse else train}-reference-{pairs}-{rows}"
+    made = root / f"{family}-{'bf16_weights' if bf16_weights else train}-reference-{pairs}-{rows}"
     kind, shards = KINDS[family], latent_cache(family, root, pairs)
     own = ["--data.shards", str(shards), "--model.draws", "2", "--model.caption_dropout", "0.1"]
     own += ["--model.batch_size", str(rows), "--trainer.precision", kind.precision]
     if train == "lora":  # whose precision the reference then has
         own += ["--backbone", kind.lora, "--backbone.lora.rank", "16"]
         own += ["--backbone.encoders", "false"]
-    if coarse:
+    if bf16_weights:
         own += ["--backbone.policy_dtype", "bfloat16"]
     _predict(f"{kind.caches}-reference-cache", made, [*own, *_pipeline(family, root)])
     return made
@@ -118,11 +118,11 @@ def recipe(
     batch: int | None = None,
     workers: int = 0,
     pairs: int = 64,
-    coarse: bool = False,
+    bf16_weights: bool = False,
 ) -> Recipe:
     """Return a recipe with one batch an optimizer step and nothing beside the steps.
 
-    The optimizer is plain AdamW, unless weights are coarse.
+    The optimizer is plain AdamW, unless all weights are bfloat16.
 
     Args:
         family: The model.
@@ -132,7 +132,7 @@ def recipe(
         batch: Pairs in a batch; the family's own number where it is not given.
         workers: Processes that read and decode.
         pairs: In the shards.
-        coarse: Whether all weights of the UNet are trained in bfloat16, by AdamW8bit.
+        bf16_weights: Whether all weights of the UNet are trained in bfloat16, by AdamW8bit.
     """
     kind, rows = KINDS[family], batch or KINDS[family].batch
     shards = image_shards(family, root, pairs)
@@ -147,12 +147,12 @@ def recipe(
         arguments += ["--data", "CachedPairs", "--data.shards"]
         arguments += [str(latent_cache(family, root, pairs))]
     if data == "reference":
-        known = reference_cache(family, train, root, pairs, rows, coarse=coarse)
+        known = reference_cache(family, train, root, pairs, rows, bf16_weights=bf16_weights)
         arguments += ["--data.reference", str(known)]
     if train == "lora":
         arguments += ["--backbone.lora.rank", "16"]
     optimizer = ["AdamW"]
-    if coarse:
+    if bf16_weights:
         arguments += ["--backbone.policy_dtype", "bfloat16"]
         optimizer = ["AdamW8bit", "--model.optimizer.stochastic_rounding", "true"]
     arguments += [

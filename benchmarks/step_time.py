@@ -45,7 +45,7 @@ SPARED: dict[str, tuple[str, ...]] = {
     "cached": (VAE, TEXT),
     "reference": (VAE, TEXT, REFERENCE),
 }
-"""The parts of a step that each form of the data spares."""
+"""The parts of a step that each form of the data omits."""
 
 
 class Turns(Callback):
@@ -177,7 +177,7 @@ def main(
     batch: int | None = None,
     workers: int = 0,
     pairs: int = 64,
-    coarse: bool = False,
+    bf16_weights: bool = False,
     repeats: int = 1,
     folder: str = "runs/step-time",
     report: bool = False,
@@ -192,13 +192,18 @@ def main(
         batch: Pairs in a batch; the family's own number where it is not given.
         workers: Processes that read and decode, of each.
         pairs: How many pairs are made; the toy world has its own.
-        coarse: Train all weights in bfloat16, by AdamW8bit: less than half the memory.
+        bf16_weights: Train all weights in bfloat16, by AdamW8bit: less than half the memory.
         repeats: How often each part is timed alone.
         folder: Where pipelines and shards are written.
         report: Write a report as well.
     """
     kind = KINDS[family]
-    options: dict[str, Any] = {"batch": batch, "workers": workers, "pairs": pairs, "coarse": coarse}
+    options: dict[str, Any] = {
+        "batch": batch,
+        "workers": workers,
+        "pairs": pairs,
+        "bf16_weights": bf16_weights,
+    }
     made = recipe(family, train, data, Path(folder), **options)
     fitted(
         made.arguments,
@@ -220,21 +225,21 @@ def main(
         profiled = ["--trainer.callbacks+", "benchmarks.python_time.Profiled"]
         fitted(made.arguments, steps + 4, profiled)
         text += "\n\n" + python_of(shares(Used.profile, Used.steps), steps)
-    how = f"{train}-bf16" if coarse else train
+    how = f"{train}-bf16" if bf16_weights else train
     text = f"{family}, {how}, from {data}, {made.batch} pairs of {made.resolution} pixels, " + text
     print(text)
     if report:
         print(write_report("step_time", text, f"{family}-{how}-{data}"))
 
 
-def table(turns: Turns, rows: int, matmul: float, spared: tuple[str, ...]) -> str:
+def table(turns: Turns, rows: int, matmul: float, omitted: tuple[str, ...]) -> str:
     """Return the figures.
 
     Args:
         turns: What was timed.
         rows: Pairs in a batch.
         matmul: TFLOP/s of this machine.
-        spared: Parts that the fit does without.
+        omitted: Parts that the fit does without.
     """
     counted = {whose: times[WARM:] for whose, times in turns.seconds.items()}
     fit, plain = (median(counted[whose]) for whose in ("fit", "plain"))
@@ -263,7 +268,7 @@ def table(turns: Turns, rows: int, matmul: float, spared: tuple[str, ...]) -> st
     ]
     together = sum(turns.alone.values())
     lines += [f"| {n} | {s:.4g} | {s / together:.1%} |" for n, s in turns.alone.items()]
-    own = together - sum(turns.alone[name] for name in spared)
+    own = together - sum(turns.alone[name] for name in omitted)
     lines.append(f"| together | {together:.4g} | |")
     lines += [
         "",

@@ -24,7 +24,7 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.evaluate.statistics import bootstrap_interval, wilson_interval
 from lit_prefopt.generate.change_mask import ChangeMask
 from lit_prefopt.generate.corruptions import Corruption
-from lit_prefopt.generate.diptych import cut
+from lit_prefopt.generate.diptych import split_panels
 from lit_prefopt.generate.diptych_sheet import DiptychSheet
 from lit_prefopt.generate.filters import Diptych, Filter, first_rejections
 from lit_prefopt.processes.settings import Sampling
@@ -43,11 +43,13 @@ PARTS = {
 
 def parts_of_the_recipe() -> Any:
     """Return corruption, filters, sampling and change of the recipe, built."""
-    said = yaml.safe_load(RECIPE.read_text())["model"]["init_args"]
+    settings = yaml.safe_load(RECIPE.read_text())["model"]["init_args"]
     parser = ArgumentParser(exit_on_error=False)
     for name, kind in PARTS.items():
         parser.add_argument(f"--{name}", type=kind)
-    return said, parser.instantiate(parser.parse_object({name: said[name] for name in PARTS}))
+    return settings, parser.instantiate(
+        parser.parse_object({name: settings[name] for name in PARTS})
+    )
 
 
 @torch.no_grad()
@@ -65,24 +67,24 @@ def main(
         sheet: Draw the first diptychs to this picture.
         report: Write a dated report.
     """
-    said, parts = parts_of_the_recipe()
-    asked = []
+    settings, parts = parts_of_the_recipe()
+    requests = []
     for seed, text in enumerate(prompts(count, "held-out")):
         panels = parts.corruption.corrupt(text, draws.generator(seed, "corruption"))
         if panels is not None:  # no neighbour of the caption is held out
-            asked.append((seed, panels))
-    seeds = torch.tensor([seed for seed, _ in asked])
+            requests.append((seed, panels))
+    seeds = torch.tensor([seed for seed, _ in requests])
     backbone = ToyDiffusion(denoiser=denoiser, reference="none").eval()
-    texts = [said["template"].format(left=p.left, right=p.right) for _, p in asked]
-    left, right = cut(sample(backbone, texts, seeds, parts.sampling))
+    texts = [settings["template"].format(left=p.left, right=p.right) for _, p in requests]
+    left, right = split_panels(sample(backbone, texts, seeds, parts.sampling))
     changed = parts.change(left, right)
     diptychs = [
         Diptych(*panels, *images)
-        for (_, panels), *images in zip(asked, left, right, changed, strict=True)
+        for (_, panels), *images in zip(requests, left, right, changed, strict=True)
     ]
     reasons = first_rejections(parts.filters, diptychs)
     if sheet is not None:
-        DiptychSheet(Path(sheet), said["sheet"]).add(diptychs, reasons)
+        DiptychSheet(Path(sheet), settings["sheet"]).add(diptychs, reasons)
 
     judge, own = ToyJudge(), [d.prompt for d in diptychs]
     others = [d.other for d in diptychs]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from experiments.common import write_report
 from lit_prefopt.cli import main as lit_prefopt
-from lit_prefopt.diffusion.encoding import encoded
+from lit_prefopt.diffusion.encoding import encode_pairs
 from lit_prefopt.evaluate.statistics import bootstrap_interval
 from lit_prefopt.judges import StepAware, StepAwarePreference
 from lit_prefopt.judges.step_aware_training import FILE, agreement
@@ -58,7 +58,7 @@ def right(judges: dict[str, StepAware], draws: int) -> dict[str, Tensor]:
     data.setup("validate")
     found: dict[str, list[Tensor]] = {name: [] for name in judges}
     for batch in data.val_dataloader():
-        pairs = encoded(backbone, batch)
+        pairs = encode_pairs(backbone, batch)
         rows = {name: torch.zeros(len(TIMES), len(batch.texts)) for name in judges}
         for draw in range(draws):
             seeded = pairs._replace(seeds=pairs.seeds + draw)
@@ -66,9 +66,9 @@ def right(judges: dict[str, StepAware], draws: int) -> dict[str, Tensor]:
                 t = torch.full_like(batch.seeds, number)
                 images = eyes.predicted(seeded, t)
                 for name, judge in judges.items():
-                    told = t if name == "step-aware" else None
+                    times = t if name == "step-aware" else None
                     first, last = (
-                        judge.score(images[:, side], batch.texts, told) for side in (0, 1)
+                        judge.score(images[:, side], batch.texts, times) for side in (0, 1)
                     )
                     rows[name][row] += agreement(first - last, batch.labels) / draws
         for name in judges:

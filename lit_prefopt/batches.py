@@ -74,7 +74,7 @@ class Prompt(NamedTuple):
         """Return the same on the CPU."""
         return Prompt(*(None if f is None else f.cpu() for f in self))  # type: ignore[arg-type]
 
-    def preceded_by(self, other: Prompt) -> Prompt:
+    def prepend(self, other: Prompt) -> Prompt:
         """Return the rows of the other prompt and then these; both know the same fields."""
         return Prompt(*map(_joined, other, self))  # type: ignore[arg-type]
 
@@ -217,14 +217,14 @@ Rows = TypeVar("Rows", Steps, Trajectories)
 """A record whose tensors all have one row per sample."""
 
 
-def tensors_of(record: Steps | Trajectories) -> dict[str, Tensor]:
+def tensors_by_name(record: Steps | Trajectories) -> dict[str, Tensor]:
     """Return all tensors of a record by name, those of its prompt as `prompt.NAME`."""
     prompt = {f"prompt.{name}": value for name, value in record.prompt._asdict().items()}
     named = {**record._asdict(), **prompt}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
-def record_of(kind: type[Rows], tensors: Mapping[str, Tensor]) -> Rows:
+def record_from_tensors(kind: type[Rows], tensors: Mapping[str, Tensor]) -> Rows:
     """Return the record that `tensors_of` took apart."""
     prefix = "prompt."
     prompt = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -232,15 +232,19 @@ def record_of(kind: type[Rows], tensors: Mapping[str, Tensor]) -> Rows:
     return kind(prompt=Prompt(**prompt), **others)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def concatenate(parts: Sequence[Rows]) -> Rows:
     """Return the rows of all parts, one after the other."""
-    named = [tensors_of(part) for part in parts]
-    return record_of(type(parts[0]), {k: torch.cat([n[k] for n in named]) for k in named[0]})
+    named = [tensors_by_name(part) for part in parts]
+    return record_from_tensors(
+        type(parts[0]), {k: torch.cat([n[k] for n in named]) for k in named[0]}
+    )
 
 
-def rows(record: Rows, which: Tensor | slice) -> Rows:
+def select_rows(record: Rows, which: Tensor | slice) -> Rows:
     """Return some rows; those of a slice share the record's memory."""
-    return record_of(type(record), {k: v[which] for k, v in tensors_of(record).items()})
+    return record_from_tensors(
+        type(record), {k: v[which] for k, v in tensors_by_name(record).items()}
+    )
 
 
 class LogRatios(NamedTuple):

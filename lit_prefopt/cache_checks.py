@@ -49,12 +49,12 @@ def check_data(module: CacheUser, data: object) -> None:
     backbone = module.backbone
     if not isinstance(data, CachedPairs):
         if data is not None:
-            backbone.need_encoders(f"{type(data).__name__}, which yields images or prompts,")
+            backbone.require_encoders(f"{type(data).__name__}, which yields images or prompts,")
         return
     for latents in data.sets:
         check_latents(backbone, latents)
     if data.sets and not backbone.has_encoders:
-        backbone.remember_empty(data.sets[0].empty)
+        backbone.set_empty_prompt(data.sets[0].empty)
         _log_unverified(backbone, data.sets[0])
     _check_tables(module, data)
 

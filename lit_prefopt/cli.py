@@ -57,7 +57,7 @@ def shards(args: Sequence[str]) -> None:
         as_positional=False,
         prog="lit-prefopt shards",
     )
-    if isinstance(result, ValidationReport) and result.stops:
+    if isinstance(result, ValidationReport) and result.would_stop:
         sys.exit(1)
 
 
@@ -115,13 +115,13 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(130)
         sys.exit(143 if type(stop).__name__ == "SIGTERMException" else stop.code)
     except Exception as error:
-        sentence = None if os.environ.get(TRACE) else _sentence(error)
+        sentence = None if os.environ.get(TRACE) else _user_message(error)
         if sentence is None:
             raise
         sys.exit(f"lit-prefopt: {sentence}")
 
 
-def _sentence(error: Exception) -> str | None:
+def _user_message(error: Exception) -> str | None:
     """Return what is the user's to mend, in words, or None for a failure of the program.
 
     That is an InputError, or one that others were raised from (not one that was merely handled
@@ -130,7 +130,7 @@ def _sentence(error: Exception) -> str | None:
     for cause in causes(error):
         if isinstance(cause, InputError):
             return str(cause)
-    if _lost(error):
+    if _is_lost_rank(error):
         message = str(error).strip().splitlines()[0]
         return (
             f"Another rank has ended or does not answer ({message}): see what it said, and go on "
@@ -142,7 +142,7 @@ def _sentence(error: Exception) -> str | None:
     return None
 
 
-def _lost(error: Exception) -> bool:
+def _is_lost_rank(error: Exception) -> bool:
     """Whether ranks could not talk to each other, by NCCL, its store, or gloo (a RuntimeError)."""
     named = ("DistBackendError", "DistNetworkError", "DistStoreError")
     gloo = isinstance(error, RuntimeError) and "gloo" in str(error)

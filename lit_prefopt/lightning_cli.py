@@ -36,9 +36,9 @@ from lit_prefopt.recipe_files import allow_own_modules, loader
 from lit_prefopt.runs.directory import (
     RunDirectory,
     check_run_directory,
-    lead_checkpoints,
     logger_arguments,
     run_directory,
+    set_checkpoint_folder,
 )
 from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.device import is_out_of_memory
@@ -113,7 +113,7 @@ class PreferenceCLI(LightningCLI):
         """Build the Trainer, whose output goes into the run's directory; the recipe stays."""
         arguments = logger_arguments(self.config[self.subcommand], self.root)
         trainer = super().instantiate_trainer(**arguments, **kwargs)
-        lead_checkpoints(trainer, self.root)
+        set_checkpoint_folder(trainer, self.root)
         batch: EffectiveBatch = self._get(self.config_init, "batch")
         if self.subcommand == "fit":
             batch.apply(trainer, self.datamodule)

@@ -18,7 +18,7 @@ def accuracy(margin: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def summary(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[str, Tensor]:
+def batch_means(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[str, Tensor]:
     """Return the batch's means by name, without a synchronisation with the device.
 
     `gradient_factor` is sigmoid(-margin), how much a pair still pulls under the sigmoid link.

@@ -17,11 +17,11 @@ from lit_prefopt.diffusion.denoising import (
     noise_pairs,
     predict_errors,
 )
-from lit_prefopt.diffusion.encoding import drawn, encoded
+from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
 from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import check_number
 from lit_prefopt.learner import Learner
-from lit_prefopt.metrics import PreferenceMetric, summary
+from lit_prefopt.metrics import PreferenceMetric, batch_means
 from lit_prefopt.optimizers import OptimizerConfig
 
 
@@ -66,8 +66,8 @@ class PreferenceDiffusionModule(Learner):
             batch: What the data module yields.
         """
         if isinstance(batch, ImagePairs):
-            return encoded(self.backbone, batch)
-        return drawn(self.backbone, batch) if isinstance(batch, LatentPairs) else batch
+            return encode_pairs(self.backbone, batch)
+        return draw_latents(self.backbone, batch) if isinstance(batch, LatentPairs) else batch
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
         """Return how much likelier the policy finds each side than the reference does.
@@ -136,7 +136,7 @@ class PreferenceDiffusionModule(Learner):
 
     def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:
         """Return what is logged of a training batch, by name."""
-        return summary(ratios, pairs, loss, self.beta)
+        return batch_means(ratios, pairs, loss, self.beta)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure held-out preference on draws that depend on the pair alone."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Batch, LogRatios, Pairs, Steps, Trajectories, rows
+from lit_prefopt.batches import Batch, LogRatios, Pairs, Steps, Trajectories, select_rows
 from lit_prefopt.diffusion.rollout import Rollout, logp
 from lit_prefopt.judges.judge import Judge, checked_scores
 from lit_prefopt.module import PreferenceDiffusionModule
@@ -69,7 +69,7 @@ class OnPolicyModule(PreferenceDiffusionModule):
             which: Rows of it, (B,) int64.
             seeds: (B,) int64; everything random is drawn from them.
         """
-        return rows(collected, which)
+        return select_rows(collected, which)
 
     def clipped(self, log_ratios: Tensor) -> Tensor:
         """Return the log-ratios (B, K, S) as the loss sees them; here as they are."""
@@ -95,7 +95,7 @@ class OnPolicyModule(PreferenceDiffusionModule):
         return super().measure(ratios, pairs, loss) | {"clipped": clipped}
 
     @torch.no_grad()
-    def judged(self, latents: Tensor, texts: Sequence[str], t: Tensor) -> Tensor:
+    def judge_latents(self, latents: Tensor, texts: Sequence[str], t: Tensor) -> Tensor:
         """Return the judge's scores of decoded latents, (B,) float32.
 
         Args:

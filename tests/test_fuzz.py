@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lit_prefopt.cli import main
-from lit_prefopt.runs.checkpoint_files import is_whole
+from lit_prefopt.runs.checkpoint_files import is_complete
 
 CASES = 200
 PATIENCE = 60  # seconds
@@ -139,4 +139,4 @@ def test_spoilt_recipes_are_answered(
 def half_written(run: Path) -> list[Path]:
     """Return the files of a run that are not whole."""
     torn = [path for path in run.rglob(".*") if path.is_file()]
-    return torn + [path for path in run.rglob("*.ckpt") if path.is_file() and not is_whole(path)]
+    return torn + [path for path in run.rglob("*.ckpt") if path.is_file() and not is_complete(path)]

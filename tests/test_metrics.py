@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prefopt.batches import LogRatios, Pairs, Prompt
-from lit_prefopt.metrics import PreferenceMetric, RunningMeans, accuracy, summary
+from lit_prefopt.metrics import PreferenceMetric, RunningMeans, accuracy, batch_means
 
 
 def pairs(count: int) -> Pairs:
@@ -27,7 +27,7 @@ def test_summary_by_hand() -> None:
         torch.tensor([0, 500]),
         torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
     )
-    means = {k: v.item() for k, v in summary(ratios, pairs(2), torch.tensor(7.0), 10.0).items()}
+    means = {k: v.item() for k, v in batch_means(ratios, pairs(2), torch.tensor(7.0), 10.0).items()}
     assert means["margin"] == pytest.approx((2.0 - 1.0) / 2)
     assert means["accuracy"] == 0.5
     factor = torch.sigmoid(torch.tensor([-2.0, 1.0])).mean().item()

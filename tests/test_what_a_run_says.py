@@ -10,7 +10,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.cli import _sentence, main
+from lit_prefopt.cli import _user_message, main
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.runs.directory import differences
 
@@ -59,10 +59,10 @@ def test_a_sentence_speaks_for_what_was_raised_from_it_alone() -> None:
 
     with pytest.raises(KeyError, match="another failure") as unrelated:
         handled()
-    assert _sentence(unrelated.value) is None
+    assert _user_message(unrelated.value) is None
     with pytest.raises(RuntimeError, match="wrapped") as wrapped:
         chained()
-    assert _sentence(wrapped.value) == "the cure"
+    assert _user_message(wrapped.value) == "the cure"
 
 
 def test_the_bar_of_a_run_bounded_by_steps_names_no_last_epoch(

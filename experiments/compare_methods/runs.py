@@ -23,7 +23,7 @@ from experiments.compare_methods.figure import draw
 from experiments.compare_methods.plan import Comparison, Row, prepared
 from experiments.compare_methods.table import best_settings, table, total
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 MAKING: defaultdict[str, Lock] = defaultdict(Lock)
 """What is being made, so that two runs that need it make it once."""
@@ -65,10 +65,10 @@ def prepare(what: Comparison, name: str, seed: int, threads: int) -> None:
                 if by is None or by["ended"]:
                     continue
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(note, json.dumps({"command": arguments, "ended": False}))
+            write_atomic(note, json.dumps({"command": arguments, "ended": False}))
             more = going_on(Path(made.run)) if made.run else []
             lit_prefopt([*arguments, *more], Path(f"{path}.log"), threads)
-            write_whole(note, json.dumps({"command": arguments, "ended": True}))
+            write_atomic(note, json.dumps({"command": arguments, "ended": True}))
 
 
 def command(what: Comparison, name: str, seed: int) -> list[str]:
@@ -102,14 +102,14 @@ def claim(what: Comparison, name: str, seed: int) -> None:
     root = what.folder(name, seed)
     note = root.parent / f"{root.name}.json"
     arguments = [*what.method(name).arguments, *what.common]
-    told = json.dumps({"arguments": arguments, "limits": what.limits(name)}, indent=2)
-    if root.exists() and not (note.exists() and note.read_text() == told):
+    settings = json.dumps({"arguments": arguments, "limits": what.limits(name)}, indent=2)
+    if root.exists() and not (note.exists() and note.read_text() == settings):
         raise InputError(
             f"{root} was made with other arguments than the plan's: move it away, or give the "
             "method another name."
         )
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(told)
+    note.write_text(settings)
 
 
 def run(what: Comparison, name: str, seed: int, threads: int) -> Row:
@@ -117,12 +117,12 @@ def run(what: Comparison, name: str, seed: int, threads: int) -> Row:
     method, root = what.method(name), what.folder(name, seed)
     claim(what, name, seed)
     prepare(what, name, seed, threads)
-    evidence = root / "evaluation" / "evaluation.json"
+    results = root / "evaluation" / "evaluation.json"
     begun = time.monotonic()
-    if not evidence.exists():
+    if not results.exists():
         lit_prefopt(command(what, name, seed), root.parent / f"{root.name}.log", threads)
-    found = json.loads(evidence.read_text())
-    prompts = _lines(evidence.parent / "per_prompt.jsonl")
+    found = json.loads(results.read_text())
+    prompts = _lines(results.parent / "per_prompt.jsonl")
     curve = root / "curve.jsonl"
     points = _lines(curve) if curve.exists() else []
     state = torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
@@ -229,12 +229,12 @@ def main(comparison: Comparison, jobs: int = 1, report: bool = False, dry: bool 
         text += f"\n\n![true reward against denoiser evaluations]({figure.name})"
     if report:
         limits = {name: comparison.limits(name) for name in comparison.methods}
-        told = "\n".join(
+        listed = "\n".join(
             f"- {' or '.join(f'{n:,} {key}' for key, n in some.items())}: "
             f"{', '.join(name for name in limits if limits[name] == some)}"
             for some in _distinct([*limits.values()])
         )
-        head = f"{comparison.title}\n\nA run ends after\n\n{told}\n\n"
+        head = f"{comparison.title}\n\nA run ends after\n\n{listed}\n\n"
         print(write_report("compare_methods", head + text, comparison.name))
 
 

@@ -63,7 +63,7 @@ class Backbone(nn.Module, ABC):
         """Whether images and texts can be encoded, and latents decoded."""
         return True
 
-    def need_encoders(self, who: str) -> None:
+    def require_encoders(self, who: str) -> None:
         """Refuse what needs the VAE and the text encoders, where they are not loaded.
 
         Args:
@@ -135,7 +135,7 @@ class Backbone(nn.Module, ABC):
     def pixels_per_latent(self) -> int:
         """How many pixels of an image one side of a latent stands for."""
 
-    def canvas(self, how: Sampling) -> tuple[int, int, int]:
+    def sampling_shape(self, how: Sampling) -> tuple[int, int, int]:
         """Return (C, H, W) of the latents of images of the size that is asked for.
 
         Args:
@@ -154,7 +154,7 @@ class Backbone(nn.Module, ABC):
             )
         return channels, height // unit, width // unit
 
-    def reads(self, text: str) -> bool:
+    def fits_context(self, text: str) -> bool:
         """Whether a prompt is embedded to its end; here nothing is known of a limit."""
         return True
 
@@ -193,7 +193,7 @@ class Backbone(nn.Module, ABC):
             self._empty = None if self.has_encoders else _mapped(fn, self._empty)
         return super()._apply(fn, recurse)
 
-    def remember_empty(self, prompt: Prompt) -> None:
+    def set_empty_prompt(self, prompt: Prompt) -> None:
         """Take the empty prompt as it was embedded elsewhere, one row."""
         device = next(self.policy.parameters()).device
         self._empty = _mapped(lambda field: field.to(device), prompt)

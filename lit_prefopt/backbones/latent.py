@@ -33,7 +33,7 @@ class VAEBackbone(Backbone):
     @torch.no_grad()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation as the VAE computes them, in its precision and scale."""
-        self.need_encoders("A run on images")
+        self.require_encoders("A run on images")
         height, width = images.shape[-2:]
         if height % self.pixels_per_latent or width % self.pixels_per_latent:
             raise InputError(
@@ -56,7 +56,7 @@ class VAEBackbone(Backbone):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images in [-1, 1], float32."""
-        self.need_encoders("What looks at images")
+        self.require_encoders("What looks at images")
         scaled = (latents / self.vae_config.scaling_factor).to(self.vae.dtype)
         with torch.autocast(latents.device.type, enabled=False):
             return self.vae.decode(scaled).sample.float().clamp(-1, 1)

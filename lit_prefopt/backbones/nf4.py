@@ -38,10 +38,10 @@ def quantize_nf4(unet: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None
         for name, layer in [*block.named_modules()]:
             if type(layer) is nn.Linear:
                 parent, _, leaf = name.rpartition(".")
-                setattr(block.get_submodule(parent), leaf, _folded(library, layer, dtype))
+                setattr(block.get_submodule(parent), leaf, _quantized(library, layer, dtype))
 
 
-def _folded(library: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
+def _quantized(library: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     """Return the layer with its weights in four bits."""
     made = library.Linear4bit(
         layer.in_features,

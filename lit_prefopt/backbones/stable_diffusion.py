@@ -30,7 +30,7 @@ class StableDiffusion(UNetBackbone):
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Prompt:
         """Embed B prompts: the text encoder's last state after its final layer norm."""
-        self.need_encoders("What embeds prompts")
+        self.require_encoders("What embeds prompts")
         tokens = self.tokenizer(
             texts, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids

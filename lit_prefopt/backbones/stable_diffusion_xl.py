@@ -48,7 +48,7 @@ class StableDiffusionXL(UNetBackbone):
         Tokens are the last but one states of both encoders side by side, before any final layer
         norm; the pooled prompt is the second encoder's projection.
         """
-        self.need_encoders("What embeds prompts")
+        self.require_encoders("What embeds prompts")
         first = self._encode(self.tokenizer, self.text_encoder, texts)
         second = self._encode(self.tokenizer_2, self.text_encoder_2, texts)
         hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from lit_prefopt.backbones.build_policy import build_policy
 from lit_prefopt.backbones.latent import VAEBackbone, full_config, upcast_vae_if_needed
 from lit_prefopt.backbones.loading import (
     Components,
@@ -26,7 +26,7 @@ from lit_prefopt.backbones.loading import (
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
 from lit_prefopt.backbones.nf4 import quantize_nf4
-from lit_prefopt.backbones.policy import Policy, freeze
+from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.batches import Prompt
 from lit_prefopt.errors import InputError
@@ -137,7 +137,7 @@ class UNetBackbone(VAEBackbone):
             quantize_nf4(unet, unet_dtype, lora)
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        super().__init__(_policy(unet, lora, reference), process)
+        super().__init__(build_policy(unet, lora, reference), process)
         self.dtype, self.frozen_dtype = unet_dtype, frozen_dtype
         apply_memory_format_and_compile(
             self.policy.networks, channels_last=channels_last, compiled=compile
@@ -179,7 +179,7 @@ class UNetBackbone(VAEBackbone):
             kwargs |= self.extra_conditioning(latents, t, kwargs)
         return self.policy.net(latents, t, **kwargs).sample
 
-    def reads(self, text: str) -> bool:
+    def fits_context(self, text: str) -> bool:
         """Whether the text encoders read a prompt to its end."""
         names = (name.replace("text_encoder", "tokenizer") for name in self.ENCODERS)
         tokenizers = (getattr(self, name) for name in names)
@@ -298,14 +298,3 @@ class UNetBackbone(VAEBackbone):
                 f"{unet.config.out_channels}: an inpainting model cannot be trained here; name a "
                 "text-to-image model."
             )
-
-
-def _policy(unet: UNet2DConditionModel, lora: LoRA | None, reference: str) -> Policy:
-    frozen: UNet2DConditionModel | Literal["adapter-off"] | None = None
-    if reference not in ("initial", "none"):
-        frozen = freeze(load_component(UNet2DConditionModel, reference, "unet", unet.dtype))
-    elif reference == "initial":
-        frozen = "adapter-off" if lora else freeze(copy.deepcopy(unet))
-    if lora is not None:
-        lora.add_to(unet)
-    return Policy(unet, frozen)

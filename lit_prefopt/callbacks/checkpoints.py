@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO
-from lit_prefopt.runs.optimizer_steps import at_the_last_step, open_batches
+from lit_prefopt.runs.optimizer_steps import counters_at_last_step, pending_batches
 from lit_prefopt.utils.atomic_files import remove_temporaries
 
 
@@ -48,7 +48,7 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save what is due, if this batch ended in an optimizer step."""
         self._torn = False
-        if open_batches(trainer):
+        if pending_batches(trainer):
             self._hold(trainer)
             return
         super().on_train_batch_end(trainer, pl_module, *args)
@@ -59,7 +59,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is due, now or at the next optimizer step."""
-        if trainer.state.fn == "fit" and open_batches(trainer):
+        if trainer.state.fn == "fit" and pending_batches(trainer):
             self._validated = True
             self._hold(trainer)
             return
@@ -76,7 +76,7 @@ class Checkpoints(ModelCheckpoint):
         """Save the state after the last optimizer step, if `save_on_exception` asks for it."""
         if trainer.state.fn != "fit" or self._torn or isinstance(exception, InputError):
             return
-        with at_the_last_step(trainer):
+        with counters_at_last_step(trainer):
             super().on_exception(trainer, pl_module, exception)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -74,7 +74,7 @@ class Evaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a backbone that cannot make pictures, and a judge that cannot score them."""
         if isinstance(pl_module, PreferenceDiffusionModule):
-            pl_module.backbone.need_encoders("Evaluation, which samples images,")
+            pl_module.backbone.require_encoders("Evaluation, which samples images,")
             if stage in ("fit", "test"):
                 self.scorers.prepare()
 

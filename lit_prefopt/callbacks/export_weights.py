@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_prefopt.learner import Learner
 from lit_prefopt.runs.directory import RECIPE
-from lit_prefopt.utils.atomic_files import whole_output
+from lit_prefopt.utils.atomic_files import atomic_output
 
 
 class ExportWeights(Callback):
@@ -31,7 +31,7 @@ class ExportWeights(Callback):
         if not trainer.is_global_zero or not isinstance(pl_module, Learner):
             return
         root = Path(trainer.default_root_dir)
-        with whole_output(root / self.folder, replace=True) as folder:
+        with atomic_output(root / self.folder, replace=True) as folder:
             folder.mkdir()
             name = pl_module.save(folder).name
             if (root / RECIPE).is_file():

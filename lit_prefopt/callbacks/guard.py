@@ -152,7 +152,7 @@ class Guard(Callback):
             rank_zero_warn(f"{seen}; this step is left out.")
         else:
             self.rewound += 1
-            where = go_back(trainer, module)
+            where = rewind(trainer, module)
             rank_zero_warn(f"{seen}; the run goes back to the weights of {where}.")
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without one alone
@@ -183,7 +183,7 @@ class Guard(Callback):
 
 
 @torch.no_grad()
-def go_back(trainer: Trainer, module: LightningModule) -> Path:
+def rewind(trainer: Trainer, module: LightningModule) -> Path:
     """Take weights, optimizer and average from the last checkpoint, and return its path.
 
     Raises:

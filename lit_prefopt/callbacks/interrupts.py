@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_prefopt.runs.checkpoint_files import LAST
 from lit_prefopt.runs.directory import CHECKPOINTS
-from lit_prefopt.runs.optimizer_steps import at_the_last_step, open_batches
+from lit_prefopt.runs.optimizer_steps import counters_at_last_step, pending_batches
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
@@ -59,7 +59,7 @@ class Interrupts(Callback):
         signum = _anywhere(trainer, self._signum)
         if signum:
             late = _anywhere(trainer, time.monotonic() - self._since > self.grace)
-            if late or not open_batches(trainer):
+            if late or not pending_batches(trainer):
                 self._stop(trainer, signum)
 
     def on_validation_batch_end(
@@ -104,7 +104,7 @@ class Interrupts(Callback):
         self._before = {}
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
-        with at_the_last_step(trainer):
+        with counters_at_last_step(trainer):
             path = _save(trainer)
         rank_zero_info(
             f"Stopped by {NAMES[signal.Signals(signum)]} after step {trainer.global_step}: the "

@@ -49,10 +49,10 @@ class OutOfMemory(Callback):
             return
         self.message = BLUNT
         with suppress(Exception):  # it must not hide what has happened
-            self.message = cure(trainer, pl_module, self._batch, exception)
+            self.message = suggest(trainer, pl_module, self._batch, exception)
 
 
-def cure(trainer: Trainer, module: LightningModule, batch: Any, error: BaseException) -> str:
+def suggest(trainer: Trainer, module: LightningModule, batch: Any, error: BaseException) -> str:
     """Return a sentence and the list of what would save how much.
 
     Args:

@@ -16,7 +16,7 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.judge import checked_scores, full_precision
 from lit_prefopt.module import PreferenceDiffusionModule
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 
 class RewardCurve(Callback):
@@ -105,7 +105,7 @@ class RewardCurve(Callback):
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(point, allow_nan=False) + "\n" for point in self._points)
-        write_whole(folder / "curve.jsonl", "".join(lines))
+        write_atomic(folder / "curve.jsonl", "".join(lines))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points so far, so that a resumed run does not judge them again."""

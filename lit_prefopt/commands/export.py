@@ -17,7 +17,7 @@ from lit_prefopt.export.metadata import modelspec
 from lit_prefopt.export.single_file import check_single_file, single_file_state
 from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
 from lit_prefopt.export.write_lora import combine, write_diffusers_lora, write_kohya_lora
-from lit_prefopt.utils.atomic_files import whole_output
+from lit_prefopt.utils.atomic_files import atomic_output
 from lit_prefopt.weights.lora_files import LoRAFile, read_lora
 from lit_prefopt.weights.merge import match_lora, merge_lora
 
@@ -69,7 +69,7 @@ def export(
         write = _lora_writer(loras, to, place, origin.name, getattr(torch, dtype))
     else:
         write = _merged_writer(origin, loras, to, place, getattr(torch, dtype))
-    with whole_output(target) as path:
+    with atomic_output(target) as path:
         write(path)
     print(f"Written: {target}")
 

@@ -22,7 +22,7 @@ import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 ARGUMENTS, DONE = "arguments.json", "done"
 WAIT = 0.5  # seconds between two looks of a rank for what the first rank has written
@@ -113,12 +113,12 @@ class RoundRunner:
         if self.first:
             one.check()
             one.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(one.folder / ARGUMENTS, json.dumps(one.arguments))
+            write_atomic(one.folder / ARGUMENTS, json.dumps(one.arguments))
         for command in one.steps:
             if self.first or command[0] != "export":
                 self.run(command)
         if self.first:
-            write_whole(one.folder / DONE, "")
+            write_atomic(one.folder / DONE, "")
         while not one.done:
             time.sleep(WAIT)
 

@@ -21,7 +21,7 @@ from lit_prefopt.data.shards.find import find_shards
 from lit_prefopt.data.shards.format import INDEX, STAGE_FOLDER, Shard
 from lit_prefopt.datamodules.pairs import PairShards
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.utils.filesystem import filesystem, retried
+from lit_prefopt.utils.filesystem import filesystem, retry
 
 
 class CurriculumOrder:
@@ -220,7 +220,7 @@ def _stages(stages: str | Sequence[str]) -> list[str]:
     while True:
         name = STAGE_FOLDER.format(len(found) + 1)
         index = f"{path}/{name}/{INDEX}"
-        if not retried(f"{folder}/{name}", partial(fs.exists, index)):
+        if not retry(f"{folder}/{name}", partial(fs.exists, index)):
             break
         found.append(f"{folder}/{name}")
     if not found:

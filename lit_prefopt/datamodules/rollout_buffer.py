@@ -8,7 +8,14 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import Rows, Steps, joined, record_of, rows, tensors_of
+from lit_prefopt.batches import (
+    Rows,
+    Steps,
+    concatenate,
+    record_from_tensors,
+    select_rows,
+    tensors_by_name,
+)
 
 Draw = Callable[[Rows, Tensor, Tensor], Steps]
 """Makes a batch of these rows (B,) and seeds (B,) out of one round."""
@@ -33,12 +40,12 @@ class RolloutBuffer(Generic[Rows]):
 
     def add(self, one: Rows, most: int | None = None) -> None:
         """Add a round on the CPU, and drop the oldest rows above so many."""
-        host = {name: value.cpu() for name, value in tensors_of(one).items()}
-        self.rounds.append(record_of(self.kind, host))
+        host = {name: value.cpu() for name, value in tensors_by_name(one).items()}
+        self.rounds.append(record_from_tensors(self.kind, host))
         while most is not None and len(self) > most:
             over, oldest = len(self) - most, self.rounds.pop(0)
             if over < len(oldest.seeds):
-                self.rounds.insert(0, rows(oldest, slice(over, None)))
+                self.rounds.insert(0, select_rows(oldest, slice(over, None)))
 
     def batch(self, which: Tensor, seeds: Tensor, draw: Draw[Rows]) -> Steps:
         """Return what is drawn from these rows, in their order.
@@ -54,7 +61,7 @@ class RolloutBuffer(Generic[Rows]):
             if len(mine):
                 parts.append(draw(one, which[mine] - first, seeds[mine]))
                 places.append(mine)
-        return rows(joined(parts), torch.cat(places).argsort())
+        return select_rows(concatenate(parts), torch.cat(places).argsort())
 
     def _firsts(self) -> Iterator[tuple[Rows, int]]:
         first = 0
@@ -67,7 +74,7 @@ class RolloutBuffer(Generic[Rows]):
         return {
             f"{number}.{name}": value.contiguous()
             for number, one in enumerate(self.rounds)
-            for name, value in tensors_of(one).items()
+            for name, value in tensors_by_name(one).items()
         }
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
@@ -76,4 +83,4 @@ class RolloutBuffer(Generic[Rows]):
         for key, value in tensors.items():
             number, name = key.split(".", 1)
             named.setdefault(int(number), {})[name] = value
-        self.rounds = [record_of(self.kind, named[number]) for number in sorted(named)]
+        self.rounds = [record_from_tensors(self.kind, named[number]) for number in sorted(named)]

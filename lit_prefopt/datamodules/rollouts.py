@@ -20,7 +20,7 @@ from lit_prefopt.datamodules.pairs import PairShards
 from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.prompts.base import Prompts
-from lit_prefopt.utils.atomic_files import whole_output
+from lit_prefopt.utils.atomic_files import atomic_output
 from lit_prefopt.utils.seeds import sample_seed, stable_seed
 
 BUFFERS = "buffers"
@@ -255,7 +255,7 @@ class PromptCollections(LightningDataModule):
         if self._written == self.used:  # once per collection
             return
         assert self.buffer is not None
-        with whole_output(path, replace=True) as temporary:
+        with atomic_output(path, replace=True) as temporary:
             save_file(self.buffer.tensors(), temporary)
         self._written = self.used
         mine = path.parent.glob(f"*-rank{self.run.global_rank}.safetensors")

@@ -11,7 +11,7 @@ from lit_prefopt.diffusion import draws
 
 
 @torch.no_grad()
-def encoded(backbone: Backbone, batch: ImagePairs) -> Pairs:
+def encode_pairs(backbone: Backbone, batch: ImagePairs) -> Pairs:
     """Return the latents of all sides, drawn by the VAE, and the embedded prompts.
 
     Args:
@@ -22,14 +22,14 @@ def encoded(backbone: Backbone, batch: ImagePairs) -> Pairs:
     sides = images.shape[:2]
     mean, deviation = (x.unflatten(0, sides) for x in backbone.encode(images.flatten(0, 1)))
     latents = _drawn(mean, deviation, batch.seeds)
-    masks = None if batch.masks is None else at_latents(batch.masks, latents)
+    masks = None if batch.masks is None else resize_masks(batch.masks, latents)
     prompt = backbone.embed(batch.texts)
     return Pairs(latents, prompt, batch.seeds, batch.labels, batch.weights, masks, batch.frames)
 
 
 @torch.no_grad()
-def drawn(backbone: Backbone, batch: LatentPairs) -> Pairs:
-    """Return the latents of all sides as `encoded` draws them, from what was encoded before.
+def draw_latents(backbone: Backbone, batch: LatentPairs) -> Pairs:
+    """Return the latents of all sides as `encode_pairs` draws them, from what was encoded before.
 
     Args:
         backbone: Says how its VAE's latents are scaled.
@@ -50,7 +50,7 @@ def drawn(backbone: Backbone, batch: LatentPairs) -> Pairs:
     )
 
 
-def at_latents(masks: Tensor, latents: Tensor) -> Tensor:
+def resize_masks(masks: Tensor, latents: Tensor) -> Tensor:
     """Return masks (B, 1, H, W) at the size of latents."""
     return torch.nn.functional.interpolate(masks, latents.shape[-2:], mode="area")
 

@@ -30,7 +30,7 @@ def guided(
         return backbone.predict(latents, t, prompt._replace(guidance=scale)).float()
     if guidance == 1:
         return backbone.predict(latents, t, prompt).float()
-    both = prompt.preceded_by(backbone.empty._replace(frames=None).repeat(len(latents)))
+    both = prompt.prepend(backbone.empty._replace(frames=None).repeat(len(latents)))
     both = both._replace(frames=None if prompt.frames is None else prompt.frames.repeat(2, 1))
     twice = backbone.predict(latents.repeat(2, 1, 1, 1), t.repeat(2), both).float()
     without, with_prompt = twice.chunk(2)

@@ -44,7 +44,7 @@ class Rollout:
 
     def noise(self, seeds: Tensor, purpose: str, device: torch.device | None = None) -> Tensor:
         """Return noise of the latents' shape for every seed, (B, C, H, W) float32."""
-        return draws.normal(seeds, self.backbone.canvas(self.how), purpose, device)
+        return draws.normal(seeds, self.backbone.sampling_shape(self.how), purpose, device)
 
     def step(self, latents: Tensor, number: int, prompt: Prompt) -> ReverseStep:
         """Return step `number` from these latents, (B, C, H, W)."""
@@ -70,7 +70,7 @@ class Rollout:
         states = [latents.cpu()]
         for number in range(self.how.steps):
             noise = self.noise(seeds, f"step {number}", device)
-            latents = self.step(latents.float(), number, prompt).at(noise).to(dtype)
+            latents = self.step(latents.float(), number, prompt).sample(noise).to(dtype)
             states.append(latents.cpu())
         return torch.stack(states, 1)
 

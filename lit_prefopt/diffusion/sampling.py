@@ -35,7 +35,7 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     sampler = backbone.process.sampler(how)
     prompt = backbone.embed(texts)
     device = prompt.hidden.device
-    shape = backbone.canvas(how)
+    shape = backbone.sampling_shape(how)
     latents = draws.normal(seeds, shape, "start", device)
     for i, t in enumerate(sampler.timesteps):
         times = t.to(device).expand(len(texts))

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_prefopt.estimate.memory import MemoryFootprint, footprint
 from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.learner import Learner
-from lit_prefopt.runs.optimizer_steps import open_batches
+from lit_prefopt.runs.optimizer_steps import pending_batches
 from lit_prefopt.utils.device import matmul_dtype, matmul_peak, peak_bytes, reset_peak, synchronize
 
 FEW = 2  # batches of an optimizer step, where the recipe accumulates more
@@ -78,7 +78,7 @@ class Pace(Callback):
         """End it, and after enough of them the run."""
         synchronize(self.device)
         now = time.perf_counter()
-        stepped = not open_batches(trainer)
+        stepped = not pending_batches(trainer)
         self.batches.append(BatchTiming(self._waited, now - self._since, stepped, self._fresh))
         self._fresh, self._since = False, now
         if trainer.global_step - self._steps_before > self.steps:

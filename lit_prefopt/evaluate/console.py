@@ -42,7 +42,7 @@ def picture_number(prompt: int, image: int) -> str:
     return f"{prompt:05d}-{image}" if image else f"{prompt:05d}"
 
 
-def before_after(rows: Sequence[ComparisonRow], folder: Path, width: int = 128) -> Image.Image:
+def comparison_sheet(rows: Sequence[ComparisonRow], folder: Path, width: int = 128) -> Image.Image:
     """Return a picture with a column per prompt: the reference's image over the policy's.
 
     Args:

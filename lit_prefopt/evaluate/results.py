@@ -28,14 +28,14 @@ from lit_prefopt.evaluate.comparison import (
     SampleResult,
     compare,
 )
-from lit_prefopt.evaluate.console import before_after, picture_name, picture_number, table
+from lit_prefopt.evaluate.console import comparison_sheet, picture_name, picture_number, table
 from lit_prefopt.evaluate.report.page import PAGE, write_page
 from lit_prefopt.evaluate.rows import SIDES, read_rows
 from lit_prefopt.evaluate.scoring import Scorers
 from lit_prefopt.evaluate.summary import summarise
 from lit_prefopt.generate.partial_outputs import PartialOutputs
 from lit_prefopt.processes.settings import Sampling
-from lit_prefopt.utils.atomic_files import whole_output, write_whole
+from lit_prefopt.utils.atomic_files import atomic_output, write_atomic
 
 ROWS, SUMMARY, IMAGES, SECONDS = "per_prompt.jsonl", "evaluation.json", "images", "seconds.txt"
 SHEET = "before-after.png"
@@ -65,7 +65,7 @@ class ResultsWriter:
 
     def __enter__(self) -> ResultsWriter:
         """Make the folder under a temporary name."""
-        self.folder = self._stack.enter_context(whole_output(self.output, replace=True))
+        self.folder = self._stack.enter_context(atomic_output(self.output, replace=True))
         (self.folder / IMAGES).mkdir(parents=True)
         (self.folder / ROWS).touch()
         return self
@@ -111,7 +111,7 @@ class ResultsFormat:
                         to_pil(image).save(writer.folder / name)
                         getattr(row, side).picture = name
                 writer.append(row.line())
-            write_whole(writer.folder / SECONDS, str(group.seconds))
+            write_atomic(writer.folder / SECONDS, str(group.seconds))
 
     def copy(self, writer: ResultsWriter, part: Path) -> None:
         """Write what a part holds, byte by byte."""
@@ -177,7 +177,7 @@ class Evaluator:
         self.names = {side: models[side]["name"] for side in SIDES}
         self.form = ResultsFormat(check_pictures(pictures))
         policy, *others = backbones
-        _, height, width = policy.canvas(how)
+        _, height, width = policy.sampling_shape(how)
         unit = policy.pixels_per_latent
         self.settings = {
             **{side: dict(models[side]) for side in SIDES},
@@ -226,8 +226,8 @@ class Evaluator:
         summary["pinned"] = self.settings | self.notes
         shown = [row for row in rows if row.image == 0 and row.policy.picture][:MOST_IN_SHEET]
         if shown:
-            before_after(shown, folder).save(folder / SHEET)
-        write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+            comparison_sheet(shown, folder).save(folder / SHEET)
+        write_atomic(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         write_page(folder)
 
     def print_table(self, folder: Path) -> None:
@@ -248,7 +248,7 @@ def check_pictures(pictures: Pictures) -> int | None:
 def _cut(backbones: Iterable[Backbone], plan: EvaluationPlan) -> int:
     """Return how many prompts are longer than a model reads, and warn of them."""
     texts, known = [entry.text for entry in plan.entries], list(backbones)
-    cut = sum(not all(backbone.reads(text) for backbone in known) for text in texts)
+    cut = sum(not all(backbone.fits_context(text) for backbone in known) for text in texts)
     if cut:
         rank_zero_warn(
             f"{cut} of {len(texts)} prompts are longer than the text encoder reads: the models do "

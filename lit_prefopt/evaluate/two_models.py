@@ -89,7 +89,7 @@ class ModelComparison(Producer):
         self.sampling = sampling or self.backbone.sampling
         self.images, self.reference_seed, self.pictures = images, reference_seed, pictures
 
-    def parts_of(self, data: Any) -> PartialOutputs:
+    def partial_outputs(self, data: Any) -> PartialOutputs:
         """Return the groups that are evaluated already."""
         self.scorers.prepare()
         self.evaluator = Evaluator(

@@ -91,7 +91,7 @@ class DiptychGenerator(Generator):
         _check_template(template)
         own = backbone.latent_shape[2] * backbone.pixels_per_latent
         self.sampling = replace(self.sampling, width=self.sampling.width or 2 * own)
-        width = backbone.canvas(self.sampling)[2] * backbone.pixels_per_latent
+        width = backbone.sampling_shape(self.sampling)[2] * backbone.pixels_per_latent
         if width % 2 or (width // 2) % backbone.pixels_per_latent or width // 2 <= 2 * seam:
             raise InputError(
                 f"A canvas {width} pixels wide cannot be cut into two panels without a seam of "
@@ -155,7 +155,7 @@ class DiptychGenerator(Generator):
                     self.left_out[f"without {self.corruption.WANTS} in the prompt"] += 1
                     continue
                 whole = self.template.format(left=panels.left, right=panels.right)
-                if not self.backbone.reads(whole):
+                if not self.backbone.fits_context(whole):
                     self.left_out["with prompts longer than the text encoder reads"] += 1
                     continue
                 requests.append(DiptychRequest(place, seed, panels, whole))
@@ -174,7 +174,7 @@ class DiptychGenerator(Generator):
             )
         with drawing:
             canvases = sample(self.backbone, [one.text for one in requests], seeds, self.sampling)
-        left, right = cut(canvases.float().cpu(), self.seam, self.size)
+        left, right = split_panels(canvases.float().cpu(), self.seam, self.size)
         change = self.change(left, right)
         return [
             Diptych(*one.panels, *images)
@@ -196,7 +196,7 @@ class DiptychGenerator(Generator):
         return GeneratedPair(index, diptych.prompt, *sides, meta, mask)
 
 
-def cut(canvases: Tensor, seam: int = 0, size: int | None = None) -> tuple[Tensor, Tensor]:
+def split_panels(canvases: Tensor, seam: int = 0, size: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the two panels of canvases, (B, 3, H, W) each.
 
     Args:

@@ -68,5 +68,5 @@ class Generator(Producer):
 
     def setup(self, stage: str | None = None) -> None:
         """Look at what is there already, before anything is made."""
-        self.backbone.need_encoders(f"{type(self).__name__}, which samples images,")
+        self.backbone.require_encoders(f"{type(self).__name__}, which samples images,")
         super().setup(stage)

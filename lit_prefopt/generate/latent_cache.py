@@ -22,12 +22,12 @@ from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules.generation import GenerationDataModule, SampleGroups, StoredGroup
-from lit_prefopt.diffusion.encoding import at_latents
+from lit_prefopt.diffusion.encoding import resize_masks
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.producer import Producer
 from lit_prefopt.utils.fingerprint import fingerprint
-from lit_prefopt.utils.parallel import in_order
+from lit_prefopt.utils.parallel import map_in_order
 from lit_prefopt.utils.seeds import stable_seed
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class LatentCache(Producer):
 
     def setup(self, stage: str | None = None) -> None:
         """Look at what is there already, before anything is made."""
-        self.backbone.need_encoders("LatentCache")
+        self.backbone.require_encoders("LatentCache")
         super().setup(stage)
 
     def make(self, group: StoredGroup) -> list[EncodedPair]:
@@ -157,7 +157,7 @@ class LatentCache(Producer):
         made: list[EncodedPair] = []
         waiting: list[PairViews] = []
         per_pair = self.views * (1 + self.flip) * len(SIDES)
-        for views in in_order(self._decoded, pairs, self.workers):
+        for views in map_in_order(self._decoded, pairs, self.workers):
             if isinstance(views, str):
                 log.warning("A pair cannot be read and is left out: %s.", views)
                 self.left_out["broken pairs"] += 1
@@ -229,7 +229,7 @@ class LatentCache(Producer):
             if self.deviation:
                 tensors["deviation"] = deviation[i]
             if pair.masks is not None:
-                tensors["masks"] = at_latents(pair.masks, mean)
+                tensors["masks"] = resize_masks(pair.masks, mean)
             one = prompt.rows(torch.tensor([i], device=prompt.hidden.device))
             tensors |= {name: field[0] for name, field in _kept(one).items()}
             stored = pair.sample.text, tensors, pair.sample.meta

@@ -13,7 +13,7 @@ from lit_prefopt.data.latents.manifest import NOTES
 from lit_prefopt.data.shards.format import GENERATION_FILE
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 COUNTS = "counts.json"
 
@@ -97,7 +97,7 @@ class PartialOutputs:
             shutil.rmtree(self.folder, ignore_errors=True)  # a kill may have left it
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / self.SETTINGS_FILE, self._dump_settings())
+        write_atomic(self.folder / self.SETTINGS_FILE, self._dump_settings())
 
     def write(self, number: int, made: Iterable[Any], left_out: Mapping[str, int]) -> None:
         """Keep a group, whole or not at all.
@@ -109,7 +109,7 @@ class PartialOutputs:
         """
         with self.form.open(self._part(number)) as writer:
             self.form.add(writer, made)
-            write_whole(writer.folder / COUNTS, json.dumps({**left_out, "pairs": writer.samples}))
+            write_atomic(writer.folder / COUNTS, json.dumps({**left_out, "pairs": writer.samples}))
 
     def join(self, complete: Callable[[Path], object]) -> Counter[str]:
         """Make the output of all parts and remove them; return what was counted, by name.
@@ -126,7 +126,7 @@ class PartialOutputs:
             if not writer.samples:
                 raise InputError(_nothing(counts, self.folder))
             complete(writer.folder)
-            write_whole(writer.folder / self.SETTINGS_FILE, self._dump_settings())
+            write_atomic(writer.folder / self.SETTINGS_FILE, self._dump_settings())
         shutil.rmtree(self.folder)
         return counts
 

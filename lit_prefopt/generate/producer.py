@@ -62,7 +62,7 @@ class Producer(LightningModule):
             group: What the data module deals out.
         """
 
-    def nothing(self, group: Any) -> list[Any]:
+    def make_empty(self, group: Any) -> list[Any]:
         """Return what is made of a group of which nothing can be read."""
         return []
 
@@ -106,10 +106,10 @@ class Producer(LightningModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Look at what is there already, before anything is made."""
-        self.parts = self.parts_of(self.groups())
+        self.parts = self.partial_outputs(self.groups())
         self.parts.check()
 
-    def parts_of(self, data: Any) -> PartialOutputs:
+    def partial_outputs(self, data: Any) -> PartialOutputs:
         """Return the groups that are made already.
 
         Args:
@@ -143,7 +143,7 @@ class Producer(LightningModule):
         if self.parts.complete or self.parts.has(group.number):
             return
         self.left_out.clear()
-        made = self.make(group) if group.indices else self.nothing(group)
+        made = self.make(group) if group.indices else self.make_empty(group)
         self.parts.write(group.number, made, self.left_out)
 
     def on_predict_end(self) -> None:

@@ -20,7 +20,7 @@ from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.datamodules.generation import CachedGroups, GenerationDataModule, StoredGroup
 from lit_prefopt.diffusion import draws as drawing
 from lit_prefopt.diffusion.denoising import discounted, noise_pairs, predict_errors
-from lit_prefopt.diffusion.encoding import drawn
+from lit_prefopt.diffusion.encoding import draw_latents
 from lit_prefopt.errors import check_number
 from lit_prefopt.generate.output_formats import OutputFormat, TableFormat
 from lit_prefopt.generate.producer import Producer
@@ -111,7 +111,7 @@ class ReferenceErrors(Producer):
 
     def make(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
         """Return the errors and timesteps of a group, in stored order."""
-        [(errors, t)] = self.nothing(group)
+        [(errors, t)] = self.make_empty(group)
         usable = [
             pair for pair in zip(group.indices, group.samples, strict=True) if self._fits(pair)
         ]
@@ -122,7 +122,7 @@ class ReferenceErrors(Producer):
                 errors[rows, draw], t[rows, draw] = self._measured(some, draw)
         return [(errors, t)]
 
-    def nothing(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
+    def make_empty(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
         """Return the rows of pairs that cannot be read."""
         form = len(group.places), self.draws
         errors = torch.full((*form, len(SIDES)), torch.nan)
@@ -142,7 +142,7 @@ class ReferenceErrors(Producer):
         of = 0 if self.held_out else draw
         items = [self.samples.view(one, draw_seed(self.seed, index, of)) for index, one in some]
         batch = move_data_to_device(self.samples.collate(items), self.device)
-        pairs = drawn(self.backbone, batch).at_draw(draw - of)
+        pairs = draw_latents(self.backbone, batch).at_draw(draw - of)
         u = discounted(drawing.uniform(pairs.seeds, "t"), self.gamma, self.gamma_steps)
         t = (u * self.backbone.process.steps).long()
         seen = noise_pairs(self.backbone.process, pairs, t, masked=self.masked)

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from lit_prefopt.judges.judge import Judge
-from lit_prefopt.judges.pixels import cut, normalised
-from lit_prefopt.judges.weights import loading, version
+from lit_prefopt.judges.pixels import center_crop, normalize
+from lit_prefopt.judges.weights import loading_errors, version
 from lit_prefopt.utils.transfer import to_device
 
 
@@ -42,7 +42,7 @@ class CLIPJudge(Judge):
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """Its tokenizer."""
-        with clip_loading(self.processor, "tokenizer"):
+        with clip_loading_errors(self.processor, "tokenizer"):
             tokenizer = CLIPTokenizer.from_pretrained(self.processor)
             # transformers makes up an empty one
             if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -52,7 +52,7 @@ class CLIPJudge(Judge):
     @cached_property
     def image_processor(self) -> CLIPImageProcessor:
         """Its image processor, read for its numbers alone: images are tensors here."""
-        with clip_loading(self.processor, "image processor"):
+        with clip_loading_errors(self.processor, "image processor"):
             return CLIPImageProcessor.from_pretrained(self.processor)
 
     def prepare(self) -> None:
@@ -80,8 +80,8 @@ class CLIPJudge(Judge):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return what the vision tower sees of images (B, 3, H, W) in [-1, 1]: (B, 3, S, S)."""
-        square = cut(images, self.image_processor.crop_size["height"], self.antialias)
-        return normalised(square, self.image_processor.image_mean, self.image_processor.image_std)
+        square = center_crop(images, self.image_processor.crop_size["height"], self.antialias)
+        return normalize(square, self.image_processor.image_mean, self.image_processor.image_std)
 
     def image_features(self, images: Tensor, t: Tensor | None) -> Tensor:
         """Return the images' places in the common space, (B, D)."""
@@ -166,16 +166,16 @@ def load_clip(pretrained: str) -> CLIPModel:
     Raises:
         InputError: There is none, or only a part of one.
     """
-    with clip_loading(pretrained, "CLIP"):
+    with clip_loading_errors(pretrained, "CLIP"):
         model, found = CLIPModel.from_pretrained(pretrained, output_loading_info=True)
         if found["missing_keys"]:
             raise ValueError(f"it lacks {min(found['missing_keys'])}")
     return model
 
 
-def clip_loading(source: str, name: str) -> AbstractContextManager[None]:
+def clip_loading_errors(source: str, name: str) -> AbstractContextManager[None]:
     """Turn what transformers raises over a CLIP's files into a sentence."""
-    return loading(
+    return loading_errors(
         source,
         name,
         "name the folder or hub name of a transformers CLIPModel and its processor; the toy "

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from lit_prefopt.judges.clip import CLIPJudge, clip_loading
-from lit_prefopt.judges.pixels import normalised, padded
+from lit_prefopt.judges.clip import CLIPJudge, clip_loading_errors
+from lit_prefopt.judges.pixels import normalize, pad_to_square
 from lit_prefopt.judges.weights import fill, read_weights, version, weights_file
 
 REPOSITORY = "xswu/HPSv2"
@@ -79,7 +79,7 @@ class HPSv2(CLIPJudge):
     def clip(self) -> CLIPModel:
         """The model, loaded when it is asked for first."""
         file = weights_file(self.weights, REPOSITORY, FILES[self.version])
-        with clip_loading(self.pretrained, "CLIP"):
+        with clip_loading_errors(self.pretrained, "CLIP"):
             model = CLIPModel(CLIPConfig.from_pretrained(self.pretrained))
         cure = "name the CLIP that it was made from as `pretrained`"
         fill(model, from_open_clip(read_weights(file)), file, "a CLIP of this size", cure)
@@ -94,8 +94,8 @@ class HPSv2(CLIPJudge):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return what the vision tower sees of images (B, 3, H, W) in [-1, 1]: (B, 3, S, S)."""
-        square = padded(images, self.image_processor.crop_size["height"], self.antialias)
-        return normalised(square, self.image_processor.image_mean, self.image_processor.image_std)
+        square = pad_to_square(images, self.image_processor.crop_size["height"], self.antialias)
+        return normalize(square, self.image_processor.image_mean, self.image_processor.image_std)
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """Return the scores of places in the common space, (B,) float32.

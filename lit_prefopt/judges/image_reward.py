@@ -15,8 +15,8 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges.judge import Judge
 from lit_prefopt.judges.linear_head import LinearHead
-from lit_prefopt.judges.pixels import cut, normalised
-from lit_prefopt.judges.weights import fill, loading, read_weights, version, weights_file
+from lit_prefopt.judges.pixels import center_crop, normalize
+from lit_prefopt.judges.weights import fill, loading_errors, read_weights, version, weights_file
 from lit_prefopt.utils.transfer import to_device
 
 REPOSITORY, NAME = "THUDM/ImageReward", "ImageReward.pt"
@@ -102,7 +102,9 @@ class ImageReward(Judge):
     @cached_property
     def bert_tokenizer(self) -> BertTokenizer:
         """Its tokenizer."""
-        with loading(self.tokenizer, "tokenizer", "name the folder or hub name of BERT's own"):
+        with loading_errors(
+            self.tokenizer, "tokenizer", "name the folder or hub name of BERT's own"
+        ):
             words = BertTokenizer.from_pretrained(self.tokenizer)
             known, most = len(words), self.network.text.config.vocab_size
             if not len(words.all_special_ids) < known <= most:
@@ -139,7 +141,7 @@ class ImageReward(Judge):
         )
         ids, mask = (to_device(x, images.device) for x in (tokens.input_ids, tokens.attention_mask))
         parts = zip(images.split(size), ids.split(size), mask.split(size), strict=True)
-        return torch.cat([network(normalised(cut(x, side)), *some) for x, *some in parts])
+        return torch.cat([network(normalize(center_crop(x, side)), *some) for x, *some in parts])
 
 
 def sizes(state: Mapping[str, Tensor]) -> tuple[BlipVisionConfig, BlipTextConfig]:

@@ -14,7 +14,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
-def cut(images: Tensor, side: int, antialias: bool = True) -> Tensor:
+def center_crop(images: Tensor, side: int, antialias: bool = True) -> Tensor:
     """Return squares in [0, 1]: the shorter side is resized, the middle is cut out, as CLIP does.
 
     Args:
@@ -30,7 +30,7 @@ def cut(images: Tensor, side: int, antialias: bool = True) -> Tensor:
     return unit[..., top : top + side, left : left + side]
 
 
-def padded(images: Tensor, side: int, antialias: bool = True) -> Tensor:
+def pad_to_square(images: Tensor, side: int, antialias: bool = True) -> Tensor:
     """Return squares: the longer side is resized, the rest is black, and nothing is clamped.
 
     Args:
@@ -47,7 +47,7 @@ def padded(images: Tensor, side: int, antialias: bool = True) -> Tensor:
     return F.pad(unit, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
 
 
-def normalised(
+def normalize(
     unit: Tensor,
     mean: Sequence[float] = CLIP_MEAN,
     deviation: Sequence[float] = CLIP_DEVIATION,

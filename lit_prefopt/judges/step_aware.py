@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.judges.clip import CLIPJudge, clip_loading, load_clip
+from lit_prefopt.judges.clip import CLIPJudge, clip_loading_errors, load_clip
 from lit_prefopt.judges.weights import fill, read_weights, version
 
 FREQUENCIES = 256
@@ -149,7 +149,7 @@ class StepAware(CLIPJudge):
         if self.weights is None:
             model = StepAwareCLIP.start_from(load_clip(self.pretrained))
         else:
-            with clip_loading(self.pretrained, "CLIP"):
+            with clip_loading_errors(self.pretrained, "CLIP"):
                 config = CLIPConfig.from_pretrained(self.pretrained)
             model = StepAwareCLIP(config)
             load_published(model, Path(self.weights))

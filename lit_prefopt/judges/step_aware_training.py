@@ -14,7 +14,7 @@ from lit_prefopt.backbones import Backbone, trained
 from lit_prefopt.batches import ImagePairs, Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import NoisedPairs
-from lit_prefopt.diffusion.encoding import encoded
+from lit_prefopt.diffusion.encoding import encode_pairs
 from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import InputError, check_number
@@ -80,7 +80,7 @@ class StepAwarePreference(Learner):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(backbone, optimizer)
-        backbone.need_encoders("StepAwarePreference, which looks at images,")
+        backbone.require_encoders("StepAwarePreference, which looks at images,")
         last = backbone.process.steps - 1
         check_number("guidance", guidance, 1)
         check_number("noisiest", noisiest, 0, last)
@@ -164,7 +164,7 @@ class StepAwarePreference(Learner):
         _check(batch)
         u = draws.uniform(batch.seeds, "t", device=batch.images.device)
         t = (u * (self.noisiest + 1)).long()
-        labels, images = self.labels(batch), self.predicted(encoded(self.backbone, batch), t)
+        labels, images = self.labels(batch), self.predicted(encode_pairs(self.backbone, batch), t)
         margin = self.margin(images, batch.texts, t)
         losses = choice_divergence(margin, labels)
         self.weights.append(batch.weights)
@@ -190,7 +190,7 @@ class StepAwarePreference(Learner):
     def validation_step(self, batch: ImagePairs, batch_idx: int) -> None:
         """Measure it and the CLIP that it started from, at each of the timesteps."""
         _check(batch)
-        pairs, decided = encoded(self.backbone, batch), batch.labels != 0.5
+        pairs, decided = encode_pairs(self.backbone, batch), batch.labels != 0.5
         for number in self.times:
             t = torch.full_like(batch.labels, number, dtype=torch.int64)
             images = self.predicted(pairs, t)

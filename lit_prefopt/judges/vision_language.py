@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_prefopt.data.images import to_pil
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.judge import Judge
-from lit_prefopt.judges.weights import loading, version
+from lit_prefopt.judges.weights import loading_errors, version
 
 
 class VisionLanguage(Judge):
@@ -130,7 +130,7 @@ class VisionLanguage(Judge):
         return logits[:, yes] - logits[:, no]
 
     def _loading(self, name: str) -> Any:
-        return loading(
+        return loading_errors(
             self.pretrained,
             name,
             "name a model of images and text that transformers has, with its processor and what "

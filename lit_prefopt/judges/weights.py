@@ -125,7 +125,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def loading(source: str, name: str, cure: str) -> Iterator[None]:
+def loading_errors(source: str, name: str, cure: str) -> Iterator[None]:
     """Turn what transformers raises over files into a sentence.
 
     Args:

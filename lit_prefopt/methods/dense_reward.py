@@ -103,7 +103,7 @@ class DenseRewardDPO(OnPolicyModule):
             last = states[-1][:, -1].to(prompt.hidden.device).float()
             clean = torch.zeros(len(last), dtype=torch.int64, device=last.device)
             some = [every_text[i] for i in part]
-            scores.append(self.judged(last, some, clean))
+            scores.append(self.judge_latents(last, some, clean))
         every, score = torch.cat(states), torch.cat(scores).view(-1, count)
         self.window.add({"spread": (score.amax(1) - score.amin(1)).mean()})
         score = score.cpu()

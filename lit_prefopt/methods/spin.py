@@ -103,7 +103,7 @@ class SPINDiffusion(DiffusionDPO):
         # a denoiser that knew the image would say this, and its step is then the posterior
         known = process.target(real, noise, t)
         step = process.step(known, parents, t, t_next, rollout.how.eta)
-        return parents, step.at(rollout.noise(seeds, "real step", real.device))
+        return parents, step.sample(rollout.noise(seeds, "real step", real.device))
 
     def _rolled_out(self, pairs: Pairs, numbers: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return the opponent's states before and after the step of each row's number."""
@@ -113,7 +113,7 @@ class SPINDiffusion(DiffusionDPO):
         with self.backbone.as_reference():
             for number in range(int(numbers.max()) + 1):
                 noise = rollout.noise(pairs.seeds, f"step {number}", device)
-                after = rollout.step(latents, number, pairs.prompt).at(noise)
+                after = rollout.step(latents, number, pairs.prompt).sample(noise)
                 now = to_device(numbers == number, device)[:, None, None, None]
                 parents = torch.where(now, latents, parents)
                 children = torch.where(now, after, children)

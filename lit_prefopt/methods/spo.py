@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import LogRatios, Pairs, Prompt, Steps, joined
+from lit_prefopt.batches import LogRatios, Pairs, Prompt, Steps, concatenate
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
@@ -95,7 +95,7 @@ class SPO(OnPolicyModule):
             for decision in self._decisions(texts, prompt, seeds)
             for row in self._pairs(decision, prompt, seeds)
         ]
-        return joined(rows)
+        return concatenate(rows)
 
     def _decisions(self, texts: list[str], prompt: Prompt, seeds: Tensor) -> Iterator[_Decision]:
         rollout, count, device = self.rollout, self.candidates, prompt.hidden.device
@@ -106,17 +106,17 @@ class SPO(OnPolicyModule):
 
         parents = rollout.start(seeds, device)
         for number in range(self.first):
-            parents = rollout.step(parents, number, prompt).at(noise(f"step {number}"))
+            parents = rollout.step(parents, number, prompt).sample(noise(f"step {number}"))
         number, step = self.first, rollout.step(parents, self.first, prompt)
         while True:
             purposes = [f"candidate {c}" for c in range(count)]
-            children = torch.stack([step.at(noise(f"step {number} {p}")) for p in purposes], 1)
+            children = torch.stack([step.sample(noise(f"step {number} {p}")) for p in purposes], 1)
             chain = [_BranchStep(number, parents[:, None].expand_as(children), children)]
             number += 1
             while number <= min(chain[0].number + self.inner, rollout.how.steps - 1):
                 own = rollout.step(children.flatten(0, 1), number, all_sides)
                 noises = [noise(f"step {number} {p}") for p in purposes]
-                moved = own.at(torch.stack(noises, 1).flatten(0, 1)).view_as(children)
+                moved = own.sample(torch.stack(noises, 1).flatten(0, 1)).view_as(children)
                 chain.append(_BranchStep(number, children, moved))
                 children, number = moved, number + 1
             last = number == rollout.how.steps
@@ -126,7 +126,7 @@ class SPO(OnPolicyModule):
             clean = children.flatten(0, 1) if ahead is None else ahead.clean
             t = torch.full((len(clean),), rollout.times[number], device=device)
             repeated = [text for text in texts for _ in range(count)]
-            scores = self.judged(clean, repeated, t).view(-1, count)
+            scores = self.judge_latents(clean, repeated, t).view(-1, count)
             yield _Decision(chain, scores)
             if ahead is None:
                 return

@@ -20,8 +20,8 @@ from lit_prefopt.prepare.progress_bar import progress
 from lit_prefopt.prepare.records import BrokenRecord, Record, UnlabelledRecord, read_record
 from lit_prefopt.prepare.source_rows import RawRecord
 from lit_prefopt.prepare.sources import Format, open_source
-from lit_prefopt.utils.atomic_files import write_whole
-from lit_prefopt.utils.parallel import in_order
+from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.parallel import map_in_order
 
 SUMMARY = "summary.json"
 
@@ -82,15 +82,17 @@ def convert(
     rows, total = open_source(source, format, columns)
     maker = _PairMaker(pairs, ties, broken_share)
     with explain_full_disk(output), ShardWriter(output, max_count, max_size) as writer:
-        loaded = in_order(lambda row: _load(row, columns, folder), rows, workers)
+        loaded = map_in_order(lambda row: _load(row, columns, folder), rows, workers)
         for record in progress(loaded, "records", total):
             for pair, text, files in maker.pairs(record):
                 writer.add(text, files[0].data, files[1].data, pair.meta)
         summary = maker.summary
         if not summary.pairs:
-            raise InputError(f"{source} gives no pair: {_why(summary)}; check images and columns.")
+            raise InputError(
+                f"{source} gives no pair: {_reason_for_none(summary)}; check images and columns."
+            )
         metadata = json.dumps(summary.metadata(resolution), indent=2, ensure_ascii=False)
-        write_whole(writer.folder / SUMMARY, metadata + "\n")
+        write_atomic(writer.folder / SUMMARY, metadata + "\n")
     print(summary.summary(time.perf_counter() - start, resolution))
     return summary
 
@@ -171,7 +173,7 @@ def _load(row: RawRecord, columns: Columns, folder: Path | None) -> LoadedRecord
     return LoadedRecord(record, [load_checked(picture) for picture in record.images])
 
 
-def _why(summary: ConversionSummary) -> str:
+def _reason_for_none(summary: ConversionSummary) -> str:
     """Return in a few words why nothing is left."""
     counts = {
         "ties": summary.ties,

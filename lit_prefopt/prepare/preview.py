@@ -16,7 +16,7 @@ from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 TILE, GAP, EDGE = 256, 8, 16  # pixels of an image, between two, around a card
 WIDTH = 2 * TILE + GAP  # of what stands on a card
@@ -140,6 +140,6 @@ def _save(sheet: Image.Image, path: Path) -> None:
     sheet.save(buffer, form)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, buffer.getvalue())
+        write_atomic(path, buffer.getvalue())
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); name another.") from error

@@ -23,7 +23,7 @@ from lit_prefopt.prepare.counts import NamedCount
 from lit_prefopt.prepare.difficulty import By, Difficulty, DifficultyArray, difficulty, swapped
 from lit_prefopt.prepare.disk import explain_full_disk
 from lit_prefopt.prepare.progress_bar import progress
-from lit_prefopt.utils.atomic_files import whole_output, write_whole
+from lit_prefopt.utils.atomic_files import atomic_output, write_atomic
 
 Cut = Literal["equal-counts", "equal-spacing"]
 Winner = Literal["label", "reward"]
@@ -127,7 +127,7 @@ def split_into_stages(
     _count(where, known.gaps, stages, cut, made)
     turned = (known.gaps < 0) & (winner == "reward")
     made.swapped = int((turned & (where != OUT)).sum())
-    with explain_full_disk(output), whole_output(Path(output)) as folder:
+    with explain_full_disk(output), atomic_output(Path(output)) as folder:
         folder.mkdir()
         with ExitStack() as stack:
             writers = [
@@ -138,7 +138,7 @@ def split_into_stages(
             ]
             _write(reader, writers, where, turned, winner)
         metadata = json.dumps(made.metadata(), indent=2, ensure_ascii=False)
-        write_whole(folder / SUMMARY, metadata + "\n")
+        write_atomic(folder / SUMMARY, metadata + "\n")
     print(made.summary())
     return made
 

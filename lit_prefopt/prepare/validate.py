@@ -19,7 +19,7 @@ from lit_prefopt.prepare.counts import ImageSizes, NamedCount
 from lit_prefopt.prepare.progress_bar import progress
 from lit_prefopt.prepare.sample_checks import SampleFindings, SampleLocation, check_sample
 from lit_prefopt.utils.filesystem import filesystem, is_local
-from lit_prefopt.utils.parallel import in_order
+from lit_prefopt.utils.parallel import map_in_order
 
 SHOWN = 3  # names in a row of the table
 
@@ -44,7 +44,7 @@ class ValidationReport:
     sizes: ImageSizes = field(default_factory=ImageSizes)
 
     @property
-    def stops(self) -> bool:
+    def would_stop(self) -> bool:
         """Whether a run would stop at these shards."""
         allowed = max(ALWAYS_ALLOWED, self.broken_share * self.samples) if self.broken_share else 0
         broken = self.broken.count
@@ -99,7 +99,7 @@ def validate(
     for name in _unlisted(shards, index):
         report.unlisted.add(name)
     seen: set[bytes] = set()
-    findings = in_order(check_sample, _places(index, latents), workers)
+    findings = map_in_order(check_sample, _places(index, latents), workers)
     for sample in progress(findings, "samples", report.samples):
         _note(report, sample, seen)
     _print(shards, report)
@@ -147,5 +147,5 @@ def _print(shards: str, report: ValidationReport) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    verdict = "A run would stop here." if report.stops else "A run would not stop here."
+    verdict = "A run would stop here." if report.would_stop else "A run would not stop here."
     console.print(verdict)

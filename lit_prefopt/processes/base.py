@@ -15,7 +15,7 @@ class ReverseStep(NamedTuple):
     sigma: Tensor  # (B, 1, 1, 1) float32
     clean: Tensor  # (B, C, H, W) float32: the clean latents that the denoiser sees from here
 
-    def at(self, noise: Tensor) -> Tensor:
+    def sample(self, noise: Tensor) -> Tensor:
         """Return the next latents for this noise, (B, C, H, W)."""
         return self.mean + self.sigma * noise
 

@@ -19,7 +19,7 @@ from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.sources import READERS, SUFFIXES
 from lit_prefopt.prepare.tables import json_values
 from lit_prefopt.prompts.base import PromptEntry
-from lit_prefopt.utils.filesystem import filesystem, is_local, retried
+from lit_prefopt.utils.filesystem import filesystem, is_local, retry
 
 LINES, SHARDS = "txt", "shards"
 FORMATS = (LINES, *READERS)
@@ -251,7 +251,7 @@ def _at_hand(source: str) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "prompts"
         try:
-            copy.write_bytes(retried(source, lambda: fs.cat_file(path)))
+            copy.write_bytes(retry(source, lambda: fs.cat_file(path)))
         except FileNotFoundError as error:
             raise InputError(f"There is no {source}; check the address.") from error
         try:

@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.atomic_files import whole_file
+from lit_prefopt.utils.atomic_files import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as stream:
+            with atomic_file(path) as stream:
                 torch.save(checkpoint, stream)
         except (OSError, RuntimeError) as error:  # torch turns the former into the latter
             cause = _os_error(error)
@@ -58,7 +58,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a checkpoint file is complete: all of its parts are there and have their checksums.
 
     Reads the file once.
@@ -70,13 +70,13 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_complete(folder: Path) -> Path | None:
     """Return the whole checkpoint of the latest step in a folder, None if there is none.
 
     Damaged ones are told and left where they are.
     """
     for path in sorted(folder.glob("*.ckpt"), key=_age):
-        if is_whole(path):
+        if is_complete(path):
             return path
         log.warning(f"{path} is damaged or was cut short; the checkpoint before it is taken.")
     return None
@@ -112,7 +112,7 @@ def last_checkpoint(folder: Path, *, fitting: bool) -> str:
     held = sorted(folder.glob("*.ckpt"))
     if any(path.is_dir() for path in held):
         return "last"  # sharded checkpoints are folders, which Lightning chooses by their dates
-    newest = newest_whole(folder)
+    newest = newest_complete(folder)
     if newest is None:
         raise InputError(
             f"No checkpoint in {folder} is whole ({', '.join(p.name for p in held)}): remove them "
@@ -135,14 +135,14 @@ def _same_file(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def check_whole(path: Path) -> None:
+def check_complete(path: Path) -> None:
     """Refuse a damaged checkpoint, and name the newest whole one beside it.
 
     Raises:
         InputError: The file is no whole checkpoint.
     """
-    if path.is_dir() or is_whole(path):
+    if path.is_dir() or is_complete(path):
         return
-    other = newest_whole(path.parent)
+    other = newest_complete(path.parent)
     cure = f"go on from {other}" if other else "begin anew without `--ckpt_path`"
     raise InputError(f"{path} is damaged or was cut short; {cure}.")

@@ -14,9 +14,9 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_prefopt.runs.checkpoint_files import check_whole, last_checkpoint
+from lit_prefopt.runs.checkpoint_files import check_complete, last_checkpoint
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
@@ -59,7 +59,7 @@ def check_run_directory(root: Path, ckpt_path: str | None, *, fitting: bool) -> 
         checkpoint = Path(str(ckpt_path)).resolve()
         if not checkpoint.exists():
             raise InputError(f"{ckpt_path} does not exist; name a checkpoint, or say `last`.")
-        check_whole(checkpoint)
+        check_complete(checkpoint)
         own = root.resolve() in checkpoint.parents
     if fitting and held and not own and _first_rank():
         raise InputError(
@@ -79,7 +79,7 @@ def logger_arguments(config: Namespace, root: Path) -> dict[str, Any]:
     return arguments
 
 
-def lead_checkpoints(trainer: Trainer, root: Path) -> None:
+def set_checkpoint_folder(trainer: Trainer, root: Path) -> None:
     """Let checkpoints without a directory of their own go into the run's."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -99,7 +99,7 @@ class RunDirectory(SaveConfigCallback):
         if stage == "fit":
             root = Path(trainer.default_root_dir)
             root.mkdir(parents=True, exist_ok=True)
-            write_whole(root / RECIPE, self.recipe)
+            write_atomic(root / RECIPE, self.recipe)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

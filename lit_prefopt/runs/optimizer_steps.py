@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 
-def open_batches(trainer: Trainer) -> int:
+def pending_batches(trainer: Trainer) -> int:
     """Return how many batches were trained on since the last optimizer step.
 
     Their gradients live nowhere but in memory: a checkpoint that counts them would lose them.
@@ -22,14 +22,14 @@ def open_batches(trainer: Trainer) -> int:
 
 
 @contextmanager
-def at_the_last_step(trainer: Trainer) -> Iterator[None]:
+def counters_at_last_step(trainer: Trainer) -> Iterator[None]:
     """Let the run's counters stand right after the last optimizer step inside the block.
 
     Since then neither weights nor optimizer have changed, so a checkpoint taken here is exact; the
     batches behind it are trained on once more.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-    count, kept = open_batches(trainer), progress.state_dict()
+    count, kept = pending_batches(trainer), progress.state_dict()
     progress.is_last_batch &= not count and progress.current.processed == progress.current.ready
     for counts in (progress.total, progress.current):
         counts.completed -= count

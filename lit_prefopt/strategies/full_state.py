@@ -35,19 +35,19 @@ class FullStateStrategy(ParallelStrategy):
     # What a subclass says -----------------------------------------------------------------------
 
     @abstractmethod
-    def whole(self, parameter: nn.Parameter) -> Tensor:
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         """Return a weight as the forward sees it, whole; all ranks call this together."""
 
     @abstractmethod
-    def whole_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
+    def full_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
         """Return one of its moments, whole; all ranks call this together."""
 
     @abstractmethod
-    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set a weight, and what the optimizer steps from."""
 
     @abstractmethod
-    def fill_moment(self, parameter: nn.Parameter, name: Moment, value: Tensor) -> None:
+    def set_moment(self, parameter: nn.Parameter, name: Moment, value: Tensor) -> None:
         """Set one of its moments, which exists."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class FullStateStrategy(ParallelStrategy):
         """Return AdamW's states of this rank's shards; empty ones before the first step."""
 
     @abstractmethod
-    def begin_states(self, step: Tensor) -> None:
+    def init_states(self, step: Tensor) -> None:
         """Let moments of zero exist, after so many steps."""
 
     @abstractmethod
@@ -76,14 +76,14 @@ class FullStateStrategy(ParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return what is trained, whole on rank zero and nothing elsewhere."""
-        return self._collected(self.trained(), self.whole)
+        return self._collected(self.trained(), self.full_parameter)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return AdamW's state as torch's own would be, on rank zero."""
         parameters = dict(enumerate(self.trained().values()))
         states = [state for state in self.states() if state]
         moments = {
-            name: self._collected(parameters, partial(self.whole_moment, name=name))
+            name: self._collected(parameters, partial(self.full_moment, name=name))
             for name in (MOMENTS if states else ())
         }
         [group] = optimizer.param_groups
@@ -113,7 +113,7 @@ class FullStateStrategy(ParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take up what is trained."""
         for name, parameter in self.trained().items():
-            self.fill(parameter, checkpoint["state_dict"][name])
+            self.set_parameter(parameter, checkpoint["state_dict"][name])
 
     @torch.no_grad()
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -128,10 +128,10 @@ class FullStateStrategy(ParallelStrategy):
                 "The checkpoint's optimizer is not AdamW, the only one that can be sharded: go on "
                 "without a sharding strategy."
             )
-        self.begin_states(saved["state"][0]["step"])
+        self.init_states(saved["state"][0]["step"])
         for number, parameter in enumerate(self.trained().values()):
             for name in MOMENTS:
-                self.fill_moment(parameter, name, saved["state"][number][name])
+                self.set_moment(parameter, name, saved["state"][number][name])
 
     def _collected(
         self, parameters: Mapping[Any, nn.Parameter], whole: Callable[[nn.Parameter], Tensor]

@@ -79,19 +79,19 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
 
     # Weights and moments ------------------------------------------------------------------------
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         """Return a weight, put together of all ranks' shards."""
         return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.data
 
-    def whole_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
+    def full_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
         """Return a moment, put together of all ranks' shards."""
         return self.optimizers[0].state[parameter][name].full_tensor()
 
-    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set this rank's shard of a weight."""
         _fill(parameter, value)
 
-    def fill_moment(self, parameter: nn.Parameter, name: Moment, value: Tensor) -> None:
+    def set_moment(self, parameter: nn.Parameter, name: Moment, value: Tensor) -> None:
         """Set this rank's shard of a moment."""
         _fill(self.optimizers[0].state[parameter][name], value)
 
@@ -99,7 +99,7 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
         """Return AdamW's states."""
         return [self.optimizers[0].state.get(p, {}) for p in self.trained().values()]
 
-    def begin_states(self, step: Tensor) -> None:
+    def init_states(self, step: Tensor) -> None:
         """Let moments of zero exist."""
         for p in self.trained().values():
             moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
@@ -110,7 +110,9 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
         """Put networks without hooks in the place of the divided ones, with all weights."""
         for owner, name, plain in self._before:
             net = getattr(owner, name)
-            state = {key: self.whole(value).cpu() for key, value in net.state_dict().items()}
+            state = {
+                key: self.full_parameter(value).cpu() for key, value in net.state_dict().items()
+            }
             if self.is_global_zero:
                 plain.load_state_dict(state, assign=True)
                 setattr(owner, name, plain.train(net.training))

@@ -151,7 +151,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
 
     # Weights and moments ------------------------------------------------------------------------
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         """Return a weight as the forward sees it."""
         if self.stage < 3:
             return parameter.data
@@ -160,13 +160,13 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
-    def whole_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
+    def full_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
         """Return a moment, put together of all ranks' shards."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         return safe_get_full_optimizer_state(parameter, name)
 
-    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set a weight, and the copy of it that the optimizer steps from."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
@@ -180,7 +180,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
             parameter.data.copy_(value)
         safe_set_local_fp32_param(parameter, self._mine(parameter, value))
 
-    def fill_moment(self, parameter: nn.Parameter, name: Moment, value: Tensor) -> None:
+    def set_moment(self, parameter: nn.Parameter, name: Moment, value: Tensor) -> None:
         """Set this rank's shard of a moment."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
@@ -200,7 +200,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
         inner = self._sharded.optimizer
         return [inner.state.get(flat, {}) for flat in self._flats]
 
-    def begin_states(self, step: Tensor) -> None:
+    def init_states(self, step: Tensor) -> None:
         """Let moments of zero exist."""
         sharded = self._sharded
         for flat in self._flats:
@@ -269,7 +269,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
         for owner in owners if self.stage == 3 else ():
             for name, parameter in [*owner._parameters.items()]:
                 if parameter is not None:
-                    value = self.whole(parameter)
+                    value = self.full_parameter(parameter)
                     if self.is_global_zero:
                         plain = nn.Parameter(value.cpu(), parameter.requires_grad)
                         owner._parameters[name] = plain

@@ -123,10 +123,10 @@ def shape_masks(centres: Tensor, areas: Tensor) -> Tensor:
 def _row(scene: Scene) -> tuple[float, ...]:
     values = [float(BACKGROUNDS.index(scene.background)), float(scene.relation is not None)]
     for i in range(2):
-        if i >= len(scene.items):
+        if i >= len(scene.objects):
             values += [0.0, 0.0, 0.0, _FAR, _FAR]
             continue
-        item = scene.items[i]
+        item = scene.objects[i]
         if scene.relation is None:
             x, y = (_STEP * way for way in _PLACE[item.place or ""])
         else:

@@ -54,16 +54,16 @@ class Scene:
     """A background with one object somewhere, or with two objects in a relation."""
 
     background: str
-    items: tuple[SceneObject, ...]
+    objects: tuple[SceneObject, ...]
     relation: str | None = None
 
     def caption(self) -> str:
         """Return the one sentence that names this scene."""
         if self.relation is None:
-            (item,) = self.items
+            (item,) = self.objects
             where = f"{_AT[item.place or '']} {item.place} of"
         else:
-            item, other = self.items
+            item, other = self.objects
             where = f"{self.relation} {other} on"
         return f"{item} {where} a {self.background} background"
 
@@ -78,7 +78,7 @@ class Scene:
         """Return the scene of the same picture that speaks from the left or from above."""
         if self.relation not in ("right of", "below"):
             return self
-        return Scene(self.background, self.items[::-1], _OPPOSITE[self.relation])
+        return Scene(self.background, self.objects[::-1], _OPPOSITE[self.relation])
 
 
 @cache
@@ -164,11 +164,11 @@ def changes(scene: Scene, attribute: str) -> tuple[Scene, ...]:
         return tuple(replace(scene, relation=r) for r in RELATIONS if r != scene.relation)
     words = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES}[attribute]
     found = []
-    for i, item in enumerate(scene.items):
+    for i, item in enumerate(scene.objects):
         for word in words:
-            items = list(scene.items)
+            items = list(scene.objects)
             items[i] = replace(item, **{attribute: word})
-            found.append(replace(scene, items=tuple(items)))
+            found.append(replace(scene, objects=tuple(items)))
     world = _all_of(scene.relation is not None)
     return tuple(other for other in found if other != scene and other in world)
 

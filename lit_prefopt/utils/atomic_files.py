@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_whole(path: str | Path, content: str | bytes) -> None:
+def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write a file under a temporary name beside it, and give it its name at the end."""
-    with whole_file(path) as stream:
+    with atomic_file(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that gets its name when the block ends well.
 
     Its bytes are on the disk before it has its name, so that neither a kill nor a power cut leaves
@@ -42,7 +42,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_output(path: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_output(path: Path, replace: bool = False) -> Iterator[Path]:
     """Lend a temporary path for a file or folder, which gets its name when the block ends well.
 
     Args:

@@ -50,7 +50,7 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
-def retried(url: str, action: Callable[[], T]) -> T:
+def retry(url: str, action: Callable[[], T]) -> T:
     """Return what an action returns, which is tried again while its failures may pass.
 
     Args:

@@ -16,7 +16,9 @@ B = TypeVar("B")
 AHEAD = 4  # items under way for each worker
 
 
-def in_order(function: Callable[[A], B], items: Iterable[A], workers: int | None) -> Iterator[B]:
+def map_in_order(
+    function: Callable[[A], B], items: Iterable[A], workers: int | None
+) -> Iterator[B]:
     """Yield the results of all items, in their order.
 
     Threads, no processes: decoding, hashing and reading release the interpreter's lock, no image is

@@ -50,7 +50,7 @@ def test_the_judge_sees_its_images(
     backbone = family(folder, lora=LoRA(4), decoder=decoder)
     how = Sampling(steps=4, eta=1.0, batch_size=1)
     module = SPO(backbone, AdamW(1e-3), Brightness(), 10.0, 0.1, how, 2, 1, 0, 0.0)
-    scores = module.judged(LATENTS, ["a", "b"], torch.zeros(2))
+    scores = module.judge_latents(LATENTS, ["a", "b"], torch.zeros(2))
     torch.testing.assert_close(scores, backbone.preview(LATENTS).mean((1, 2, 3)))
     assert (scores - backbone.decode(LATENTS).mean((1, 2, 3))).abs().min() > 1e-3
     small = {name for name, _ in module.named_parameters() if "small_decoder" in name}

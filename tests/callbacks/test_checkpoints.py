@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_prefopt.callbacks import Checkpoints
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO, is_whole, last_checkpoint
+from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO, is_complete, last_checkpoint
 from tests.helpers.runs import FailAt, assert_same_end, folder_of
 
 WINDOW = 3
@@ -184,7 +184,7 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoints(
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     left = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [path.name for path in left] == ["last.ckpt", "step=2.ckpt"]
-    assert all(is_whole(path) for path in left)
+    assert all(is_complete(path) for path in left)
     main(["fit", *recipe, *every, "--ckpt_path", "last"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import Prompt, Steps, Trajectories, rows
+from lit_prefopt.batches import Prompt, Steps, Trajectories, select_rows
 from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
 
 
@@ -65,5 +65,5 @@ def test_every_state_lies_in_memory_once() -> None:
     buffer.add(one)
     states = buffer.rounds[0].states
     assert states.nbytes == 8 * 3 * 5 * 4 * 2 * 2 * 2
-    part = rows(buffer.rounds[0], slice(3, None))
+    part = select_rows(buffer.rounds[0], slice(3, None))
     assert part.states.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()

@@ -90,7 +90,7 @@ def test_toy_attributes_change_one_thing_on_the_same_side_of_the_split(of: str) 
             continue
         left, right = parse(prompt), parse(corrupted.right)
         assert split(corrupted.right) == of
-        pairs = list(zip(left.items, right.items, strict=True))
+        pairs = list(zip(left.objects, right.objects, strict=True))
         apart = [
             name
             for one, other in pairs

@@ -27,16 +27,16 @@ from lit_prefopt.generate import (
     MinimumChange,
     MisspeltText,
 )
-from lit_prefopt.generate.diptych import cut
+from lit_prefopt.generate.diptych import split_panels
 from lit_prefopt.processes.settings import Sampling
 from tests.helpers.generating import HOW, controlnet, generate
 
 
 def test_panels_are_cut_in_the_middle_and_lie_on_each_other() -> None:
     canvas = torch.arange(2 * 3 * 8 * 24.0).view(2, 3, 8, 24)
-    left, right = cut(canvas)
+    left, right = split_panels(canvas)
     assert torch.equal(torch.cat([left, right], -1), canvas)
-    left, right = cut(canvas, seam=2)
+    left, right = split_panels(canvas, seam=2)
     assert torch.equal(left, canvas[..., 2:10])
     assert torch.equal(right, canvas[..., 14:22])
 
@@ -46,7 +46,7 @@ def test_panels_are_brought_to_size_without_distortion() -> None:
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
     disc = ((x - 31.5) ** 2 + (y - 23.5) ** 2 < 15**2).float() * 2 - 1
     panel = disc.expand(1, 3, 48, 64)
-    left, right = cut(torch.cat([panel, panel], -1), seam=4, size=32)
+    left, right = split_panels(torch.cat([panel, panel], -1), seam=4, size=32)
     assert left.shape == right.shape == (1, 3, 32, 32)
     assert torch.equal(left, right)
     inside = left[0, 0] > 0

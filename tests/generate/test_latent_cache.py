@@ -16,7 +16,7 @@ from lit_prefopt.data.shards.index import index_shards, read_index
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules import PairShards
 from lit_prefopt.datamodules.generation import StoredGroup
-from lit_prefopt.diffusion.encoding import drawn, encoded
+from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import LatentCache
 from lit_prefopt.generate.latent_cache import EncodedPair
@@ -90,7 +90,7 @@ def test_its_batches_are_those_of_the_images(
         assert one.texts == other.texts
         assert one.keys == other.keys
         dropped += one.texts.count("")
-        same_but_for_encoding(encoded(backbone, one), drawn(backbone, other))
+        same_but_for_encoding(encode_pairs(backbone, one), draw_latents(backbone, other))
     assert dropped > 2
 
 
@@ -107,7 +107,7 @@ def test_masks_and_labels_come_along(tiny_folder: str, shards: str, tmp_path: Pa
     [one], [other] = images.train_dataloader(), data(folder, seed=0).train_dataloader()
     assert other.masks.shape == (4, 1, 8, 8)
     backbone = frozen(tiny_folder)
-    same_but_for_encoding(encoded(backbone, one), drawn(backbone, other))
+    same_but_for_encoding(encode_pairs(backbone, one), draw_latents(backbone, other))
     assert sorted(other.labels.tolist()) == [0, 0.25, 0.5, 0.75]
 
 
@@ -125,7 +125,7 @@ def test_random_views_and_means_alone(tiny_folder: str, shards: str, tmp_path: P
     batch = next(iter(module.train_dataloader()))
     assert batch.deviation is None
     backbone = frozen(tiny_folder)
-    assert torch.equal(drawn(backbone, batch).latents, backbone.scaled(batch.mean))
+    assert torch.equal(draw_latents(backbone, batch).latents, backbone.scaled(batch.mean))
     with pytest.raises(InputError, match="cached with random crops"):
         data(folder, validation=folder)
 
@@ -169,7 +169,7 @@ def test_it_is_validated_and_indexed_like_other_shards(
     cached: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = validate(cached)
-    assert not report.stops
+    assert not report.would_stop
     assert (report.samples, report.broken.count, report.odd.count) == (24, 0, 0)
     assert "24 samples" in capsys.readouterr().out
     folder = tmp_path / "copy"
@@ -239,4 +239,4 @@ def test_what_a_cached_batch_is_without_its_second_side(cached: str, tiny_folder
     module = SupervisedFineTuning(StableDiffusion(tiny_folder), AdamW(1e-3)).train()
     pairs = module.form_pairs(batch)
     assert pairs.sides == 1
-    assert torch.equal(pairs.latents[:, 0], drawn(module.backbone, batch).latents[:, 0])
+    assert torch.equal(pairs.latents[:, 0], draw_latents(module.backbone, batch).latents[:, 0])

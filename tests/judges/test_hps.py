@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Aesthetic, CLIPScore, HPSv2
 from lit_prefopt.judges.hps import from_open_clip
-from lit_prefopt.judges.pixels import padded
+from lit_prefopt.judges.pixels import pad_to_square
 from tests.helpers.published import (
     head_weights,
     open_clip_model,
@@ -81,15 +81,15 @@ def test_published_layout(small: str, tmp_path: Path, form: str) -> None:
 def test_the_longer_side_counts_and_the_rest_is_black() -> None:
     bytes_ = np.random.default_rng(0).integers(0, 256, (20, 44, 3), np.uint8)
     images = torch.from_numpy(bytes_).permute(2, 0, 1)[None] / 127.5 - 1
-    seen = padded(images, 22)
+    seen = pad_to_square(images, 22)
     assert seen.shape == (1, 3, 22, 22)
     assert not seen[..., :6, :].any()
     assert not seen[..., 16:, :].any()
     theirs = np.asarray(Image.fromarray(bytes_).resize((22, 10), Image.Resampling.BICUBIC)) / 255
     ours = seen[0, :, 6:16].clamp(0, 1).permute(1, 2, 0).numpy()
     assert np.abs(ours - theirs).max() < 1e-2  # PIL rounds to bytes on its way
-    assert padded(images, 22, antialias=False).sub(seen).abs().max() > 0.05
-    assert torch.equal(padded(images[..., :20], 20), (images[..., :20] + 1) / 2)
+    assert pad_to_square(images, 22, antialias=False).sub(seen).abs().max() > 0.05
+    assert torch.equal(pad_to_square(images[..., :20], 20), (images[..., :20] + 1) / 2)
 
 
 def test_what_is_no_hps_is_refused(small: str, tmp_path: Path) -> None:

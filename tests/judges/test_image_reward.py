@@ -98,8 +98,8 @@ def test_scores_are_those_of_its_layout(words: str, tmp_path: Path) -> None:
     images = torch.rand(3, 3, 32, 32) * 2 - 1
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    tokens = judge.tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")
-    assert tokens.input_ids[0, 0] == judge.tokenizer.cls_token_id
+    tokens = judge.bert_tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")
+    assert tokens.input_ids[0, 0] == judge.bert_tokenizer.cls_token_id
     expected = [
         reward(state, ((image + 1) / 2 - mean) / deviation, ids, mask)
         for image, ids, mask in zip(images, tokens.input_ids, tokens.attention_mask, strict=True)

@@ -21,7 +21,7 @@ from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL, trai
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.callbacks import Guard
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.encoding import encoded
+from lit_prefopt.diffusion.encoding import encode_pairs
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import CLIPJudge, Judge, StepAwarePreference
 from lit_prefopt.judges.step_aware_training import agreement
@@ -60,7 +60,7 @@ def test_predictions_by_hand(make: Make, tiny_folder: str, guidance: float) -> N
     stock = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     scheduler = DDIMScheduler.from_config(stock.scheduler.config, clip_sample=False)
     scheduler.set_timesteps(1000)
-    latents = encoded(module.backbone, pairs)
+    latents = encode_pairs(module.backbone, pairs)
     t = torch.tensor([701, 20])
     ours = module.predicted(latents, t)
     assert ours.shape == (2, 2, 3, 32, 32)
@@ -125,7 +125,7 @@ def test_the_loss_by_hand(make: Make, tiny_clip_folder: str) -> None:
     pairs = batch(4, labels=labels, weights=weights)
     loss = module.training_step(pairs, 0)
     t = (draws.uniform(pairs.seeds, "t") * 1000).long()
-    images = module.predicted(encoded(module.backbone, pairs), t)
+    images = module.predicted(encode_pairs(module.backbone, pairs), t)
     clip, judge = CLIPModel.from_pretrained(tiny_clip_folder).eval(), CLIPJudge(tiny_clip_folder)
     expected = 0.0
     for row in range(4):

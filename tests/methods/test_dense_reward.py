@@ -62,9 +62,11 @@ def test_a_trajectory_by_hand(backbone: StableDiffusion) -> None:
         t, t_next = (torch.full((2,), x) for x in (501, 1))
         said = guided(backbone, start, t, prompt, 3.0)
         noise = [draws.normal(own[:, 0], (4, 8, 8), f"step {i}") for i in range(2)]
-        middle = process.step(said, start, t, t_next).at(noise[0])
+        middle = process.step(said, start, t, t_next).sample(noise[0])
         again = guided(backbone, middle, t_next, prompt, 3.0)
-        end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64)).at(noise[1])
+        end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64)).sample(
+            noise[1]
+        )
     assert made.t.tolist() == [[501, 1, 0]] * 2
     for row in range(2):
         firsts = made.states[row, :, 0]

@@ -53,7 +53,7 @@ def good(count: int = 10) -> list[Members]:
 
 def test_good_shards_have_no_finding(make_shards: Maker, capsys: pytest.CaptureFixture):
     report = validate(make_shards(samples=20, per_shard=6))
-    assert (report.shards, report.samples, report.stops) == (4, 20, False)
+    assert (report.shards, report.samples, report.would_stop) == (4, 20, False)
     assert {row[1] for row in list(report.rows())[:7]} == {"0"}
     assert report.sizes.smallest_median_largest() == (10, 10, 10)
     assert "A run would not stop here" in capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_a_tar_that_the_index_does_not_know(make_shards: Maker):
     folder = Path(make_shards())
     (folder / "new.tar").write_bytes((folder / "pairs-000000.tar").read_bytes())
     report = validate(str(folder))
-    assert (report.unlisted.names, report.stops) == (["new.tar"], False)
+    assert (report.unlisted.names, report.would_stop) == (["new.tar"], False)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_broken_samples_are_named(tmp_path: Path, sample: Members, reason: str):
     report = validate(make(tmp_path / "shards", *good(), sample))
     assert report.broken.count == 1
     assert report.broken.names[0].startswith(f"hand.tar/bad {reason}")
-    assert not report.stops  # a handful may be passed over
-    assert validate(str(tmp_path / "shards"), broken_share=0).stops
+    assert not report.would_stop  # a handful may be passed over
+    assert validate(str(tmp_path / "shards"), broken_share=0).would_stop
 
 
 def test_offsets_that_point_elsewhere_are_broken_samples(make_shards: Maker):
@@ -112,15 +112,15 @@ def test_offsets_that_point_elsewhere_are_broken_samples(make_shards: Maker):
 def test_too_many_broken_samples_stop_a_run(make_shards: Maker):
     broken = dict.fromkeys(range(6), b"not an image")
     folder = make_shards(samples=20, broken=broken)
-    assert validate(folder).stops
-    assert not validate(folder, broken_share=0.5).stops
+    assert validate(folder).would_stop
+    assert not validate(folder, broken_share=0.5).would_stop
     with pytest.raises(InputError, match="give a share from 0 to 1"):
         validate(folder, broken_share=-1)
 
 
 def test_no_sample_or_no_whole_sample_stops_a_run(tmp_path: Path):
-    assert validate(make(tmp_path / "empty")).stops
-    assert validate(make(tmp_path / "bad", {"a.txt": b"a"})).stops
+    assert validate(make(tmp_path / "empty")).would_stop
+    assert validate(make(tmp_path / "bad", {"a.txt": b"a"})).would_stop
 
 
 class Bomb:
@@ -157,7 +157,7 @@ def test_duplicates_identical_sides_and_empty_texts(tmp_path: Path):
     assert report.duplicates.names == ["hand.tar/twice"]
     assert report.identical.names == ["hand.tar/same"]
     assert report.empty.names == ["hand.tar/empty"]
-    assert not report.stops
+    assert not report.would_stop
 
 
 def test_sizes(tmp_path: Path):

@@ -47,7 +47,7 @@ def test_stepping_with_a_stored_noise_is_diffusers_step(prediction: str, eta: fl
     for t in theirs.timesteps:
         there = theirs.step(said, t, latents, eta=eta, variance_noise=noise)
         step = ours.step(said, latents, t.expand(2), t.expand(2) - 50, eta)
-        torch.testing.assert_close(step.at(noise), there.prev_sample, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(step.sample(noise), there.prev_sample, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(step.clean, there.pred_original_sample, atol=1e-4, rtol=1e-4)
         assert torch.equal(ours.clean(said, latents, t.expand(2)), step.clean)
 

@@ -64,9 +64,9 @@ def test_the_tokenizer_holds_every_diptych() -> None:
     backbone = ToyDiffusion(reference="none")
     longest = max((scene.caption() for scene in all_scenes()), key=lambda c: len(c.split()))
     whole = TEMPLATE.format(left=longest, right=longest)
-    assert len(parse(longest).items) == 2
-    assert backbone.reads(whole)
-    assert not backbone.reads(whole + " | " + longest)
+    assert len(parse(longest).objects) == 2
+    assert backbone.fits_context(whole)
+    assert not backbone.fits_context(whole + " | " + longest)
     assert (
         backbone.tokenizer.decode(backbone.tokenizer(whole).input_ids, skip_special_tokens=True)
         == whole

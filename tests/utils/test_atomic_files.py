@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_prefopt.utils.atomic_files import whole_output
+from lit_prefopt.utils.atomic_files import atomic_output
 
 
 def test_a_whole_output_gets_its_name_and_can_be_read_by_others(tmp_path: Path) -> None:
-    with whole_output(tmp_path / "new" / "x.safetensors") as path:
+    with atomic_output(tmp_path / "new" / "x.safetensors") as path:
         save_file({"x": torch.ones(1)}, path)
         assert not (tmp_path / "new" / "x.safetensors").exists()
     assert (tmp_path / "new" / "x.safetensors").stat().st_mode & 0o777 == 0o644
-    with whole_output(tmp_path / "folder") as path:
+    with atomic_output(tmp_path / "folder") as path:
         (path / "inner").mkdir(parents=True)
         save_file({"x": torch.ones(1)}, path / "inner" / "x.safetensors")
     assert (tmp_path / "folder" / "inner" / "x.safetensors").stat().st_mode & 0o777 == 0o644
@@ -24,7 +24,7 @@ def test_a_whole_output_gets_its_name_and_can_be_read_by_others(tmp_path: Path) 
 
 
 def write_half(output: Path) -> None:
-    with whole_output(output) as path:
+    with atomic_output(output) as path:
         path.mkdir()
         (path / "half").write_text("written")
         raise RuntimeError("half way")

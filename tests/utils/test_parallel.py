@@ -10,7 +10,7 @@ import pytest
 
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.prepare.image_checks import check
-from lit_prefopt.utils.parallel import AHEAD, cores, in_order
+from lit_prefopt.utils.parallel import AHEAD, cores, map_in_order
 from tests.helpers.shards import picture
 
 
@@ -23,7 +23,7 @@ def test_results_keep_their_order_and_several_threads_work():
         time.sleep(0.01 if number % 2 else 0)
         return number * number
 
-    assert list(in_order(slow_at_first, range(20), 3)) == [n * n for n in range(20)]
+    assert list(map_in_order(slow_at_first, range(20), 3)) == [n * n for n in range(20)]
 
 
 def test_items_are_taken_as_they_are_needed():
@@ -34,7 +34,7 @@ def test_items_are_taken_as_they_are_needed():
             taken.append(number)
             yield number
 
-    results = in_order(lambda number: number, items(), 2)
+    results = map_in_order(lambda number: number, items(), 2)
     assert next(results) == 0
     assert len(taken) == 2 * AHEAD
 
@@ -42,7 +42,7 @@ def test_items_are_taken_as_they_are_needed():
 def test_errors_come_out_and_end_the_threads():
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
-        list(in_order(lambda number: 1 // number, [2, 1, 0, 5], 2))
+        list(map_in_order(lambda number: 1 // number, [2, 1, 0, 5], 2))
     assert threading.active_count() == before
     assert cores() >= 1
 

@@ -15,7 +15,7 @@ from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.latents.latent_reader import LatentSample
 from lit_prefopt.data.shards.format import GENERATION_FILE, Shard
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.filesystem import filesystem, retried
+from lit_prefopt.utils.filesystem import filesystem, retry
 
 NOTES = "notes"  # its part that tells and does not decide
 EMPTY = "empty.safetensors"  # the empty prompt, once for the whole set
@@ -120,7 +120,7 @@ def _read_empty(folder: str) -> Prompt:
 def _fetched(folder: str, name: str) -> bytes:
     fs, path = filesystem(folder)
     try:
-        data: bytes = retried(f"{folder}/{name}", lambda: fs.cat_file(f"{path}/{name}"))
+        data: bytes = retry(f"{folder}/{name}", lambda: fs.cat_file(f"{path}/{name}"))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds cached latents and no {name}: copy the whole folder that "

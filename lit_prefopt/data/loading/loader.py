@@ -82,7 +82,7 @@ class ResumableLoader(PairLoader):
 
     Args:
         batches: The batches of this rank.
-        course: Where the run stands.
+        epoch_progress: Where the run stands.
         progress: Returns Lightning's counters of batches; None outside of a Trainer.
         workers: Worker processes; 0 reads in the main process.
         pinned: Return pinned memory, from which batches are copied to a GPU without blocking.

@@ -69,15 +69,17 @@ def parse(folder: str, text: bytes) -> list[Shard]:
         # row by row into arrays: ten million samples as Python's own numbers would be gigabytes
         content = json.loads(text, object_hook=_with_arrays)
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
-        raise stale(folder, "is no JSON") from error
+        raise stale_index_error(folder, "is no JSON") from error
     if not isinstance(content, dict) or not isinstance(content.get("shards"), list):
-        raise stale(folder, "lists no shards")
+        raise stale_index_error(folder, "lists no shards")
     if content.get("version") != VERSION:
-        raise stale(folder, f"has version {content.get('version')!r} instead of {VERSION}")
+        raise stale_index_error(
+            folder, f"has version {content.get('version')!r} instead of {VERSION}"
+        )
     return [_parse_row(folder, row) for row in content["shards"]]
 
 
-def stale(folder: str, what: str) -> InputError:
+def stale_index_error(folder: str, what: str) -> InputError:
     """Return the sentence about an index that does not fit its folder."""
     return InputError(
         f"{folder}/{INDEX} {what}; make it again with `lit-prefopt shards index {folder}`."
@@ -104,18 +106,18 @@ def _parse_row(folder: str, row: Any) -> Shard:
     try:
         name, size, offsets, sizes = row["name"], row["size"], row["offsets"], row.get("sizes")
     except (TypeError, KeyError, AttributeError) as error:
-        raise stale(folder, "has a shard without name, size or offsets") from error
+        raise stale_index_error(folder, "has a shard without name, size or offsets") from error
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise stale(folder, f"names the shard {name!r}, which is no plain file name")
+        raise stale_index_error(folder, f"names the shard {name!r}, which is no plain file name")
     if not _rising(offsets, size):
-        raise stale(folder, f"has offsets that do not fit {name}")
+        raise stale_index_error(folder, f"has offsets that do not fit {name}")
     if sizes is not None and not _plausible(sizes, len(offsets)):
-        raise stale(folder, f"has sizes of images that do not fit {name}")
+        raise stale_index_error(folder, f"has sizes of images that do not fit {name}")
     if sizes is not None:
         sizes = sizes.astype(np.int32).reshape(-1, 2)
     kind = row.get("kind", IMAGES)
     if kind not in (IMAGES, LATENTS):
-        raise stale(folder, f"says that {name} holds {kind!r}, which is not known")
+        raise stale_index_error(folder, f"says that {name} holds {kind!r}, which is not known")
     return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind)
 
 

@@ -26,11 +26,11 @@ from lit_prefopt.data.shards.format import (
     Shard,
     dump,
     parse,
-    stale,
+    stale_index_error,
 )
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.atomic_files import write_whole
-from lit_prefopt.utils.filesystem import filesystem, is_local, retried
+from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.filesystem import filesystem, is_local, retry
 
 BEST = [f"{SIDES[0]}.{extension}" for extension in EXTENSIONS]
 
@@ -44,7 +44,7 @@ def read_index(folder: str | Path) -> list[Shard]:
     folder = str(folder).rstrip("/")
     fs, path = filesystem(folder)
     try:
-        text = retried(f"{folder}/{INDEX}", lambda: fs.cat_file(f"{path}/{INDEX}"))
+        text = retry(f"{folder}/{INDEX}", lambda: fs.cat_file(f"{path}/{INDEX}"))
     except (FileNotFoundError, NotADirectoryError) as error:
         if is_local(fs) and not fs.isdir(path):
             raise InputError(f"There is no folder {folder}; check the path.") from error
@@ -59,7 +59,7 @@ def read_index(folder: str | Path) -> list[Shard]:
 
 def write_index(folder: str | Path, shards: Iterable[Shard]) -> None:
     """Write the index of a local folder, whole or not at all."""
-    write_whole(Path(folder) / INDEX, dump(shards))
+    write_atomic(Path(folder) / INDEX, dump(shards))
 
 
 def index_shards(folder: str) -> None:
@@ -142,6 +142,6 @@ def _check_sizes(
     sizes = {Path(entry["name"]).name: entry["size"] for entry in fs.ls(path, detail=True)}
     for shard in shards:
         if shard.name not in sizes:
-            raise stale(folder, f"names {shard.name}, which is missing")
+            raise stale_index_error(folder, f"names {shard.name}, which is missing")
         if sizes[shard.name] != shard.size:
-            raise stale(folder, f"is older than {shard.name}, whose size has changed")
+            raise stale_index_error(folder, f"is older than {shard.name}, whose size has changed")

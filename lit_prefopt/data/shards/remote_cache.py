@@ -19,7 +19,7 @@ from fsspec.callbacks import Callback
 
 from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.filesystem import filesystem, is_local, retried
+from lit_prefopt.utils.filesystem import filesystem, is_local, retry
 
 POLL = 0.1  # seconds between two looks for room
 ROOM = "room.lock"  # held while the cache is counted or changed
@@ -76,7 +76,7 @@ class ShardCache:
         part = path.with_suffix(f".{shard.size}.part")
         self._reserve(part, shard)
         try:
-            retried(shard.url, lambda: _download(shard, part))
+            retry(shard.url, lambda: _download(shard, part))
             file = part.open("rb")  # before others can see it and take its room
             with FileLock(self.folder / ROOM):  # else who counts now may count it twice
                 os.replace(part, path)

@@ -16,7 +16,7 @@ from rich.table import Table
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.console import picture_name
 from lit_prefopt.evaluate.statistics import Interval, paired_statistics
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 MARGIN, CAPTION = 80, 16  # pixels of the sheet beside and between its pictures
 
@@ -50,7 +50,7 @@ def write_round_report(folders: Sequence[Path], output: Path) -> None:
     rows = [_row(folder.name, start, own) for folder, own in zip(folders, after, strict=True)]
     base = float(start.mean())
     report = {"reward_start": base, "prompts": len(start), "rounds": [r._asdict() for r in rows]}
-    write_whole(output / "rounds.json", json.dumps(report, indent=2) + "\n")
+    write_atomic(output / "rounds.json", json.dumps(report, indent=2) + "\n")
     _plot(base, rows, output / "rounds.png")
     _sheet(results, output / "samples.png")
     Console().print(_table(base, rows))

@@ -24,7 +24,7 @@ from lit_prefopt.evaluate.report.page_data import (
 )
 from lit_prefopt.evaluate.report.pictures import MAX_BYTES, embed
 from lit_prefopt.evaluate.report.saved_results import mapping, read_results
-from lit_prefopt.utils.atomic_files import write_whole
+from lit_prefopt.utils.atomic_files import write_atomic
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,7 +79,7 @@ def write_page(folder: Path, other: Path | None = None, max_bytes: int = MAX_BYT
     }
     path = folder / PAGE
     # half of a surrogate pair is no character, but JSON can hold it
-    write_whole(path, render(context).encode("utf-8", "replace"))
+    write_atomic(path, render(context).encode("utf-8", "replace"))
     return path
 
 

@@ -34,7 +34,7 @@ def embed(
     """
     result: list[Pictures] = [tuple(None for _ in row) for row in files]
     left = max_bytes
-    for place in by_interest(differences):
+    for place in order_by_interest(differences):
         uris = tuple(_data_uri(file) if file else None for file in files[place])
         size = sum(len(uri) for uri in uris if uri)
         if size > left:
@@ -43,7 +43,7 @@ def embed(
     return result
 
 
-def by_interest(differences: Sequence[float | None]) -> list[int]:
+def order_by_interest(differences: Sequence[float | None]) -> list[int]:
     """Return every row's number once: best, worst and one between, in turn.
 
     Args:

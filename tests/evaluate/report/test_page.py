@@ -20,7 +20,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.report.page import write_page
 from lit_prefopt.evaluate.report.page_data import labelled_values
-from lit_prefopt.evaluate.report.pictures import LONGEST, by_interest, embed
+from lit_prefopt.evaluate.report.pictures import LONGEST, embed, order_by_interest
 from lit_prefopt.evaluate.report.saved_results import read_results
 from tests.helpers.evaluations import HOSTILE, write_evaluation, write_folder, write_noise
 
@@ -253,9 +253,9 @@ def test_a_thousand_prompts_stay_small(tmp_path: Path) -> None:
 
 
 def test_every_row_has_its_turn_once() -> None:
-    assert by_interest([0.0, 3.0, None, -2.0, 1.0]) == [1, 3, 4, 0, 2]
-    assert sorted(by_interest([float(i % 7) for i in range(100)])) == list(range(100))
-    assert by_interest([]) == []
+    assert order_by_interest([0.0, 3.0, None, -2.0, 1.0]) == [1, 3, 4, 0, 2]
+    assert sorted(order_by_interest([float(i % 7) for i in range(100)])) == list(range(100))
+    assert order_by_interest([]) == []
 
 
 def test_large_pictures_shrink_and_small_ones_are_exact(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Build the policy of a UNet: adapter, full fine-tune, and the reference that holds it back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+from diffusers import UNet2DConditionModel
+
+from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.backbones.lora import LoRA
+from lit_prefopt.backbones.policy import Policy, freeze
+
+
+def build_policy(unet: UNet2DConditionModel, lora: LoRA | None, reference: str) -> Policy:
+    """Return the policy with its reference: a frozen copy, another UNet, the adapter off, or none.
+
+    Args:
+        unet: The denoiser to be trained; a LoRA is added to it in place.
+        lora: The adapter, if only one is trained.
+        reference: `initial`, `none`, or where another UNet lies.
+    """
+    frozen: UNet2DConditionModel | Literal["adapter-off"] | None = None
+    if reference not in ("initial", "none"):
+        frozen = freeze(load_component(UNet2DConditionModel, reference, "unet", unet.dtype))
+    elif reference == "initial":
+        frozen = "adapter-off" if lora else freeze(copy.deepcopy(unet))
+    if lora is not None:
+        lora.add_to(unet)
+    return Policy(unet, frozen)
