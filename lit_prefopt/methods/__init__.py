@@ -1,4 +1,4 @@
-"""One paper, one file."""
+"""Preference optimisation methods, one file per paper."""
 
 from lit_prefopt.methods.consistency_distillation import ConsistencyDistillation
 from lit_prefopt.methods.curriculum_dpo import ConsistencyDPO, CurriculumDPO
