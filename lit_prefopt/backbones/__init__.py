@@ -1,4 +1,4 @@
-"""One model family, one file."""
+"""Model families, one file each."""
 
 from lit_prefopt.backbones.base import Backbone, check_backbone
 from lit_prefopt.backbones.latent_consistency import LatentConsistency

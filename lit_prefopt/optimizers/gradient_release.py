@@ -62,6 +62,6 @@ def check_release(trainer: Trainer) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise InputError(
-                f"Gradients are released in the backward pass, before {reason}: change that, or set "
-                "`--model.optimizer.release_gradients false`."
+                f"Gradients are released in the backward pass, before {reason}: change that, or "
+                "set `--model.optimizer.release_gradients false`."
             )

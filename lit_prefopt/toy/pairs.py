@@ -112,7 +112,7 @@ class ToyStages(CurriculumPairs):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         stage_steps: int = 20,
         batch_size: int = 64,
         caption_dropout: float = 0.1,
@@ -120,7 +120,6 @@ class ToyStages(CurriculumPairs):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            *args,
             stage_steps=stage_steps,
             validation=str(PAIRS / "validation"),
             batch_size=batch_size,
