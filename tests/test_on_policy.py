@@ -31,8 +31,9 @@ def prompts(tmp_path: Path) -> PromptFile:
 def module(folder: str, **changes: object) -> SPO:
     torch.manual_seed(0)  # the adapter's first weights
     backbone = StableDiffusion(folder, lora=LoRA(4))
-    settings = {"candidates": 2, "first": 1, "inner": 0, "threshold": 0.0} | changes
-    return SPO(backbone, AdamW(1e-2), Brightness(), 10.0, 0.1, HOW, **settings)
+    settings = {"judge": Brightness(), "sampling": HOW, "beta": 10.0, "eps": 0.1}
+    settings |= {"candidates": 2, "first": 1, "inner": 0, "threshold": 0.0} | changes
+    return SPO(backbone, AdamW(1e-2), **settings)
 
 
 class Seen(Callback):
@@ -48,8 +49,9 @@ class Seen(Callback):
 def dense(folder: str) -> DenseRewardDPO:
     torch.manual_seed(0)
     backbone = StableDiffusion(folder, lora=LoRA(4))
-    settings = {"drawn_steps": 2, "sampling": HOW, "trajectories": 3, "kept": 3}
-    return DenseRewardDPO(backbone, AdamW(1e-2), Brightness(), 10.0, 0.5, 0.9, **settings)
+    settings = {"judge": Brightness(), "sampling": HOW, "beta": 10.0, "delta": 0.5, "gamma": 0.9}
+    settings |= {"drawn_steps": 2, "trajectories": 3, "kept": 3}
+    return DenseRewardDPO(backbone, AdamW(1e-2), **settings)
 
 
 def fit(

@@ -37,6 +37,7 @@ class D3PO(DenseRewardDPO):
         **kwargs: Any,
     ) -> None:
         check_number("eps", eps, most=0.999, above=0)
+        check_number("trajectories", trajectories, 2)
         super().__init__(
             *args,
             beta=beta,

@@ -151,7 +151,7 @@ def test_a_truncated_part_is_named(part: str, tiny_folder: str, tmp_path: Path) 
     shutil.copytree(tiny_folder, broken)
     [weights] = (broken / part).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(InputError, match=f"holds no {part} that can be loaded"):
+    with pytest.raises(InputError, match=f"has no {part} that can be loaded"):
         StableDiffusion(str(broken))
 
 

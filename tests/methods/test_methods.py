@@ -43,7 +43,7 @@ def any_backbone(
 
 
 def dpo(backbone: StableDiffusion, beta: float = 5000.0, **options: object) -> DiffusionDPO:
-    return DiffusionDPO(backbone, AdamW(1e-3), beta, **options)
+    return DiffusionDPO(backbone, AdamW(1e-3), beta=beta, **options)
 
 
 def one_step(module: PreferenceDiffusionModule, lr: float = 1e-3) -> None:
