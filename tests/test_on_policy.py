@@ -179,5 +179,5 @@ def test_fewer_prompts_than_ranks(tmp_path: Path) -> None:
     data.trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False
     )
-    with pytest.raises(InputError, match="1 prompts do not suffice for 2 ranks: give more"):
+    with pytest.raises(InputError, match="1 prompts are too few for 2 ranks: give more"):
         data.setup("fit")
