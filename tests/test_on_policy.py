@@ -17,6 +17,7 @@ from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.prompts.files import PromptFile
+from tests.helpers.batches import image_pairs
 from tests.helpers.judges import Brightness
 
 HOW = Sampling(steps=4, guidance=2.0, eta=1.0)
@@ -181,3 +182,17 @@ def test_fewer_prompts_than_ranks(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="1 prompts are too few for 2 ranks: give more"):
         data.setup("fit")
+
+
+def test_stored_pairs_are_refused(tiny_folder: str) -> None:
+    with pytest.raises(InputError, match="SPO trains on its own roll-outs.*PromptCollections"):
+        module(tiny_folder).training_step(image_pairs(), 0)
+
+
+def test_a_collection_without_a_trainer(prompts: PromptFile) -> None:
+    data = PromptCollections(prompts, batch_size=1, batches=1, round_size=1)
+    data.setup()
+    with pytest.raises(InputError, match="no Trainer yet: give it to `Trainer.fit"):
+        data.collect()
+    with pytest.raises(InputError, match="no roll-outs yet: call `collect` first"):
+        data.batch(0)
