@@ -101,5 +101,5 @@ def test_what_is_no_small_decoder_is_refused(tiny_folder: str, decoder: str) -> 
             StableDiffusion(tiny_folder, decoder=other)
     [weights] = Path(decoder).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:3000])
-    with pytest.raises(InputError, match="holds no vae that can be loaded"):
+    with pytest.raises(InputError, match="has no vae that can be loaded"):
         StableDiffusion(tiny_folder, decoder=decoder)
