@@ -96,7 +96,7 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_numbers(backbone)
-        module = DiffusionDPO(backbone, config(1e-6, **options), 5000.0)
+        module = DiffusionDPO(backbone, config(1e-6, **options), beta=5000.0)
         module.train()
     rest = [torch.arange(batch), *[torch.ones(batch)] * 2, ["key"] * batch]
     made: Batch

@@ -250,7 +250,7 @@ def test_another_runs_directory_is_refused(
 def test_a_checkpoint_of_another_backbone_is_refused(recipe: list[str], tmp_path: Path) -> None:
     main(["fit", *recipe, "--trainer.max_steps", "1"])
     last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    with pytest.raises(SystemExit, match="made by another backbone"):
+    with pytest.raises(SystemExit, match="belongs to another backbone"):
         main(["fit", *recipe, *LORA, "--ckpt_path", last])
 
 

@@ -82,7 +82,11 @@ class EdgeControl(nn.Module):
             backbone: Its `predict` is steered.
             drawing: (B, 3, H, W) in [0, 1], for forwards of B rows or of B rows again and again.
         """
-        assert isinstance(backbone, UNetBackbone)
+        if not isinstance(backbone, UNetBackbone):
+            raise InputError(
+                f"Edges condition UNets, which {type(backbone).__name__} has none of: take the "
+                "backbone StableDiffusion or StableDiffusionXL."
+            )
 
         def residuals(latents: Tensor, t: Tensor, conditioning: dict[str, Any]) -> dict[str, Any]:
             times = len(latents) // len(drawing)

@@ -14,7 +14,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.cache_checks import check_latents, settings_of_reference
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.latents.error_table import draw_seed
-from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.latent_reader import LatentSample
 from lit_prefopt.data.latents.latent_samples import LatentSampleLoader
 from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.datamodules.generation import CachedGroups, GenerationDataModule, StoredGroup
@@ -103,7 +103,6 @@ class ReferenceErrors(Producer):
         assert isinstance(data, CachedGroups)
         check_latents(self.backbone, data.latents)
         reader, self.seed = data.reader, data.seed
-        assert isinstance(reader, LatentReader)
         self.samples = LatentSampleLoader(
             reader, self.seed, data.latents, self.caption_dropout, self.held_out
         )

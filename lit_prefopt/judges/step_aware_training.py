@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_prefopt.backbones import Backbone, trained
+from lit_prefopt.backbones import trained
 from lit_prefopt.batches import ImagePairs, Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import NoisedPairs
@@ -24,7 +24,6 @@ from lit_prefopt.judges.step_aware import StepAware
 from lit_prefopt.learner import Learner
 from lit_prefopt.losses import choice_divergence
 from lit_prefopt.metrics import NamedMeans, accuracy
-from lit_prefopt.optimizers import OptimizerConfig
 
 FILE = "step_aware.safetensors"
 
@@ -32,8 +31,9 @@ FILE = "step_aware.safetensors"
 class StepAwarePreference(Learner):
     """Trains a CLIP to tell the better of two images from what a denoiser makes of their noise.
 
-    Both images of a pair get one timestep and one noise; the frozen denoiser predicts the clean
-    images, and all weights of the CLIP, which is told the timestep, learn which is the better one.
+    Both images of a pair get one timestep and one noise; the frozen denoiser of the backbone
+    predicts the clean images, and all weights of the CLIP, which is conditioned on the timestep,
+    are trained to prefer the better one. The optimizer updates the CLIP's weights.
     Texts of other pairs are no negatives. What it writes is a file for the judge `StepAware`.
 
     A pair's weight counts as a share: the gradient of an optimizer step is the sum of weighted
@@ -44,9 +44,6 @@ class StepAwarePreference(Learner):
     same predictions. Held-out ties have no right answer, and do not count in either.
 
     Args:
-        backbone: The model family whose predictions are judged, frozen; given as the recipe's own
-            key `backbone`.
-        optimizer: Optimizer and learning-rate schedule of the CLIP's weights.
         pretrained: Hub name or folder of the CLIP that it starts from.
         processor: Hub name or folder of its image processor and tokenizer; where not given, they
             lie beside the model.
@@ -67,8 +64,7 @@ class StepAwarePreference(Learner):
 
     def __init__(
         self,
-        backbone: Backbone,
-        optimizer: OptimizerConfig,
+        *args: Any,
         pretrained: str = "yuvalkirstain/PickScore_v1",
         processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         guidance: float = 5.0,
@@ -78,8 +74,10 @@ class StepAwarePreference(Learner):
         judge_scale: float = 1.0,
         validation_timesteps: tuple[int, ...] = (0, 251, 501, 701, 951),
         gradient_checkpointing: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, optimizer)
+        super().__init__(*args, **kwargs)
+        backbone = self.backbone
         backbone.require_encoders("StepAwarePreference, which looks at images,")
         last = backbone.process.steps - 1
         check_number("guidance", guidance, 1)

@@ -155,7 +155,8 @@ class _ResumedBatches:
 
     def __iter__(self) -> Iterator[ImagePairs]:
         trainer = self.web.trainer
-        assert trainer is not None, "ToyWeb has no trainer yet; hand it to Trainer.fit"
+        if trainer is None:
+            raise InputError("ToyWeb has no Trainer yet: give it to `Trainer.fit(module, data)`.")
         done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         end = (done // len(self) + 1) * len(self)
         ranks = trainer.world_size

@@ -25,7 +25,7 @@ from tests.helpers.runs import ROOT
 
 
 def dpo(folder: str, **options: Any) -> DiffusionDPO:
-    module = DiffusionDPO(StableDiffusion(folder, **options), AdamW(1e-3), 5000.0)
+    module = DiffusionDPO(StableDiffusion(folder, **options), AdamW(1e-3), beta=5000.0)
     module.train()
     return module
 
@@ -118,7 +118,7 @@ def test_what_is_done_already_is_not_advised(tiny_folder: str) -> None:
     backbone = StableDiffusion(
         tiny_folder, lora=LoRA(4), gradient_checkpointing=True, dtype="bfloat16"
     )
-    module = DiffusionDPO(backbone, AdamW8bit(1e-3), 5000.0)
+    module = DiffusionDPO(backbone, AdamW8bit(1e-3), beta=5000.0)
     assert savings(module, first_row(images(2))) == []
 
 

@@ -173,7 +173,7 @@ def test_a_clipped_ratio_pulls_no_more(backbone: StableDiffusion) -> None:
     ("change", "sentence"),
     [
         ({"sampling": Sampling(steps=4, eta=0.0)}, "deterministic sampler"),
-        ({"candidates": 1}, "has no rival"),
+        ({"candidates": 1}, "set it to 2 or more"),
         ({"first": 4}, "does not fit into 4 steps"),
     ],
 )

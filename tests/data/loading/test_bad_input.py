@@ -104,5 +104,5 @@ def test_a_command_in_the_place_of_a_url_is_not_run(tmp_path: Path):
 
 
 def test_more_than_there_is_cannot_be_a_batch(make_shards):
-    with pytest.raises(InputError, match="holds 5 pairs, less than one batch of 6 on each of 1"):
+    with pytest.raises(InputError, match="has 5 pairs, less than one batch of 6 on each of 1"):
         data(make_shards(5), batch_size=6).train_dataloader()

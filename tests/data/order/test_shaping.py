@@ -132,7 +132,7 @@ def test_an_index_without_sizes_cannot_be_bucketed(mixed: str, options: dict):
 
 
 def test_nothing_left_is_said(mixed: str):
-    with pytest.raises(InputError, match="holds 0 pairs, less than one batch"):
+    with pytest.raises(InputError, match="has 0 pairs, less than one batch"):
         data(mixed, min_side=500).train_dataloader()
 
 

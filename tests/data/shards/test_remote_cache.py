@@ -281,7 +281,7 @@ def test_a_run_resumes_on_remote_shards(server: Server, tmp_path: Path):
 def test_s3_without_its_package_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(InputError, match=r"needs s3fs; install it .*lit-prefopt\[s3\]"):
-        PairShards("s3://bucket/pairs", 4, 8).setup("fit")
+        PairShards("s3://bucket/pairs", 4, resolution=8).setup("fit")
 
 
 def test_the_hub_is_a_file_system_like_any_other():
