@@ -182,7 +182,7 @@ def test_several_judges(tiny_folder: str, tmp_path: Path) -> None:
 def test_images_that_score_alike_are_no_pairs(tiny_folder: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No pair was generated .*3 prompts without a pair"):
         generate(tiny_folder, tmp_path / "a", Constant(0.5))
-    with pytest.raises(InputError, match=r"Constant gave \(5,\) scores.*mend the judge"):
+    with pytest.raises(InputError, match=r"Constant returned \(5,\) scores.*fix the judge"):
         generate(tiny_folder, tmp_path / "b", Constant(float("nan")))
 
 
