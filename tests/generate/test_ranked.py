@@ -196,7 +196,7 @@ def test_judges_see_full_precision(tiny_folder: str, tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         ({"images": 1}, "images is 1; give a number from 2"),
-        ({"rank_gap": 4}, "Ranks of 4 images are at most 3 apart, not 4; make more"),
+        ({"rank_gap": 4}, "Ranks of 4 images are at most 3 apart, not 4; raise"),
         ({"rank_gap": 0}, "rank_gap is 0"),
         ({"pairs_per_prompt": 0}, "pairs_per_prompt is 0"),
         ({"weights": [1.0, 2.0]}, "There are 2 `weights` for 1 judges"),

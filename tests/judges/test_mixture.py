@@ -117,7 +117,7 @@ def test_measured_calibration(shards: str) -> None:
         ({"judges": [Bright()], "weights": [-1.0]}, "weights is -1.0"),
         ({"judges": [Bright()], "means": [1.0]}, "needs means and deviations: give both"),
         ({"judges": [Bright()], "means": [1.0], "deviations": [0.0]}, "deviations is 0.0"),
-        ({"judges": [Bright()], "means": [1.0, 2.0], "deviations": [1.0]}, "a number for each"),
+        ({"judges": [Bright()], "means": [1.0, 2.0], "deviations": [1.0]}, "one number for each"),
         ({"judges": [Bright()]}, "name pair shards as `measured_on`"),
     ],
 )

@@ -238,7 +238,7 @@ def test_what_is_missing_in_a_folder_is_named(tmp_path: Path):
     summary = convert(str(folder), str(tmp_path / "out"))
     assert sides(tmp_path / "out") == CATS[:1]
     reasons = ("bird has no image under 'rejected'", "cow has no image under 'chosen'")
-    reasons += ("dog has several chosen images", "hen has no text")
+    reasons += ("dog has more than one chosen image", "hen has no text")
     assert [r in n for r, n in zip(reasons, summary.broken.names, strict=True)] == [True] * 4
 
 

@@ -151,7 +151,7 @@ RANKED = {"rank_gap": 1, "images": 4}
     [
         ([{}], {}, "000000000 has no `rank_gap` and `images` in its .json; generate ranked pairs"),
         ([{"rank_gap": 4, "images": 4}], {}, "rank_gap 4 for 4 images, but it must be between"),
-        ([{"rank_gap": True, "images": 4}], {}, "rank_gap True among 4"),
+        ([{"rank_gap": True, "images": 4}], {}, "rank_gap True for 4"),
         ([{"rank_gap": "1", "images": 4}], {}, "rank_gap '1' among 4"),
         ([{}], {"by": "gap"}, "neither `scores` of its chosen and rejected side nor a `gap`"),
         ([{"gap": float("nan")}], {"by": "gap"}, "neither `scores`"),

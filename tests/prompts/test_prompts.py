@@ -256,7 +256,7 @@ def test_a_column_of_categories_of_ones_own(tmp_path: Path) -> None:
     ):
         PromptFile(str(tmp_path / "a.tsv"), category="Style").texts()
     (tmp_path / "a.txt").write_text("a red fox")
-    with pytest.raises(InputError, match="leave `category` out"):
+    with pytest.raises(InputError, match="omit `category`"):
         PromptFile(str(tmp_path / "a.txt"), category="Style").texts()
 
 
