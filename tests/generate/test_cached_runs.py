@@ -28,7 +28,7 @@ def test_a_run_from_the_cache_is_the_run_from_the_images(
     blind = [*on("CachedPairs", cached, 2), "--backbone.encoders", "false"]
     with caplog.at_level("INFO"):
         main(["fit", *recipe(tiny_folder, b, *blind)])
-    assert "There will be no sample grids" in caplog.text
+    assert "Sample grids are disabled" in caplog.text
     assert f"the pairs were cached with those of {tiny_folder}." in caplog.text
     one, other = logged(a), logged(b)
     for name in ("train/loss", "train/error", "val/accuracy", "val/error"):

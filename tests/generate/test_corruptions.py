@@ -108,7 +108,7 @@ def test_bad_settings_are_refused() -> None:
         MisspeltText(("mirror",))
     with pytest.raises(InputError, match="choose some of colour"):
         ToyAttributes(("mood",))
-    with pytest.raises(InputError, match="says nothing else for cat"):
+    with pytest.raises(InputError, match="has no replacement for cat"):
         WordSwap({"cat": ["Cat"]})
     with pytest.raises(InputError, match="any word"):
         WordSwap({})

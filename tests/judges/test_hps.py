@@ -114,7 +114,7 @@ def test_what_is_no_hps_is_refused(small: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"list.pt cannot be read as weights"):
         HPSv2(str(tmp_path / "list.pt"), pretrained=small).prepare()
     torch.save(open_clip_weights(), tmp_path / "whole.pt")
-    with pytest.raises(InputError, match=r"nowhere holds no CLIP"):
+    with pytest.raises(InputError, match=r"nowhere has no CLIP"):
         HPSv2(str(tmp_path / "whole.pt"), pretrained=str(tmp_path / "nowhere")).prepare()
 
 

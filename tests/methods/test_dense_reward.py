@@ -268,5 +268,5 @@ def test_one_trajectory_has_no_rival(backbone: StableDiffusion) -> None:
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0], [float("nan")] * 3])
 def test_a_judge_that_gives_nonsense(backbone: StableDiffusion, scores: list[float]) -> None:
-    with pytest.raises(InputError, match="mend the judge"):
+    with pytest.raises(InputError, match="fix the judge"):
         dense(backbone, judge=Broken(scores)).collect(TEXTS, SEEDS)

@@ -184,5 +184,5 @@ def test_bad_settings(backbone: StableDiffusion, change: dict, sentence: str) ->
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0], [float("nan")] * 6])
 def test_a_judge_that_gives_nonsense(backbone: StableDiffusion, scores: list[float]) -> None:
-    with pytest.raises(InputError, match="mend the judge"):
+    with pytest.raises(InputError, match="fix the judge"):
         spo(backbone, judge=Broken(scores)).collect(TEXTS, SEEDS)
