@@ -11,7 +11,7 @@ S  steps of a roll-out
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -180,26 +180,6 @@ class Steps(NamedTuple):
     def sides(self) -> int:
         """Number of sides, K."""
         return self.children.shape[1]
-
-
-class Comparisons(Protocol):
-    """The fields of `Pairs` and `Steps` that losses and metrics use."""
-
-    @property
-    def seeds(self) -> Tensor:
-        """Seeds of the pairs, (B,) int64."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Probability that the first side is the better one, (B,) float32."""
-
-    @property
-    def weights(self) -> Tensor:
-        """Factor of each pair's loss before the mean, (B,) float32."""
-
-    @property
-    def sides(self) -> int:
-        """Number of sides, K."""
 
 
 class Trajectories(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,26 @@ from torch.nn import functional as F
 
 Link = Callable[[Tensor, float], Tensor]
 """Maps the difference of two log-ratios (B,) and beta to a loss (B,)."""
+
+
+class Comparisons(Protocol):
+    """The fields of `Pairs` and `Steps` that losses and metrics use."""
+
+    @property
+    def seeds(self) -> Tensor:
+        """Seeds of the pairs, (B,) int64."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Probability that the first side is the better one, (B,) float32."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Factor of each pair's loss before the mean, (B,) float32."""
+
+    @property
+    def sides(self) -> int:
+        """Number of sides, K."""
 
 
 def sigmoid(difference: Tensor, beta: float) -> Tensor:

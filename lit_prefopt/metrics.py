@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_prefopt.batches import Comparisons, LogRatios, Pairs
+from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.losses import Comparisons
 
 
 def accuracy(margin: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_prefopt.batches import Batch, Comparisons, ImagePairs, LatentPairs, LogRatios, Pairs
+from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs
 from lit_prefopt.cache_checks import check_data
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import (
@@ -21,6 +21,7 @@ from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
 from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import check_number
 from lit_prefopt.learner import Learner
+from lit_prefopt.losses import Comparisons
 from lit_prefopt.metrics import PreferenceMetric, batch_means
 
 

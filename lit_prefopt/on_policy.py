@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import Comparisons, LogRatios, Pairs, Steps, Trajectories, select_rows
+from lit_prefopt.batches import LogRatios, Pairs, Steps, Trajectories, select_rows
 from lit_prefopt.diffusion.rollout import Rollout, logp
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges.judge import Judge, checked_scores
+from lit_prefopt.losses import Comparisons
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.processes.settings import Sampling
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import LatentConsistency
-from lit_prefopt.batches import Comparisons, LogRatios, Pairs
+from lit_prefopt.batches import LogRatios, Pairs
 from lit_prefopt.diffusion.consistency_targets import check_guidance, check_lcm, consistency_points
 from lit_prefopt.errors import check_number
+from lit_prefopt.losses import Comparisons
 from lit_prefopt.methods.supervised import SupervisedFineTuning
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_prefopt.batches import Comparisons, LogRatios
+from lit_prefopt.batches import LogRatios
 from lit_prefopt.errors import check_number
-from lit_prefopt.losses import clip, preference_loss
+from lit_prefopt.losses import Comparisons, clip, preference_loss
 from lit_prefopt.methods.dense_reward import DenseRewardDPO
 
 

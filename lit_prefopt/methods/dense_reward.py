@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import Comparisons, LogRatios, Steps, Trajectories
+from lit_prefopt.batches import LogRatios, Steps, Trajectories
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import discounted
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.losses import plackett_luce
+from lit_prefopt.losses import Comparisons, plackett_luce
 from lit_prefopt.on_policy import OnPolicyModule
 
 

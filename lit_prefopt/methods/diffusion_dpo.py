@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_prefopt.batches import Comparisons, LogRatios
+from lit_prefopt.batches import LogRatios
 from lit_prefopt.diffusion.denoising import discounted
 from lit_prefopt.errors import check_number
 from lit_prefopt.losses import (
+    Comparisons,
     preference_loss,
     rejected_gradient_scale,
     scale_gradient,

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import Comparisons, LogRatios, Prompt, Steps, concatenate
+from lit_prefopt.batches import LogRatios, Prompt, Steps, concatenate
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
-from lit_prefopt.losses import clip, preference_loss
+from lit_prefopt.losses import Comparisons, clip, preference_loss
 from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.processes.base import ReverseStep
 

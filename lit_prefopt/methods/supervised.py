@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_prefopt.batches import Batch, Comparisons, LogRatios, Pairs
+from lit_prefopt.batches import Batch, LogRatios, Pairs
+from lit_prefopt.losses import Comparisons
 from lit_prefopt.module import PreferenceDiffusionModule
 
 
