@@ -218,7 +218,7 @@ def test_a_run_without_a_logger(recipe: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (["--ckpt_path", "last"], "holds no checkpoint to go on from"),
+        (["--ckpt_path", "last"], "contains no checkpoint: name"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["--backbone.pretrained", "no/such-model"], "no/such-model is neither a local folder"),
         (["--data.shards", "nowhere"], "nowhere"),
@@ -243,7 +243,7 @@ def test_another_runs_directory_is_refused(
     recipe: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["fit", *recipe, "--trainer.max_steps", "1"])
-    with pytest.raises(SystemExit, match="holds another run.*--ckpt_path last"):
+    with pytest.raises(SystemExit, match="contains another run.*--ckpt_path last"):
         main(["fit", *recipe])
 
 

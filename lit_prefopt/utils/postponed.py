@@ -8,7 +8,7 @@ from typing import Any
 
 
 class PostponedModule:
-    """Stands for a module, which is imported with the first access to one of its names.
+    """Lazy module, imported on the first access to one of its attributes.
 
     Args:
         name: The module's name.
@@ -22,9 +22,9 @@ class PostponedModule:
 
 
 def postpone_bitsandbytes() -> None:
-    """Import diffusers' quantizers with a bitsandbytes that is imported on first use.
+    """Import diffusers' quantizers with a lazy bitsandbytes.
 
-    It takes a second to import, and runs that quantize nothing by diffusers need none of it.
+    bitsandbytes takes a second to import, and is needed only for quantization by diffusers.
     """
     quantizers = "diffusers.quantizers.bitsandbytes.utils"
     if quantizers in sys.modules or "bitsandbytes" in sys.modules:

@@ -235,7 +235,7 @@ def test_names_without_a_model(tiny_folder: str, other: str, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"--model\.base"):
         load_model(other)
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="no safetensors file"):
+    with pytest.raises(InputError, match="not a safetensors file"):
         load_model(str(tmp_path / "broken.safetensors"), tiny_folder)
 
 

@@ -111,7 +111,7 @@ def test_refusals_name_the_cure(tiny_folder: str, tiny_xl_folder: str, tmp_path:
     assert "exists; remove it" in refused(*common, lora, *base)
     (tmp_path / "x.pt").write_bytes(b"\x80\x04pickled")
     text = ("--to", "kohya", "--output", out, *base)
-    assert "no safetensors file" in refused("--source", tmp_path / "x.pt", *text)
+    assert "not a safetensors file" in refused("--source", tmp_path / "x.pt", *text)
     assert "does not exist" in refused("--source", tmp_path / "nothing", *text)
     assert "contains neither weights nor" in refused("--source", tmp_path, *text)
     assert not out.exists()
