@@ -1,4 +1,4 @@
-"""How fast pictures become shards, beside the floor of reading and hashing them; and the memory."""
+"""Speed and memory of the conversion to shards, compared with reading and hashing alone."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ KINDS: dict[str, Kind] = {
 
 
 class Recipe(NamedTuple):
-    """What `lit-prefopt fit` is told, and what a plain loop needs to know of it."""
+    """Arguments of `lit-prefopt fit`, and the settings that a plain loop needs."""
 
     arguments: list[str]
     shards: Path

@@ -9,7 +9,7 @@ the real command with its data module, log and callbacks, the plain loop is `pla
 a step runs from the end of the other's to its own, waiting for data and logging included. The parts
 of a step are timed alone afterwards, and the floor is the work that the method needs over the
 matmul peak that this machine reaches in the same minute. With `--data cached` or `reference` the
-fit reads caches of the same pairs, and the networks that it does not ask then stay in memory for
+fit reads caches of the same pairs, and the networks that it does not use then stay in memory for
 the plain loop; from the parts follows how much faster the fit should be. For `toy` a second run of
 `fit` alone is profiled, to see where the Python of a step goes.
 """

@@ -1,4 +1,4 @@
-"""The toy world's Stable Diffusion: very small, real, and shipped in the package; and its LCM."""
+"""The toy world's Stable Diffusion, shipped in the package, and its latent consistency model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ToyDiffusion(StableDiffusion):
         lora: Train an adapter of this form; all weights of the UNet where it is not given.
         reference: `initial` for the weights that training starts from (with LoRA the UNet without
             its adapter, else a frozen copy), `none`, or a folder with another UNet.
-        denoiser: What training starts from: a folder with another UNet, or a .json configuration
-            for one with fresh weights; the shipped UNet where it is not given.
+        denoiser: The initial UNet: a folder with another UNet, or a .json configuration for one
+            with new weights; by default the shipped UNet.
         gradient_checkpointing: Compute activations twice instead of keeping them.
         encoders: Load VAE and text encoder; trainings on `CachedPairs` need neither.
     """
@@ -40,12 +40,12 @@ class ToyDiffusion(StableDiffusion):
 
     @property
     def checkpoint(self) -> str:
-        """What the weights are called, wherever the package lies."""
+        """Name of the weights, independent of the package's path."""
         return "the toy world"
 
     @property
     def sampling(self) -> Sampling:
-        """Few steps; eta 1 and a low guidance keep the samples of one prompt different."""
+        """Few steps; eta 1 and low guidance keep the samples of a prompt diverse."""
         return TOY_SAMPLING
 
 
@@ -53,8 +53,8 @@ class ToyConsistency(LatentConsistency):
     """The toy world's latent consistency model, whose teacher is the shipped Stable Diffusion.
 
     Args:
-        pretrained: Folder of the LCM's pipeline, as `make toy-lcm` writes it; the shipped Stable
-            Diffusion where it is not given, to distil it.
+        pretrained: Folder of the LCM's pipeline, from `make toy-lcm`; by default the shipped
+            Stable Diffusion, to distil it.
         guidance_width: Width of the guidance embedding that is added to a UNet without one.
         lora: Train an adapter of this form; all weights of the UNet where it is not given.
         reference: `initial` for the weights that training starts from (with LoRA the UNet without
@@ -74,8 +74,8 @@ class ToyConsistency(LatentConsistency):
     ) -> None:
         if pretrained is not None and not Path(pretrained).is_dir():
             raise InputError(
-                f"{pretrained} is no folder: distil the toy world's LCM by `make toy-lcm`, or name "
-                "the folder of one as `--backbone.pretrained`."
+                f"{pretrained} is not a folder: distil the toy world's LCM with `make toy-lcm`, or "
+                "name its folder as `--backbone.pretrained`."
             )
         super().__init__(
             pretrained or str(CHECKPOINT),

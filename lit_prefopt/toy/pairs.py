@@ -22,9 +22,9 @@ class ToyPrompts(Prompts):
     """Captions of the toy world in a fixed order.
 
     Args:
-        count: How many.
-        of: `train`, `held-out` for captions that no training has seen, or `validation` for those
-            of them that are not among the first 256, to choose settings by.
+        count: Number of captions.
+        of: `train`, `held-out` for captions that are not used in training, or `validation` for
+            held-out ones after the first 256, to tune settings on.
     """
 
     def __init__(self, count: int = 256, of: Split | Literal["validation"] = "held-out") -> None:
@@ -35,7 +35,7 @@ class ToyPrompts(Prompts):
         return unused(self.count) if self.of == "validation" else prompts(self.count, self.of)
 
     def entries(self) -> list[PromptEntry]:
-        """Return the captions, by the number of their objects."""
+        """Return the captions, with the number of their objects as category."""
         kinds = ("one object", "two objects")
         return [PromptEntry(text, kinds[parse(text).relation is not None]) for text in self.texts()]
 
@@ -75,7 +75,7 @@ class ToyPairs(PairShards):
 
 
 class ToyPairGroups(PairGroups):
-    """The shipped training pairs' captions and chosen images, to generate against.
+    """Captions and chosen images of the shipped training pairs, for self-play.
 
     Args:
         group_size: Prompts that are generated together, whole or not at all.
@@ -88,7 +88,7 @@ class ToyPairGroups(PairGroups):
 
 
 class ToySampleGroups(SampleGroups):
-    """The shipped pairs, to make something else of each.
+    """The shipped pairs, for generators that process each pair.
 
     Args:
         of: `train`, or `validation` for those on held-out captions.
@@ -111,7 +111,7 @@ class ToyStages(CurriculumPairs):
     """Pairs of the toy world in stages; validation on the shipped held-out pairs.
 
     Args:
-        stages: What `lit-prefopt shards stages` wrote, or a list of the stages, the easiest first.
+        stages: Output of `lit-prefopt shards stages`, or a list of the stages, easiest first.
         stage_steps: Optimizer steps of a stage.
         batch_size: Pairs in a batch of one rank.
         caption_dropout: Share of the training pairs whose prompt is left empty.
@@ -151,11 +151,11 @@ class ToyCollections(PromptCollections):
         batch_size: Pairs in a batch of one rank.
         batches: Batches between two collections.
         round_size: Prompts that each rank rolls out at a time.
-        collection: What each rank collects anew (pairs; where whole roll-outs are kept, prompts);
-            as much as its batches hold where it is not given.
-        keep: The most that each rank holds; nothing from earlier collections where it is not given.
-        count: How many captions there are.
-        validation_pairs: How many held-out pairs are used at most; none: all.
+        collection: Pairs (or prompts, if whole roll-outs are stored) per collection and rank; by
+            default as many as its batches need.
+        keep: Maximum that each rank stores; by default nothing from earlier collections.
+        count: Number of captions.
+        validation_pairs: Maximum number of held-out pairs; all by default.
         seed: Seed of the order and of the roll-outs.
     """
 
