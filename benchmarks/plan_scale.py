@@ -105,7 +105,7 @@ def everyone(order: SampleOrder, counts: NDArray[np.int64]) -> Rows:
         ("samples left in the queues of buckets", f"{queued:,}"),
         ("batches of every rank", f"{batches // RANKS}"),
         ("batches of its workers", ", ".join(map(str, per_worker))),
-        ("time to ask for a batch", f"{seconds / batches * 1e6:.0f} µs"),
+        ("time to request a batch", f"{seconds / batches * 1e6:.0f} µs"),
     ]
 
 

@@ -129,7 +129,7 @@ def recipe(
         train: All weights of the UNet, or a LoRA of rank 16.
         data: Its form.
         root: Where pipelines and shards are written.
-        batch: Pairs in a batch; the family's own number where it is not given.
+        batch: Pairs in a batch; by default the family's own number.
         workers: Processes that read and decode.
         pairs: In the shards.
         bf16_weights: Whether all weights of the UNet are trained in bfloat16, by AdamW8bit.

@@ -189,7 +189,7 @@ def main(
         train: All weights of the UNet, or a LoRA.
         data: What the fit reads; the plain loop reads images.
         steps: Steps of each that are counted.
-        batch: Pairs in a batch; the family's own number where it is not given.
+        batch: Pairs in a batch; by default the family's own number.
         workers: Processes that read and decode, of each.
         pairs: How many pairs are made; the toy world has its own.
         bf16_weights: Train all weights in bfloat16, by AdamW8bit: less than half the memory.

@@ -17,7 +17,7 @@ class ToyDiffusion(StableDiffusion):
     """The shipped Stable Diffusion of the toy world: 32 x 32 pixels, a UNet of 4 M parameters.
 
     Args:
-        lora: Train an adapter of this form; all weights of the UNet where it is not given.
+        lora: Train an adapter of this form; by default all weights of the UNet.
         reference: `initial` for the weights that training starts from (with LoRA the UNet without
             its adapter, else a frozen copy), `none`, or a folder with another UNet.
         denoiser: The initial UNet: a folder with another UNet, or a .json configuration for one
@@ -56,7 +56,7 @@ class ToyConsistency(LatentConsistency):
         pretrained: Folder of the LCM's pipeline, from `make toy-lcm`; by default the shipped
             Stable Diffusion, to distil it.
         guidance_width: Width of the guidance embedding that is added to a UNet without one.
-        lora: Train an adapter of this form; all weights of the UNet where it is not given.
+        lora: Train an adapter of this form; by default all weights of the UNet.
         reference: `initial` for the weights that training starts from (with LoRA the UNet without
             its adapter, else a frozen copy), `none`, or a folder with another UNet.
         gradient_checkpointing: Compute activations twice instead of keeping them.

@@ -79,7 +79,7 @@ class ToyPairGroups(PairGroups):
 
     Args:
         group_size: Prompts that are generated together, whole or not at all.
-        count: How many of the pairs to take; all where it is not given.
+        count: Number of pairs; all by default.
         seed: Seed from which everything random about a prompt is drawn.
     """
 
@@ -93,7 +93,7 @@ class ToySampleGroups(SampleGroups):
     Args:
         of: `train`, or `validation` for those on held-out captions.
         group_size: Pairs that are worked on together, whole or not at all.
-        count: How many of the pairs to take; all where it is not given.
+        count: Number of pairs; all by default.
         seed: Seed from which everything random about a pair is drawn.
     """
 

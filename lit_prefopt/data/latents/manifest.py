@@ -90,11 +90,11 @@ class LatentSet:
         )
         form = (mean.shape[0], *mean.shape[2:]), str(mean.dtype).removeprefix("torch.")
         if form != (shape, settings["dtype"]):
-            raise BrokenSample("holds other latents than its set says: cache it again")
+            raise BrokenSample("differs from the latents of its set: cache it again")
         if settings["deviation"] != ("deviation" in sample.tensors):
-            raise BrokenSample("holds other latents than its set says: cache it again")
+            raise BrokenSample("differs from the latents of its set: cache it again")
         if sample.tensors["hidden"].shape != self.empty.hidden.shape[1:]:
-            raise BrokenSample("holds a prompt of another form than its set: cache it again")
+            raise BrokenSample("has a prompt of another shape than its set: cache it again")
         return sample
 
 
