@@ -117,7 +117,7 @@ class ConversionSummary:
         ]
         if resolution is not None:
             share = f"{self.sizes.below(resolution):.1%}"
-            lines.append(f"{share} of the images are below {resolution} and would be enlarged")
+            lines.append(f"{share} of the images are below {resolution} and would be upscaled")
         rate = self.images / max(seconds, 1e-9)
         lines.append(f"{self.images} images checked in {seconds:.1f} s: {rate:.0f} images/s")
         return "\n".join([*lines, *(f"broken: {line}" for line in self.broken.lines())])

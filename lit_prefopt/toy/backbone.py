@@ -1,4 +1,4 @@
-"""The toy world's Stable Diffusion: very small, real, and shipped in the package; and its LCM."""
+"""The toy world's Stable Diffusion, shipped in the package, and its latent consistency model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ToyDiffusion(StableDiffusion):
 
     @property
     def checkpoint(self) -> str:
-        """What the weights are called, wherever the package lies."""
+        """Name of the weights, independent of the package's path."""
         return "the toy world"
 
     @property
     def sampling(self) -> Sampling:
-        """Few steps; eta 1 and a low guidance keep the samples of one prompt different."""
+        """Few steps; eta 1 and low guidance keep the samples of a prompt diverse."""
         return TOY_SAMPLING
 
 
@@ -42,8 +42,8 @@ class ToyConsistency(LatentConsistency):
     def __init__(self, pretrained: str | None = None, **kwargs: Any) -> None:
         if pretrained is not None and not Path(pretrained).is_dir():
             raise InputError(
-                f"{pretrained} is no folder: distil the toy world's LCM by `make toy-lcm`, or name "
-                "the folder of one as `--backbone.pretrained`."
+                f"{pretrained} is not a folder: distil the toy world's LCM with `make toy-lcm`, or "
+                "name its folder as `--backbone.pretrained`."
             )
         super().__init__(pretrained or str(CHECKPOINT), teacher=str(CHECKPOINT), **kwargs)
 

@@ -22,9 +22,9 @@ class ToyPrompts(Prompts):
     """Captions of the toy world in a fixed order.
 
     Args:
-        count: How many.
-        of: `train`, `held-out` for captions that no training has seen, or `validation` for those
-            of them that are not among the first 256, to choose settings by.
+        count: Number of captions.
+        of: `train`, `held-out` for captions that are not used in training, or `validation` for
+            held-out ones after the first 256, to tune settings on.
     """
 
     def __init__(self, count: int = 256, of: Split | Literal["validation"] = "held-out") -> None:
@@ -35,7 +35,7 @@ class ToyPrompts(Prompts):
         return unused(self.count) if self.of == "validation" else prompts(self.count, self.of)
 
     def entries(self) -> list[PromptEntry]:
-        """Return the captions, by the number of their objects."""
+        """Return the captions, with the number of their objects as category."""
         kinds = ("one object", "two objects")
         return [PromptEntry(text, kinds[parse(text).relation is not None]) for text in self.texts()]
 
@@ -72,7 +72,7 @@ class ToyPairs(PairShards):
 
 
 class ToyPairGroups(PairGroups):
-    """The shipped training pairs' captions and chosen images, to generate against.
+    """Captions and chosen images of the shipped training pairs, for self-play.
 
     Args:
         group_size: Prompts of a group, which is generated whole or not at all.

@@ -193,9 +193,11 @@ def test_it_is_validated_and_indexed_like_other_shards(
 def test_the_wrong_sort_of_shards_ends_with_a_sentence(
     cached: str, tiny_folder: str, shards: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="holds latents: `--data CachedPairs` trains on them"):
+    with pytest.raises(
+        InputError, match="contains latents: train on them with `--data CachedPairs`"
+    ):
         PairShards(cached, 4, resolution=32, workers=0).setup("fit")
-    with pytest.raises(InputError, match="holds images: cache them by"):
+    with pytest.raises(InputError, match="contains images: cache them with"):
         data(shards)
     with pytest.raises(InputError, match="holds latents"):
         cache(frozen(tiny_folder), cached, tmp_path / "out")
@@ -208,7 +210,7 @@ def test_the_wrong_sort_of_shards_ends_with_a_sentence(
     for path in Path(cached).iterdir():
         if path.suffix == ".tar" or path.name == "index.json":
             (bare / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match="no generation.json: copy the whole folder"):
+    with pytest.raises(InputError, match="no generation.json: copy the whole output folder"):
         data(str(bare))
     means = cache(frozen(tiny_folder), shards, tmp_path / "means", deviation=False)
     with pytest.raises(InputError, match=r"cached differently \(flip, deviation\)"):

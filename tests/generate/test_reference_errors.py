@@ -234,7 +234,7 @@ def test_other_weights_pairs_and_methods_are_refused(
     plain = cache(frozen(tiny_folder), shards, tmp_path / "plain")
     with pytest.raises(SystemExit, match="were computed on other pairs, or on pairs that"):
         main(small(tiny_folder, plain, tables, tmp_path / "run"))
-    with pytest.raises(InputError, match="holds no reference errors"):
+    with pytest.raises(InputError, match="has no reference errors"):
         reading(cached, (str(tmp_path), tables[1]))
     module = SPINDiffusion(
         StableDiffusion(tiny_folder),

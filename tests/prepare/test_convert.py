@@ -64,9 +64,9 @@ def broken_pictures(folder: Path) -> dict[str, str]:
     return {
         "cut.jpg": "cannot be decoded (image file is truncated",
         "cut.png": "cannot be decoded",
-        "cut.webp": "is no png, jpg or webp image",
-        "text.png": "is no png, jpg or webp image",
-        "empty.png": "is no png, jpg or webp image",
+        "cut.webp": "is not a png, jpg or webp image",
+        "text.png": "is not a png, jpg or webp image",
+        "empty.png": "is not a png, jpg or webp image",
         "folder.png": "is no file",
         "wide.png": "is too large with 1000000 x 4 pixels",
         "gone.png": "cannot be read (No such file or directory)",
@@ -109,7 +109,7 @@ def test_a_broken_image_of_a_list_costs_only_its_own_pairs(source: Path, tmp_pat
         (ranked(scores=[1, 2, 3, float("nan")]), "not have one number for each of 4 images"),
         (ranked(ranking=[1, 2, 3, 4], opinions=[[1, 2]]), "images under 'opinions'"),
         ({"prompt": "a", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": 2}, "has the label 2,"),
-        ([1], "is no mapping"),
+        ([1], "is not a mapping"),
     ],
 )
 def test_broken_records_are_named_and_the_conversion_goes_on(
@@ -129,7 +129,7 @@ def test_bytes_that_are_no_utf8_cost_one_record(source: Path, tmp_path: Path):
     summary = convert(str(source), str(tmp_path / "out"))
     assert summary.pairs == 1
     assert "line 1 has a text that is not UTF-8" in summary.broken.names[0]
-    assert "line 3 is no JSON" in summary.broken.names[1]
+    assert "line 3 is not JSON" in summary.broken.names[1]
     assert "\\udcff.png cannot be read" in summary.broken.names[2]
 
 

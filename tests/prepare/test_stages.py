@@ -138,7 +138,9 @@ def test_broken_pairs_are_named_and_left_out(tmp_path: Path):
     source = pairs(tmp_path / "in", *scored(0.1, 0.2, 0.3, 0.4, 0.5), broken=1)
     made = split_into_stages(source, str(tmp_path / "out"), stages=2, by="gap")
     assert numbers(tmp_path / "out") == [[3, 4], [0, 2]]
-    assert made.broken.names == ["pairs-000000.tar/000000001: chosen is no png, jpg or webp image"]
+    assert made.broken.names == [
+        "pairs-000000.tar/000000001: chosen is not a png, jpg or webp image"
+    ]
     with pytest.raises(InputError, match="Broken: 1 of 5 pairs, more than the 0.0"):
         split_into_stages(source, str(tmp_path / "no"), stages=2, by="gap", broken_share=0.0)
 
@@ -185,5 +187,7 @@ def test_the_command_and_a_folder_that_is_taken(tmp_path: Path, capsys: Any):
     main([*command, "--stages", "2"])
     assert numbers(tmp_path / "out") == [[1], [0]]
     assert "2 of 2 pairs" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="out exists and is not empty; remove it or name another"):
+    with pytest.raises(
+        SystemExit, match="out exists and is not empty; remove it or choose another"
+    ):
         main([*command, "--stages", "2"])

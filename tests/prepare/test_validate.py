@@ -81,11 +81,11 @@ def test_a_tar_that_the_index_does_not_know(make_shards: Maker):
     ("sample", "reason"),
     [
         (member("bad", chosen=picture(1, (64, 64), "JPEG")[:-40]), "chosen cannot be decoded"),
-        (member("bad", rejected=b"text"), "rejected is no png, jpg or webp image"),
+        (member("bad", rejected=b"text"), "rejected is not a png, jpg or webp image"),
         ({"bad.txt": b"a", "bad.chosen.png": picture(1)}, "has no rejected image"),
         (member("bad") | {"bad.txt": b"\xff"}, "has a prompt that is not UTF-8"),
-        (member("bad") | {"bad.json": b"{"}, "has a .json that is no JSON"),
-        (member("bad") | {"bad.mask.png": b"x"}, "mask is no png, jpg or webp image"),
+        (member("bad") | {"bad.json": b"{"}, "has a .json that is not JSON"),
+        (member("bad") | {"bad.mask.png": b"x"}, "mask is not a png, jpg or webp image"),
         (
             member("bad", meta={"label": 1.5}),
             "has the label 1.5, which is not a number from 0 to 1",

@@ -90,7 +90,7 @@ def test_a_stated_column_wins(tmp_path: Path) -> None:
         ("a.json", '["one", "two"', None, "a.json ends before its list is closed; fix the file"),
         ("a.json", '["one", {', None, "is not JSON from '{' on"),
         ("a.json", '["one", 2]', None, "record 2 is neither a text nor a mapping"),
-        ("a.jsonl", '{"prompt": "a"}\n{"pro', None, "a.jsonl, line 2 is no JSON"),
+        ("a.jsonl", '{"prompt": "a"}\n{"pro', None, "a.jsonl, line 2 is not JSON"),
         ("a.jsonl", '"a fox"', None, "line 1 is not a mapping of names to values; fix the file"),
         ("a.csv", "prompt\na fox, red\n", None, "line 2 has 2 cells where the header names 1"),
         ("a.json", '[{"prompt": ["a"]}]', None, "record 1 has no text under 'prompt'"),
@@ -144,7 +144,7 @@ def test_files_and_shards_at_a_url(tmp_path: Path, make_shards: Callable[..., st
         server.faults[name] = [503]
         assert PromptFile(f"{server.url}/{name}").texts() == TEXTS
         assert PromptFile(f"{server.url}/pairs").texts() == [f"prompt {i}" for i in range(5)]
-        with pytest.raises(InputError, match=rf"^{server.url}/broken.json is no JSON"):
+        with pytest.raises(InputError, match=rf"^{server.url}/broken.json is not JSON"):
             PromptFile(f"{server.url}/broken.json").texts()
         with pytest.raises(InputError, match=rf"There is no {server.url}/none.txt; check the addr"):
             PromptFile(f"{server.url}/none.txt").texts()
@@ -194,7 +194,7 @@ def test_a_sample_without_a_prompt_is_named(
 
 @pytest.mark.parametrize(
     ("header", "reason"),
-    [(b"000000000.", "sample 0, is no part of a tar"), (b"000000001.", "sample 1, has no prompt")],
+    [(b"000000000.", "sample 0, is not part of a tar"), (b"000000001.", "sample 1, has no prompt")],
 )
 def test_a_damaged_header_is_named(
     make_shards: Callable[..., str], header: bytes, reason: str

@@ -37,9 +37,9 @@ def test_every_sample_is_found_in_any_order(make_shards):
         ({"txt": b"\xff\xfe"}, "prompt that is not UTF-8"),
         ({"chosen.png": None}, "has no chosen image"),
         ({"rejected.jpeg": None}, "has no rejected image"),
-        ({"json": b"{"}, "json that is no JSON"),
-        ({"json": b"[" * 100_000}, "json that is no JSON"),
-        ({"json": b"[1]"}, "json that is no mapping"),
+        ({"json": b"{"}, "json that is not JSON"),
+        ({"json": b"[" * 100_000}, "json that is not JSON"),
+        ({"json": b"[1]"}, "json that is not a mapping"),
     ],
 )
 def test_what_a_sample_lacks_is_said(change, message):
