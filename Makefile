@@ -71,4 +71,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
+	$(BIN)/lit-prefopt fit --help > /dev/null  # keeps the help pages, from which later ones are read
 	touch $@

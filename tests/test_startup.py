@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lit_prefopt
+from lit_prefopt.command_line.table import load_table
 from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.lazy import class_modules, imported_names
 from lit_prefopt.recipe_files import named_recipes
@@ -78,6 +79,29 @@ def imported(*args: str) -> set[str]:
 def test_commands_on_files_answer_without_torch(args: list[str]) -> None:
     heavy = {"torch", "lightning", "transformers", "diffusers", "matplotlib", "torchmetrics"}
     assert not heavy & imported(*args)
+
+
+@pytest.mark.slow
+def test_the_first_help_page_is_kept_with_those_of_all_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "lit_prefopt.cli", "fit", "--help"]
+    cold, warm = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    assert cold.returncode == warm.returncode == 0, cold.stderr
+    assert cold.stdout == warm.stdout
+    assert "--trainer.max_steps" in warm.stdout
+    assert [cold.stderr.count("\n"), warm.stderr] == [1, ""]
+    table = load_table()
+    assert table is not None
+    paths = {
+        path
+        for key in ("model", "backbone", "data", "trainer.callbacks", "trainer.strategy")
+        for path in table.options("fit")[key].classes
+        if path.startswith("lit_prefopt.")
+    }
+    without = {path for path in paths if table.arguments(path) is None}
+    assert {path.rsplit(".", 1)[-1] for path in without} == {"RunDirectory"}
 
 
 @pytest.mark.slow

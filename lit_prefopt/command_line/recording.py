@@ -95,7 +95,7 @@ def printed_page(parser: ArgumentParser, args: Sequence[str]) -> Page:
             if stop.code:
                 text = f"no help page for {' '.join(args)}: {errors.getvalue()}"
                 raise RuntimeError(text) from stop
-    page: Page = json.loads(printed.getvalue())
+    page: Page = json.loads(printed.getvalue().splitlines()[-1])  # imports may print before it
     return page
 
 

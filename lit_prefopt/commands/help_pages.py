@@ -14,10 +14,15 @@ from lit_prefopt.lazy import class_modules
 from lit_prefopt.lightning_cli import Parser, run_lightning
 
 COMMANDS = ("fit", "validate", "test", "predict")
+NAMED = ("lit_prefopt.", "lightning.")  # the packages whose classes recipes name
 
 
 def write_table(only: Iterable[str] | None = None) -> Table:
-    """Record the help pages of the Trainer's commands and of every class that they accept.
+    """Return the help pages of the Trainer's commands and of the classes that recipes name.
+
+    A class is left out where jsonargparse cannot build its page, and where it is of neither this
+    package nor Lightning: an argument that takes any `torch.nn.Module` has thousands of classes.
+    The parser itself answers for what is left out.
 
     Args:
         only: Short names of the classes to record; all by default.
@@ -34,15 +39,18 @@ def write_table(only: Iterable[str] | None = None) -> Table:
         for path in option.classes
         if f"{key}.help" in found and _is_kept(path, kept)
     }
-    helps = {
-        f"{key} {path}": printed_page(parser, ["fit", f"--{key}.help", path])
-        for key, path in sorted(taken)
-    }
+    helps = {}
+    for key, path in sorted(taken):
+        try:
+            helps[f"{key} {path}"] = printed_page(parser, ["fit", f"--{key}.help", path])
+        except Exception:  # such as a type that jsonargparse cannot read
+            taken.remove((key, path))
     return Table(commands, helps, _classes({path for _, path in taken}, kept))
 
 
 def _is_kept(path: str, kept: set[str] | None) -> bool:
-    return kept is None or path.rsplit(".", 1)[-1] in kept
+    named = path.startswith(NAMED)
+    return named if kept is None else named and path.rsplit(".", 1)[-1] in kept
 
 
 def _classes(paths: set[str], kept: set[str] | None) -> dict[str, Page | None]:
@@ -60,12 +68,13 @@ def _classes(paths: set[str], kept: set[str] | None) -> dict[str, Page | None]:
 
 
 def _class_page(path: str) -> Page | None:
-    """Return the page of a class; None if it accepts arguments that are not on its page."""
+    """Return the page of a class; None if it cannot be built or does not list every argument."""
     module, name = path.rsplit(".", 1)
-    kind = getattr(importlib.import_module(module), name)
-    if _takes_any(kind):
+    try:
+        kind = getattr(importlib.import_module(module), name)
+        return None if _takes_any(kind) else class_page(kind, Parser)
+    except Exception:  # as above
         return None
-    return class_page(kind, Parser)
 
 
 def _takes_any(kind: type) -> bool:

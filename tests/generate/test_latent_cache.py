@@ -199,7 +199,7 @@ def test_the_wrong_sort_of_shards_ends_with_a_sentence(
         PairShards(cached, 4, resolution=32, workers=0).setup("fit")
     with pytest.raises(InputError, match="contains images: cache them with"):
         data(shards)
-    with pytest.raises(InputError, match="holds latents"):
+    with pytest.raises(InputError, match="contains latents"):
         cache(frozen(tiny_folder), cached, tmp_path / "out")
     with pytest.raises(InputError, match="set `views` to 1, or `crop` to random"):
         LatentCache(frozen(tiny_folder), "x", 32, views=2)

@@ -67,7 +67,7 @@ def broken_pictures(folder: Path) -> dict[str, str]:
         "cut.webp": "is not a png, jpg or webp image",
         "text.png": "is not a png, jpg or webp image",
         "empty.png": "is not a png, jpg or webp image",
-        "folder.png": "is no file",
+        "folder.png": "is not a regular file",
         "wide.png": "is too large with 1000000 x 4 pixels",
         "gone.png": "cannot be read (No such file or directory)",
     }

@@ -88,7 +88,7 @@ def test_a_tar_that_the_index_does_not_know(make_shards: Maker):
         (member("bad") | {"bad.mask.png": b"x"}, "mask is not a png, jpg or webp image"),
         (
             member("bad", meta={"label": 1.5}),
-            "has the label 1.5, which is not a number from 0 to 1",
+            "has the label 1.5, not a number from 0 to 1",
         ),
         (member("bad", meta={"weight": -1}), "has the weight -1"),
         (member("bad", meta={"weight": "2"}), "has the weight '2'"),
