@@ -99,8 +99,11 @@ class PromptCollections(LightningDataModule):
         self._written = -1  # `used` of the buffer that is stored on disk
         self._held_out: PairShards | None = None
         if validation is not None:
-            held_out = {"validation": validation, "validation_pairs": validation_pairs, "workers": 0}
-            self._held_out = PairShards(validation, batch_size, resolution=resolution, **held_out)
+            held_out = PairShards(
+                validation, batch_size, resolution=resolution, validation=validation, workers=0
+            )
+            held_out.validation_pairs = validation_pairs
+            self._held_out = held_out
 
     def setup(self, stage: str | None = None) -> None:
         """Read the prompts, so that wrong ones fail at the start."""
@@ -266,10 +269,7 @@ class PromptCollections(LightningDataModule):
 
 
 class RolloutLoader:
-    """Loader of an epoch's batches, which collects roll-outs before the first one.
-
-    Not a DataLoader, so that Lightning adds no distributed sampler: every rank has its own pairs.
-    """
+    """Loader of an epoch's batches; not a DataLoader, to which Lightning would add a sampler."""
 
     def __init__(self, data: PromptCollections) -> None:
         self.data = data
