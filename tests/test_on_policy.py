@@ -192,7 +192,7 @@ def test_stored_pairs_are_refused(tiny_folder: str) -> None:
 def test_a_collection_without_a_trainer(prompts: PromptFile) -> None:
     data = PromptCollections(prompts, batch_size=1, batches=1, round_size=1)
     data.setup()
-    with pytest.raises(InputError, match="no Trainer yet: give it to `Trainer.fit"):
+    with pytest.raises(InputError, match="no Trainer yet: give the data module to `Trainer.fit"):
         data.collect()
     with pytest.raises(InputError, match="no roll-outs yet: call `collect` first"):
         data.batch(0)

@@ -49,9 +49,8 @@ class PromptCollections(LightningDataModule):
     """Collects roll-outs of the policy and yields batches of them, one collection per epoch.
 
     All ranks roll out prompts in rounds until every rank has enough for its batches, so that all
-    ranks take equally many steps, however many pairs each accepts. A collection is dropped before
-    the next one, which comes from newer weights, unless `keep` is given. Batches are taken in
-    shuffled passes over all collected rows.
+    take equally many steps, however many pairs each accepts. A collection is dropped before the
+    next one, unless `keep` is given. Batches are shuffled passes over all collected rows.
 
     Args:
         prompts: Prompts to roll out, in shuffled order.
@@ -98,15 +97,13 @@ class PromptCollections(LightningDataModule):
         self.used = 0  # prompts rolled out so far, over all ranks
         self.buffer: RolloutBuffer | None = None
         self._written = -1  # `used` of the buffer that is stored on disk
-        self._held_out = (
-            PairShards(
+        self._held_out: PairShards | None = None
+        if validation is not None:
+            held_out = PairShards(
                 validation, batch_size, resolution=resolution, validation=validation, workers=0
             )
-            if validation is not None
-            else None
-        )
-        if self._held_out is not None:
-            self._held_out.validation_pairs = validation_pairs
+            held_out.validation_pairs = validation_pairs
+            self._held_out = held_out
 
     def setup(self, stage: str | None = None) -> None:
         """Read the prompts, so that wrong ones fail at the start."""
@@ -142,9 +139,7 @@ class PromptCollections(LightningDataModule):
     def run(self) -> Trainer:
         """Trainer of the run."""
         if self.trainer is None:
-            raise InputError(
-                f"{type(self).__name__} has no Trainer yet: give it to `Trainer.fit(module, data)`."
-            )
+            raise InputError("There is no Trainer yet: give the data module to `Trainer.fit`.")
         return self.trainer
 
     @property
@@ -274,10 +269,7 @@ class PromptCollections(LightningDataModule):
 
 
 class RolloutLoader:
-    """Loader of an epoch's batches, which collects roll-outs before the first one.
-
-    Not a DataLoader, so that Lightning adds no distributed sampler: every rank has its own pairs.
-    """
+    """Loader of an epoch's batches; not a DataLoader, to which Lightning would add a sampler."""
 
     def __init__(self, data: PromptCollections) -> None:
         self.data = data
