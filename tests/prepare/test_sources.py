@@ -201,7 +201,7 @@ def test_broken_tars_are_named(tmp_path: Path):
     assert "3.tar is truncated" in summary.broken.names[-1]
     with tarfile.open(folder / "0.tar", "w:gz") as tar:
         add(tar, "x.txt", b"x")
-    with pytest.raises(InputError, match="cannot be read as a tar .*unpacked"):
+    with pytest.raises(InputError, match="cannot be read as a tar .*decompress"):
         convert(str(folder / "0.tar"), str(tmp_path / "none"))
 
 
