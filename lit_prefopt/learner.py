@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lit_prefopt.optimizers import OptimizerConfig
 from lit_prefopt.optimizers.gradient_release import check_release
 from lit_prefopt.strategies import FullySharded
 from lit_prefopt.strategies.compatibility import check_strategy
+from lit_prefopt.utils.quiet import ignore_warnings
 
 
 class Learner(LightningModule):
@@ -45,8 +45,7 @@ class Learner(LightningModule):
         self.measured: dict[str, Tensor] = {}  # the last batch's means
         self.logged_step = 0
         self.strict_loading = False  # frozen parts come from elsewhere, not from checkpoints
-        # Lightning warns that the module, and not the data module, has this hook: intended.
-        warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device`")
+        ignore_warnings()
 
     def save(self, folder: Path) -> Path:
         """Write the trained weights in their release layout, and return the path."""
@@ -80,8 +79,6 @@ class Learner(LightningModule):
     def on_fit_start(self) -> None:
         """Put trained modules in train mode; reject dtypes that the optimizer cannot update."""
         self.train()  # networks are loaded in evaluation mode, and Lightning keeps modes
-        # Lightning warns of modules in evaluation mode: here all frozen modules are.
-        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         if self.optimizer.releases:
             check_release(self.trainer)
         learned = {torch.float32} | (

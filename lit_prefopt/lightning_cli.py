@@ -9,12 +9,13 @@ import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
+from lit_prefopt.callbacks.parameter_count import ParameterCount
 from lit_prefopt.callbacks.progress import StepProgressBar
 from lit_prefopt.command_line.parser import PlainParser
 from lit_prefopt.configs import BASE, PREDICT
@@ -32,6 +33,7 @@ from lit_prefopt.runs.directory import (
 )
 from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.device import is_out_of_memory
+from lit_prefopt.utils.quiet import hide_notices
 
 set_loader("yaml", loader(get_loader("yaml")), (yaml.YAMLError,))
 
@@ -112,8 +114,10 @@ class PreferenceCLI(LightningCLI):
         if self.subcommand == "fit":
             batch.apply(trainer, self.datamodule)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        # Lightning's own bar, where the recipe names none
+        # Lightning's own bar and table of layers, where the recipe names none
         callbacks = [StepProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
+        if "ModelSummary" not in str(self.config[self.subcommand].trainer.callbacks):
+            callbacks = [ParameterCount() if isinstance(c, ModelSummary) else c for c in callbacks]
         callbacks += [batch, OutOfMemory()]
         interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
         others = [c for c in callbacks if not isinstance(c, Interrupts)]
@@ -130,6 +134,7 @@ class PreferenceCLI(LightningCLI):
 
 def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI) -> PreferenceCLI:
     """Run one of the trainer's commands, and return what ran it."""
+    hide_notices()
     allow_own_modules(args)
     defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
     defaults["predict"].append(str(PREDICT))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +68,58 @@ def test_a_sentence_speaks_for_what_was_raised_from_it_alone() -> None:
     with pytest.raises(RuntimeError, match="wrapped") as wrapped:
         chained()
     assert _user_message(wrapped.value) == "the cure"
+
+
+OURS = (
+    r"Seed set to \d+",
+    r"Training [\d.]+ \w of [\d.]+ \w parameters \([\d.]+ MB\) on cpu\.",
+    r"Collected \d+ from \d+ prompts on this rank\.",
+    r"`Trainer\.fit` stopped: `max_steps=\d+` reached\.",
+    r"Weights in diffusers' layout: .+",
+    r"Epoch \d+ .* \d+/\d+ .*",
+)
+"""All that a short run prints; beside these there are warnings about the user's data."""
+
+
+def not_ours(lines: Iterable[str]) -> list[str]:
+    """Return the lines that are none of `OURS`."""
+    return [line for line in lines if not any(re.fullmatch(ours, line) for ours in OURS)]
+
+
+def test_a_run_logs_what_is_ours_alone(
+    recipe: list[str], caplog: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    main(["fit", *recipe, "--trainer.max_steps", "1"])
+    logged = [record.getMessage() for record in caplog.records]
+    assert not not_ours(logged)
+    assert [line.split(" ")[0] for line in logged[:2]] == ["Seed", "Training"]
+    hidden = (DeprecationWarning, PendingDeprecationWarning)  # by Python itself
+    assert not [one for one in recwarn if not issubclass(one.category, hidden)]
+
+
+def test_a_model_summary_that_the_recipe_names_is_shown(recipe: list[str], caplog: Any) -> None:
+    named = ["--trainer.callbacks+", "ModelSummary", "--trainer.max_steps", "1"]
+    main(["fit", *recipe, *named])
+    logged = "\n".join(record.getMessage() for record in caplog.records)
+    assert "Trainable params" in logged
+    assert "Training " not in logged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["toy-diffusion-dpo", "toy-spo"])
+def test_a_run_prints_what_is_ours_alone(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lit_prefopt.cli", "fit", "--config", name]
+    command += ["--trainer.max_steps", "1", "--trainer.default_root_dir", str(tmp_path / "run")]
+    environment = {**os.environ, "COLUMNS": "200"}
+    environment.pop("PYTHONWARNINGS", None)
+    run = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stdout
+    # a bar that was removed ends in a carriage return
+    lines = [line.rsplit("\r", 1)[-1].strip() for line in run.stdout.split("\n")]
+    assert not not_ours(line for line in lines if line)
+    assert lines[1].startswith("Training ")
 
 
 def test_the_bar_of_a_run_bounded_by_steps_names_no_last_epoch(

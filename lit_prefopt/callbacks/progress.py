@@ -9,11 +9,11 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class StepProgressBar(RichProgressBar):
-    """Lightning's progress bar with two fixes.
+    """Lightning's progress bar with three fixes.
 
     Lightning writes `Epoch 7/-2` into the bar of a run without `max_epochs`, and reads the numbers
     that it shows from the device after every batch, which synchronizes. Here they are read
-    only after each logged step.
+    only after each logged step, and the logger's version is left out.
     """
 
     SHOWN = ("train/loss", "train/accuracy")
@@ -45,7 +45,9 @@ class StepProgressBar(RichProgressBar):
             return self._shown
         logged = trainer.callback_metrics
         numbers = {name: float(logged[name]) for name in self.SHOWN if name in logged}
-        return {**super().get_metrics(trainer, pl_module), **numbers}
+        others = super().get_metrics(trainer, pl_module)
+        others.pop("v_num", None)  # the folder of the logs
+        return {**others, **numbers}
 
     def _get_train_description(self, current_epoch: int) -> str:
         text: str = super()._get_train_description(current_epoch)

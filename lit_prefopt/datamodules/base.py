@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -21,10 +20,7 @@ from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.data.shards.remote_cache import ShardCache
 from lit_prefopt.errors import InputError, check_number
-
-# Lightning's warnings about intended behaviour: workers that divide the batches among themselves,
-# and no validation
-NEEDLESS = (".*`IterableDataset` has `__len__` defined", "Total length of `list` across ranks is")
+from lit_prefopt.utils.quiet import ignore_warnings
 
 
 class StoredPairs(LightningDataModule):
@@ -96,8 +92,7 @@ class StoredPairs(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the indexes, so that wrong paths and changed shards fail at the start."""
-        for message in NEEDLESS:
-            warnings.filterwarnings("ignore", message)
+        ignore_warnings()
         self._epoch_progress = None
         if stage in ("fit", None):
             self.reader = self._reader(self._find())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import warnings
 from abc import abstractmethod
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.partial_outputs import PartialOutputs
+from lit_prefopt.utils.quiet import ignore_warnings
 
 
 class Producer(LightningModule):
@@ -125,8 +125,7 @@ class Producer(LightningModule):
 
     def on_predict_start(self) -> None:
         """Log what is left to do; all ranks have checked the output before one of them writes."""
-        # the output is in files; there is nothing to return
-        warnings.filterwarnings("ignore", "predict returned None")
+        ignore_warnings()
         if threading.current_thread() is threading.main_thread():
             # Lightning's handler is for training; here all finished groups are on the disk
             signal.signal(signal.SIGTERM, _leave)
