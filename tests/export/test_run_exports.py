@@ -168,7 +168,7 @@ def test_checkpoints_that_are_none_are_refused(
     weights = {"backbone.policy.denoiser.conv_in.weight": torch.ones(1)}
     source = stranger(tmp_path, recipe, weights)
     assert "name it as `--base`" in refused(*to, source)
-    assert "the weights of another UNet" in refused(*to, source, "--base", tiny_folder)
+    assert "name the pipeline that was trained" in refused(*to, source, "--base", tiny_folder)
 
 
 def test_a_base_that_names_its_own_code_is_refused(tiny_folder: str, tmp_path: Path) -> None:

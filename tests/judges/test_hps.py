@@ -95,7 +95,9 @@ def test_the_longer_side_counts_and_the_rest_is_black() -> None:
 def test_what_is_no_hps_is_refused(small: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no file .*none.pt: name the weights, which hu"):
         HPSv2(str(tmp_path / "none.pt"), pretrained=small).prepare()
-    with pytest.raises(InputError, match=r"HPS_v2_compressed.pt of huggingface.co/xswu/HPSv2 cann"):
+    with pytest.raises(
+        InputError, match=r"HPS_v2_compressed.pt of huggingface.co/xswu/HPSv2 is not"
+    ):
         HPSv2(version="v2", pretrained=small).prepare()
     state = open_clip_weights()
     del state["ln_final.bias"]

@@ -118,7 +118,9 @@ def test_long_prompts_are_cut(words: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_image_reward_is_refused(words: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ImageReward.pt of huggingface.co/THUDM/ImageReward can"):
+    with pytest.raises(
+        InputError, match=r"ImageReward.pt of huggingface.co/THUDM/ImageReward is not"
+    ):
         ImageReward(tokenizer=words).prepare()
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other.pt is not ImageReward \(without 'blip.visual_enc"):

@@ -148,7 +148,7 @@ def test_a_metric_is_the_mean_of_all_that_it_was_shown() -> None:
     metric.reset()
     metric.update(IMAGES[:1].bfloat16(), TEXTS[:1])
     assert metric.compute().item() == -1
-    with pytest.raises(InputError, match="Broken gave"):
+    with pytest.raises(InputError, match="Broken returned"):
         JudgeMetric(Broken()).update(IMAGES, TEXTS)
 
 

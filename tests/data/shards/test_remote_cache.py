@@ -126,7 +126,9 @@ def test_a_shard_that_changed_since_the_index_is_refused(server: Server, cache_f
     reader = ShardReader(read_index(server.url))
     shard = server.folder / FIRST
     shard.write_bytes(shard.read_bytes() + b"more")
-    with pytest.raises(InputError, match="changed since it was indexed"):
+    with pytest.raises(
+        InputError, match="or the shard has changed and needs `lit-prefopt shards index"
+    ):
         reader(0, 0)
     assert only_whole_shards(cache_folder, server)
 
