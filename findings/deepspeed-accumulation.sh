@@ -12,12 +12,12 @@
 #      with this strategy, makes no step at its end. With 6 micro-batches an epoch, DeepSpeed steps
 #      after the 4th, 8th and 12th, Lightning counts steps after the 4th and the 10th. With 3 an epoch,
 #      global_step stays at 0 for ever while the weights move: max_steps is never reached.
-# Why it matters: full fine-tunes of large backbones are what ZeRO is for, and effective batches in
-#   preference optimisation are large, so N is 16 to 512. Adam hides the factor 1/N; a clipping
-#   threshold (it never binds), logged gradient norms and SGD do not. Checkpoints and validation by
-#   global_step come at other steps than the published ones.
-# Lightning refuses this strategy without a GPU. The subclass here changes the device alone, so that it
-# runs anywhere; what is shown is the shared code of accumulation.
+# Why it matters: ZeRO is for the full fine-tunes of large backbones, whose effective batches are
+#   accumulated over many micro-batches. Adam alone hides the factor 1/N; a clipping threshold, which
+#   gradients then seldom reach, logged gradient norms and SGD do not. What goes by global_step
+#   (max_steps, checkpoints) comes after more optimizer steps than planned.
+# Lightning refuses this strategy without a GPU. The subclass here changes the device and the setup of
+# the process group alone, so that it runs anywhere; the code of accumulation is Lightning's.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT

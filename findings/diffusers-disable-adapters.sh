@@ -42,6 +42,7 @@ def small_unet():
     )
 
 
+torch.manual_seed(1)
 latents, prompt = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 32)
 
 

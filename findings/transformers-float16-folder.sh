@@ -6,9 +6,9 @@
 #   default, or the file's; the pipeline runs.
 # What happens: parts of diffusers (UNet, VAE) become float32, parts of transformers (text encoder) keep
 #   the dtype of their file. The first call ends in a dtype error. Naming torch_dtype cures it.
-# Why it matters: most published SD and SDXL folders hold float16 files. Code that loads the parts one
-#   by one sees no error under autocast, but its embeddings are computed with float16 weights on one
-#   side of a comparison and float32 on the other: cached and fresh embeddings differ.
+# Why it matters: fine-tuned pipelines are often saved in float16 to halve the file. A training script
+#   that loads part after part under autocast sees no error at all: its text encoder has the file's
+#   rounded weights in float16, and would be trained in float16 where it is trained.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
