@@ -77,7 +77,6 @@ def test_arguments(
         (GOOD.replace("Plain", "DifusionDPO"), "model: there is no class DifusionDPO; did you mea"),
         ("trianer: {max_steps: 3}", "trianer.max_steps: did you mean trainer.max_steps?"),
         ("trainer: {max_stepz: 3}", "trainer.max_stepz: did you mean trainer.max_steps?"),
-        ("model: no/part.yaml", "model: there is no file no/part.yaml."),
         ("model: {beta: 3", "this is no YAML near line 1"),
         (
             "trainer: {callbacks: [{class_path: Evaluation, init_args: {judge: Judge, evry: 2}}]}",
