@@ -22,9 +22,7 @@ set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 lightning==2.6.6
-"$work/venv/bin/pip" install --quiet setuptools wheel
-"$work/venv/bin/pip" install --quiet deepspeed==0.19.8
+"$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 lightning==2.6.6 deepspeed==0.19.8
 cd "$work"
 export DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR="$work/extensions" PATH="$work/venv/bin:$PATH"
 venv/bin/python - 2> stderr.log <<'PY' || { code=$?; tail -n 5 stderr.log >&2; exit "$code"; }
