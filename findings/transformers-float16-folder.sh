@@ -2,13 +2,14 @@
 # A pipeline saved in float16 loads with a float16 text encoder beside a float32 UNet.
 #
 # Versions and date: diffusers 0.42.1, transformers 5.23.0, torch 2.13.0; 2026-11-30.
-# One would guess: from_pretrained without a dtype gives one dtype to all parts, float32 as torch's
-#   default, or the file's; the pipeline runs.
-# What happens: parts of diffusers (UNet, VAE) become float32, parts of transformers (text encoder) keep
-#   the dtype of their file. The first call ends in a dtype error. Naming torch_dtype cures it.
-# Why it matters: fine-tuned pipelines are often saved in float16 to halve the file. A training script
-#   that loads part after part under autocast sees no error at all: its text encoder has the file's
-#   rounded weights in float16, and would be trained in float16 where it is trained.
+# One would guess: from_pretrained without a dtype gives one dtype to all parts, float32 as
+#   torch's default, or the file's; the pipeline runs.
+# What happens: parts of diffusers (UNet, VAE) become float32, parts of transformers (text
+#   encoder) keep the dtype of their file. The first call ends in a dtype error. Naming
+#   torch_dtype cures it.
+# Why it matters: fine-tuned pipelines are often saved in float16 to halve the file. A training
+#   script that loads part after part under autocast sees no error at all: its text encoder has
+#   the file's rounded weights in float16, and would be trained in float16 where it is trained.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
