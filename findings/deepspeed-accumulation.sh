@@ -3,28 +3,29 @@
 # DeepSpeed and Lightning count different optimizer steps.
 #
 # Versions and date: lightning 2.6.6, deepspeed 0.19.8, torch 2.13.0; 2026-11-30.
-# One would guess: `strategy="deepspeed_stage_2"` with accumulate_grad_batches=4 makes the steps that
-#   `strategy="auto"` makes, and trainer.global_step counts them.
+# One would guess: `strategy="deepspeed_stage_2"` with accumulate_grad_batches=4 makes the steps
+#   that `strategy="auto"` makes, and trainer.global_step counts them.
 # What happens:
-#   1. Lightning divides every loss by 4, and DeepSpeed, which gets gradient_accumulation_steps=4 from
-#      Lightning, divides by 4 again: a step has 1/4 of the mean gradient (1/N for N).
-#   2. DeepSpeed counts micro-batches over the epoch's end, Lightning from the start of each epoch and,
-#      with this strategy, makes no step at its end. With 6 micro-batches an epoch, DeepSpeed steps
-#      after the 4th, 8th and 12th, Lightning counts steps after the 4th and the 10th. With 3 an epoch,
-#      global_step stays at 0 for ever while the weights move: max_steps is never reached.
+#   1. Lightning divides every loss by 4, and DeepSpeed, which gets gradient_accumulation_steps=4
+#      from Lightning, divides by 4 again: a step has 1/4 of the mean gradient (1/N for N).
+#   2. DeepSpeed counts micro-batches over the epoch's end, Lightning from the start of each epoch
+#      and, with this strategy, makes no step at its end. With 6 micro-batches an epoch, DeepSpeed
+#      steps after the 4th, 8th and 12th, Lightning counts steps after the 4th and the 10th. With
+#      3 an epoch, global_step stays at 0 for ever while the weights move: max_steps is never
+#      reached.
 # Why it matters: ZeRO is for the full fine-tunes of large backbones, whose effective batches are
-#   accumulated over many micro-batches. Adam alone hides the factor 1/N; a clipping threshold, which
-#   gradients then seldom reach, logged gradient norms and SGD do not. What goes by global_step
-#   (max_steps, checkpoints) comes after more optimizer steps than planned.
-# Lightning refuses this strategy without a GPU. The subclass here changes the device and the setup of
-# the process group alone, so that it runs anywhere; the code of accumulation is Lightning's.
+#   accumulated over many micro-batches. Adam alone hides the factor 1/N; a clipping threshold,
+#   which gradients then seldom reach, logged gradient norms and SGD do not. What goes by
+#   global_step (max_steps, checkpoints) comes after more optimizer steps than planned.
+# Lightning refuses this strategy without a GPU. The subclass here changes the device and the
+# setup of the process group alone, so that it runs anywhere; the code of accumulation is
+# Lightning's.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 lightning==2.6.6
-"$work/venv/bin/pip" install --quiet setuptools wheel
-"$work/venv/bin/pip" install --quiet deepspeed==0.19.8
+"$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 lightning==2.6.6 \
+    deepspeed==0.19.8
 cd "$work"
 export DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR="$work/extensions" PATH="$work/venv/bin:$PATH"
 venv/bin/python - 2> stderr.log <<'PY' || { code=$?; tail -n 5 stderr.log >&2; exit "$code"; }

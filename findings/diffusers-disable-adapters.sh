@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# disable_adapters() of a diffusers model leaves the trained copies of `modules_to_save` switched on.
+# disable_adapters() of a diffusers model leaves the trained copies of `modules_to_save` switched
+# on.
 #
 # Versions and date: diffusers 0.42.1, peft 0.21.2, torch 2.13.0; 2026-11-30.
-# One would guess: disable_adapters ("fallback to inference with the base model only") gives back the
-#   original network, as peft's own `with model.disable_adapter()` does for the same LoraConfig.
-# What happens: with LoraConfig(modules_to_save=["conv_in"]) the UNet's add_adapter trains a copy of
-#   conv_in, and disable_adapters and disable_lora switch the LoRA off but keep the trained copy: the
-#   "base model" has moved. There is no warning.
+# One would guess: disable_adapters ("fallback to inference with the base model only") gives back
+#   the original network, as peft's own `with model.disable_adapter()` does for the same
+#   LoraConfig.
+# What happens: with LoraConfig(modules_to_save=["conv_in"]) the UNet's add_adapter trains a copy
+#   of conv_in, and disable_adapters and disable_lora switch the LoRA off but keep the trained
+#   copy: the "base model" has moved. There is no warning.
 # Why it matters: DPO-like methods take the network with its adapter off as the reference. Such a
-#   reference moves with the policy, so the log-ratio loses the part that conv_in learned and nothing
-#   holds that part back; a comparison "with and without LoRA" has the same error.
+#   reference moves with the policy, so the log-ratio loses the part that conv_in learned and
+#   nothing holds that part back; a comparison "with and without LoRA" has the same error.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 diffusers==0.42.1 \
+"$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 diffusers==0.42.1 \
     transformers==5.23.0 accelerate==1.15.0 peft==0.21.2
 cd "$work"
 venv/bin/python - <<'PY'
@@ -88,7 +90,8 @@ with warnings.catch_warnings(record=True) as caught:
     }
 for name, difference in seen.items():
     print(f"  {name}: {difference:.4f}")
-print(f"  warnings that name modules_to_save: {sum('modules_to_save' in str(w.message) for w in caught)}")
+about = [w for w in caught if "modules_to_save" in str(w.message)]
+print(f"  warnings that name modules_to_save: {len(about)}")
 lora_off, peft_off, off, lora_off_too = seen.values()
 same = lora_off == peft_off == 0 and off > 0.01 and lora_off_too > 0.01
 print("as seen" if same else "changed: the first two were 0, the last two were not")

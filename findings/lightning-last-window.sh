@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# The last optimizer step of an epoch has a gradient that is too small under accumulate_grad_batches.
+# The last optimizer step of an epoch has a gradient that is too small under
+# accumulate_grad_batches.
 #
 # Versions and date: lightning 2.6.6, torch 2.13.0; 2026-11-30.
-# One would guess: an epoch of 6 micro-batches, accumulating 4, makes a step of 4 and a step of 2, and
-#   both have the mean gradient of their micro-batches.
-# What happens: every loss is divided by 4, the number planned, also in the window that holds 2: the
-#   gradient of that step is 2/4 of the mean. An epoch of 1 micro-batch that accumulates 50 trains with
-#   1/50 of it, in every step. There is no warning.
-# Why it matters: preferences are few and effective batches large (2,048 pairs in Diffusion-DPO), so an
-#   epoch often holds fewer micro-batches than are accumulated. Adam alone hides the factor, since it
-#   normalises; what depends on the size of a gradient does not: SGD, a clipping threshold, a logged
-#   gradient norm, and Adam's moments where short and full windows alternate.
+# One would guess: an epoch of 6 micro-batches, accumulating 4, makes a step of 4 and a step of 2,
+#   and both have the mean gradient of their micro-batches.
+# What happens: every loss is divided by 4, the number planned, also in the window that holds 2:
+#   the gradient of that step is 2/4 of the mean. An epoch of 1 micro-batch that accumulates 50
+#   trains with 1/50 of it, in every step. There is no warning.
+# Why it matters: preferences are few and effective batches large (2,048 pairs in Diffusion-DPO),
+#   so an epoch often holds fewer micro-batches than are accumulated. Adam alone hides the factor,
+#   since it normalises; what depends on the size of a gradient does not: SGD, a clipping
+#   threshold, a logged gradient norm, and Adam's moments where short and full windows alternate.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 lightning==2.6.6
+"$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 lightning==2.6.6
 cd "$work"
 venv/bin/python - <<'PY'
 import logging

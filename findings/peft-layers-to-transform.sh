@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# layers_to_transform=[0] on FLUX selects one linear layer of every block, and no attention at all.
+# layers_to_transform=[0] on FLUX selects one linear layer of every block, and no attention at
+# all.
 #
 # Versions and date: peft 0.21.2, diffusers 0.42.1, torch 2.13.0; 2026-11-30.
-# One would guess: LoraConfig(layers_to_transform=[0]) puts LoRA on the targets of the first block, as
-#   it does for a language model, whose blocks are `model.layers.0`.
-# What happens: the first number that has two names before it counts as the block's. FLUX's blocks stand
-#   at the top (`transformer_blocks.0.attn.to_q`), where only one name precedes the block's number; what
-#   is found is the 0 of `ff.net.0.proj`. So LoRA sits on that layer of all blocks, no attention has any,
-#   and there is neither error nor warning. With layers_pattern="transformer_blocks" it does what one
-#   guesses. (With attention alone in target_modules, nothing matches, and that is an error.)
-# Why it matters: DiT-like transformers of diffusers keep their blocks at the top, and LoRA of a few
-#   blocks is common for style and for memory. The run trains, the loss falls, the file loads.
+# One would guess: LoraConfig(layers_to_transform=[0]) puts LoRA on the targets of the first
+#   block, as it does for a language model, whose blocks are `model.layers.0`.
+# What happens: the first number that has two names before it counts as the block's. FLUX's blocks
+#   stand at the top (`transformer_blocks.0.attn.to_q`), where only one name precedes the block's
+#   number; what is found is the 0 of `ff.net.0.proj`. So LoRA sits on that layer of all blocks,
+#   no attention has any, and there is neither error nor warning. With
+#   layers_pattern="transformer_blocks" it does what one guesses. (With attention alone in
+#   target_modules, nothing matches, and that is an error.)
+# Why it matters: DiT-like transformers of diffusers keep their blocks at the top, and LoRA of a
+#   few blocks is common for style and for memory. The run trains, the loss falls, the file loads.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 diffusers==0.42.1 \
+"$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 diffusers==0.42.1 \
     transformers==5.23.0 accelerate==1.15.0 peft==0.21.2
 cd "$work"
 venv/bin/python - <<'PY'

@@ -2,18 +2,19 @@
 # A pipeline saved in float16 loads with a float16 text encoder beside a float32 UNet.
 #
 # Versions and date: diffusers 0.42.1, transformers 5.23.0, torch 2.13.0; 2026-11-30.
-# One would guess: from_pretrained without a dtype gives one dtype to all parts, float32 as torch's
-#   default, or the file's; the pipeline runs.
-# What happens: parts of diffusers (UNet, VAE) become float32, parts of transformers (text encoder) keep
-#   the dtype of their file. The first call ends in a dtype error. Naming torch_dtype cures it.
-# Why it matters: fine-tuned pipelines are often saved in float16 to halve the file. A training script
-#   that loads part after part under autocast sees no error at all: its text encoder has the file's
-#   rounded weights in float16, and would be trained in float16 where it is trained.
+# One would guess: from_pretrained without a dtype gives one dtype to all parts, float32 as
+#   torch's default, or the file's; the pipeline runs.
+# What happens: parts of diffusers (UNet, VAE) become float32, parts of transformers (text
+#   encoder) keep the dtype of their file. The first call ends in a dtype error. Naming
+#   torch_dtype cures it.
+# Why it matters: fine-tuned pipelines are often saved in float16 to halve the file. A training
+#   script that loads part after part under autocast sees no error at all: its text encoder has
+#   the file's rounded weights in float16, and would be trained in float16 where it is trained.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 diffusers==0.42.1 \
+"$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 numpy==2.4.6 diffusers==0.42.1 \
     transformers==5.23.0 accelerate==1.15.0
 cd "$work"
 venv/bin/python - 2> stderr.log <<'PY' || { code=$?; tail -n 5 stderr.log >&2; exit "$code"; }
