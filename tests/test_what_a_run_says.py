@@ -70,6 +70,7 @@ def test_a_sentence_speaks_for_what_was_raised_from_it_alone() -> None:
     assert _user_message(wrapped.value) == "the cure"
 
 
+FEWER = "--data.batch_size 4 --batch.pairs 4 --data.batches 2 --data.round_size 2"
 OURS = (
     r"Seed set to \d+",
     r"Training [\d.]+ \w of [\d.]+ \w parameters \([\d.]+ MB\) on cpu\.",
@@ -106,18 +107,17 @@ def test_a_model_summary_that_the_recipe_names_is_shown(recipe: list[str], caplo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["toy-diffusion-dpo", "toy-spo"])
-def test_a_run_prints_what_is_ours_alone(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lit_prefopt.cli", "fit", "--config", name]
+@pytest.mark.parametrize("args", ["toy-diffusion-dpo", f"toy-spo {FEWER}"])
+def test_a_run_prints_what_is_ours_alone(args: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lit_prefopt.cli", "fit", "--config", *args.split()]
     command += ["--trainer.max_steps", "1", "--trainer.default_root_dir", str(tmp_path / "run")]
     environment = {**os.environ, "COLUMNS": "200"}
     environment.pop("PYTHONWARNINGS", None)
-    run = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    assert run.returncode == 0, run.stdout
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    printed = run.stdout.decode()
+    assert run.returncode == 0, printed
     # a bar that was removed ends in a carriage return
-    lines = [line.rsplit("\r", 1)[-1].strip() for line in run.stdout.split("\n")]
+    lines = [line.rsplit("\r", 1)[-1].strip() for line in printed.split("\n")]
     assert not not_ours(line for line in lines if line)
     assert lines[1].startswith("Training ")
 

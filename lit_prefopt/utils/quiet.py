@@ -28,10 +28,10 @@ WARNED = (
     r"Found \d+ module\(s\) in eval mode",
     # steps are counted over all epochs here
     r"The number of training batches \(\d+\) is smaller than the logging interval",
-    # Lightning's use of torch, and its use of jsonargparse
+    # the command line has checked whose folder it is
+    "Checkpoint directory .* exists and is not empty",
+    # Lightning's use of torch
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r"`torch\.jit\.\w+` is deprecated",
-    r"\s*``instantiate_classes`` was deprecated",
 )
 """Regular expressions of the beginnings of warnings that are not shown."""
 

@@ -18,6 +18,7 @@ from lit_prefopt.lightning_cli import run_lightning
 from lit_prefopt.recipe_files import named_recipes
 
 CLASSES = ["DiffusionDPO", "AdamW", "ToyDiffusion", "ToyPairs", "Checkpoints", "Evaluation"]
+CLASSES += ["AdamW8bit", "Lion8bit", "Adafactor"]  # with AdamW, all that `optimizer` takes
 CLASSES += ["ToyPrompts", "SPO", "CSVLogger", "ModelCheckpoint", "StableDiffusion"]
 CLASSES += ["AdamW8bit", "Lion8bit", "Adafactor"]
 UNREADABLE = "RunDirectory"  # its argument `config` is of a type that jsonargparse does not read
