@@ -20,7 +20,6 @@ from lit_prefopt.recipe_files import named_recipes
 CLASSES = ["DiffusionDPO", "AdamW", "ToyDiffusion", "ToyPairs", "Checkpoints", "Evaluation"]
 CLASSES += ["AdamW8bit", "Lion8bit", "Adafactor"]  # with AdamW, all that `optimizer` takes
 CLASSES += ["ToyPrompts", "SPO", "CSVLogger", "ModelCheckpoint", "StableDiffusion"]
-CLASSES += ["AdamW8bit", "Lion8bit", "Adafactor"]
 UNREADABLE = "RunDirectory"  # its argument `config` is of a type that jsonargparse does not read
 TOY = ["--config", "toy-diffusion-dpo"]
 WRONG = {
