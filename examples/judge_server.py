@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,12 +22,11 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-import lit_prefopt.judges
-import lit_prefopt.toy  # noqa: F401 - registers the toy classes by name
 from lit_prefopt.data.images import BrokenSample, decode, from_pil
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
 from lit_prefopt.judges.judge import checked_scores
+from lit_prefopt.lazy import import_classes
 
 MOST_BYTES = 256 << 20  # of a batch
 
@@ -117,6 +117,8 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command-line arguments; by default the process's own.
     """
+    # the parser finds a class by its short name once its module is imported
+    import_classes({word.split("=")[-1] for word in args or sys.argv})
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(Judge, "judge")
