@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# disable_adapters() of a diffusers model leaves the trained copies of `modules_to_save` switched
-# on.
+# disable_adapters() of a diffusers model leaves the trained copies of `modules_to_save` on.
 #
 # Versions and date: diffusers 0.42.1, peft 0.21.2, torch 2.13.0; 2026-11-30.
 # One would guess: disable_adapters ("fallback to inference with the base model only") gives back

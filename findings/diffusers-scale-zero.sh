@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# One call with a LoRA scale of 0 makes the adapter stronger afterwards: set_adapters' weight is
-# lost.
+# After one call with a LoRA scale of 0, the weight that set_adapters gave is lost: it is 1.0.
 #
 # Versions and date: diffusers 0.42.1, peft 0.21.2, torch 2.13.0; 2026-11-30.
 # One would guess: `cross_attention_kwargs={"scale": s}` holds for that call alone; afterwards the
@@ -8,7 +7,7 @@
 # What happens: so it is for other numbers, which are divided out again after the call. 0 cannot
 #   be divided out, so the weight is reset, and not to what it was: every active adapter has 1.0
 #   then. An adapter mixed in at 0.5 is at 1.0 for all later calls.
-# Why it matters: scale 0 is the usual way to draw "before" beside "after" with one pipeline, or
+# Why it matters: scale 0 is a common way to draw "before" beside "after" with one pipeline, or
 #   to get the reference's prediction. The first "after" then has another strength than all later
 #   ones, and the win rates of an adapter at 0.5 are in fact those of 1.0.
 set -euo pipefail

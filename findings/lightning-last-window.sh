@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The last optimizer step of an epoch has a gradient that is too small under
-# accumulate_grad_batches.
+# Under accumulate_grad_batches, the last step of an epoch has too small a gradient.
 #
 # Versions and date: lightning 2.6.6, torch 2.13.0; 2026-11-30.
 # One would guess: an epoch of 6 micro-batches, accumulating 4, makes a step of 4 and a step of 2,

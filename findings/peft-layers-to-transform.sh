@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# layers_to_transform=[0] on FLUX selects one linear layer of every block, and no attention at
-# all.
+# layers_to_transform=[0] on FLUX selects one linear layer of every block, and no attention.
 #
 # Versions and date: peft 0.21.2, diffusers 0.42.1, torch 2.13.0; 2026-11-30.
 # One would guess: LoraConfig(layers_to_transform=[0]) puts LoRA on the targets of the first
@@ -12,7 +11,7 @@
 #   layers_pattern="transformer_blocks" it does what one guesses. (With attention alone in
 #   target_modules, nothing matches, and that is an error.)
 # Why it matters: DiT-like transformers of diffusers keep their blocks at the top, and LoRA of a
-#   few blocks is common for style and for memory. The run trains, the loss falls, the file loads.
+#   few blocks is common for style and for memory. Nothing fails, but another LoRA is trained.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
