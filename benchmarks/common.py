@@ -1,4 +1,4 @@
-"""What every benchmark needs: full-size pipelines with random weights, and dated reports."""
+"""Shared by all benchmarks: full-size pipelines with random weights, and dated reports."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def random_shards(folder: Path, pairs: int, side: int) -> Path:
 
 
 def hardware() -> str:
-    """Return the device in words."""
+    """Return the name of the device."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     names = [
@@ -171,7 +171,7 @@ def write_report(
         name: The script's name.
         text: The figures.
         variant: Distinguishes several reports of one script and day.
-        path: Where it goes; a dated one beside the others where it is not given.
+        path: Output file; by default a dated one in `reports`.
         reports: The folder of dated reports, in the package of the script.
     """
     commit = subprocess.run(

@@ -1,4 +1,4 @@
-"""How fast pictures become shards, beside the floor of reading and hashing them; and the memory."""
+"""Speed and memory of the conversion to shards, compared with reading and hashing alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measure(task: str, source: str, output: str = "", workers: int = 1) -> None:
     Args:
         task: nothing, read, convert or validate.
         source: The .jsonl, or the shards.
-        output: The folder of shards to be made.
+        output: Output folder of shards.
         workers: Threads.
     """
     start, before = time.perf_counter(), time.process_time()

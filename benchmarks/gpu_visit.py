@@ -143,12 +143,12 @@ def variant(
 
 
 def run(task: Task, seconds: float, logs: Path) -> str:
-    """Return the last lines of what a task says, ended with all its children after a while.
+    """Run a task with a time limit and return the last lines of its output.
 
     Args:
         task: The measurement.
         seconds: After which it is ended.
-        logs: Where all that it says is kept: this path ending in .out and .err.
+        logs: Path of its full output, with the suffixes .out and .err.
     """
     logs.parent.mkdir(parents=True, exist_ok=True)
     output, complained = logs.with_suffix(".out"), logs.with_suffix(".err")

@@ -173,7 +173,7 @@ def main(
     """Measure.
 
     Args:
-        judges: Which ones; all where not given.
+        judges: Names; all by default.
         batch: Images scored at a time.
         batches: How many are timed, after one that warms up; the best one counts.
         report: Write a report as well.

@@ -99,7 +99,9 @@ def read(shards: Path) -> None:
 
 def loaded(shards: Path, resolution: int, workers: int, *, draft: bool) -> Callable[[], int]:
     """Return what goes through an epoch of the data module and counts its pairs."""
-    return _epoch(PairShards(str(shards), BATCH, resolution, workers=workers, draft=draft))
+    return _epoch(
+        PairShards(str(shards), BATCH, resolution=resolution, workers=workers, draft=draft)
+    )
 
 
 def _epoch(data: StoredPairs) -> Callable[[], int]:
@@ -123,7 +125,8 @@ def rates(runs: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
 def differences(shards: Path, resolution: int) -> Iterator[float]:
     """Yield by how many grey levels a draft's pixels differ from the whole ones, for each pair."""
     whole, draft = (
-        PairShards(str(shards), 1, resolution, workers=0, draft=draft) for draft in (False, True)
+        PairShards(str(shards), 1, resolution=resolution, workers=0, draft=draft)
+        for draft in (False, True)
     )
     for data in (whole, draft):
         data.setup("fit")

@@ -1,4 +1,4 @@
-"""Peak memory of training: what shapes foretell beside what was measured.
+"""Peak memory of training: estimated from tensor shapes, and measured.
 
     python -m benchmarks.memory main --families '[tiny]'
     python -m benchmarks.memory main --families '[sd15,sdxl]' --measured false
@@ -6,9 +6,9 @@
     python -m benchmarks.memory main --families '[sdxl]' --trains '[full]' --savings '[none,cached]'
 
 Estimated are weights, gradients, optimizer states and whatever else is alive at the most in a step,
-from shapes alone: a model that fits nowhere costs nothing to ask. Measured is the peak of a process
+from shapes alone, so also for models that fit nowhere. Measured is the peak of a process
 of its own that takes three optimizer steps: of the GPU's tensors, or without a GPU of the whole
-process, beside which stands what it took before the model was loaded.
+process, reported with its memory before the model was loaded.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ SAVINGS = {
     "bf16_weights": BF16_WEIGHTS,
     "cached": f"{BF16_WEIGHTS} --backbone.encoders false --backbone.reference none",
 }
-"""Of a full fine-tune with an optimizer of 8 bits: bf16 weights, rounded at random, whose gradients
-are let go in the backward pass; and caches that spare encoders and reference as well."""
+"""Savings in a full fine-tune with an 8-bit optimizer: bf16 weights with stochastic rounding and
+gradients released in backward; and additionally caches, without encoders and reference."""
 LIMIT = 1800  # seconds for one measurement
 
 
@@ -96,7 +96,7 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_numbers(backbone)
-        module = DiffusionDPO(backbone, config(1e-6, **options), 5000.0)
+        module = DiffusionDPO(backbone, config(1e-6, **options), beta=5000.0)
         module.train()
     rest = [torch.arange(batch), *[torch.ones(batch)] * 2, ["key"] * batch]
     made: Batch
@@ -167,7 +167,7 @@ def measure(
 
 
 def in_a_process(case: Case, folder: str) -> dict[str, float]:
-    """Return what `measure` prints in a process of its own, or what it says where it fails."""
+    """Run `measure` in a subprocess and return its result; empty after an error or time-out."""
     options = {**case._asdict(), "checkpointing": str(case.checkpointing).lower()}
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "benchmarks.memory", "measure", "--folder", folder, *arguments]
@@ -193,15 +193,15 @@ def main(
     folder: str = "runs/step-time",
     report: bool = False,
 ) -> None:
-    """Foretell and measure.
+    """Estimate and measure.
 
     Args:
-        families: The models; the tiny one where none is given.
-        trains: All weights of the UNet, a LoRA, or both where none is given.
-        optimizers: Their names; all where none is given.
-        checkpointing: Whether activations are computed twice; both where none is given.
-        batch: Pairs in a batch; the family's own number where it is not given.
-        savings: What else saves memory, in full fine-tunes with optimizers of 8 bits.
+        families: The models; by default the tiny one.
+        trains: All weights of the UNet, or a LoRA; by default both.
+        optimizers: Their names; by default all.
+        checkpointing: Whether to use gradient checkpointing; by default both.
+        batch: Pairs in a batch; by default the family's own number.
+        savings: Further savings, in full fine-tunes with 8-bit optimizers.
         measured: Measure as well.
         folder: Where pipelines and shards are written.
         report: Write a report as well.

@@ -1,9 +1,9 @@
-"""The plan at scale: who reads what when thousands of ranks share ten million samples.
+"""The plan at scale: the order of ten million samples on thousands of ranks.
 
 python -m benchmarks.plan_scale --report true
 
-Every batch of every rank and worker is asked for, as a worker asks for it, and every sample that
-is handed out is counted.
+Every batch of every rank and worker is requested as in training, and every returned sample is
+counted.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def everyone(order: SampleOrder, counts: NDArray[np.int64]) -> Rows:
         ("samples left in the queues of buckets", f"{queued:,}"),
         ("batches of every rank", f"{batches // RANKS}"),
         ("batches of its workers", ", ".join(map(str, per_worker))),
-        ("time to ask for a batch", f"{seconds / batches * 1e6:.0f} µs"),
+        ("time to request a batch", f"{seconds / batches * 1e6:.0f} µs"),
     ]
 
 

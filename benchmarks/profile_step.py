@@ -70,7 +70,7 @@ def main(
         train: All weights of the UNet, or a LoRA.
         device: Where it trains.
         steps: How many steps are profiled, after two that are not.
-        batch: Pairs in a batch; the family's own number where it is not given.
+        batch: Pairs in a batch; by default the family's own number.
         options: More arguments of `lit-prefopt fit`, such as "--backbone.compile true".
         folder: Where pipelines and shards are written.
         report: Write a report as well.

@@ -52,7 +52,7 @@ KINDS: dict[str, Kind] = {
 
 
 class Recipe(NamedTuple):
-    """What `lit-prefopt fit` is told, and what a plain loop needs to know of it."""
+    """Arguments of `lit-prefopt fit`, and the settings that a plain loop needs."""
 
     arguments: list[str]
     shards: Path
@@ -129,7 +129,7 @@ def recipe(
         train: All weights of the UNet, or a LoRA of rank 16.
         data: Its form.
         root: Where pipelines and shards are written.
-        batch: Pairs in a batch; the family's own number where it is not given.
+        batch: Pairs in a batch; by default the family's own number.
         workers: Processes that read and decode.
         pairs: In the shards.
         bf16_weights: Whether all weights of the UNet are trained in bfloat16, by AdamW8bit.

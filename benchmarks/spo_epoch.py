@@ -43,7 +43,7 @@ TINY_VISION = {
 
 
 class RandomStepAware(StepAware):
-    """The step-aware judge with random weights in bfloat16, made when it is asked for first.
+    """The step-aware judge with random weights in bfloat16, created on first access.
 
     Args:
         full: Of ViT-H/14's size, or very small.

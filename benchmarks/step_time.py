@@ -9,7 +9,7 @@ the real command with its data module, log and callbacks, the plain loop is `pla
 a step runs from the end of the other's to its own, waiting for data and logging included. The parts
 of a step are timed alone afterwards, and the floor is the work that the method needs over the
 matmul peak that this machine reaches in the same minute. With `--data cached` or `reference` the
-fit reads caches of the same pairs, and the networks that it does not ask then stay in memory for
+fit reads caches of the same pairs, and the networks that it does not use then stay in memory for
 the plain loop; from the parts follows how much faster the fit should be. For `toy` a second run of
 `fit` alone is profiled, to see where the Python of a step goes.
 """
@@ -189,7 +189,7 @@ def main(
         train: All weights of the UNet, or a LoRA.
         data: What the fit reads; the plain loop reads images.
         steps: Steps of each that are counted.
-        batch: Pairs in a batch; the family's own number where it is not given.
+        batch: Pairs in a batch; by default the family's own number.
         workers: Processes that read and decode, of each.
         pairs: How many pairs are made; the toy world has its own.
         bf16_weights: Train all weights in bfloat16, by AdamW8bit: less than half the memory.

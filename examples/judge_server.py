@@ -1,17 +1,18 @@
-r"""Serves a judge over HTTP, for `Endpoint`: scores batches of images that lie in JSON.
+r"""Serve a judge over HTTP, for `Endpoint`: score batches of images sent as JSON.
 
     python examples/judge_server.py --judge PickScore --port 8100
     lit-prefopt fit --config sd15-dense-reward --data.prompts.path prompts.txt \
         --model.judge Endpoint --model.judge.url http://127.0.0.1:8100
 
-An example: one batch at a time, no encryption, and anybody who reaches it may ask. It listens on
-this machine alone unless `--host` says otherwise; put a real server in front of it for others.
+An example: one batch at a time, without encryption or authentication. By default it listens only
+on this machine (`--host`); put a reverse proxy in front of it for other machines.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import sys
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,24 +22,23 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-import lit_prefopt.judges
-import lit_prefopt.toy  # noqa: F401 - so that their classes can be named alone
 from lit_prefopt.data.images import BrokenSample, decode, from_pil
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import Judge
 from lit_prefopt.judges.judge import checked_scores
+from lit_prefopt.lazy import import_classes
 
 MOST_BYTES = 256 << 20  # of a batch
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """Listens, and scores one batch at a time.
+    """HTTP server that scores one batch at a time.
 
     Args:
         judge: Scores the images.
         host: Address to listen at.
         port: Port to listen at; 0: any that is free.
-        device: Where the images go.
+        device: Device of the images.
     """
 
     daemon_threads = True
@@ -52,25 +52,25 @@ class JudgeServer(ThreadingHTTPServer):
         super().__init__((host, port), Handler)
 
     def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the scores of a batch; of an empty one, what the judge is."""
+        """Return the scores of a batch; for an empty one, the judge's settings."""
         texts, times = list(map(str, batch["prompts"])), batch.get("timesteps")
         images = [self.image(data) for data in batch["images"]]
         if len(images) != len(texts) or (times is not None and len(times) != len(texts)):
-            raise ValueError("as many prompts, images and timesteps are wanted")
+            raise ValueError("the numbers of prompts, images and timesteps must be equal")
         if not images:
             return {"scores": [], "settings": self.judge.settings()}
         with self.one_at_a_time:
             return {"scores": self.scores(images, texts, times)}
 
     def image(self, data: str) -> Tensor:
-        """Return an image (3, H, W) in [-1, 1]."""
+        """Decode an image to (3, H, W) in [-1, 1]."""
         picture = decode(base64.b64decode(data, validate=True))
         return from_pil(picture)
 
     def scores(
         self, images: Sequence[Tensor], texts: list[str], times: list[float] | None
     ) -> list[float]:
-        """Return one score an image; they may have several sizes."""
+        """Return one score per image; sizes may differ."""
         found = [0.0] * len(texts)
         for size in {image.shape for image in images}:
             which = [i for i, image in enumerate(images) if image.shape == size]
@@ -83,26 +83,26 @@ class JudgeServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers a POST."""
+    """Handler of POST requests."""
 
     server: JudgeServer
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds for a client to send
 
     def do_POST(self) -> None:
-        """Answer with scores, or say in a sentence what is wrong."""
+        """Send the scores, or an error message."""
         length = int(self.headers.get("Content-Length") or 0)
         if not 0 < length <= MOST_BYTES:
             self.close_connection = True
-            return self.say(413, {"error": f"a batch has from 1 to {MOST_BYTES} bytes"})
+            return self.send_json(413, {"error": f"a batch has from 1 to {MOST_BYTES} bytes"})
         try:
             batch = json.loads(self.rfile.read(length))
-            return self.say(200, self.server.answer(batch))
+            return self.send_json(200, self.server.answer(batch))
         except (ValueError, KeyError, TypeError, BrokenSample, InputError) as error:
-            return self.say(400, {"error": str(error)})
+            return self.send_json(400, {"error": str(error)})
 
-    def say(self, status: int, content: dict[str, Any]) -> None:
-        """Send JSON."""
+    def send_json(self, status: int, content: dict[str, Any]) -> None:
+        """Send a JSON response."""
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -115,8 +115,10 @@ def main(args: list[str] | None = None) -> None:
     """Serve until it is stopped.
 
     Args:
-        args: Of the command line; the process's own where not given.
+        args: Command-line arguments; by default the process's own.
     """
+    # the parser finds a class by its short name once its module is imported
+    import_classes({word.split("=")[-1] for word in args or sys.argv})
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(Judge, "judge")

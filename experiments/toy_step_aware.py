@@ -53,7 +53,13 @@ def right(judges: dict[str, StepAware], draws: int) -> dict[str, Tensor]:
     """
     backbone = ToyDiffusion(reference="none")
     # for its predictions alone
-    eyes = StepAwarePreference(backbone, AdamW(0.0), CLIP, None, backbone.sampling.guidance)
+    eyes = StepAwarePreference(
+        backbone,
+        AdamW(0.0),
+        pretrained=CLIP,
+        processor=None,
+        guidance=backbone.sampling.guidance,
+    )
     data = ToyPairs(64, caption_dropout=0)
     data.setup("validate")
     found: dict[str, list[Tensor]] = {name: [] for name in judges}

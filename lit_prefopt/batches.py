@@ -1,81 +1,83 @@
-"""The records that travel, in the order in which they are made; every shape is written here.
+"""Records that are passed from data module to loss, in the order of their creation, with shapes.
 
 B  pairs in a batch           K  sides of a pair (2; more for ranked lists), best side first
 N  tokens of a prompt         D  width of the prompt's embedding
 C, H, W  channels, height, width: of images (C = 3) or of latents
 E  draws at which the reference's errors are known
 M  roll-outs of a prompt
-S  steps of a roll-out, where a method averages over steps
+S  steps of a roll-out
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from lit_prefopt.errors import InputError
+
 
 class ImagePairs(NamedTuple):
-    """What a data module hands out: decoded images and their text, nothing embedded yet."""
+    """Decoded images and prompts of a data module, before encoding."""
 
     # (B, K, 3, H, W) float32 in [-1, 1], best side first; K = 1: images only. From image files
     # they come as uint8, a fourth of the bytes, and the data module scales them on the device.
     images: Tensor
     texts: list[str]  # B prompts; "" where the caption was dropped
-    seeds: Tensor  # (B,) int64: all that is random about the sample is drawn from it
-    labels: Tensor  # (B,) float32: probability that the first side is the better one; 1 as a rule
-    weights: Tensor  # (B,) float32: factor of the pair's loss before the mean; 1 as a rule
+    seeds: Tensor  # (B,) int64: all random numbers of the sample are drawn from it
+    labels: Tensor  # (B,) float32: probability that the first side is the better one; usually 1
+    weights: Tensor  # (B,) float32: factor of the pair's loss before the mean; usually 1
     keys: list[str]  # B names "shard.tar/000001", for messages
-    masks: Tensor | None = None  # (B, 1, H, W) float32: 1 where the sides are meant to differ
-    broken: tuple[str, ...] = ()  # names of unreadable samples that others stand in for
+    masks: Tensor | None = None  # (B, 1, H, W) float32: 1 where the sides may differ
+    broken: tuple[str, ...] = ()  # names of unreadable samples that were replaced
     frames: Tensor | None = None  # (B, K, 6) int64: see `Prompt`; unknown where not given
 
     def best(self) -> ImagePairs:
-        """Return the chosen side alone (K = 1)."""
+        """Return only the chosen side (K = 1)."""
         frames = None if self.frames is None else self.frames[:, :1]
         return self._replace(images=self.images[:, :1], frames=frames)
 
     def scaled(self) -> ImagePairs:
-        """Return the images in [-1, 1], where they are still as they were decoded."""
+        """Return the images as float32 in [-1, 1]; decoded uint8 pixels are scaled."""
         whole = self.images.dtype == torch.uint8
         return self._replace(images=scaled(self.images)) if whole else self
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Return uint8 pixels as float32 in [-1, 1], in the plain order of memory."""
+    """Return uint8 pixels as contiguous float32 in [-1, 1]."""
     floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return floats.div_(127.5).sub_(1)
 
 
 class Prompt(NamedTuple):
-    """What the denoiser is told beside the timestep, one row a prompt.
+    """Conditioning of the denoiser beside the timestep, one row per prompt.
 
-    A model family reads what it knows. A frame says which part of which picture an image is, in
-    pixels: the height and width of the original, the upper and left edge of the crop in the
-    resized (and, where it was, mirrored) picture, the height and width of what was cut out.
+    A model family uses the fields that it knows. A frame holds the size conditioning of an image,
+    in pixels: height and width of the original, top and left of the crop in the resized (and
+    possibly mirrored) image, height and width of the crop.
     """
 
     hidden: Tensor  # (B, N, D): the embedded text, token by token
-    pooled: Tensor | None = None  # (B, P): the embedded text as a whole
-    frames: Tensor | None = None  # (B, 6) int64; a whole image of the latents' size if not given
+    pooled: Tensor | None = None  # (B, P): the pooled embedding of the text
+    frames: Tensor | None = None  # (B, 6) int64; an uncropped image of the latents' size if None
     guidance: Tensor | None = None  # (B,) float32: guidance scale, for denoisers that take one
 
     def repeat(self, times: int) -> Prompt:
-        """Return every row `times` times in a row: (B * times, ...), one for each side."""
+        """Repeat each row `times` times, (B * times, ...): one for each side."""
         return Prompt(*(_repeated(field, times) for field in self))  # type: ignore[arg-type]
 
     def rows(self, which: Tensor) -> Prompt:
-        """Return these rows, (B',) int64."""
+        """Return the rows of these numbers, (B',) int64."""
         return Prompt(*(None if f is None else f[which] for f in self))  # type: ignore[arg-type]
 
     def cpu(self) -> Prompt:
-        """Return the same on the CPU."""
+        """Return a copy on the CPU."""
         return Prompt(*(None if f is None else f.cpu() for f in self))  # type: ignore[arg-type]
 
     def prepend(self, other: Prompt) -> Prompt:
-        """Return the rows of the other prompt and then these; both know the same fields."""
+        """Return the other prompt's rows followed by these; both have the same fields."""
         return Prompt(*map(_joined, other, self))  # type: ignore[arg-type]
 
 
@@ -88,12 +90,12 @@ def _joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 
 class LatentPairs(NamedTuple):
-    """What a data module of cached shards hands out: all that is encoded, nothing drawn of it."""
+    """Cached posteriors and embedded prompts of a data module, before latents are sampled."""
 
     mean: Tensor  # (B, K, C, H, W) in the VAE's precision and at its own scale
-    deviation: Tensor | None  # (B, K, C, H, W); where it is not kept, the mean is the latent
-    prompt: Prompt  # B rows; those of the empty prompt where the caption was dropped
-    texts: list[str]  # as in `ImagePairs`, and so are those that follow
+    deviation: Tensor | None  # (B, K, C, H, W); where it was not cached, the mean is the latent
+    prompt: Prompt  # B rows; the empty prompt's where the caption was dropped
+    texts: list[str]  # this and the following fields as in `ImagePairs`
     seeds: Tensor  # (B,) int64
     labels: Tensor  # (B,) float32
     weights: Tensor  # (B,) float32
@@ -104,7 +106,7 @@ class LatentPairs(NamedTuple):
     reference_error: Tensor | None = None  # (B, E, K) float32: see `Pairs`
 
     def best(self) -> LatentPairs:
-        """Return the chosen side alone (K = 1)."""
+        """Return only the chosen side (K = 1)."""
         return self._replace(
             mean=self.mean[:, :1],
             deviation=None if self.deviation is None else self.deviation[:, :1],
@@ -118,7 +120,7 @@ def _first_side(errors: Tensor | None) -> Tensor | None:
 
 
 class Pairs(NamedTuple):
-    """What a method learns from: latents of all sides and their embedded prompt."""
+    """Latents of all sides and their embedded prompts, as methods train on them."""
 
     latents: Tensor  # (B, K, C, H, W) float32, scaled as the denoiser expects them
     prompt: Prompt  # B rows
@@ -127,42 +129,42 @@ class Pairs(NamedTuple):
     weights: Tensor  # (B,) float32
     masks: Tensor | None = None  # (B, 1, H, W) float32 at the latents' size
     frames: Tensor | None = None  # (B, K, 6) int64: see `Prompt`
-    # (B, E, K) float32: what the reference's errors are at the draws of `seeds`, `seeds` + 1, ...;
-    # where they are not given, the reference is asked
+    # (B, E, K) float32: the reference's errors at the draws of `seeds`, `seeds` + 1, ...;
+    # computed by the reference where None
     reference_error: Tensor | None = None
 
     @property
     def sides(self) -> int:
-        """K, the number of sides."""
+        """Number of sides, K."""
         return self.latents.shape[1]
 
     def best(self) -> Pairs:
-        """Return the chosen side alone (K = 1)."""
+        """Return only the chosen side (K = 1)."""
         frames = None if self.frames is None else self.frames[:, :1]
         errors = _first_side(self.reference_error)
         return self._replace(latents=self.latents[:, :1], frames=frames, reference_error=errors)
 
     def at_draw(self, number: int) -> Pairs:
-        """Return the same latents with the seeds of another draw of timestep and noise."""
+        """Return the same latents with seeds for another draw of timestep and noise."""
         errors = None if self.reference_error is None else self.reference_error[:, number:]
         return self._replace(seeds=self.seeds + number, reference_error=errors)
 
     @property
     def prompt_per_side(self) -> Prompt:
-        """What the denoiser is told of every side: B * K rows."""
+        """Conditioning of the denoiser for every side: B * K rows."""
         prompt = self.prompt.repeat(self.sides)
         return prompt if self.frames is None else prompt._replace(frames=self.frames.flatten(0, 1))
 
 
 Batch = ImagePairs | LatentPairs | Pairs
-"""What a method may be handed."""
+"""Batches of stored pairs that a method accepts."""
 
 
 class Steps(NamedTuple):
-    """What an on-policy method learns from: reverse steps of K roll-outs, the best one first.
+    """Reverse steps of K roll-outs, best first, as on-policy methods train on them.
 
     Step s of side k goes from `parents[:, k, s]` to `children[:, k, s]`. Parents that all sides
-    have in common are there once, and so are asked of the denoiser once.
+    share are stored once, and the denoiser predicts them once.
     """
 
     parents: Tensor  # (B, K or 1, S, C, H, W): latents at t
@@ -176,16 +178,16 @@ class Steps(NamedTuple):
 
     @property
     def sides(self) -> int:
-        """K, the number of sides."""
+        """Number of sides, K."""
         return self.children.shape[1]
 
 
 class Trajectories(NamedTuple):
-    """Whole roll-outs of B prompts, kept to draw steps from; every state is kept once."""
+    """Complete roll-outs of B prompts, from which steps are sampled; each state is stored once."""
 
-    states: Tensor  # (B, M, S + 1, C, H, W): M roll-outs of a prompt, the best first; noise first
+    states: Tensor  # (B, M, S + 1, C, H, W): M roll-outs of a prompt, best first; noise first
     t: Tensor  # (B, S + 1) int64: timesteps of the states
-    scores: Tensor  # (B, M) float32: what the judge says of each last state
+    scores: Tensor  # (B, M) float32: the judge's score of each last state
     prompt: Prompt  # B rows
     seeds: Tensor  # (B,) int64
 
@@ -194,13 +196,13 @@ class Trajectories(NamedTuple):
 
         Args:
             which: Rows, (B',) int64.
-            sides: Which roll-outs of each, the best first, (B', K) int64.
-            numbers: Which steps of each, 0 being the noisiest, (B', S') int64.
-            seeds: From which they were drawn, (B',) int64.
+            sides: Roll-outs of each row, best first, (B', K) int64.
+            numbers: Steps of each row, 0 being the noisiest, (B', S') int64.
+            seeds: Seeds of the rows, (B',) int64.
         """
         row, side = which[:, None, None], sides[:, :, None]
         scores = self.scores[which[:, None], sides]
-        apart = (scores[:, 0] > scores[:, -1]).float()  # a tie says nothing
+        apart = (scores[:, 0] > scores[:, -1]).float()  # a tie gets weight 0
         return Steps(
             self.states[row, side, numbers[:, None]].float(),
             self.states[row, side, numbers[:, None] + 1].float(),
@@ -214,18 +216,18 @@ class Trajectories(NamedTuple):
 
 
 Rows = TypeVar("Rows", Steps, Trajectories)
-"""A record whose tensors all have one row per sample."""
+"""A record with one row per sample in each tensor."""
 
 
 def tensors_by_name(record: Steps | Trajectories) -> dict[str, Tensor]:
-    """Return all tensors of a record by name, those of its prompt as `prompt.NAME`."""
+    """Return a record's tensors by name, those of its prompt as `prompt.NAME`."""
     prompt = {f"prompt.{name}": value for name, value in record.prompt._asdict().items()}
     named = {**record._asdict(), **prompt}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 def record_from_tensors(kind: type[Rows], tensors: Mapping[str, Tensor]) -> Rows:
-    """Return the record that `tensors_by_name` took apart."""
+    """Return the record of these tensors: the inverse of `tensors_by_name`."""
     prefix = "prompt."
     prompt = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
@@ -233,7 +235,7 @@ def record_from_tensors(kind: type[Rows], tensors: Mapping[str, Tensor]) -> Rows
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """Return the rows of all parts, one after the other."""
+    """Concatenate records along their rows."""
     named = [tensors_by_name(part) for part in parts]
     return record_from_tensors(
         type(parts[0]), {k: torch.cat([n[k] for n in named]) for k in named[0]}
@@ -241,17 +243,17 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 
 def select_rows(record: Rows, which: Tensor | slice) -> Rows:
-    """Return some rows; those of a slice share the record's memory."""
+    """Return some rows; a slice shares the record's memory."""
     return record_from_tensors(
         type(record), {k: v[which] for k, v in tensors_by_name(record).items()}
     )
 
 
 class LogRatios(NamedTuple):
-    """How much likelier the policy finds each side than the reference does."""
+    """Log-ratios of policy to reference, one per side."""
 
-    values: Tensor  # (B, K) or, where a method averages over steps, (B, K, S); not clipped
-    t: Tensor  # (B,) or (B, S) int64: the timesteps that they were measured at
+    values: Tensor  # (B, K) or, of steps, (B, K, S); not clipped
+    t: Tensor  # (B,) or (B, S) int64: their timesteps
     policy_error: Tensor | None = None  # (B, K): denoising errors, where there are any
     reference_error: Tensor | None = None  # (B, K)
     overlap: Tensor | None = None  # (B, K): see `losses.rejected_gradient_scale`
@@ -268,10 +270,28 @@ class LogRatios(NamedTuple):
 
     @property
     def errors(self) -> dict[str, Tensor]:
-        """The errors (B, K) that there are, by the name under which they are logged."""
+        """Denoising errors (B, K) by log name, without those that are None."""
         named = {"error": self.policy_error, "reference_error": self.reference_error}
         return {name: errors for name, errors in named.items() if errors is not None}
 
     def margin(self, beta: float) -> Tensor:
         """Return beta times chosen minus rejected log-ratio: (B,) or (B, S)."""
         return beta * (self.chosen - self.rejected)
+
+    def require(self, field: Literal["policy_error", "overlap"], needed_by: str) -> Tensor:
+        """Return a field (B, K) that a loss needs.
+
+        Args:
+            field: Name of the field.
+            needed_by: Option or method that needs it, for the message.
+
+        Raises:
+            InputError: `log_ratios` of the method does not return it.
+        """
+        value: Tensor | None = getattr(self, field)
+        if value is None:
+            raise InputError(
+                f"{needed_by} needs `{field}`, which this method's `log_ratios` does not return: "
+                f"return `LogRatios(..., {field}=...)` there."
+            )
+        return value

@@ -1,4 +1,4 @@
-"""What a run must have in common with the latents and reference errors that it is to use."""
+"""Check cached latents and reference errors against the run that uses them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.fingerprint import fingerprint
 
-CHECKED_PAIRS = 256  # pairs whose timesteps are compared
+CHECKED_PAIRS = 256  # number of pairs whose timesteps are compared
 
 
 class CacheUser(Protocol):
@@ -26,24 +26,21 @@ class CacheUser(Protocol):
     backbone: Backbone
     masked: bool
     validation_draws: int
+    takes_reference_errors: bool
 
     @property
     def trainer(self) -> Any:
-        """The Trainer that runs it."""
-
-    @property
-    def takes_reference_errors(self) -> bool:
-        """Whether denoising errors of stored pairs are all that it needs of its reference."""
+        """Return the Trainer of the run."""
 
     def draw_timesteps(self, u: Tensor) -> Tensor:
         """Return the timesteps at quantiles u of their distribution."""
 
 
 def check_data(module: CacheUser, data: object) -> None:
-    """Refuse data that the run cannot use, as far as it can be known before it begins.
+    """Check that a run can use its data, before training starts.
 
     Args:
-        module: The method with its backbone, whose weights are those that training starts from.
+        module: The method with its backbone, at the weights that training starts from.
         data: The data module, after its setup.
     """
     backbone = module.backbone
@@ -60,11 +57,11 @@ def check_data(module: CacheUser, data: object) -> None:
 
 
 def check_latents(backbone: Backbone, latents: LatentSet) -> None:
-    """Refuse latents and prompts that were not made for a backbone.
+    """Check that cached latents and prompts fit a backbone.
 
     Args:
-        backbone: Its denoiser is to be trained on them.
-        latents: What holds of all of them.
+        backbone: The backbone to train on them.
+        latents: Manifest of the cached latents.
     """
     settings, made_by = latents.settings, latents.notes.get("checkpoint")
     wanted = backbone.latent_settings()
@@ -72,7 +69,7 @@ def check_latents(backbone: Backbone, latents: LatentSet) -> None:
     if differing:
         raise InputError(
             f"The pairs were cached for another model ({', '.join(differing)}): train {made_by}, "
-            "by which they were cached, or cache them again."
+            "which cached them, or cache them again."
         )
     own = {name: fingerprint(part) for name, part in backbone.encoders.items()}
     differing = [name for name in own if own[name] != settings["encoders"].get(name)]
@@ -89,11 +86,11 @@ def _log_unverified(backbone: Backbone, latents: LatentSet) -> None:
     if made_by != backbone.checkpoint:
         rank_zero_warn(
             f"The pairs were cached by {made_by} and {backbone.checkpoint} is trained; without VAE "
-            "and text encoders it cannot be known whether both have the same ones."
+            "and text encoders it cannot be checked that both have the same ones."
         )
     else:
         rank_zero_info(
-            f"VAE and text encoders are not loaded; those of the cached pairs are {made_by}'s."
+            f"VAE and text encoders are not loaded; the pairs were cached with those of {made_by}."
         )
 
 
@@ -103,8 +100,9 @@ def _check_tables(module: CacheUser, data: CachedPairs) -> None:
         return
     if not module.takes_reference_errors:
         raise InputError(
-            f"{type(module).__name__} asks its reference for other things than denoising errors of "
-            "stored pairs: leave `--data.reference` and `--data.validation_reference` out."
+            f"{type(module).__name__} needs more of its reference than denoising errors of stored "
+            "pairs (`takes_reference_errors` is False): leave `--data.reference` and "
+            "`--data.validation_reference` out."
         )
     if not module.backbone.has_reference:
         _check_complete(module, data)
@@ -112,7 +110,7 @@ def _check_tables(module: CacheUser, data: CachedPairs) -> None:
     if held_out is not None and held_out.draws < module.validation_draws:
         raise InputError(
             f"{held_out.folder} has {held_out.draws} draws of each held-out pair, and validation "
-            f"wants {module.validation_draws}: set `--model.validation_draws {held_out.draws}`, or "
+            f"needs {module.validation_draws}: set `--model.validation_draws {held_out.draws}`, or "
             "compute more."
         )
     settings = settings_of_reference(module)
@@ -121,13 +119,14 @@ def _check_tables(module: CacheUser, data: CachedPairs) -> None:
         if differing:
             raise InputError(
                 f"The reference's errors in {table.folder} differ from this run's in "
-                f"{', '.join(differing)}: give the recipe that computed them, or compute again."
+                f"{', '.join(differing)}: give the recipe that computed them, or compute them "
+                "again."
             )
         _check_times(module, table)
 
 
 def _check_complete(module: CacheUser, data: CachedPairs) -> None:
-    """Refuse a backbone without a reference where not all of its errors are known."""
+    """Check that a backbone without a reference has cached errors for all pairs."""
     fitting = module.trainer.state.fn == "fit"
     missing = {
         "reference": fitting and data.reference is None,
@@ -136,13 +135,13 @@ def _check_complete(module: CacheUser, data: CachedPairs) -> None:
     for name, is_so in missing.items():
         if is_so:
             raise InputError(
-                "The backbone has no reference, and its errors are known of some pairs only: give "
+                "The backbone has no reference, and only some pairs have cached errors: give "
                 f"`--data.{name}` as well, or set `--backbone.reference initial`."
             )
 
 
 def _check_times(module: CacheUser, table: ErrorTable) -> None:
-    """Refuse draws of timesteps from another distribution than the method's own."""
+    """Check that cached errors have timesteps of the method's own distribution."""
     times = table.times(CHECKED_PAIRS)
     known = [int(i) for i in torch.nonzero(times[:, 0] >= 0)]
     held_out = table.settings["held_out"]
@@ -164,10 +163,10 @@ def _seeds(table: ErrorTable, pairs: Iterable[int], draw: int, *, held_out: bool
 
 
 def settings_of_reference(module: Any) -> dict[str, Any]:
-    """Return what decides the errors of a module's reference, by name.
+    """Return the settings that determine the errors of a module's reference, by name.
 
     Args:
-        module: It has a backbone, a trainer, and `masked`.
+        module: A module with a backbone, a trainer, and `masked`.
     """
     own = {"precision": str(module.trainer.precision), "masked": module.masked}
     return {**module.backbone.reference_settings(), **own}

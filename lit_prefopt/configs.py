@@ -1,4 +1,4 @@
-"""Where the shipped recipes lie: beside the package in a checkout, inside it in a wheel."""
+"""Find the shipped recipes: beside the package in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HOMES = {
     "predict": "generate",
     "evaluate": "evaluate",
     "rounds": "rounds",
-}  # where the recipes of other commands lie
+}  # folders of the other commands' recipes
 
 
 def recipe_names(home: str = "recipes") -> list[str]:
     """Return the names of the shipped recipes of a kind.
 
     Args:
-        home: The folder that they lie in: `recipes` of `fit`, `generate` of `predict`,
+        home: Their folder: `recipes` of `fit`, `generate` of `predict`,
             `evaluate`, `rounds`.
     """
     return sorted(path.stem for path in (CONFIGS / home).glob("*.yaml"))
@@ -33,7 +33,7 @@ def find_config(name: str, home: str = "recipes") -> Path:
 
     Args:
         name: A path, or the name of a shipped recipe such as `toy-diffusion-dpo`.
-        home: The folder of the shipped recipes that are meant.
+        home: The folder of the shipped recipes to search.
 
     Raises:
         UsageError: Neither a file nor a shipped recipe has that name.
@@ -76,5 +76,5 @@ def named_columns(args: Sequence[str]) -> list[str]:
 
 
 def _separate(arg: str, start: str) -> list[str]:
-    """Return `--columns=NAME` as two arguments, and any other as it is."""
+    """Split `--columns=NAME` into two arguments; return any other unchanged."""
     return arg.split("=", 1) if arg.startswith(start) else [arg]

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""Input errors with a one-sentence message for the user."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-TRACE = "LIT_PREFOPT_TRACE"  # an environment variable for those who look for a bug
+TRACE = "LIT_PREFOPT_TRACE"  # environment variable that enables tracebacks, for debugging
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one sentence that names the cure.
+    """Invalid user input; the message is one sentence with cause and cure.
 
-    The command line prints the sentence without a trace.
+    The command line prints the message without a traceback.
     """
 
 
@@ -23,13 +23,13 @@ class UsageError(InputError):
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:
-    """Return the end of a message that names what is nearest to a name.
+    """Return the end of a message with the names closest to an unknown one.
 
     Args:
-        name: The name that does not exist.
-        known: The names that do.
-        otherwise: What is said where none of them is near; a list of all if it is not given.
-        most: Largest number of near names.
+        name: The unknown name.
+        known: All known names.
+        otherwise: The text if none of them is close; by default a list of all.
+        most: Maximum number of close names.
     """
     known = sorted(set(known))
     # first the names that hold all its parts, as toy-diffusion-dpo holds those of toy-dpo
@@ -51,17 +51,17 @@ def check_number(
     *,
     above: float = -math.inf,
 ) -> None:
-    """Refuse a number that is out of its range or not finite; None is nothing to refuse.
+    """Check that a number is finite and in its range; None is accepted.
 
     Args:
-        name: What the recipe calls it.
+        name: Its key in the recipe.
         value: The number.
-        least: Smallest number that can be used.
-        most: Largest one.
-        above: What it must exceed.
+        least: Minimum.
+        most: Maximum.
+        above: Exclusive lower bound.
 
     Raises:
-        InputError: The number cannot be used.
+        InputError: The number is out of range or not finite.
     """
     if value is None or (math.isfinite(value) and least <= value <= most and value > above):
         return
@@ -73,12 +73,12 @@ def check_number(
 
 
 def causes(error: BaseException | None) -> list[BaseException]:
-    """Return an exception and those that it was raised from, not those handled before it."""
+    """Return an exception and its explicit causes (`raise ... from`), without its contexts."""
     return [] if error is None else [error, *causes(error.__cause__)]
 
 
 def is_from(error: BaseException, package: str) -> bool:
-    """Whether an exception was raised by the code of a package."""
+    """Return whether an exception was raised by the code of a package."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""What all trainings of a part have in common: frozen neighbours, checkpoints, the log."""
+"""Base class of all trainings: optimizer, logging, and checkpoints of the trained weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lit_prefopt.utils.quiet import ignore_warnings
 
 
 class Learner(LightningModule):
-    """Trains what has gradients; all else is frozen and in no checkpoint.
+    """LightningModule that trains, and saves in checkpoints, only parameters with gradients.
 
     A subclass's `training_step` returns `scale_last_step(loss, self._trainer)`.
 
@@ -31,10 +31,10 @@ class Learner(LightningModule):
     """
 
     part: str = "backbone"
-    """What the trained weights belong to, for messages."""
+    """Name of the trained model, for messages."""
 
     layout: str = "diffusers' layout"
-    """In which `save` writes them, for messages."""
+    """Layout of the files that `save` writes, for messages."""
 
     def __init__(self, backbone: Backbone, optimizer: OptimizerConfig) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class Learner(LightningModule):
         ignore_warnings()
 
     def save(self, folder: Path) -> Path:
-        """Write the trained weights for others to load, and return where they lie."""
+        """Write the trained weights in their release layout, and return the path."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
-        """Divide the denoiser and its frozen copy among the devices, if the strategy wants that."""
+        """Shard the denoiser and its frozen copy over the devices under FSDP."""
         strategy = self.trainer.strategy
         check_strategy(type(strategy).__name__)
         if isinstance(strategy, FullySharded):
@@ -62,12 +62,12 @@ class Learner(LightningModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move a batch but for its seeds: what is drawn from them is drawn on the host."""
+        """Move a batch to the device, except its seeds: random numbers are drawn on the CPU."""
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return moved._replace(seeds=batch.seeds)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Log what was seen since the last logged step, at each n-th optimizer step."""
+        """Log the means since the last logged step, every `log_every_n_steps` optimizer steps."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.global_step == self.logged_step or not every or self.global_step % every:
             return
@@ -77,7 +77,7 @@ class Learner(LightningModule):
             self.log(f"train/{name}", mean, sync_dist=True, batch_size=1)
 
     def on_fit_start(self) -> None:
-        """Set what is trained to training, and refuse what the optimizer cannot step."""
+        """Put trained modules in train mode; reject dtypes that the optimizer cannot update."""
         self.train()  # networks are loaded in evaluation mode, and Lightning keeps modes
         if self.optimizer.releases:
             check_release(self.trainer)
@@ -87,18 +87,18 @@ class Learner(LightningModule):
         unsupported = {p.dtype for p in trained(self).values()} - learned
         if unsupported:
             raise InputError(
-                f"The trained weights are {unsupported.pop()}, in which steps of usual learning "
-                "rates are rounded away: keep them in float32 (`--trainer.precision bf16-mixed` or "
-                "`32-true`, `--backbone.policy_dtype float32`), or learn bfloat16 by "
-                "`--model.optimizer AdamW8bit --model.optimizer.stochastic_rounding true`."
+                f"The trained weights are {unsupported.pop()}, where updates at usual learning "
+                "rates are lost to rounding: keep them in float32 (`--trainer.precision "
+                "bf16-mixed` or `32-true`, `--backbone.policy_dtype float32`), or train bfloat16 "
+                "with `--model.optimizer AdamW8bit --model.optimizer.stochastic_rounding true`."
             )
 
     def on_train_start(self) -> None:
-        """Warn of epochs that never reach the effective batch."""
+        """Warn of epochs that are shorter than the effective batch."""
         warn_of_short_epochs(self.trainer)
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer over what is trained."""
+        """Return the optimizer of the trained parameters, and its learning-rate schedule."""
         optimizer = self.optimizer.build(trained(self).values())
         schedule = self.optimizer.build_schedule(optimizer, planned_steps(self.trainer))
         return {
@@ -107,15 +107,15 @@ class Learner(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained weights alone; of weights in shards rank zero has them all."""
+        """Keep only the trained weights; sharded weights are gathered on rank zero."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in trained(self) if name in state}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not hold exactly what is trained here."""
+        """Check that a checkpoint holds exactly the weights that are trained here."""
         differing = set(trained(self)) ^ set(checkpoint["state_dict"])
         if differing:
             raise InputError(
-                f"The checkpoint was made by another {self.part}: {len(differing)} of its trained "
-                f"weights differ, such as {min(differing)}; give `fit` the recipe that made it."
+                f"The checkpoint belongs to another {self.part}: {len(differing)} of its trained "
+                f"weights differ, such as {min(differing)}; give `fit` the recipe that wrote it."
             )

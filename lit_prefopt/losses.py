@@ -1,14 +1,15 @@
-"""What is minimised: pure functions, tensors in, one value per pair out.
+"""Preference losses: pure functions of log-ratios, one value per pair.
 
-They know log-ratios, not where these come from. beta multiplies log-ratios whose denoising form
+They do not depend on where log-ratios come from. beta multiplies log-ratios whose denoising form
 already holds the factor 1/2 of the released Diffusion-DPO code and a *mean* over C, H and W
-(see `diffusion.denoising`), so published betas work as they stand.
+(see `diffusion.denoising`), so published betas can be used unchanged.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,26 @@ Link = Callable[[Tensor, float], Tensor]
 """Maps the difference of two log-ratios (B,) and beta to a loss (B,)."""
 
 
+class Comparisons(Protocol):
+    """The fields of `Pairs` and `Steps` that losses and metrics use."""
+
+    @property
+    def seeds(self) -> Tensor:
+        """Seeds of the pairs, (B,) int64."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Probability that the first side is the better one, (B,) float32."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Factor of each pair's loss before the mean, (B,) float32."""
+
+    @property
+    def sides(self) -> int:
+        """Number of sides, K."""
+
+
 def sigmoid(difference: Tensor, beta: float) -> Tensor:
     """Return DPO's loss: minus log sigmoid of beta times the difference.
 
@@ -25,7 +46,7 @@ def sigmoid(difference: Tensor, beta: float) -> Tensor:
 
     Args:
         difference: Chosen minus rejected log-ratio, (B,).
-        beta: Pull to the reference.
+        beta: Strength of the regularisation to the reference.
     """
     return -F.logsigmoid(beta * difference)
 
@@ -35,7 +56,7 @@ def ipo(difference: Tensor, beta: float) -> Tensor:
 
     Args:
         difference: Chosen minus rejected log-ratio, (B,).
-        beta: Pull to the reference; the difference is drawn to 1 / (2 beta).
+        beta: Strength of the regularisation; the difference is regressed to 1 / (2 beta).
     """
     return (difference - 1 / (2 * beta)).square()
 
@@ -45,7 +66,7 @@ def hinge(difference: Tensor, beta: float) -> Tensor:
 
     Args:
         difference: Chosen minus rejected log-ratio, (B,).
-        beta: Pull to the reference; a margin of 1 is enough.
+        beta: Strength of the regularisation; margins above 1 have no loss.
     """
     return F.relu(1 - beta * difference)
 
@@ -58,7 +79,7 @@ def preference_loss(
     Args:
         difference: Chosen minus rejected log-ratio, (B,).
         labels: Probability that the chosen side is the better one, (B,); 1 for a plain pair.
-        beta: Pull to the reference.
+        beta: Strength of the regularisation to the reference.
         link: `sigmoid`, `ipo`, `hinge`, or any function of the same form.
 
     Returns:
@@ -101,24 +122,24 @@ def choice_divergence(difference: Tensor, labels: Tensor) -> Tensor:
 
 
 def smooth(labels: Tensor, smoothing: float) -> Tensor:
-    """Return labels drawn to one half: smoothing is the share of labels taken to be wrong.
+    """Return labels smoothed towards one half, by the share of labels assumed to be wrong.
 
-    That is conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023, Eq. 3).
+    This is conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023, Eq. 3).
     """
     return labels * (1 - smoothing) + (1 - labels) * smoothing
 
 
 def rejected_gradient_scale(chosen_error: Tensor, overlap: Tensor, mu: float) -> Tensor:
-    """Return the factor of the rejected side's gradient that spares the chosen side.
+    """Return the scale of the rejected gradient that keeps the chosen error from rising.
 
-    With it a step along the gradient in output space does not raise the chosen side's error, to
+    With it, a step along the gradient in output space does not raise the chosen side's error, to
     first order (Diffusion-SDPO, arXiv 2511.03317): min(1, (1 - mu) |g_w|^2 / <g_w, g_l>) where
     the two gradients point the same way, else 1.
 
     Args:
         chosen_error: The policy's error on the chosen side, (B,): |g_w|^2 up to a constant.
         overlap: Mean product of both sides' residuals, (B,): <g_w, g_l> up to the same constant.
-        mu: Share of the chosen side's progress that is kept for certain, in [0, 1].
+        mu: Share of the chosen side's progress that is kept at least, in [0, 1].
     """
     safe = (1 - mu) * chosen_error / overlap.clamp(min=torch.finfo(overlap.dtype).tiny)
     return torch.where(overlap > 0, safe.clamp(max=1), torch.ones_like(safe)).detach()

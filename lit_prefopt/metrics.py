@@ -1,4 +1,4 @@
-"""What is logged: the same few numbers for every method."""
+"""Logged metrics: the same few numbers for every method."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.losses import Comparisons
 
 
 def accuracy(margin: Tensor) -> Tensor:
@@ -18,10 +19,12 @@ def accuracy(margin: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def batch_means(ratios: LogRatios, pairs: Pairs, loss: Tensor, beta: float) -> dict[str, Tensor]:
-    """Return the batch's means by name, without a synchronisation with the device.
+def batch_means(
+    ratios: LogRatios, pairs: Comparisons, loss: Tensor, beta: float
+) -> dict[str, Tensor]:
+    """Return the batch's means by name, without synchronising with the device.
 
-    `gradient_factor` is sigmoid(-margin), how much a pair still pulls under the sigmoid link.
+    `gradient_factor` is sigmoid(-margin), the weight of a pair's gradient under the sigmoid link.
     """
     means = {"loss": loss.detach(), "t": ratios.t.float().mean()}
     if pairs.sides > 1:
@@ -49,13 +52,13 @@ class RunningMeans:
         self.counts: Counter[str] = Counter()
 
     def add(self, means: dict[str, Tensor]) -> None:
-        """Add a batch."""
+        """Add the means of a batch."""
         for name, value in means.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.counts.update(means.keys())
 
     def close(self) -> dict[str, Tensor]:
-        """Return the window's means and begin another."""
+        """Return the means and reset them."""
         means = {name: value / self.counts[name] for name, value in self.sums.items()}
         self.sums, self.counts = {}, Counter()
         return means
@@ -65,7 +68,7 @@ class NamedMeans(Metric):
     """Means by name over all batches and ranks.
 
     Args:
-        names: All that may be measured.
+        names: Names of all values that may be added.
     """
 
     full_state_update = False
@@ -75,41 +78,41 @@ class NamedMeans(Metric):
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self.names = [*names]
-        # One row for all names: every rank reduces the same, whatever it has measured itself.
+        # One row for all names: all ranks reduce the same, whatever each has measured.
         self.add_state("sums", torch.zeros(len(self.names)), "sum")
         self.add_state("counts", torch.zeros(len(self.names)), "sum")
 
     @torch.no_grad()
     def update(self, measured: Mapping[str, Tensor]) -> None:
-        """Add what a batch has measured, any number of values for each name."""
+        """Add values of a batch, any number for each name."""
         for name, values in measured.items():
             self.sums[self.names.index(name)] += values.sum()
             self.counts[self.names.index(name)] += values.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the means of what was measured at all."""
+        """Return the means of all names that have values."""
         rows = zip(self.names, self.sums, self.counts, strict=True)
         return {name: total / count for name, total, count in rows if count > 0}
 
     def chance_95(self, name: str, draws: int) -> Tensor:
-        """Return what an accuracy without any knowledge exceeds in one of 40 cases.
+        """Return the upper end of the 95 % range of an accuracy by chance.
 
-        It is a normal approximation, over pairs: draws of one pair are not independent.
+        A normal approximation over pairs, since draws of one pair are not independent.
 
         Args:
             name: Name of the accuracy.
-            draws: How often each pair was measured.
+            draws: Number of values of each pair.
         """
         pairs = self.counts[self.names.index(name)] / draws
         return 0.5 + 1.96 * 0.5 / pairs.sqrt()
 
 
 class PreferenceMetric(NamedMeans):
-    """Held-out preference over all ranks, and by bin of the timestep (bin 0 is the cleanest).
+    """Held-out preference accuracy and margin, also by bin of the timestep (bin 0: cleanest).
 
     Args:
         steps: Number of noise levels.
-        draws: How often each pair is measured.
+        draws: Number of draws of each pair.
         bins: Number of equal ranges of the timestep.
     """
 
@@ -131,7 +134,7 @@ class PreferenceMetric(NamedMeans):
         super().update(measured)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the means of what was measured at all, and what a coin would reach."""
+        """Return the means of all names that have values, and the range of chance."""
         means = super().compute()
         if "accuracy" in means:
             means["chance_95"] = self.chance_95("accuracy", self.draws)

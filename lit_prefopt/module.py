@@ -1,12 +1,12 @@
-"""The one training step: form pairs, weigh policy against reference, take the loss."""
+"""The training step of all methods: form pairs, compute log-ratios, compute the loss."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs
 from lit_prefopt.cache_checks import check_data
 from lit_prefopt.diffusion import draws
@@ -21,58 +21,66 @@ from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
 from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import check_number
 from lit_prefopt.learner import Learner
+from lit_prefopt.losses import Comparisons
 from lit_prefopt.metrics import PreferenceMetric, batch_means
-from lit_prefopt.optimizers import OptimizerConfig
 
 
 class PreferenceDiffusionModule(Learner):
-    """Trains a backbone's policy; a method is a subclass that answers one to three questions.
+    """Base class of all methods: a subclass implements one to three hooks.
 
-    1. `form_pairs(batch)`: where do the pairs come from?
-    2. `log_ratios(pairs)`: how much likelier does the policy find each side than the reference?
-    3. `losses(ratios, pairs)`: what is minimised, one value per pair?
+    1. `form_pairs(batch)`: return the pairs to train on.
+    2. `log_ratios(pairs)`: return the log-ratio of policy to reference for each side.
+    3. `losses(ratios, pairs)`: return the loss to minimise, one value per pair.
+
+    A subclass with options of its own takes those by name and passes all others on:
+    `def __init__(self, *args, delta: float = 0.1, **kwargs)`. The command line then lists the
+    options of all classes, each with its docstring.
 
     Args:
-        backbone: The model family; given as the recipe's own key `backbone`.
-        optimizer: Optimizer and learning-rate schedule of the trained weights.
-        validation_draws: Draws of timestep and noise per held-out pair; they are the same at
-            every validation.
+        validation_draws: Draws of timestep and noise (and of whatever else is random) per held-out
+            pair; they are the same at every validation.
     """
 
     beta: float = 1.0
-    """What the margin is measured in; methods with a pull to the reference set their own."""
+    """Factor of logged margins; methods regularised to the reference set their own."""
 
     masked: bool = False
-    """Whether errors count only where a pair's mask says so, if it has one."""
+    """Whether errors count only inside a pair's mask, if it has one."""
 
-    def __init__(
-        self, backbone: Backbone, optimizer: OptimizerConfig, validation_draws: int = 4
-    ) -> None:
-        super().__init__(backbone, optimizer)
+    takes_reference_errors: bool = True
+    """Whether denoising errors of stored pairs are all that it computes with the reference.
+
+    Such errors can be read from a table (`CachedPairs`, `--data.reference`). A method whose
+    `log_ratios` calls the reference for anything else sets this to False.
+    """
+
+    def __init__(self, *args: Any, validation_draws: int = 4, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         check_number("validation_draws", validation_draws, 1)
         self.validation_draws = validation_draws
-        self.held_out = PreferenceMetric(backbone.process.steps, validation_draws)
+        self.held_out = PreferenceMetric(self.backbone.process.steps, validation_draws)
 
     def setup(self, stage: str | None = None) -> None:
-        """Refuse data that were made for another backbone or method, before anything is trained."""
+        """Check that the data fit backbone and method, before training starts."""
         check_data(self, getattr(self.trainer, "datamodule", None))
 
-    # The three questions ------------------------------------------------------------------------
+    # The three hooks ----------------------------------------------------------------------------
 
     def form_pairs(self, batch: Batch) -> Pairs:
-        """Return what to learn from; here images are encoded, and latents pass.
+        """Return the pairs to train on; by default encode images and sample cached latents.
 
         Args:
-            batch: What the data module yields.
+            batch: A batch of the data module.
         """
         if isinstance(batch, ImagePairs):
             return encode_pairs(self.backbone, batch)
         return draw_latents(self.backbone, batch) if isinstance(batch, LatentPairs) else batch
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
-        """Return how much likelier the policy finds each side than the reference does.
+        """Return the log-ratio of policy to reference for each side.
 
-        Here: half the drop in denoising error, at one timestep and with one noise for all sides.
+        By default half the drop in denoising error from reference to policy, at one timestep and
+        with one noise for all sides.
         """
         noised = self.add_noise(pairs)
         reference = self.reference_error(pairs, noised)
@@ -80,14 +88,19 @@ class PreferenceDiffusionModule(Learner):
         values = error_log_ratios(policy.value, reference)
         return LogRatios(values, noised.t, policy.value, reference, policy.overlap)
 
-    def losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor:
-        """Return the loss of every pair, (B,)."""
+    def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
+        """Return the loss of each pair, (B,).
+
+        Args:
+            ratios: Log-ratios of the pairs' sides.
+            pairs: The pairs, for their labels.
+        """
         raise NotImplementedError
 
-    # What the answers are made of ---------------------------------------------------------------
+    # Building blocks of the hooks ---------------------------------------------------------------
 
     def draw_timesteps(self, u: Tensor) -> Tensor:
-        """Return the timesteps at quantiles u of their distribution; here it is uniform.
+        """Return the timesteps at quantiles u of their distribution; uniform by default.
 
         Args:
             u: Uniform draws in [0, 1), (B,) float64.
@@ -95,20 +108,20 @@ class PreferenceDiffusionModule(Learner):
         return (u * self.backbone.process.steps).long()
 
     def add_noise(self, pairs: Pairs) -> NoisedPairs:
-        """Noise all sides of a pair alike: one timestep and one noise, drawn from its seed."""
+        """Add noise to all sides of each pair: one timestep and one noise, drawn from its seed."""
         u = draws.uniform(pairs.seeds, "t", device=pairs.latents.device)
         return noise_pairs(self.backbone.process, pairs, self.draw_timesteps(u), masked=self.masked)
 
     def errors(self, noised: NoisedPairs) -> DenoisingErrors:
-        """Return the denoising errors of the network that speaks now, all sides in one forward."""
+        """Return the denoising errors of the active network, all sides in one forward."""
         return predict_errors(self.backbone, noised)
 
     def reference_error(self, pairs: Pairs, noised: NoisedPairs) -> Tensor | None:
-        """Return the reference's errors, (B, K), known or asked now; None without a reference.
+        """Return the reference's errors, (B, K), cached or computed; None without a reference.
 
         Args:
             pairs: B pairs.
-            noised: What `add_noise` made of them.
+            noised: The same pairs after `add_noise`.
         """
         if pairs.reference_error is not None:
             return pairs.reference_error[:, 0]
@@ -117,44 +130,52 @@ class PreferenceDiffusionModule(Learner):
         with self.backbone.as_reference():
             return self.errors(noised).value
 
-    @property
-    def takes_reference_errors(self) -> bool:
-        """Whether the reference's denoising errors are all that is asked of it."""
-        return type(self).log_ratios is PreferenceDiffusionModule.log_ratios
+    # Training and validation steps, the same for all methods ------------------------------------
 
-    # What is the same for all methods -----------------------------------------------------------
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch.
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+        Args:
+            batch: A batch of the data module.
+            batch_idx: Its number in the epoch.
+        """
         pairs = self.form_pairs(batch)
-        ratios = self.log_ratios(pairs)
+        return self.weighted_loss(self.log_ratios(pairs), pairs)
+
+    def weighted_loss(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
+        """Return the mean loss of a training batch by the pairs' weights, and log its means.
+
+        Args:
+            ratios: Log-ratios of the pairs' sides.
+            pairs: The pairs, for their labels and weights.
+        """
         losses = self.losses(ratios, pairs)
         loss = (pairs.weights * losses).mean()
         self.measured = self.measure(ratios, pairs, loss)
         self.window.add(self.measured)
         return scale_last_step(loss, self._trainer)
 
-    def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:
-        """Return what is logged of a training batch, by name."""
+    def measure(self, ratios: LogRatios, pairs: Comparisons, loss: Tensor) -> dict[str, Tensor]:
+        """Return the logged means of a training batch by name."""
         return batch_means(ratios, pairs, loss, self.beta)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure held-out preference on draws that depend on the pair alone."""
+        """Compute held-out preference at timesteps and noise that depend on the pair only."""
         pairs = self.form_pairs(batch)
         for draw in range(self.validation_draws):
             seeded = pairs.at_draw(draw)
             self.held_out.update(self.log_ratios(seeded), seeded, self.beta)
 
     def on_validation_epoch_end(self) -> None:
-        """Log held-out accuracy and margin, over all timesteps and by quarter of them."""
+        """Log held-out accuracy and margin, over all timesteps and by quarter of the timesteps."""
         self._log_held_out("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure held-out preference, as in validation."""
+        """Compute held-out preference, as in validation."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log what validation logs, under `test/`."""
+        """Log held-out accuracy and margin under `test/`."""
         self._log_held_out("test")
 
     def _log_held_out(self, stage: str) -> None:
@@ -163,5 +184,5 @@ class PreferenceDiffusionModule(Learner):
         self.held_out.reset()
 
     def save(self, folder: Path) -> Path:
-        """Write the policy in diffusers' layout."""
+        """Write the policy in diffusers' layout, and return its path."""
         return self.backbone.save(folder)

@@ -1,4 +1,4 @@
-"""Methods whose pairs must be made by the weights as they stand."""
+"""Base class of on-policy methods, which train on roll-outs of the current weights."""
 
 from __future__ import annotations
 
@@ -9,78 +9,83 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Batch, LogRatios, Pairs, Steps, Trajectories, select_rows
+from lit_prefopt.batches import LogRatios, Pairs, Steps, Trajectories, select_rows
 from lit_prefopt.diffusion.rollout import Rollout, logp
+from lit_prefopt.errors import InputError
 from lit_prefopt.judges.judge import Judge, checked_scores
+from lit_prefopt.losses import Comparisons
 from lit_prefopt.module import PreferenceDiffusionModule
-from lit_prefopt.optimizers import OptimizerConfig
 from lit_prefopt.processes.settings import Sampling
 
 
 class OnPolicyModule(PreferenceDiffusionModule):
-    """Learns from its own roll-outs: how much likelier the policy finds each step.
+    """Trains on steps of its own roll-outs, whose log-density is known, as scored by a judge.
 
     Args:
-        backbone: The model family; given as the recipe's own key `backbone`.
-        optimizer: Optimizer and learning-rate schedule of the trained weights.
-        judge: Says which roll-out is the better one.
-        sampling: How it rolls out; eta must be above 0.
-        validation_draws: Draws of timestep and noise per held-out pair.
+        judge: Scores decoded images or, if it is step-aware, predictions of them at a timestep.
+        sampling: Sampler of the roll-outs; eta must be above 0.
     """
 
     COLLECTS: ClassVar[type[Steps] | type[Trajectories]] = Steps
-    """What `collect` returns."""
+    """Record that `collect` returns."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        optimizer: OptimizerConfig,
-        judge: Judge,
-        sampling: Sampling,
-        validation_draws: int = 4,
-    ) -> None:
-        super().__init__(backbone, optimizer, validation_draws)
+    takes_reference_errors = False
+
+    def __init__(self, *args: Any, judge: Judge, sampling: Sampling, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.judge = judge
         self.sampling = sampling
-        self.rollout = Rollout(backbone, sampling)
+        self.rollout = Rollout(self.backbone, sampling)
         self.images_judged = 0
 
     def setup(self, stage: str | None = None) -> None:
-        """Find out what the judge lacks before anything is rolled out."""
+        """Check that the judge can be loaded, before the first roll-out."""
         super().setup(stage)
         if stage == "fit":
             self.judge.prepare()
 
     @abstractmethod
     def collect(self, texts: list[str], seeds: Tensor) -> Any:
-        """Return what the policy as it stands makes of B prompts; it may be no row at all.
+        """Return roll-outs of the current policy for B prompts; there may be no rows.
 
         Args:
             texts: B prompts.
-            seeds: (B,) int64; everything random is drawn from them.
+            seeds: (B,) int64; all random numbers are drawn from them.
         """
 
     def draw(self, collected: Any, which: Tensor, seeds: Tensor) -> Steps:
-        """Return what to learn from, out of what was collected; here these rows as they are.
+        """Return a batch of steps from collected roll-outs; by default the rows themselves.
 
         Args:
-            collected: What `collect` returned.
+            collected: Record that `collect` returned.
             which: Rows of it, (B,) int64.
-            seeds: (B,) int64; everything random is drawn from them.
+            seeds: (B,) int64; all random numbers are drawn from them.
         """
         return select_rows(collected, which)
 
     def clipped(self, log_ratios: Tensor) -> Tensor:
-        """Return the log-ratios (B, K, S) as the loss sees them; here as they are."""
+        """Clip the log-ratios (B, K, S); identity by default."""
         return log_ratios
 
-    def form_pairs(self, batch: Batch | Steps) -> Pairs | Steps:  # type: ignore[override]
-        """Return collected steps as they are; held-out pairs are formed as in every method."""
-        return batch if isinstance(batch, Steps) else super().form_pairs(batch)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of collected steps.
 
-    def log_ratios(self, pairs: Pairs | Steps) -> LogRatios:  # type: ignore[override]
-        """Return how much likelier the policy finds every step than the reference does."""
+        Args:
+            batch: Steps of roll-outs (`Steps`).
+            batch_idx: Its number in the epoch.
+
+        Raises:
+            InputError: The data module yields something else.
+        """
+        if not isinstance(batch, Steps):
+            raise InputError(
+                f"{type(self).__name__} trains on its own roll-outs, not on stored pairs: name "
+                "prompts as `--data PromptCollections --data.prompts ...`."
+            )
+        return self.weighted_loss(self.log_ratios(batch), batch)
+
+    def log_ratios(self, pairs: Pairs | Steps) -> LogRatios:
+        """Return the log-ratio of policy to reference of every step, or of held-out pairs."""
         if not isinstance(pairs, Steps):
             return super().log_ratios(pairs)
         with self.backbone.as_reference():
@@ -88,8 +93,8 @@ class OnPolicyModule(PreferenceDiffusionModule):
         policy = logp(self.backbone, self.sampling, pairs)
         return LogRatios(policy - reference, pairs.t)
 
-    def measure(self, ratios: LogRatios, pairs: Pairs, loss: Tensor) -> dict[str, Tensor]:
-        """Return what every method logs, and the share of ratios that pull no more."""
+    def measure(self, ratios: LogRatios, pairs: Comparisons, loss: Tensor) -> dict[str, Tensor]:
+        """Return the logged means of a batch, with the share of clipped log-ratios."""
         values = ratios.values.detach()
         clipped = (self.clipped(values) != values).float().mean()
         return super().measure(ratios, pairs, loss) | {"clipped": clipped}
@@ -101,7 +106,7 @@ class OnPolicyModule(PreferenceDiffusionModule):
         Args:
             latents: Clean latents or predictions of them, (B, C, H, W).
             texts: B prompts.
-            t: Timesteps (B,) that they were predicted at; 0 for clean ones.
+            t: Timesteps of the predictions, (B,); 0 for clean latents.
 
         Raises:
             InputError: The judge does not give one number for each image.

@@ -218,7 +218,7 @@ def test_a_run_without_a_logger(recipe: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (["--ckpt_path", "last"], "holds no checkpoint to go on from"),
+        (["--ckpt_path", "last"], "contains no checkpoint: name"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["--backbone.pretrained", "no/such-model"], "no/such-model is neither a local folder"),
         (["--data.shards", "nowhere"], "nowhere"),
@@ -243,14 +243,14 @@ def test_another_runs_directory_is_refused(
     recipe: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["fit", *recipe, "--trainer.max_steps", "1"])
-    with pytest.raises(SystemExit, match="holds another run.*--ckpt_path last"):
+    with pytest.raises(SystemExit, match="contains another run.*--ckpt_path last"):
         main(["fit", *recipe])
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(recipe: list[str], tmp_path: Path) -> None:
     main(["fit", *recipe, "--trainer.max_steps", "1"])
     last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    with pytest.raises(SystemExit, match="made by another backbone"):
+    with pytest.raises(SystemExit, match="belongs to another backbone"):
         main(["fit", *recipe, *LORA, "--ckpt_path", last])
 
 
@@ -284,7 +284,8 @@ def test_validate_and_test_measure_a_checkpoint(recipe: list[str], tmp_path: Pat
         (["shards", "convret"], "convret: did you mean convert?"),
         (
             ["fit", "--config", "toy-dpo"],
-            "toy-dpo is neither a file nor a shipped recipe; did you mean toy-diffusion-dpo or",
+            "toy-dpo is neither a file nor a shipped recipe; did you mean toy-curriculum-dpo or "
+            "toy-diffusion-dpo",
         ),
     ],
     ids=["far", "command", "shards", "recipe"],

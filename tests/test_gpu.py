@@ -120,7 +120,7 @@ def test_collections(name: str, tmp_path: Path, precision: str) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_lie_in_pinned_memory(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     monkeypatch.setattr(PairShards, "_pinned", lambda self: True)
-    data = PairShards(str(PAIRS / "train"), 4, 32, workers=workers)
+    data = PairShards(str(PAIRS / "train"), 4, resolution=32, workers=workers)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]

@@ -17,6 +17,7 @@ from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.prompts.files import PromptFile
+from tests.helpers.batches import image_pairs
 from tests.helpers.judges import Brightness
 
 HOW = Sampling(steps=4, guidance=2.0, eta=1.0)
@@ -31,8 +32,9 @@ def prompts(tmp_path: Path) -> PromptFile:
 def module(folder: str, **changes: object) -> SPO:
     torch.manual_seed(0)  # the adapter's first weights
     backbone = StableDiffusion(folder, lora=LoRA(4))
-    settings = {"candidates": 2, "first": 1, "inner": 0, "threshold": 0.0} | changes
-    return SPO(backbone, AdamW(1e-2), Brightness(), 10.0, 0.1, HOW, **settings)
+    settings = {"judge": Brightness(), "sampling": HOW, "beta": 10.0, "eps": 0.1}
+    settings |= {"candidates": 2, "first": 1, "inner": 0, "threshold": 0.0} | changes
+    return SPO(backbone, AdamW(1e-2), **settings)
 
 
 class Seen(Callback):
@@ -48,8 +50,9 @@ class Seen(Callback):
 def dense(folder: str) -> DenseRewardDPO:
     torch.manual_seed(0)
     backbone = StableDiffusion(folder, lora=LoRA(4))
-    settings = {"drawn_steps": 2, "sampling": HOW, "trajectories": 3, "kept": 3}
-    return DenseRewardDPO(backbone, AdamW(1e-2), Brightness(), 10.0, 0.5, 0.9, **settings)
+    settings = {"judge": Brightness(), "sampling": HOW, "beta": 10.0, "delta": 0.5, "gamma": 0.9}
+    settings |= {"drawn_steps": 2, "trajectories": 3, "kept": 3}
+    return DenseRewardDPO(backbone, AdamW(1e-2), **settings)
 
 
 def fit(
@@ -177,5 +180,19 @@ def test_fewer_prompts_than_ranks(tmp_path: Path) -> None:
     data.trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False
     )
-    with pytest.raises(InputError, match="1 prompts do not suffice for 2 ranks: give more"):
+    with pytest.raises(InputError, match="1 prompts are too few for 2 ranks: give more"):
         data.setup("fit")
+
+
+def test_stored_pairs_are_refused(tiny_folder: str) -> None:
+    with pytest.raises(InputError, match="SPO trains on its own roll-outs.*PromptCollections"):
+        module(tiny_folder).training_step(image_pairs(), 0)
+
+
+def test_a_collection_without_a_trainer(prompts: PromptFile) -> None:
+    data = PromptCollections(prompts, batch_size=1, batches=1, round_size=1)
+    data.setup()
+    with pytest.raises(InputError, match="no Trainer yet: give the data module to `Trainer.fit"):
+        data.collect()
+    with pytest.raises(InputError, match="no roll-outs yet: call `collect` first"):
+        data.batch(0)

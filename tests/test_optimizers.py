@@ -177,7 +177,7 @@ def test_coarse_weights_want_an_optimizer_that_learns_them(recipe: list[str]) ->
 
 
 def test_coarse_weights_have_no_average(recipe: list[str]) -> None:
-    with pytest.raises(SystemExit, match="drop PolicyAveraging"):
+    with pytest.raises(SystemExit, match="remove PolicyAveraging"):
         main(["fit", *recipe, *COARSE, "--trainer.callbacks+", "PolicyAveraging"])
 
 

@@ -22,6 +22,24 @@ def test_module_imports(name: str) -> None:
     importlib.import_module(name)
 
 
+@pytest.mark.parametrize("name", lit_prefopt.__all__)
+def test_names_of_the_package(name: str) -> None:
+    assert getattr(lit_prefopt, name) is not None
+    assert (ROOT / "lit_prefopt" / "py.typed").is_file()
+
+
+def test_names_that_do_not_exist() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Bakbone'"):
+        _ = lit_prefopt.Bakbone
+
+
+def test_the_package_imports_without_torch() -> None:
+    code = "import sys, lit_prefopt; print(lit_prefopt.__version__, 'torch' in sys.modules)"
+    run = [sys.executable, "-c", code]
+    out = subprocess.run(run, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert out.split() == [lit_prefopt.__version__, "False"]
+
+
 def test_files_are_short() -> None:
     long = {p.name: len(p.read_text().splitlines()) for p in ROOT.glob("lit_prefopt/**/*.py")}
     assert max(long.values()) <= 300, long
@@ -36,6 +54,7 @@ def test_recipes_work_from_an_installed_wheel(tmp_path: Path) -> None:
     (wheel,) = wheels.glob("*.whl")
     assert wheel.stat().st_size < 25e6
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+    assert (site / "lit_prefopt" / "py.typed").is_file()
     for part in ("page.html", "page.css", "page.js"):
         assert (site / "lit_prefopt" / "evaluate" / "report" / "templates" / part).is_file()
     own = tmp_path / "own"  # with a method beside it, and parts by their shipped names

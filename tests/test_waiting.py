@@ -22,7 +22,9 @@ from tests.helpers.batches import images
 
 
 def dpo(backbone: StableDiffusion) -> DiffusionDPO:
-    return DiffusionDPO(backbone, AdamW(1e-3), 5000.0, anchor=0.1, chosen_protection=0.9, gamma=0.9)
+    return DiffusionDPO(
+        backbone, AdamW(1e-3), beta=5000.0, anchor=0.1, chosen_protection=0.9, gamma=0.9
+    )
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])
@@ -48,7 +50,7 @@ def test_something_that_reads_would_fail_there(backbone: StableDiffusion) -> Non
             return losses if losses.sum() > 0 else -losses
 
     with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
-        step_cost(Reading(backbone, AdamW(1e-3), 5000.0), images(3))
+        step_cost(Reading(backbone, AdamW(1e-3), beta=5000.0), images(3))
 
 
 def test_seeds_stay_where_they_are_read(backbone: StableDiffusion) -> None:

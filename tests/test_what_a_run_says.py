@@ -82,7 +82,7 @@ OURS = (
     r"Training [\d.]+ \w of [\d.]+ \w parameters \([\d.]+ MB\) on cpu\.",
     r"Collected \d+ from \d+ prompts on this rank\.",
     r"`Trainer\.fit` stopped: `max_steps=\d+` reached\.",
-    r"Weights in diffusers' layout: .+",
+    r"Exported weights \(diffusers' layout\): .+",
     r"Epoch \d+ .* \d+/\d+ .*",
 )
 """All that a short run prints; beside these there are warnings about the user's data."""

@@ -1,4 +1,4 @@
-"""One model family, one file."""
+"""Model families, one file each."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a method may ask of a model family."""
+"""Interface of a model family, as methods use it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ from lit_prefopt.utils.fingerprint import fingerprint
 class Backbone(nn.Module, ABC):
     """Denoiser, VAE, text encoder and noise process of one model family.
 
-    A subclass loads the parts in `__init__` and speaks five sentences: `embed`, `encode`,
-    `predict`, `decode`, `save`. Which network `predict` asks, policy or reference, is settled
-    here, and what the reference is made of nobody else needs to know.
+    A subclass loads the networks in `__init__` and implements seven members:
+
+    - `embed(texts)`, `encode(images)`, `decode(latents)`: text encoders and VAE;
+    - `predict(latents, t, prompt)`: the denoiser, with the active network of `self.policy`;
+    - `save(folder)`: write the trained weights;
+    - `latent_shape`, `pixels_per_latent`: the size of latents.
+
+    All other members have defaults. Policy and reference are switched here (`as_reference`); how
+    the reference is stored is hidden from methods and subclasses.
 
     Args:
         policy: The trained denoiser and its reference.
-        process: What noising and the denoiser's target are.
+        process: The noise process: noising, target of the denoiser, reverse steps.
     """
 
     def __init__(self, policy: Policy, process: DiscreteProcess) -> None:
@@ -46,28 +52,31 @@ class Backbone(nn.Module, ABC):
         """Return mean and deviation of the latents of images (B, 3, H, W) in [-1, 1]."""
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `encode` returns before `scaled`, in the VAE's precision, to be kept."""
+        """Return mean and deviation before `scaled`, in the VAE's precision, to be cached."""
         return self.encode(images)
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Return what `posterior` returned at the denoiser's scale, float32."""
+        """Scale means or deviations of `posterior` as the denoiser expects them, float32."""
         return latents.float()
 
     @property
     def latent_dtype(self) -> torch.dtype:
-        """Precision of what `posterior` returns."""
+        """Precision of the latents that `posterior` returns."""
         return torch.float32
 
     @property
     def has_encoders(self) -> bool:
-        """Whether images and texts can be encoded, and latents decoded."""
+        """Whether VAE and text encoders are loaded."""
         return True
 
     def require_encoders(self, who: str) -> None:
-        """Refuse what needs the VAE and the text encoders, where they are not loaded.
+        """Check that VAE and text encoders are loaded.
 
         Args:
-            who: The subject of the sentence.
+            who: What needs them, the subject of the message.
+
+        Raises:
+            InputError: They are not loaded.
         """
         if not self.has_encoders:
             raise InputError(
@@ -77,12 +86,12 @@ class Backbone(nn.Module, ABC):
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
-        """All that images and texts go through, by name; nothing where it is not loaded."""
+        """VAE and text encoders by name; empty if they are not loaded."""
         others = ("policy", "process")
         return {name: part for name, part in self.named_children() if name not in others}
 
     def latent_settings(self) -> dict[str, Any]:
-        """Return what latents and prompts must have in common with the denoiser, by name."""
+        """Return the settings of latents and prompts that the denoiser requires, by name."""
         return {
             "latent_channels": self.latent_shape[0],
             "pixels_per_latent": self.pixels_per_latent,
@@ -92,7 +101,7 @@ class Backbone(nn.Module, ABC):
         }
 
     def reference_settings(self) -> dict[str, Any]:
-        """Return what decides the errors of the reference, or of what training starts from."""
+        """Return the settings that determine the reference's errors, by name."""
         return {
             "reference": fingerprint(self.policy.reference_weights),
             "process": self.process.settings(),
@@ -100,12 +109,12 @@ class Backbone(nn.Module, ABC):
 
     @property
     def checkpoint(self) -> str:
-        """What the weights are called, for messages."""
+        """Name of the weights, for messages."""
         return type(self).__name__
 
     @abstractmethod
     def predict(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
-        """Return what the policy (or, inside `as_reference`, the reference) says.
+        """Return the prediction of the policy (inside `as_reference`: of the reference).
 
         Args:
             latents: Noised latents, (B, C, H, W).
@@ -115,31 +124,31 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) in [-1, 1] of clean latents (B, C, H, W)."""
+        """Decode clean latents (B, C, H, W) to images (B, 3, H, W) in [-1, 1]."""
 
     def preview(self, latents: Tensor) -> Tensor:
-        """Return images for a judge's eyes alone; a family may have a quicker way than `decode`."""
+        """Decode latents for a judge; a family may have a faster decoder than `decode`."""
         return self.decode(latents)
 
     @abstractmethod
     def save(self, folder: Path) -> Path:
-        """Write the trained weights in diffusers' layout and return where they lie."""
+        """Write the trained weights in diffusers' layout, and return the path."""
 
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image's latents at the size that the checkpoint was made for."""
+        """(C, H, W) of one image's latents at the checkpoint's native size."""
 
     @property
     @abstractmethod
     def pixels_per_latent(self) -> int:
-        """How many pixels of an image one side of a latent stands for."""
+        """Downsampling factor of the VAE: pixels per latent, along each side."""
 
     def sampling_shape(self, how: Sampling) -> tuple[int, int, int]:
-        """Return (C, H, W) of the latents of images of the size that is asked for.
+        """Return (C, H, W) of the latents of a sampled image.
 
         Args:
-            how: Names the size, or leaves it to the checkpoint.
+            how: Sampling settings with the image size; the checkpoint's native size if not given.
 
         Raises:
             InputError: The latents cannot have that size.
@@ -155,56 +164,56 @@ class Backbone(nn.Module, ABC):
         return channels, height // unit, width // unit
 
     def fits_context(self, text: str) -> bool:
-        """Whether a prompt is embedded to its end; here nothing is known of a limit."""
+        """Whether a prompt fits the context of the text encoders; True by default."""
         return True
 
     @property
     def empty(self) -> Prompt:
-        """The empty prompt, one row: embedded once, since all that embeds it is frozen."""
+        """The empty prompt, one row: embedded once, since text encoders are frozen."""
         if self._empty is None:
-            with torch.inference_mode(False), torch.no_grad():  # it may serve in training later
+            with torch.inference_mode(False), torch.no_grad():  # it may be used in training later
                 self._empty = self.embed([""])
         return self._empty
 
     @property
     def sampling(self) -> Sampling:
-        """How this family's images are sampled where nothing else is said."""
+        """Default sampling settings of the family."""
         return Sampling()
 
     @property
     def takes_guidance(self) -> bool:
-        """Whether the denoiser is told the guidance scale, so that one forward is enough."""
+        """Whether the guidance scale conditions the denoiser, so that one forward is enough."""
         return False
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is anything to hold the policy back."""
+        """Whether there is a reference."""
         return self.policy.has_reference
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Let `predict` speak for the reference inside the block, without gradients."""
+        """Use the reference weights in `predict` inside the block, without gradients."""
         with torch.no_grad(), self.policy.as_reference():
             yield
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
-        """Move to another device or precision, where the empty prompt is embedded anew."""
+        """Move to another device or precision, and re-embed the empty prompt there."""
         if self._empty is not None:
             self._empty = None if self.has_encoders else _mapped(fn, self._empty)
         return super()._apply(fn, recurse)
 
     def set_empty_prompt(self, prompt: Prompt) -> None:
-        """Take the empty prompt as it was embedded elsewhere, one row."""
+        """Set the empty prompt, one row, as it was embedded elsewhere."""
         device = next(self.policy.parameters()).device
         self._empty = _mapped(lambda field: field.to(device), prompt)
 
     def freeze(self) -> None:
-        """Let nothing be trained, for those who only listen; there is no reference then."""
+        """Freeze all parameters and drop the reference, for inference only."""
         self.policy.drop_reference()
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set the policy's mode; all that is frozen stays in evaluation."""
+        """Set the policy's mode; frozen networks stay in evaluation mode."""
         super().train(False)
         self.policy.train(mode)
         return self
@@ -215,10 +224,10 @@ def _mapped(fn: Callable[[Tensor], Tensor], prompt: Prompt) -> Prompt:
 
 
 def check_backbone(backbone: object) -> None:
-    """Refuse what a recipe without a backbone hands over.
+    """Check that a recipe names a backbone.
 
     Args:
-        backbone: What was built of the recipe's key `backbone`.
+        backbone: Object built from the recipe's key `backbone`.
     """
     if not isinstance(backbone, Backbone):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Build the policy of a UNet: adapter, full fine-tune, and the reference that holds it back."""
+"""Build the policy of a UNet: LoRA or full fine-tune, with its reference."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lit_prefopt.backbones.policy import Policy, freeze
 
 
 def build_policy(unet: UNet2DConditionModel, lora: LoRA | None, reference: str) -> Policy:
-    """Return the policy with its reference: a frozen copy, another UNet, the adapter off, or none.
+    """Build the policy with its reference: a frozen copy, another UNet, no adapter, or none.
 
     Args:
         unet: The denoiser to be trained; a LoRA is added to it in place.
         lora: The adapter, if only one is trained.
-        reference: `initial`, `none`, or where another UNet lies.
+        reference: `initial`, `none`, or hub name or folder of another UNet.
     """
     frozen: UNet2DConditionModel | Literal["adapter-off"] | None = None
     if reference not in ("initial", "none"):

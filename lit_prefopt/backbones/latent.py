@@ -1,4 +1,4 @@
-"""What the families of latent diffusion share: a VAE, and what is loaded of it."""
+"""Base class of latent diffusion families: a VAE that encodes and decodes images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lit_prefopt.errors import InputError
 
 
 class VAEBackbone(Backbone):
-    """A denoiser over the latents of a VAE, which may be absent; its configuration is not."""
+    """A denoiser over the latents of a VAE, of which only the configuration is always loaded."""
 
-    vae: Any  # Any: diffusers is untyped; None where it is not loaded
+    vae: Any  # Any: diffusers is untyped; None if not loaded
     vae_config: Any
-    small_decoder: Any  # None where the VAE decodes everything
+    small_decoder: Any  # None if the VAE decodes everything
 
     @property
     def has_encoders(self) -> bool:
@@ -26,13 +26,13 @@ class VAEBackbone(Backbone):
 
     @property
     def latent_dtype(self) -> torch.dtype:
-        """Precision of what the VAE returns."""
+        """Precision of the VAE's latents."""
         dtype: torch.dtype = self.vae.dtype
         return dtype
 
     @torch.no_grad()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation as the VAE computes them, in its precision and scale."""
+        """Encode images to mean and deviation, in the VAE's precision and scale."""
         self.require_encoders("A run on images")
         height, width = images.shape[-2:]
         if height % self.pixels_per_latent or width % self.pixels_per_latent:
@@ -45,39 +45,39 @@ class VAEBackbone(Backbone):
         return posterior.mean, posterior.std
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Return means or deviations at the denoiser's scale, float32."""
+        """Scale means or deviations as the denoiser expects them, float32."""
         return latents.float() * self.vae_config.scaling_factor
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of the scaled latents, float32."""
+        """Encode images to mean and deviation of the scaled latents, float32."""
         mean, deviation = self.posterior(images)
         return self.scaled(mean), self.scaled(deviation)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images in [-1, 1], float32."""
-        self.require_encoders("What looks at images")
+        """Decode latents to images in [-1, 1], float32."""
+        self.require_encoders("Decoding latents")
         scaled = (latents / self.vae_config.scaling_factor).to(self.vae.dtype)
         with torch.autocast(latents.device.type, enabled=False):
             return self.vae.decode(scaled).sample.float().clamp(-1, 1)
 
     def preview(self, latents: Tensor) -> Tensor:
-        """Return images in [-1, 1], float32, by the small decoder if there is one."""
+        """Decode latents to images in [-1, 1], float32, with the small decoder if there is one."""
         return self.decode(latents) if self.small_decoder is None else self.small_decoder(latents)
 
     @property
     def pixels_per_latent(self) -> int:
-        """How many pixels of an image one side of a latent stands for."""
+        """Downsampling factor of the VAE: pixels per latent, along each side."""
         return 2 ** (len(self.vae_config.block_out_channels) - 1)
 
 
 def upcast_vae_if_needed(vae: AutoencoderKL) -> AutoencoderKL:
-    """Return the VAE in float32 if it says that it overflows in float16."""
+    """Return the VAE in float32 if its configuration says that it overflows in float16."""
     overflows = vae.dtype == torch.float16 and vae.config.force_upcast
     return vae.float() if overflows else vae
 
 
 def full_config(config: dict[str, Any]) -> Any:
-    """Return the configuration of a VAE with what it leaves to its class, without any weights."""
+    """Return the configuration of a VAE with the defaults of its class, without weights."""
     with torch.device("meta"):
         return AutoencoderKL.from_config(config).config

@@ -1,4 +1,4 @@
-"""Latent consistency models made of Stable Diffusion, and the teachers they come from."""
+"""Latent consistency models distilled from Stable Diffusion, with their teacher."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lit_prefopt.processes.settings import Sampling
 
 
 class LatentConsistency(StableDiffusion):
-    """A latent consistency model (LCM, arXiv 2310.04378) of Stable Diffusion's form.
+    """A latent consistency model (LCM, arXiv 2310.04378) with Stable Diffusion's architecture.
 
-    Its UNet is told the guidance scale, and its images take a few steps of its own sampler.
+    Its UNet is conditioned on the guidance scale, and images are sampled in a few steps.
 
     Args:
-        pretrained: Hub name or folder of a whole pipeline in diffusers' layout, or a single
+        pretrained: Hub name or folder of a complete pipeline in diffusers' layout, or a single
             .safetensors file in the layout of the original release.
         teacher: Hub name or folder of the model that it was distilled from, or of that model's
-            UNet; for methods that ask it, with prompts embedded by this model's text encoder. It
-            has the precision of all that is frozen, and is in no checkpoint.
+            UNet, for methods that need it. Prompts are embedded by this model's text encoder. The
+            teacher is frozen, has the precision `dtype`, and is in no checkpoint.
         guidance_width: Width of a guidance embedding that is added to a UNet without one, to
-            distil it. The new layer starts at zero, so that the student starts as its teacher.
+            distil it. The new layer is initialised to zero, so that student and teacher agree.
     """
 
     process: ConsistencyProcess
@@ -49,22 +49,22 @@ class LatentConsistency(StableDiffusion):
             self._add_guidance(guidance_width)
         if not self.takes_guidance:
             raise InputError(
-                f"The UNet of {kwargs.get('denoiser') or pretrained} is not told the guidance "
-                "scale, so it is no latent consistency model: name one, or, to distil it, give "
+                f"The UNet of {kwargs.get('denoiser') or pretrained} has no guidance embedding, so "
+                "it is no latent consistency model: name one, or, to distil it, give "
                 "`--backbone.guidance_width 256`."
             )
         frozen: Any = self.policy.frozen
         if frozen is not None and frozen.config.time_cond_proj_dim is None:
             raise InputError(
-                f"The reference {kwargs.get('reference')} is not told the guidance scale as this "
-                "model is: name another LCM as `--backbone.reference`, or `initial`."
+                f"The reference {kwargs.get('reference')} has no guidance embedding, so it is no "
+                "latent consistency model: name one as `--backbone.reference`, or `initial`."
             )
         self.teacher: UNet2DConditionModel | None = None
         if teacher is not None:
             self.teacher = freeze(self._load_teacher(teacher))
 
     def consistent(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
-        """Return the consistency function of the network that speaks now, (B, C, H, W) float32.
+        """Return the consistency function of the active network, (B, C, H, W) float32.
 
         Args:
             latents: (B, C, H, W).
@@ -75,7 +75,7 @@ class LatentConsistency(StableDiffusion):
 
     @torch.no_grad()
     def teacher_step(self, latents: Tensor, t: Tensor, t_next: Tensor, prompt: Prompt) -> Tensor:
-        """Return where the teacher's guided DDIM step from t to t_next leads, (B, C, H, W) float32.
+        """Return the teacher's guided DDIM step from t to t_next, (B, C, H, W) float32.
 
         Args:
             latents: (B, C, H, W).
@@ -85,10 +85,14 @@ class LatentConsistency(StableDiffusion):
         """
         if self.teacher is None:
             raise InputError(
-                "This needs the model that the latent consistency model was distilled from: name "
-                "it as `--backbone.teacher` (Lykon/dreamshaper-7 for LCM_Dreamshaper_v7)."
+                "This method needs the model that the latent consistency model was distilled from: "
+                "name it as `--backbone.teacher` (Lykon/dreamshaper-7 for LCM_Dreamshaper_v7)."
             )
-        assert prompt.guidance is not None
+        if prompt.guidance is None:
+            raise InputError(
+                "A teacher's step needs a guidance scale per prompt: give it as "
+                "`prompt._replace(guidance=scale)`."
+            )
         hidden = prompt.hidden, self.empty.hidden.expand_as(prompt.hidden)
         twice = self.teacher(
             latents.repeat(2, 1, 1, 1).to(self.frozen_dtype),
@@ -96,13 +100,13 @@ class LatentConsistency(StableDiffusion):
             encoder_hidden_states=torch.cat(hidden).to(self.frozen_dtype),
         ).sample.float()
         with_prompt, without = twice.chunk(2)
-        # LCMs' own form of guidance: w = 0 is without
+        # the form of guidance in LCMs: w = 0 is without guidance
         w = (prompt.guidance - 1).view(-1, 1, 1, 1)
         prediction = with_prompt + w * (with_prompt - without)
         return self.process.step(prediction, latents, t, t_next, eta=0.0).mean
 
     def freeze(self) -> None:
-        """Let nothing be trained, nor taught."""
+        """Freeze all parameters and drop reference and teacher, for inference only."""
         super().freeze()
         self.teacher = None
 
@@ -112,11 +116,10 @@ class LatentConsistency(StableDiffusion):
         return Sampling(steps=4, guidance=8.5, batch_size=8)
 
     def _add_guidance(self, width: int) -> None:
-        """Let the policy and its reference be told the guidance, which changes nothing yet."""
+        """Add zero-initialised guidance embeddings to policy and reference."""
         if self.takes_guidance:
             raise InputError(
-                "The UNet is told the guidance scale already: leave `--backbone.guidance_width` "
-                "out."
+                "The UNet has a guidance embedding already: leave `--backbone.guidance_width` out."
             )
         if self.policy.adapter:
             raise InputError(
@@ -140,7 +143,7 @@ class LatentConsistency(StableDiffusion):
                 f"{source} is a guidance-distilled model itself: name the model that it was "
                 "distilled from as `--backbone.teacher`."
             )
-        with suppress(OSError):  # a UNet's own folder does not tell
+        with suppress(OSError):  # a UNet's folder has no scheduler
             stated = DDPMScheduler.load_config(source, subfolder="scheduler")["prediction_type"]
             if stated != self.process.prediction:
                 raise InputError(

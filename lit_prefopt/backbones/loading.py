@@ -1,4 +1,4 @@
-"""Where the parts of a model come from: the hub, a diffusers folder, or a single file."""
+"""Load the components of a model from the hub, a diffusers folder, or a single file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from lit_prefopt.errors import InputError
 
 
 class Components(ABC):
-    """The parts of a stock diffusers pipeline, each loaded when it is asked for.
+    """The components of a stock diffusers pipeline, loaded one by one.
 
     Args:
         pipeline: The stock pipeline's class.
-        pretrained: Where they come from.
+        pretrained: Source of the components.
     """
 
     def __init__(self, pipeline: type[DiffusionPipeline], pretrained: str) -> None:
@@ -33,40 +33,40 @@ class Components(ABC):
 
     @abstractmethod
     def scheduler(self) -> dict[str, Any]:
-        """Return the scheduler's configuration."""
+        """Load the scheduler's configuration."""
 
     @abstractmethod
     def option(self, name: str, default: Any) -> Any:
-        """Return an option of the pipeline's own, such as `force_zeros_for_empty_prompt`."""
+        """Return an option of the pipeline, such as `force_zeros_for_empty_prompt`."""
 
     @abstractmethod
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """Return the UNet."""
+        """Load the UNet."""
 
     @abstractmethod
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        """Return the VAE."""
+        """Load the VAE."""
 
     @abstractmethod
     def vae_config(self) -> dict[str, Any]:
-        """Return the VAE's configuration, for those who do without its weights."""
+        """Load the VAE's configuration without its weights."""
 
     @abstractmethod
     def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
-        """Return the text encoder of that name, of a transformers class."""
+        """Load the text encoder of a name and a transformers class."""
 
     @abstractmethod
     def tokenizer(self, name: str) -> Any:
-        """Return the tokenizer of that name."""
+        """Load the tokenizer of a name."""
 
 
 class FolderComponents(Components):
-    """Parts in diffusers' layout: from the hub or a local folder.
+    """Components in diffusers' layout, from the hub or a local folder.
 
     Args:
         pipeline: The stock pipeline's class.
         pretrained: Hub name or folder.
-        needed: Names of the parts that it must have.
+        needed: Names of the components that the folder must have.
         variant: Variant of the files, such as `fp16`.
     """
 
@@ -84,19 +84,19 @@ class FolderComponents(Components):
             missing = [name for name in needed if not (Path(pretrained) / name).is_dir()]
             if missing:
                 raise InputError(
-                    f"{pretrained} has no {' and no '.join(missing)}: name the folder of a whole "
+                    f"{pretrained} has no {' and no '.join(missing)}: name the folder of a full "
                     f"pipeline ({pipeline.__name__}); a UNet or a VAE alone goes to "
                     "`--backbone.denoiser` or `--backbone.vae`."
                 )
 
     def scheduler(self) -> dict[str, Any]:
-        """Return the scheduler's configuration: the first thing that is asked of a checkpoint."""
+        """Load the scheduler's configuration, the first component to be loaded."""
         try:
             return DDPMScheduler.load_config(self.pretrained, subfolder="scheduler")
         except OSError as error:
             raise InputError(
                 f"{self.pretrained} is neither a local folder in diffusers' layout nor a name that "
-                "the hub answers to now: check the spelling, the connection, and access to gated "
+                "the hub can deliver now: check the spelling, the connection, and access to gated "
                 "models."
             ) from error
 
@@ -105,41 +105,41 @@ class FolderComponents(Components):
         return _pipeline_config(self.pipeline, self.pretrained).get(name, default)
 
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """Return the UNet."""
+        """Load the UNet."""
         return load_component(UNet2DConditionModel, self.pretrained, "unet", dtype, self.variant)
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        """Return the VAE."""
+        """Load the VAE."""
         return load_component(AutoencoderKL, self.pretrained, "vae", dtype, self.variant)
 
     def vae_config(self) -> dict[str, Any]:
-        """Return the VAE's configuration."""
+        """Load the VAE's configuration."""
         return component_config(AutoencoderKL, self.pretrained, "vae")
 
     def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
-        """Return the text encoder of that name."""
+        """Load the text encoder of a name."""
         with _loading(self.pretrained, name):
             return kind.from_pretrained(  # type: ignore[attr-defined]
                 self.pretrained, subfolder=name, dtype=dtype, variant=self.variant
             )
 
     def tokenizer(self, name: str) -> Any:
-        """Return the tokenizer of that name."""
+        """Load the tokenizer of a name."""
         with _loading(self.pretrained, name):
             return CLIPTokenizer.from_pretrained(self.pretrained, subfolder=name)
 
 
 class SingleFileComponents(Components):
-    """Parts out of one .safetensors file in the layout of the original release.
+    """Components from one .safetensors file in the layout of the original release.
 
     Args:
         pipeline: The stock pipeline's class.
         pretrained: The file.
-        prefixes: The file's parts, and the beginning of the keys that belong to each.
-        dtype: The finest precision that any part will be asked for.
-        config: Hub name or folder of a pipeline of the same architecture; none: what diffusers
-            takes from the hub for such a file.
-        passed: Parts that come from elsewhere.
+        prefixes: The file's components, and the prefix of the keys of each.
+        dtype: The highest precision of any component.
+        config: Hub name or folder of a pipeline of the same architecture; by default diffusers'
+            choice from the hub for such a file.
+        passed: Components from other sources.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class SingleFileComponents(Components):
         if missing:
             raise InputError(
                 f"{pretrained} has no {' and no '.join(missing)} where {pipeline.__name__} has "
-                "it: name a checkpoint of that family, or take the backbone of the file's own."
+                "it: name a checkpoint of that family, or take the backbone of the file's family."
             )
 
     @cached_property
@@ -179,55 +179,56 @@ class SingleFileComponents(Components):
             )
         except OSError as error:  # what the hub's client raises without a connection
             raise InputError(
-                f"{self.pretrained} says nothing of its architecture, and the hub cannot be asked "
-                "now: give the folder of a pipeline of the same kind as `--backbone.config FOLDER`."
+                f"{self.pretrained} does not name its architecture, and the hub cannot be reached: "
+                "give the folder of a pipeline of the same architecture as `--backbone.config "
+                "FOLDER`."
             ) from error
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"{self.pretrained} does not fit the architecture of {self.config or 'its family'} "
-                f"({str(error).splitlines()[0]}): name a pipeline of the same kind as "
+                f"({str(error).splitlines()[0]}): name a pipeline of the same architecture as "
                 "`--backbone.config`."
             ) from error
 
     def scheduler(self) -> dict[str, Any]:
-        """Return the scheduler's configuration."""
+        """Load the scheduler's configuration."""
         return dict(self._loaded.scheduler.config)
 
     def option(self, name: str, default: Any) -> Any:
-        """Return an option of the pipeline's own."""
+        """Return an option of the pipeline."""
         return self._loaded.config.get(name, default)
 
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """Return the UNet."""
+        """Load the UNet."""
         return self._loaded.unet.to(dtype)
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        """Return the VAE."""
+        """Load the VAE."""
         return self._loaded.vae.to(dtype)
 
     def vae_config(self) -> dict[str, Any]:
-        """Return the VAE's configuration; the file is read whole for it."""
+        """Load the VAE's configuration, for which the complete file is read."""
         return dict(self._loaded.vae.config)
 
     def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
-        """Return the text encoder of that name."""
+        """Load the text encoder of a name."""
         return getattr(self._loaded, name).to(dtype)
 
     def tokenizer(self, name: str) -> Any:
-        """Return the tokenizer of that name."""
+        """Load the tokenizer of a name."""
         return getattr(self._loaded, name)
 
 
 def load_component(
     kind: Any, source: str, name: str, dtype: torch.dtype, variant: str | None = None
 ) -> Any:
-    """Return a part of a pipeline, from the pipeline or from a place of its own.
+    """Load a component of a pipeline, from a pipeline or by itself.
 
     Args:
         kind: The diffusers class.
-        source: Hub name or folder of the part or of a pipeline, or a .json configuration, which
-            gives fresh weights.
-        name: The part's folder inside a pipeline.
+        source: Hub name or folder of the component or of a pipeline, or a .json configuration,
+            whose weights are initialised at random.
+        name: The component's folder inside a pipeline.
         dtype: Precision of the weights.
         variant: Variant of the files.
     """
@@ -245,7 +246,7 @@ def load_component(
 
 
 def component_config(kind: Any, source: str, name: str) -> dict[str, Any]:
-    """Return the configuration of what `load_component` loads."""
+    """Load the configuration of a component, from the source that `load_component` takes."""
     with _loading(source, name):
         try:
             config: dict[str, Any] = kind.load_config(source, subfolder=name)
@@ -256,18 +257,18 @@ def component_config(kind: Any, source: str, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _loading(source: str, name: str) -> Iterator[None]:
-    """Turn what diffusers and transformers raise over files into a sentence."""
+    """Report errors of diffusers and transformers about files as input errors."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{source} holds no {name} that can be loaded ({str(error).splitlines()[0]}): name a "
-            "folder or a hub name of one, or of a whole pipeline."
+            f"{source} has no {name} that can be loaded ({str(error).splitlines()[0]}): give a "
+            "folder or a hub name of one, or of a complete pipeline."
         ) from error
 
 
 def check_family(pipeline: type[DiffusionPipeline], source: str) -> None:
-    """Refuse a pipeline of another family, where it says what it is."""
+    """Check that a pipeline belongs to a family, if its configuration names one."""
     stated = _pipeline_config(pipeline, source).get("_class_name")
     image_to_image = pipeline.__name__.replace("Pipeline", "Img2ImgPipeline")
     if stated not in (None, pipeline.__name__, image_to_image, *_SAME_PARTS):
@@ -278,13 +279,13 @@ def check_family(pipeline: type[DiffusionPipeline], source: str) -> None:
 
 
 _SAME_PARTS = ("LatentConsistencyModelPipeline",)
-"""Pipelines that differ from their family's own in nothing but how they sample."""
+"""Pipelines that differ from their family's pipeline only in sampling."""
 
 
 def _pipeline_config(pipeline: type[DiffusionPipeline], source: str) -> dict[str, Any]:
     try:
         return dict(pipeline.load_config(source))
-    except OSError:  # parts without a model_index.json make a pipeline too
+    except OSError:  # a model_index.json is optional
         return {}
 
 
@@ -294,5 +295,5 @@ def _keys(file: str) -> list[str]:
             return list(tensors.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{file} cannot be read as safetensors ({error}): name a whole .safetensors file."
+            f"{file} cannot be read as safetensors ({error}): name a complete .safetensors file."
         ) from error

@@ -13,13 +13,13 @@ from lit_prefopt.backbones.policy import trained
 
 @dataclass
 class LoRA:
-    """A low-rank adapter: the only part that is trained, in float32.
+    """A low-rank adapter (LoRA), the only trained weights, in float32.
 
     Args:
         rank: Rank of the update.
-        alpha: The update is multiplied by alpha / rank; the rank itself where it is not given.
+        alpha: The update is multiplied by alpha / rank; alpha is the rank if not given.
         targets: Layers that get an adapter, by the end of their name.
-        dropout: Share of the adapter's inputs that are dropped in training.
+        dropout: Dropout probability of the adapter's inputs in training.
     """
 
     rank: int
@@ -28,7 +28,7 @@ class LoRA:
     dropout: float = 0.0
 
     def add_to(self, denoiser: ModelMixin) -> None:
-        """Freeze the network and add the adapter, which changes nothing until it is trained."""
+        """Freeze the network and add the adapter, which is the identity until it is trained."""
         denoiser.requires_grad_(False)
         denoiser.add_adapter(
             LoraConfig(

@@ -1,4 +1,4 @@
-"""How networks lie in memory, and which of their blocks are compiled."""
+"""Memory format and compilation of networks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from diffusers import ModelMixin
 def apply_memory_format_and_compile(
     networks: Sequence[ModelMixin], *, channels_last: bool, compiled: bool
 ) -> None:
-    """Lay networks out for speed; their weights, and the names of these, stay what they are.
+    """Set channels-last layout and compile repeated blocks; parameters and keys do not change.
 
     Args:
-        networks: All that must agree to the last bit, policy and reference, are treated alike.
-        channels_last: Keep the channels of a pixel side by side, as GPUs' convolutions want them.
-        compiled: Compile the blocks that a network repeats, once for each form of block (first
-            use: a minute or two). An adapter may be turned on and off, and activations may be
-            computed twice; policy and reference then agree up to rounding, since with and without
-            gradients are different programs.
+        networks: The networks; policy and reference must be given together to agree exactly.
+        channels_last: Store the channels of a pixel contiguously, the fast layout of convolutions
+            on GPUs.
+        compiled: Compile the repeated blocks of a network, once for each kind of block (first use:
+            a minute or two). Adapters can still be switched and activations checkpointed; policy
+            and reference then agree up to rounding, since passes with and without gradients are
+            compiled separately.
     """
     for network in networks:
         if channels_last:

@@ -1,4 +1,4 @@
-"""Frozen weights in four bits, below an adapter (QLoRA, arXiv 2305.14314)."""
+"""4-bit quantization (NF4) of frozen weights below a LoRA (QLoRA, arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from lit_prefopt.errors import InputError
 
 
 def quantize_nf4(unet: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None:
-    """Turn the linear layers of a UNet's transformer blocks into 4-bit ones (NF4), in place.
+    """Quantize the linear layers of a UNet's transformer blocks to 4 bits (NF4), in place.
 
-    Of SDXL's 5.1 GB in 16 bits this leaves 1.9 GB; of the 1.7 GB of SD 1.5, most of whose weights
-    are convolutions, 1.4 GB. Of each 64 weights a scale is kept, and for each one the number of a
-    quantile of the normal distribution.
+    SDXL's UNet shrinks from 5.1 GB in 16 bits to 1.9 GB; that of SD 1.5, most of whose weights are
+    convolutions, from 1.7 to 1.4 GB. Each block of 64 weights has a scale, and each weight is the
+    number of a quantile of the normal distribution.
 
     Args:
-        unet: Never to be trained itself.
-        dtype: In which the layers calculate, once their weights are unfolded.
-        lora: What is trained above it, and added afterwards.
+        unet: The UNet, frozen.
+        dtype: Precision in which the layers compute with dequantized weights.
+        lora: The adapter that is trained, and added afterwards.
 
     Raises:
-        InputError: Nothing is.
+        InputError: There is no adapter.
     """
     if lora is None:
         raise InputError(
-            "Weights of four bits cannot be trained: add an adapter to them, such as "
+            "Weights in 4 bits cannot be trained: add an adapter, such as "
             "`--backbone.lora LoRA --backbone.lora.rank 16`, or leave `--backbone.nf4` false."
         )
     library = _bitsandbytes()
@@ -42,7 +42,7 @@ def quantize_nf4(unet: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None
 
 
 def _quantized(library: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    """Return the layer with its weights in four bits."""
+    """Return the layer with its weights in 4 bits."""
     made = library.Linear4bit(
         layer.in_features,
         layer.out_features,
@@ -52,7 +52,7 @@ def _quantized(library: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     )
     made.weight = library.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
     made.bias = layer.bias
-    # On some CPUs it would repack its weights in evaluation, and calculate otherwise than before.
+    # On some CPUs it would repack its weights in evaluation mode, and round differently.
     made.support_avx512bf16_for_cpu = False
     return made.to(layer.weight.device).requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -63,6 +63,6 @@ def _bitsandbytes() -> Any:
         return importlib.import_module("bitsandbytes.nn")
     except ImportError as error:
         raise InputError(
-            "`--backbone.nf4` wants bitsandbytes: `pip install lit-prefopt[bitsandbytes]`, or "
+            "`--backbone.nf4` needs bitsandbytes: `pip install lit-prefopt[bitsandbytes]`, or "
             "leave it false."
         ) from error

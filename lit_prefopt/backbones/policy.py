@@ -1,4 +1,4 @@
-"""The network that holds the policy back, whatever it is made of; no method asks."""
+"""The trained network and its reference: a frozen copy, or itself without its adapter."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lit_prefopt.errors import InputError
 class Policy(nn.Module):
     """The trained denoiser together with its reference.
 
-    The reference is one of: the same network with its adapter off (no second copy), a frozen
-    network of its own, or nothing. Both speak through the same dtype path, so that their errors
-    are equal to the last bit as long as their weights are.
+    The reference is one of: the same network with its adapter disabled (no second copy), a separate
+    frozen network, or none. Both compute in the same precision, so that their errors are equal to
+    the last bit as long as their weights are.
 
     Args:
         denoiser: The network to train, adapter included.
-        reference: `adapter-off` for the network without its adapter, a frozen network of its own,
-            or None.
+        reference: `adapter-off` for the network without its adapter, a separate frozen network, or
+            None.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Policy(nn.Module):
 
     @property
     def net(self) -> ModelMixin:
-        """The network that speaks now."""
+        """The active network: the policy or, inside `as_reference`, the reference."""
         return self.frozen if self._reference_active else self.denoiser
 
     @property
     def networks(self) -> list[ModelMixin]:
-        """The trained network, and the reference's where it has one of its own."""
+        """The trained network, and the reference if it is a separate one."""
         return [net for net in (self.denoiser, self.frozen) if net is not None]
 
     @property
@@ -51,29 +51,29 @@ class Policy(nn.Module):
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is anything to hold the policy back."""
+        """Whether there is a reference."""
         return self._adapter_off or self.frozen is not None
 
     @property
     def reference_weights(self) -> dict[str, Tensor]:
-        """Weights of the reference or, where there is none, of what training starts from.
+        """Weights of the reference or, without one, those that training starts from.
 
-        An adapter is no part of them, nor of their names.
+        Neither they nor their names contain an adapter.
         """
         net = self.denoiser if self.frozen is None else self.frozen
         state: dict[str, Tensor] = net.state_dict()
         return {k.replace(".base_layer", ""): v for k, v in state.items() if ".lora_" not in k}
 
     def drop_reference(self) -> None:
-        """Let nothing hold the policy back."""
+        """Remove the reference."""
         self.frozen, self._adapter_off = None, False
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Let the reference speak inside the block."""
+        """Activate the reference inside the block."""
         if not self.has_reference:
             raise InputError(
-                "This needs a reference, and the recipe says there is none: set "
+                "This method needs a reference, and the recipe has none: set "
                 "`--backbone.reference initial`."
             )
         with self._without_adapter() if self._adapter_off else self._activate_reference():
@@ -96,7 +96,7 @@ class Policy(nn.Module):
             self._reference_active = False
 
     def train(self, mode: bool = True) -> Policy:
-        """Set the policy's mode; the reference stays in evaluation."""
+        """Set the policy's mode; the reference stays in evaluation mode."""
         super().train(mode)
         if self.frozen is not None:
             self.frozen.eval()
@@ -104,10 +104,10 @@ class Policy(nn.Module):
 
 
 def trained(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that are trained, by name."""
+    """Return the trained parameters by name."""
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
 def freeze(net: nn.Module) -> nn.Module:
-    """Return the network, never to be trained."""
+    """Freeze a network, and return it in evaluation mode."""
     return net.requires_grad_(False).eval()

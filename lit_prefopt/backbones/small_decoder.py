@@ -1,4 +1,4 @@
-"""A quick decoder for what only a judge looks at."""
+"""A small, fast decoder for images that only a judge sees."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from lit_prefopt.errors import InputError
 
 
 class SmallDecoder(nn.Module):
-    """The decoder of an AutoencoderTiny (TAESD): about the VAE's images, for far less work.
+    """Decoder of an AutoencoderTiny (TAESD): the VAE's images approximately, at a fraction of cost.
 
     Args:
         source: Hub name or folder of an AutoencoderTiny, or of a pipeline that has one as its VAE.
         dtype: Precision of its weights.
         channels: Channels of the latents.
-        pixels: How many pixels of an image one side of a latent stands for.
+        pixels: Downsampling factor of the VAE.
 
     Raises:
-        InputError: It was made for other latents, or is something else.
+        InputError: It is no AutoencoderTiny, or one for other latents.
     """
 
     def __init__(self, source: str, dtype: torch.dtype, channels: int, pixels: int) -> None:
         super().__init__()
         if not _is_tiny(source):
             raise InputError(
-                f"{source} holds no AutoencoderTiny, or cannot be reached: name a folder or hub "
+                f"{source} has no AutoencoderTiny, or cannot be reached: name a folder or hub "
                 "name of one, such as madebyollin/taesd or madebyollin/taesdxl, as "
                 "`--backbone.decoder`."
             )
@@ -45,14 +45,14 @@ class SmallDecoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, latents: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) in [-1, 1], float32, of latents as the denoiser has them."""
+        """Decode latents at the denoiser's scale to images (B, 3, H, W) in [-1, 1], float32."""
         scaled = (latents / self.tiny.config.scaling_factor).to(self.tiny.dtype)
         with torch.autocast(latents.device.type, enabled=False):
             return self.tiny.decode(scaled).sample.float().clamp(-1, 1)
 
 
 def _is_tiny(source: str) -> bool:
-    """Return whether diffusers finds one there; it would load any other VAE as a random one."""
+    """Whether a source is an AutoencoderTiny; diffusers loads any other VAE with random weights."""
     for folder in (None, "vae"):
         with suppress(OSError):
             config = AutoencoderTiny.load_config(source, subfolder=folder)

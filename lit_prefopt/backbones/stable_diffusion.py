@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and LCMs made of them: one text encoder, a UNet, a VAE."""
+"""Stable Diffusion 1.x and 2.x: one text encoder, a UNet, a VAE."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_prefopt.utils.transfer import to_device
 
 
 class StableDiffusion(UNetBackbone):
-    """Stable Diffusion 1.x or 2.x: the hub, a diffusers folder, or a single .safetensors file."""
+    """Stable Diffusion 1.x or 2.x, from the hub, a diffusers folder or a .safetensors file."""
 
     text_encoder: Any
     tokenizer: Any
@@ -30,7 +30,7 @@ class StableDiffusion(UNetBackbone):
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Prompt:
         """Embed B prompts: the text encoder's last state after its final layer norm."""
-        self.require_encoders("What embeds prompts")
+        self.require_encoders("Embedding prompts")
         tokens = self.tokenizer(
             texts, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids

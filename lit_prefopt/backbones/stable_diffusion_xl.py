@@ -1,4 +1,4 @@
-"""SDXL: two text encoders, a pooled prompt, and the frame of the picture as conditions."""
+"""SDXL: two text encoders, pooled prompts, and size conditioning."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
+from lit_prefopt.errors import InputError
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.transfer import to_device
 
 
 class StableDiffusionXL(UNetBackbone):
-    """SDXL (arXiv 2307.01952): the hub, a diffusers folder, or a single .safetensors file.
+    """SDXL (arXiv 2307.01952), from the hub, a diffusers folder or a .safetensors file.
 
-    The UNet is told each picture's true original size and crop. A dropped caption is embedded as
-    the stock pipeline embeds a missing one: by zeros, unless the checkpoint says otherwise.
+    The UNet is conditioned on each image's original size and crop. A dropped caption is embedded as
+    the stock pipeline embeds a missing one: as zeros, unless the checkpoint's configuration
+    disables it.
     """
 
     text_encoder: Any
@@ -45,10 +47,10 @@ class StableDiffusionXL(UNetBackbone):
     def embed(self, texts: list[str]) -> Prompt:
         """Embed B prompts.
 
-        Tokens are the last but one states of both encoders side by side, before any final layer
-        norm; the pooled prompt is the second encoder's projection.
+        Token embeddings are the penultimate hidden states of both encoders, concatenated, before
+        any final layer norm; the pooled prompt is the second encoder's projection.
         """
-        self.require_encoders("What embeds prompts")
+        self.require_encoders("Embedding prompts")
         first = self._encode(self.tokenizer, self.text_encoder, texts)
         second = self._encode(self.tokenizer_2, self.text_encoder_2, texts)
         hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
@@ -60,8 +62,12 @@ class StableDiffusionXL(UNetBackbone):
         return Prompt(hidden, pooled)
 
     def denoiser_kwargs(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
-        """Return what the UNet is told: beside the tokens the pooled prompt and the frames."""
-        assert prompt.pooled is not None
+        """Return the UNet's conditioning, with the pooled prompt and the size conditioning."""
+        if prompt.pooled is None:
+            raise InputError(
+                "SDXL needs pooled prompts and these have none: embed them with "
+                "StableDiffusionXL, or cache the pairs again with it."
+            )
         frames = prompt.frames
         if frames is None:
             height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
@@ -72,7 +78,7 @@ class StableDiffusionXL(UNetBackbone):
 
     @property
     def sampling(self) -> Sampling:
-        """The stock pipeline's guidance, and few images at a time."""
+        """Default sampling settings: the stock pipeline's guidance, in small batches."""
         return Sampling(guidance=5.0, batch_size=4)
 
     def _encode(self, tokenizer: Any, encoder: Any, texts: list[str]) -> Any:

@@ -1,4 +1,4 @@
-"""What the families of latent diffusion with a UNet share: everything but the prompt."""
+"""Base class of families with a UNet over latents: everything but the text encoders."""
 
 from __future__ import annotations
 
@@ -41,58 +41,57 @@ class UNetBackbone(VAEBackbone):
     """A UNet over the latents of a VAE; a family adds its text encoders.
 
     Args:
-        pretrained: Hub name or folder of a whole pipeline in diffusers' layout, or a single
+        pretrained: Hub name or folder of a complete pipeline in diffusers' layout, or a single
             .safetensors file in the layout of the original release.
-        denoiser: What training starts from: hub name or folder of another UNet, or a .json
-            configuration for one with fresh weights; the pipeline's own where it is not given.
-        lora: Train an adapter of this form; all weights of the UNet where it is not given.
+        denoiser: UNet that training starts from: hub name or folder of another UNet, or a .json
+            configuration for random weights; the pipeline's UNet if not given.
+        lora: Train a LoRA with these settings; all weights of the UNet if not given.
         reference: `initial` for the weights that training starts from (with LoRA the UNet without
             its adapter, else a frozen copy), `none`, or hub name or folder of another UNet.
-        gradient_checkpointing: Compute activations twice instead of keeping them.
-        dtype: Precision of VAE and text encoders, and under LoRA of the UNet below it.
-        policy_dtype: Precision of a UNet whose weights are all trained, and of a frozen copy of it,
-            since the two must agree exactly; a LoRA is float32 always. bfloat16 takes half of the
-            memory and wants an optimizer with stochastic rounding.
-        nf4: Keep the linear layers of transformer blocks below a LoRA in four bits.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        dtype: Precision of VAE and text encoders, and of the UNet below a LoRA.
+        policy_dtype: Precision of a UNet whose weights are all trained, and of its frozen copy,
+            since the two must agree exactly; a LoRA is always float32. bfloat16 needs half of the
+            memory and an optimizer with stochastic rounding.
+        nf4: Quantize the linear layers of transformer blocks below a LoRA to 4 bits.
         variant: Variant of the pipeline's files, such as `fp16`.
         vae: Hub name or folder of another VAE.
         start_lora: A LoRA to start from, in diffusers' or kohya's layout: it is merged into the
-            UNet and the text encoders before training, so policy and reference both have it.
-        config: Hub name or folder of a pipeline of the same architecture as a single file; what
-            diffusers takes from the hub where it is not given.
-        prediction: What the denoiser predicts, where the checkpoint's scheduler says it wrongly.
-        guidance: Guidance scale that a guidance-distilled UNet is told in training.
+            UNet and the text encoders before training, for policy and reference alike.
+        config: Hub name or folder of a pipeline with the architecture of a single file; by default
+            diffusers' choice from the hub.
+        prediction: Prediction type of the denoiser, if the checkpoint's scheduler is wrong.
+        guidance: Guidance scale that conditions a guidance-distilled UNet in training.
         decoder: Hub name or folder of an AutoencoderTiny, such as madebyollin/taesd or
-            madebyollin/taesdxl, that decodes in the VAE's place what a judge looks at while pairs
-            are collected; the VAE where it is not given.
-        channels_last: Keep the channels of a pixel side by side, as GPUs' convolutions want them.
+            madebyollin/taesdxl, to decode images for a judge during collection, not the VAE.
+        channels_last: Store a pixel's channels contiguously, as GPUs' convolutions prefer.
         compile: Compile the UNet's repeated blocks (torch.compile), which takes a minute or two;
             policy and reference then agree up to rounding.
-        encoders: Load VAE and text encoders. Trainings on `CachedPairs` need neither: of Stable
-            Diffusion 1.x this saves 0.41 GB of memory in bfloat16 and 0.83 GB in float32, of SDXL
-            1.8 and 3.6 GB. Nothing can be sampled, encoded or decoded then.
+        encoders: Load VAE and text encoders. Training on `CachedPairs` needs neither: without them
+            Stable Diffusion 1.x needs 0.41 GB less memory in bfloat16 and 0.83 GB less in float32,
+            SDXL 1.8 and 3.6 GB. Nothing can be sampled, encoded or decoded then.
     """
 
     PIPELINE: ClassVar[type[DiffusionPipeline]]
-    """The stock pipeline of the family."""
+    """Stock pipeline of the family."""
 
     ENCODERS: ClassVar[dict[str, type[nn.Module]]]
-    """Names and classes of its text encoders."""
+    """Names and classes of the text encoders."""
 
     FILE_PREFIXES: ClassVar[dict[str, str]]
-    """Parts of a single file, and the beginning of the keys that belong to each."""
+    """Components of a single file, and the prefix of the keys of each."""
 
     ADDITION: ClassVar[str | None] = None
-    """What else the UNet is told, as its configuration calls it."""
+    """Additional conditioning of the UNet (`addition_embed_type` of its configuration)."""
 
     EMPTY_IS_ZERO: ClassVar[bool] = False
-    """Whether the empty prompt is embedded as zeros, where the pipeline does not say."""
+    """Whether the empty prompt is embedded as zeros, if the pipeline's configuration is silent."""
 
     extra_conditioning: Callable[[Tensor, Tensor, dict[str, Any]], dict[str, Any]] | None = None
-    """Says what else the UNet is told, from latents, timesteps and what it is told already."""
+    """Function of latents, timesteps and conditioning that returns more of it (ControlNet)."""
 
     PROCESS: ClassVar[type[DiscreteProcess]] = DiscreteProcess
-    """What noising and a reverse step are."""
+    """Class of the noise process."""
 
     def __init__(
         self,
@@ -163,7 +162,7 @@ class UNetBackbone(VAEBackbone):
         self.empty_is_zero = parts.option("force_zeros_for_empty_prompt", self.EMPTY_IS_ZERO)
 
     def freeze(self) -> None:
-        """Let nothing be trained; the UNet gets the precision of all that is frozen."""
+        """Freeze all parameters and drop the reference, with the UNet in the precision `dtype`."""
         super().freeze()
         self.dtype = self.frozen_dtype
         self.policy.to(self.dtype)
@@ -173,31 +172,31 @@ class UNetBackbone(VAEBackbone):
         """Embed B prompts."""
 
     def predict(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
-        """Return the prediction of the network that speaks now, (B, C, H, W)."""
+        """Return the prediction of the active network, (B, C, H, W)."""
         kwargs, latents = self.denoiser_kwargs(prompt, latents), latents.to(self.dtype)
         if self.extra_conditioning is not None:
             kwargs |= self.extra_conditioning(latents, t, kwargs)
         return self.policy.net(latents, t, **kwargs).sample
 
     def fits_context(self, text: str) -> bool:
-        """Whether the text encoders read a prompt to its end."""
+        """Whether a prompt fits the context of all text encoders."""
         names = (name.replace("text_encoder", "tokenizer") for name in self.ENCODERS)
         tokenizers = (getattr(self, name) for name in names)
         return all(len(t(text, verbose=False).input_ids) <= t.model_max_length for t in tokenizers)
 
     def denoiser_kwargs(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
-        """Return what the UNet is told beside latents and timestep, as its arguments.
+        """Return the UNet's conditioning keyword arguments.
 
         Args:
             prompt: B embedded prompts.
-            latents: (B, C, H, W); read for their number, size and device.
+            latents: (B, C, H, W), for their number, size and device.
         """
         kwargs: dict[str, Any] = {"encoder_hidden_states": prompt.hidden.to(self.dtype)}
         if self.takes_guidance:
             scale = prompt.guidance
             if scale is None:
                 scale = torch.full((len(latents),), self.guidance, device=latents.device)
-            # As in consistency distillation (arXiv 2310.04378), the scale 1 counts from zero.
+            # As in consistency distillation (arXiv 2310.04378), the embedded value is scale - 1.
             width = self.policy.denoiser.config.time_cond_proj_dim
             embedded = get_timestep_embedding((scale - 1) * 1000, width)
             kwargs["timestep_cond"] = embedded.to(self.dtype)
@@ -205,17 +204,17 @@ class UNetBackbone(VAEBackbone):
 
     @property
     def takes_guidance(self) -> bool:
-        """Whether the UNet is told the guidance scale, so that one forward is enough."""
+        """Whether the guidance scale conditions the UNet, so that one forward is enough."""
         return self.policy.denoiser.config.time_cond_proj_dim is not None
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
-        """VAE and text encoders by name; nothing where they are not loaded."""
+        """VAE and text encoders by name; empty if they are not loaded."""
         names = ["vae", *self.ENCODERS] if self.has_encoders else []
         return {name: getattr(self, name) for name in names}
 
     def latent_settings(self) -> dict[str, Any]:
-        """Return what latents and prompts must have in common with the UNet, by name."""
+        """Return the settings of latents and prompts that the UNet requires, by name."""
         config = self.policy.denoiser.config
         width = config.cross_attention_dim
         pooled = None
@@ -229,25 +228,25 @@ class UNetBackbone(VAEBackbone):
         }
 
     def reference_settings(self) -> dict[str, Any]:
-        """Return what decides the errors of the reference, or of what training starts from."""
+        """Return the settings that determine the reference's errors, by name."""
         kinds = {type(processor).__name__ for processor in self.policy.net.attn_processors.values()}
         own = {"dtype": str(self.dtype).removeprefix("torch."), "attention": sorted(kinds)}
         return super().reference_settings() | own
 
     @property
     def checkpoint(self) -> str:
-        """Where the weights come from."""
+        """Source of the weights, for messages."""
         return self.pretrained
 
     def save(self, folder: Path) -> Path:
-        """Write a LoRA file that `load_lora_weights` takes, or a UNet for `from_pretrained`."""
+        """Write a LoRA file for `load_lora_weights`, or a UNet for `from_pretrained`."""
         unet = self.policy.denoiser
         if not self.policy.adapter:
             unet.save_pretrained(folder / "unet")
             return folder / "unet"
         self.PIPELINE.save_lora_weights(
             folder,
-            # peft's own names: beside diffusers' older ones, half of a mixed file would be lost
+            # peft's key names: diffusers drops half of a file that mixes them with older names
             unet_lora_layers=get_peft_model_state_dict(unet),
             **_collate_lora_metadata({"unet": unet}),
         )
@@ -255,7 +254,7 @@ class UNetBackbone(VAEBackbone):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the latents at the checkpoint's own size."""
+        """(C, H, W) of one image's latents at the checkpoint's native size."""
         config = self.policy.denoiser.config
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -281,7 +280,7 @@ class UNetBackbone(VAEBackbone):
         return FolderComponents(self.PIPELINE, pretrained, needed, variant)
 
     def _check_unet(self, unet: UNet2DConditionModel, encoders: list[Any], source: str) -> None:
-        """Refuse a UNet that was not made for these text encoders or for these latents."""
+        """Check that a UNet fits the text encoders and the latents."""
         width = sum(encoder.config.hidden_size for encoder in encoders)
         expected = {"cross_attention_dim": width} if encoders else {}
         expected["addition_embed_type"] = self.ADDITION
@@ -290,11 +289,12 @@ class UNetBackbone(VAEBackbone):
             if stated != value and not (name == "cross_attention_dim" and stated == [value]):
                 raise InputError(
                     f"The UNet of {source} has {name} {stated} where {type(self).__name__} and its "
-                    f"text encoders need {value}: it belongs to another family; name one of this."
+                    f"text encoders need {value}: it belongs to another family; name one of this "
+                    "family."
                 )
         if unet.config.in_channels != unet.config.out_channels:
             raise InputError(
-                f"The UNet of {source} takes {unet.config.in_channels} channels and gives "
-                f"{unet.config.out_channels}: an inpainting model cannot be trained here; name a "
-                "text-to-image model."
+                f"The UNet of {source} has {unet.config.in_channels} input channels and "
+                f"{unet.config.out_channels} output channels: an inpainting model cannot be "
+                "trained; name a text-to-image model."
             )

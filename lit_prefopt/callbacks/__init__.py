@@ -1,4 +1,4 @@
-"""What happens beside the training step."""
+"""Callbacks: checkpoints, evaluation, sample grids, guards, export."""
 
 from typing import TYPE_CHECKING
 

@@ -15,16 +15,16 @@ from lit_prefopt.strategies import ZeRO
 
 
 class PolicyAveraging(Callback):
-    """Averages what is trained, and nothing else, after every optimizer step.
+    """Exponential moving average (EMA) of the trained weights, updated after every optimizer step.
 
-    The average takes the weights' place in validation and testing and when training ends; a
+    The average replaces the weights in validation and testing and when training ends; a
     checkpoint's `state_dict` holds the average, and the running weights beside it, so that a
-    resumed run goes on to the last bit. Lightning's own averaging copies, averages and stores the
+    resumed run is bit-exact. Lightning's own averaging copies, averages and stores the
     frozen parts too, and cannot resume without them.
 
     Args:
-        decay: Share of the old average that is kept at each step.
-        start: Optimizer step from which on the average is kept; before, it is the weights.
+        decay: Weight of the old average at each step.
+        start: Optimizer step at which averaging starts; before it, the average equals the weights.
     """
 
     RUNNING = "running_state"
@@ -38,22 +38,22 @@ class PolicyAveraging(Callback):
         self._swapped = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the weights as they are, unless a checkpoint brought an average."""
+        """Initialize the average from the weights, unless a checkpoint contained one."""
         saving = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         if any(callback.save_weights_only for callback in saving):
             raise InputError(
-                "Checkpoints of weights only hold no average: leave `save_weights_only` of the "
-                "checkpoint callback false, or drop PolicyAveraging."
+                "Checkpoints with weights only do not store the average: set `save_weights_only` "
+                "of the checkpoint callback to false, or remove PolicyAveraging."
             )
         if any(p.dtype != torch.float32 for p in trained(pl_module).values()):
             raise InputError(
-                "An average of weights in bfloat16 would round away what a step adds to it: drop "
+                "An average of bfloat16 weights would lose each step's update to rounding: remove "
                 "PolicyAveraging, or set `--backbone.policy_dtype float32`."
             )
         if isinstance(trainer.strategy, ZeRO) and trainer.strategy.stage == 3:
             raise InputError(
-                "PolicyAveraging cannot follow weights that ZeRO's stage 3 divides: take "
-                "`--trainer hardware/fsdp.yaml`, which divides them too, or stage 2."
+                "PolicyAveraging does not support weights sharded by ZeRO stage 3: use "
+                "`--trainer hardware/fsdp.yaml`, which shards them too, or stage 2."
             )
         if self._swapped:  # a second fit of the same trainer
             self._swap(pl_module)
@@ -64,7 +64,7 @@ class PolicyAveraging(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Move the average towards the weights, once per optimizer step."""
+        """Update the average once per optimizer step."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -73,19 +73,19 @@ class PolicyAveraging(Callback):
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average."""
+        """Swap in the average for validation."""
         if trainer.state.fn == "fit":
             self._swap(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the running weights."""
+        """Restore the running weights."""
         if trainer.state.fn == "fit":
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the module, for exports and evaluation.
+        """Swap in the average for export and evaluation.
 
-        The last checkpoint is written after this, and still holds both.
+        The last checkpoint is written after this, and still contains both.
         """
         self._swap(pl_module)
 
@@ -94,7 +94,7 @@ class PolicyAveraging(Callback):
         return {"step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the step of the last update."""
+        """Restore the step of the last update."""
         self._step = state_dict["step"]
 
     def on_save_checkpoint(
@@ -115,7 +115,7 @@ class PolicyAveraging(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up average and running weights; a checkpoint without an average starts one."""
+        """Load average and running weights; initialize the average if the checkpoint has none."""
         if self.RUNNING not in checkpoint or trainer.state.fn != "fit":
             return
         self._swapped = False
@@ -125,7 +125,7 @@ class PolicyAveraging(Callback):
         trainer.strategy.load_model_state_dict(running, strict=False)
 
     def _copy(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what of a state is averaged; of weights in shards rank zero has it all."""
+        """Return a copy of the averaged part of a state dict; of sharded weights on rank zero."""
         return {name: state[name].clone() for name in self.average if name in state}
 
     @torch.no_grad()

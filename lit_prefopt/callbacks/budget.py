@@ -1,4 +1,4 @@
-"""Methods on equal terms: so much of something, then the run stops."""
+"""Budget of denoiser evaluations, pairs or judge calls, for comparing methods at equal cost."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lit_prefopt.on_policy import OnPolicyModule
 
 
 class Budget(Callback):
-    """Counts what a training asks of denoisers, pairs and judge, and stops it in time.
+    """Counts denoiser evaluations, pairs and judge calls, and stops training at a limit.
 
-    Collections belong to it. A row of a forward counts 1, with gradients 3, since its backward
-    costs two more; guidance doubles the rows. Validation, sample grids and evaluations cost
-    nothing. A pair counts each time that it is learned from; so does a picture, where a method
-    learns from single ones. An image counts each time that a method asks its judge about it. The
-    run stops after the batch in which a rank reaches a limit, so the last collection may exceed it.
+    Roll-outs are included. A row of a forward counts 1, with gradients 3, since its backward
+    costs two more; guidance doubles the rows. Validation, sample grids and evaluations are not
+    counted. A pair counts each time that it is trained on; so does an image in methods that
+    train on single images. An image counts each time that the method's judge scores it. The
+    run stops after the batch in which a rank reaches a limit, so the last roll-out may exceed it.
 
     Args:
-        evaluations: Evaluations of policy, reference and teacher on each rank; they are only
-            counted where no limit is given, as is the rest.
-        pairs: Pairs that each rank learns from.
-        judge_calls: Images about which each rank asks the method's judge.
+        evaluations: Limit of evaluations of policy, reference and teacher per rank; each quantity
+            without a limit is only counted.
+        pairs: Limit of training pairs per rank.
+        judge_calls: Limit of images scored by the method's judge per rank.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Budget(Callback):
         self._hooks: list[RemovableHandle] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Start counting."""
         if not isinstance(pl_module, PreferenceDiffusionModule):
             return
         policy = pl_module.backbone.policy
@@ -60,7 +60,7 @@ class Budget(Callback):
             self._judged_before -= pl_module.images_judged
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pause."""
+        """Pause counting."""
         self._counting = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,7 +69,7 @@ class Budget(Callback):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Count no evaluation inside the block."""
+        """Pause counting inside the block."""
         before, self._counting = self._counting, False
         try:
             yield
@@ -79,7 +79,7 @@ class Budget(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log what was spent, and stop on all ranks together where it is enough."""
+        """Log the counts, and stop all ranks together if a limit is reached."""
         if not isinstance(pl_module, PreferenceDiffusionModule):
             return
         self.seen += len(batch.seeds)
@@ -94,16 +94,16 @@ class Budget(Callback):
             trainer.should_stop |= trainer.strategy.reduce_boolean_decision(enough, all=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count no more."""
+        """Stop counting."""
         for hook in self._hooks:
             hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was spent, so that a resumed run goes on from there."""
+        """Return the counts, for resume."""
         return {"spent": self.spent, "pairs": self.seen, "judge_calls": self.judged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the counts."""
         self.spent = state_dict["spent"]
         self.seen, self.judged = state_dict.get("pairs", 0), state_dict.get("judge_calls", 0)
 

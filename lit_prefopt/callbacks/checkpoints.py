@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly, and whose `last.ckpt` is what its name says."""
+"""Checkpoints for exact resume, with a `last.ckpt` that is always the last state."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lit_prefopt.utils.atomic_files import remove_temporaries
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which saves right after optimizer steps and writes whole files.
+    """ModelCheckpoint that saves right after optimizer steps and writes files atomically.
 
     - A checkpoint that falls due while gradients are being accumulated (`train_time_interval`, a
       validation that does not fall on a step, the end of `max_time`) waits for the optimizer step:
-      the gradients so far are in no checkpoint.
+      no checkpoint contains accumulated gradients.
     - The state at the end of training is saved too. Lightning saves it only if nothing was saved
       before: of 2,400 steps with a checkpoint every 500, `last.ckpt` would hold step 2,000.
-    - A file appears under its name once it is on the disk. What a killed run left is removed.
+    - A file gets its name once it is on the disk. Temporary files of a killed run are removed.
     """
 
     _validated = False
@@ -31,22 +31,22 @@ class Checkpoints(ModelCheckpoint):
     _torn = False  # between the beginning of an optimizer step and the end of what follows it
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Clear away what a killed run left, and let files be written whole."""
-        # A run has a directory to itself: what it writes again it replaces.
+        """Remove a killed run's temporary files, and write checkpoints atomically."""
+        # A run has a directory of its own: checkpoints of the same name are replaced.
         self._enable_version_counter = False
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero and Path(str(self.dirpath)).is_dir():
             remove_temporaries(Path(str(self.dirpath)), "*.ckpt")
-        # sharding strategies write folders of their own
+        # sharding strategies write their own folders
         if type(trainer.strategy._checkpoint_io) in (TorchCheckpointIO, type(None)):
             trainer.strategy._checkpoint_io = AtomicCheckpointIO()
 
     def on_before_optimizer_step(self, *_: Any) -> None:
-        """Note that the state is not consistent from here to the end of the batch."""
+        """Mark the state as inconsistent until the end of the batch."""
         self._torn = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Save what is due, if this batch ended in an optimizer step."""
+        """Save a due checkpoint, if this batch ended in an optimizer step."""
         self._torn = False
         if pending_batches(trainer):
             self._hold(trainer)
@@ -58,7 +58,7 @@ class Checkpoints(ModelCheckpoint):
         trainer.should_stop |= self._stopping
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is due, now or at the next optimizer step."""
+        """Save a due checkpoint, now or at the next optimizer step."""
         if trainer.state.fn == "fit" and pending_batches(trainer):
             self._validated = True
             self._hold(trainer)
@@ -66,20 +66,20 @@ class Checkpoints(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
 
     def _hold(self, trainer: Trainer) -> None:
-        """Let a stop wait for the optimizer step as well."""
+        """Delay a stop until the next optimizer step."""
         self._stopping |= trainer.should_stop
         trainer.should_stop = False
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save the state after the last optimizer step, if `save_on_exception` asks for it."""
+        """Save the state after the last optimizer step, if `save_on_exception` is set."""
         if trainer.state.fn != "fit" or self._torn or isinstance(exception, InputError):
             return
         with counters_at_last_step(trainer):
             super().on_exception(trainer, pl_module, exception)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last state if it is not saved yet."""
+        """Save the last state if it was not saved yet."""
         if self.save_last and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -1,4 +1,4 @@
-"""The evidence: policy against reference on held-out prompts, after `fit` and in `test`."""
+"""Evaluate policy against reference on held-out prompts, after `fit` and in `test`."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from lit_prefopt.utils.fingerprint import fingerprint
 
 
 class Evaluation(Callback):
-    """Samples policy and reference with the same seeds and lets judges compare them.
+    """Samples policy and reference with the same seeds and compares their judge scores.
 
     In the run's directory it writes `evaluation/evaluation.json` (means, paired difference and win
-    rate with 95 % intervals, and all that decided them), `per_prompt.jsonl`, `before-after.png`,
-    `images/`, and `report.html`, a page that shows them all. All ranks take part, and one that was
-    stopped goes on where it stood.
+    rate with 95 % intervals, and all settings), `per_prompt.jsonl`, `before-after.png`,
+    `images/`, and `report.html`, which shows them all. The work is split among all ranks, and an
+    interrupted evaluation resumes.
 
     Args:
         judge: Scores the images.
         prompts: Held-out prompts.
-        sampling: Settings of the sampler; the backbone's own where they are not given.
-        seed: Seed of the first prompt's image; the others follow.
-        pictures: Of how many prompts, from the first one on, images are written; `all` for all.
+        sampling: Sampler settings; the backbone's own by default.
+        seed: Seed of the first prompt's image, incremented for each further one.
+        pictures: Number of prompts, from the first one on, whose images are saved; or `all`.
         folder: Name of the folder inside the run's directory.
-        judges: Further judges by name, reported beside the first.
-        images: Images of each prompt.
-        similarity: A CLIP whose image features tell how far the policy has drifted from the
-            reference, and how alike the images of a prompt are.
-        text: Looks for the text that prompts quote.
+        judges: Further judges by name, reported in addition to the first.
+        images: Images per prompt.
+        similarity: A CLIP whose image features measure the policy's drift from the reference and
+            the diversity of a prompt's images.
+        text: OCR that checks images for the text quoted in their prompts.
     """
 
     def __init__(
@@ -72,25 +72,25 @@ class Evaluation(Callback):
         self._curve: list[list[float]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a backbone that cannot make pictures, and a judge that cannot score them."""
+        """Check that the backbone can sample images and the judges can score them."""
         if isinstance(pl_module, PreferenceDiffusionModule):
             pl_module.backbone.require_encoders("Evaluation, which samples images,")
             if stage in ("fit", "test"):
                 self.scorers.prepare()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out now what would stop the evaluation after the training."""
+        """Check before training what would stop the evaluation after it."""
         self.prompts.entries()
         if isinstance(pl_module, PreferenceDiffusionModule):
             with pl_module.backbone.as_reference():
                 pass
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start timing."""
         self._started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the held-out accuracy, and print it beside what a coin would reach."""
+        """Record and print the held-out accuracy with its chance level."""
         metrics = trainer.callback_metrics
         if trainer.state.fn == "fit" and "val/accuracy" in metrics:
             accuracy, chance = (float(metrics[f"val/{name}"]) for name in ("accuracy", "chance_95"))
@@ -101,49 +101,49 @@ class Evaluation(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
+        """Stop timing."""
         self._seconds += time.monotonic() - self._started
         self._started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seconds and the curve so far, so that a resumed run tells the whole."""
+        """Return the time and the accuracy curve so far, for resume."""
         running = time.monotonic() - self._started if self._started else 0.0
         return {"seconds": self._seconds + running, "curve": self._curve}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from them."""
+        """Restore time and accuracy curve."""
         self._seconds, self._curve = state_dict["seconds"], list(state_dict["curve"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate what was trained."""
+        """Evaluate the trained policy."""
         extra = {"seconds_fit": round(self._seconds, 1), "held_out_accuracy": self._curve}
         self.run(trainer, pl_module, self.folder, extra)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate a checkpoint, into `test/`: the evidence of the run itself stays."""
+        """Evaluate a checkpoint into `test/`; the run's own results stay."""
         self.run(trainer, pl_module, "test", {})
 
     def run(
         self, trainer: Trainer, module: LightningModule, name: str, extra: Mapping[str, Any]
     ) -> None:
-        """Compare the two models and write the evidence, each rank its share.
+        """Evaluate both models on all ranks and write the results.
 
         Args:
-            trainer: Knows the run's directory, the device and the precision.
-            module: Holds policy and reference.
+            trainer: Gives the run's directory, the device and the precision.
+            module: Its backbone has policy and reference.
             name: Folder inside the run's directory.
-            extra: What else goes into `evaluation.json`.
+            extra: Further entries of `evaluation.json`.
         """
         if not isinstance(module, PreferenceDiffusionModule):
             return
         rank, ranks = trainer.global_rank, trainer.world_size
         meet: Callable[[], Any] = trainer.strategy.barrier
-        if isinstance(trainer.strategy, FullStateStrategy):  # rank zero alone has the module whole
+        if isinstance(trainer.strategy, FullStateStrategy):  # only rank zero has the full module
             rank, ranks, meet = 0, 1, _no_rendezvous
             if not trainer.is_global_zero:
                 return
         module.eval()
-        module.to(trainer.strategy.root_device)  # when a fit ends, Lightning leaves it on the CPU
+        module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU at the end of a fit
         evaluator = self._evaluator(trainer, module)
         folder = Path(trainer.default_root_dir) / name
         groups, form = evaluator.plan.groups, evaluator.form
@@ -190,4 +190,4 @@ class Evaluation(Callback):
 
 
 def _no_rendezvous(name: str | None = None) -> None:
-    """Meet nobody."""
+    """Do nothing, in place of a barrier."""

@@ -1,4 +1,4 @@
-"""What a user takes home: the trained weights in diffusers' layout."""
+"""Export the trained weights in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lit_prefopt.utils.atomic_files import atomic_output
 
 
 class ExportWeights(Callback):
-    """Writes the weights at the end of `fit`, with the recipe beside them.
+    """Exports the weights at the end of `fit`, with the recipe.
 
-    A LoRA becomes a file that diffusers' `load_lora_weights` takes, a full fine-tune a folder that
-    `from_pretrained` takes; a step-aware judge becomes a file for `StepAware`.
+    A LoRA becomes a file for diffusers' `load_lora_weights`, a full fine-tune a folder for
+    `from_pretrained`, a step-aware judge a file for `StepAware`.
 
     Args:
         folder: Name of the folder inside the run's directory.
@@ -27,7 +27,7 @@ class ExportWeights(Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them (rank zero)."""
+        """Write the weights (rank zero)."""
         if not trainer.is_global_zero or not isinstance(pl_module, Learner):
             return
         root = Path(trainer.default_root_dir)
@@ -36,4 +36,4 @@ class ExportWeights(Callback):
             name = pl_module.save(folder).name
             if (root / RECIPE).is_file():
                 shutil.copyfile(root / RECIPE, folder / RECIPE)
-        rank_zero_info(f"Weights in {pl_module.layout}: {root / self.folder / name}")
+        rank_zero_info(f"Exported weights ({pl_module.layout}): {root / self.folder / name}")

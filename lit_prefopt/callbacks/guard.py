@@ -1,4 +1,4 @@
-"""The guard: notices when a run goes wrong, says what it saw, and can act."""
+"""Detect diverging runs: NaNs, loss spikes, rising chosen error; warn, skip, rewind or stop."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ from lit_prefopt.learner import Learner
 from lit_prefopt.strategies import ZeRO
 
 CURES = (
-    "what usually helps is a lower learning rate, a longer warm-up, clipping "
+    "usual remedies are a lower learning rate, a longer warm-up, gradient clipping "
     "(`--trainer.gradient_clip_val 1.0`), a larger beta, or bf16-mixed instead of 16-mixed"
 )
 RISING_CURES = (
-    "the policy unlearns what it should prefer, and what usually helps is a larger beta, a lower "
+    "the policy gets worse on chosen images; usual remedies are a larger beta, a lower "
     "learning rate, `--model.anchor`, or `--model.chosen_protection 0.9`"
 )
 
 
 class Guard(Callback):
-    """Notices a loss or gradient that is not finite, a spike of either, and a rising chosen error.
+    """Detects non-finite losses and gradients, spikes of either, and a rising chosen error.
 
     A spike is a loss or a gradient norm far above the median of the last steps, measured in median
-    absolute deviations, both as logarithms. It is seen before the optimizer step that it would
-    spoil, and all ranks decide alike. A rising chosen error is slow, and only told.
+    absolute deviations, both of logarithms. It is detected before the optimizer step that it would
+    affect, and all ranks decide alike. A rising chosen error is slow and only reported.
 
-    A step that is left out still counts: the learning rate's schedule and the data go on. After
-    going back, weights, optimizer and average are those of the last checkpoint, while data and
-    learning rate go on from where the run stands, so that it meets other pairs than before.
+    A skipped step still counts: the learning-rate schedule and the data advance. After a rewind,
+    weights, optimizer and average are those of the last checkpoint, while data and learning
+    rate continue from the current step, so that the next pairs are different ones.
 
-    Cost: one gradient norm for each optimizer step. `warn` reads it from the device at every n-th
-    step; the others wait for the device at each one.
+    Cost: one gradient norm per optimizer step. `warn` reads it from the device at every n-th
+    step; the other modes synchronize at each step.
 
     Args:
-        on_spike: `warn` says what was seen; `skip` also leaves the step out; `rewind` also goes
-            back to the last checkpoint; `stop` ends the run.
-        threshold: Deviations above the median that make a spike.
-        window: Optimizer steps that are looked back at; spikes are told after that many.
-        rise: Share by which the chosen error may exceed the reference's, or where there is none,
+        on_spike: `warn` logs a warning; `skip` also skips the step; `rewind` also restores the
+            last checkpoint; `stop` ends the run.
+        threshold: Deviations above the median that count as a spike.
+        window: Number of previous optimizer steps for the statistics; spikes are detected only
+            after that many.
+        rise: Share by which the chosen error may exceed the reference's, or without a reference
             that of the first steps.
-        most: How many steps in a row may be left out, and how often the run may go back in all,
-            before it stops.
-        every: With `warn`, optimizer steps between two looks.
+        most: Maximum number of skipped steps in a row and of rewinds in total before the run
+            stops.
+        every: With `warn`, optimizer steps between two checks.
     """
 
     def __init__(
@@ -79,21 +80,21 @@ class Guard(Callback):
         self._unread: list[tuple[int, Tensor]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out now whether there will be anything to look at, and to go back to."""
+        """Check that gradients are available, and checkpoints if the guard is to rewind."""
         if isinstance(trainer.strategy, ZeRO):
             raise InputError(
-                "The guard looks at gradients before the step, and ZeRO shows none: drop the "
-                "callback Guard, or take `--trainer hardware/fsdp.yaml`."
+                "Guard needs the gradients before the step, which ZeRO does not expose: remove the "
+                "callback Guard, or use `--trainer hardware/fsdp.yaml`."
             )
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         if self.on_spike == "rewind" and all(c.save_weights_only for c in savers):
             raise InputError(
-                "To go back, the guard needs checkpoints of weights and optimizer: add the "
-                "callback `Checkpoints`, or set its `on_spike` to skip."
+                "Guard can rewind only to checkpoints with weights and optimizer: add the "
+                "callback `Checkpoints`, or set `on_spike` to skip."
             )
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note a batch's numbers, without a look at them."""
+        """Record a batch's values without reading them from the device."""
         if isinstance(pl_module, Learner) and pl_module.measured:
             measured = pl_module.measured
             unknown = torch.full_like(measured["loss"], -1.0)
@@ -103,7 +104,7 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Look at the step that is about to be taken; its gradients are not clipped yet."""
+        """Check the next step before its gradients are clipped."""
         gradients = [p.grad for p in trained(pl_module).values() if p.grad is not None]
         if not self._batches or not gradients:
             return
@@ -117,7 +118,7 @@ class Guard(Callback):
             self._check_step(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the last steps."""
+        """Check the last steps."""
         self._check_step(trainer, pl_module)
 
     def _check_step(self, trainer: Trainer, module: LightningModule) -> None:
@@ -131,7 +132,7 @@ class Guard(Callback):
                 self._act(f"Step {step.number}: {seen}", step.number, trainer, module)
             share = self.watch.chosen.share()
             if share > self.rise and self._is_new("rise", step.number):
-                risen = f"the chosen error is {share:.0%} above what it began with"
+                risen = f"the chosen error is {share:.0%} above its initial value"
                 rank_zero_warn(f"Step {step.number}: {risen}; {RISING_CURES}.")
 
     def _read(self) -> list[StepStatistics]:
@@ -146,26 +147,26 @@ class Guard(Callback):
             return
         done = self.skipped if self.on_spike == "skip" else self.rewound
         if self.on_spike == "stop" or done >= self.most:
-            raise InputError(f"{seen}; {CURES}. Then go on by `--ckpt_path last`, or begin anew.")
+            raise InputError(f"{seen}; {CURES}. Then resume with `--ckpt_path last`, or restart.")
         if self.on_spike == "skip":
             self.skipped += 1
-            rank_zero_warn(f"{seen}; this step is left out.")
+            rank_zero_warn(f"{seen}; this step is skipped.")
         else:
             self.rewound += 1
             where = rewind(trainer, module)
-            rank_zero_warn(f"{seen}; the run goes back to the weights of {where}.")
+            rank_zero_warn(f"{seen}; the run is rewound to the weights of {where}.")
         for optimizer in trainer.optimizers:
-            optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without one alone
+            optimizer.zero_grad(set_to_none=True)  # optimizers skip weights without a gradient
 
     def _is_new(self, kind: str, step: int) -> bool:
-        """Whether this was not said within the last window."""
+        """Return whether this was not reported within the last window."""
         if step - self.last_reported.get(kind, -self.window) < self.window:
             return False
         self.last_reported[kind] = step
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen and done, and what was not looked at yet."""
+        """Return the statistics, the counters and the unchecked steps."""
         counts = {
             "skipped": self.skipped,
             "rewound": self.rewound,
@@ -175,7 +176,7 @@ class Guard(Callback):
         return {**self.watch.state_dict(), **counts, "unread": unread}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what was seen and done."""
+        """Restore statistics, counters and unchecked steps."""
         self.watch.load_state_dict(state_dict)
         self.skipped, self.rewound = state_dict["skipped"], state_dict["rewound"]
         self.last_reported = dict(state_dict["last_reported"])
@@ -184,7 +185,7 @@ class Guard(Callback):
 
 @torch.no_grad()
 def rewind(trainer: Trainer, module: LightningModule) -> Path:
-    """Take weights, optimizer and average from the last checkpoint, and return its path.
+    """Restore weights, optimizer and average from the last checkpoint, and return its path.
 
     Raises:
         InputError: There is none yet.
@@ -194,7 +195,7 @@ def rewind(trainer: Trainer, module: LightningModule) -> Path:
     path = Path(next((name for name in written if name), str(trainer.ckpt_path or "")))
     if not path.is_file():
         raise InputError(
-            "The run went wrong before its first checkpoint, and the guard cannot go back: set its "
+            "The run diverged before its first checkpoint, so Guard cannot rewind it: set "
             f"`on_spike` to stop; {CURES}."
         )
     checkpoint = torch.load(path, map_location=module.device, weights_only=True)
@@ -203,6 +204,6 @@ def rewind(trainer: Trainer, module: LightningModule) -> Path:
         if isinstance(callback, PolicyAveraging):
             callback.on_load_checkpoint(trainer, module, checkpoint)
     for optimizer, saved in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
-        saved["param_groups"] = optimizer.state_dict()["param_groups"]  # the learning rate of now
+        saved["param_groups"] = optimizer.state_dict()["param_groups"]  # the current learning rate
     trainer.strategy.load_optimizer_state_dict(checkpoint)
     return path

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a checkpoint right after an optimizer step, and a sentence how to go on."""
+"""Handle Ctrl-C and SIGTERM: save a checkpoint after an optimizer step, and print how to resume."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Interrupted(SystemExit):
-    """The run was stopped by a signal and its state is saved; the exit code is 128 + signal."""
+    """Raised when a signal stopped the run and its state is saved; exit code 128 + signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
 
 
 class Interrupts(Callback):
-    """Saves a checkpoint and stops when Ctrl-C or SIGTERM comes, at once at the second signal.
+    """Saves a checkpoint and stops on Ctrl-C or SIGTERM; the second signal stops at once.
 
-    Gradients that are being accumulated live in no checkpoint, so the optimizer step is awaited;
-    if that takes longer than `grace`, the state after the step before is saved. Several ranks stop
-    at the same batch, whichever of them was told. SLURM's requeue signal (SIGUSR1) is Lightning's.
-    The command line adds it to every `fit`; elsewhere it has to be the last of the callbacks.
+    Checkpoints do not contain accumulated gradients, so the run continues to the optimizer step;
+    if that takes longer than `grace`, the state after the previous step is saved. All ranks stop
+    at the same batch, whichever received the signal. Lightning handles SLURM's requeue (SIGUSR1).
+    The command line adds it to every `fit`; elsewhere it must be the last callback.
 
     Args:
-        grace: Seconds that begun gradient accumulation may still take.
+        grace: Maximum seconds to wait for the end of a gradient accumulation.
     """
 
     def __init__(self, grace: float = 20.0) -> None:
@@ -48,14 +48,14 @@ class Interrupts(Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; Lightning's own SIGTERM handler saves nothing and exits with 0."""
+        """Install the handlers; Lightning's own SIGTERM handler saves nothing and exits with 0."""
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             for signum in NAMES:
                 self._before[signum] = signal.signal(signum, self._note)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Stop after a batch that ended in an optimizer step, or when the grace is over."""
+        """Stop after a batch that ended in an optimizer step, or after the grace period."""
         signum = _anywhere(trainer, self._signum)
         if signum:
             late = _anywhere(trainer, time.monotonic() - self._since > self.grace)
@@ -70,7 +70,7 @@ class Interrupts(Callback):
             self._stop(trainer, self._signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once from now on: all is saved, and what follows can be made again."""
+        """Stop at once from now on: the state is saved, and later outputs can be repeated."""
         for signum in self._before:
             signal.signal(signum, _stop_now)
         signum = _anywhere(trainer, self._signum)
@@ -88,7 +88,7 @@ class Interrupts(Callback):
         self._leave()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker that was forked with this handler
+        if os.getpid() != self._process:  # a forked worker inherits this handler
             return
         if self._signum:
             os._exit(128 + signum)
@@ -98,7 +98,7 @@ class Interrupts(Callback):
 
     def _leave(self) -> None:
         for signum, handler in self._before.items():
-            # by the end of a fit Lightning has given back what was there before both of us
+            # at the end of a fit Lightning has restored the original handlers
             if signal.getsignal(signum) in (self._note, _stop_now):
                 signal.signal(signum, handler)
         self._before = {}
@@ -108,7 +108,7 @@ class Interrupts(Callback):
             path = _save(trainer)
         rank_zero_info(
             f"Stopped by {NAMES[signal.Signals(signum)]} after step {trainer.global_step}: the "
-            f"state is saved in {path}; go on by the same command with `--ckpt_path last`."
+            f"state is saved in {path}; resume with the same command and `--ckpt_path last`."
         )
         raise Interrupted(signum)
 
@@ -118,7 +118,7 @@ def _stop_now(signum: int, frame: FrameType | None = None) -> None:
 
 
 def _anywhere(trainer: Trainer, value: float) -> int:
-    """Return the largest value over the ranks."""
+    """Return the maximum of a value over the ranks."""
     if trainer.world_size == 1:
         return int(value)
     mine = torch.tensor(int(value), device=trainer.strategy.root_device)
@@ -126,7 +126,7 @@ def _anywhere(trainer: Trainer, value: float) -> int:
 
 
 def _save(trainer: Trainer) -> Path:
-    """Write `last.ckpt` where the run's checkpoints lie, and return its path."""
+    """Write `last.ckpt` into the run's checkpoint folder, and return its path."""
     savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     folders = [str(c.dirpath) for c in savers if c.dirpath is not None]
     folder = folders[0] if folders else str(Path(trainer.default_root_dir) / CHECKPOINTS)

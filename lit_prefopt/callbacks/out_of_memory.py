@@ -1,4 +1,4 @@
-"""When memory runs out: what would save how much, in place of a bare trace."""
+"""Handle out-of-memory errors: suggest settings that save memory, with their savings."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lit_prefopt.learner import Learner
 from lit_prefopt.utils.device import is_out_of_memory
 
 BLUNT = (
-    "Memory does not suffice; what saves most is a LoRA (`--backbone.lora.rank 16`), "
+    "Out of memory; the largest savings come from a LoRA (`--backbone.lora.rank 16`), "
     "`--backbone.gradient_checkpointing true`, a smaller `--data.batch_size` with the same "
     "`--batch.pairs`, and `--model.optimizer AdamW8bit`."
 )
-"""What is said where no model is at hand to compute it of."""
+"""The message when there is no model to compute savings for."""
 
 
 class OutOfMemory(Callback):
-    """Notes what a run was doing when memory ran out, and finds out what would help.
+    """Computes memory savings when a run is out of memory.
 
-    The command line adds it to every `fit` and says what it found.
+    The command line adds it to every `fit` and prints its message.
     """
 
     def __init__(self) -> None:
@@ -34,32 +34,32 @@ class OutOfMemory(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note what is tried."""
+        """Keep the current batch."""
         self._batch = batch
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Forget it."""
+        """Drop the batch."""
         self._batch = None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Compute what would help, while the model is where it was."""
+        """Compute the savings, while the model is still set up."""
         if not is_out_of_memory(exception):
             return
         self.message = BLUNT
-        with suppress(Exception):  # it must not hide what has happened
+        with suppress(Exception):  # must not hide the original error
             self.message = suggest(trainer, pl_module, self._batch, exception)
 
 
 def suggest(trainer: Trainer, module: LightningModule, batch: Any, error: BaseException) -> str:
-    """Return a sentence and the list of what would save how much.
+    """Return a message with the memory footprint and a list of savings.
 
     Args:
-        trainer: Knows precision and accumulation.
-        module: What was trained.
-        batch: What it was trained on then, if a step had begun.
-        error: What the device or the host said.
+        trainer: Gives precision and accumulation.
+        module: The trained module.
+        batch: The current batch, if a step had started.
+        error: The out-of-memory error.
     """
     if not isinstance(module, Learner):
         return BLUNT
@@ -71,6 +71,6 @@ def suggest(trainer: Trainer, module: LightningModule, batch: Any, error: BaseEx
     wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     missing = f" for {wanted[1]} more" if wanted else ""
     return (
-        f"Memory does not suffice{missing}: by its shapes the recipe takes {parts.total / GIB:.2f} "
-        f"GiB beside what libraries take ({sizes}), and of these would save\n{advice(found)}"
+        f"Out of memory{missing}: by tensor shapes the recipe needs {parts.total / GIB:.2f} GiB "
+        f"in addition to the libraries ({sizes}); possible savings:\n{advice(found)}"
     )

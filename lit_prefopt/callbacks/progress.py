@@ -9,23 +9,23 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class StepProgressBar(RichProgressBar):
-    """Lightning's bar, changed in three respects.
+    """Lightning's progress bar with three fixes.
 
     Lightning writes `Epoch 7/-2` into the bar of a run without `max_epochs`, and reads the numbers
-    that it shows from the device after every batch, for which the host has to wait. Here they are
-    read when they are new: after each step that was logged. The logger's version is left out.
+    that it shows from the device after every batch, which synchronizes. Here they are read
+    only after each logged step, and the logger's version is left out.
     """
 
     SHOWN = ("train/loss", "train/accuracy")
 
     _shown: dict[str, Any]
     _read_at = -1
-    _amid = False  # of an epoch's batches
+    _amid = False  # between two batches of an epoch
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Read what the last step logged, when the device has just been waited for anyway."""
+        """Read the last step's metrics, when the device was just synchronized anyway."""
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._read_at < 0 or (every and step % every == 0 and step != self._read_at):
             self._read_at, self._shown = step, self.get_metrics(trainer, pl_module)
@@ -34,13 +34,13 @@ class StepProgressBar(RichProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar."""
+        """Update the bar."""
         self._amid = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._amid = False
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands beside the bar."""
+        """Return the metrics shown beside the bar."""
         if self._amid:
             return self._shown
         logged = trainer.callback_metrics

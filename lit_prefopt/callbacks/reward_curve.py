@@ -1,4 +1,4 @@
-"""True reward against cost: the policy is judged in mid-run, as the evaluation will judge it."""
+"""Reward against training cost: score the policy during training as the evaluation does."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from lit_prefopt.utils.atomic_files import write_atomic
 
 
 class RewardCurve(Callback):
-    """Samples the policy at stated costs and lets the evaluation's judge score it.
+    """Samples the policy at given costs and scores it with the evaluation's judge.
 
     It needs the callbacks `Budget`, which counts the cost, and `Evaluation`, whose judge, prompts,
-    settings and seeds it takes: its points lie on one curve with what is measured at the end. The
-    training is the same with it and without. `curve.jsonl` in the run's directory holds a line
-    for each point: what was spent, and the reward of every prompt.
+    settings and seeds it uses: its points are comparable with the final evaluation. It does not
+    change the training. `curve.jsonl` in the run's directory has a line per point: the cost so
+    far, and the reward of every prompt.
 
     Args:
-        at: Denoiser evaluations after which to judge, in ascending order; each point comes after
-            the first batch that has reached it.
-        count: How many of the evaluation's prompts, from the first; all where it is not given.
+        at: Denoiser evaluations at which to score, in ascending order; each point follows the
+            first batch that has reached it.
+        count: Number of the evaluation's prompts, from the first one on; all by default.
     """
 
     def __init__(self, at: list[int], count: int | None = None) -> None:
@@ -38,20 +38,20 @@ class RewardCurve(Callback):
             check_number("at", point, 1)
         if sorted(set(at)) != at:
             raise InputError(
-                f"at is {at}: give the evaluations in ascending order, none of them twice."
+                f"at is {at}: give numbers of evaluations in strictly ascending order."
             )
         check_number("count", count, 1)
         self.at, self.count = at, count
         self._points: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a run without a budget or an evaluation."""
+        """Check that the run has Budget and Evaluation."""
         self._find_callbacks(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge the policy where the next point is reached."""
+        """Score the policy if the next point is reached."""
         budget, evaluation = self._find_callbacks(trainer)
         due = [point for point in self.at if point <= budget.spent]
         if len(due) <= len(self._points) or not isinstance(pl_module, PreferenceDiffusionModule):
@@ -63,10 +63,10 @@ class RewardCurve(Callback):
             "step": trainer.global_step,
         }
         begun = time.monotonic()
-        with budget.paused():  # on all ranks: where weights are sharded, each forward needs all
+        with budget.paused():  # on all ranks: with sharded weights, each forward needs all
             rewards = self._rewards(trainer, pl_module, evaluation)
         measured = {"seconds": round(time.monotonic() - begun, 1), "rewards": rewards}
-        # a batch that reaches several points at once is one measurement for all of them
+        # a batch that passes several points at once is one measurement for all of them
         self._points += [spent | measured] * (len(due) - len(self._points))
         if trainer.is_global_zero:
             self._write(Path(trainer.default_root_dir))
@@ -93,12 +93,12 @@ class RewardCurve(Callback):
         evaluations = [one for one in callbacks if isinstance(one, Evaluation)]
         if not budgets or not evaluations:
             raise InputError(
-                "RewardCurve takes its cost from Budget and its judge from Evaluation: add both "
+                "RewardCurve needs Budget for the cost and Evaluation for the judge: add both "
                 "before it, by --trainer.callbacks+=Budget and --trainer.callbacks+=Evaluation."
             )
         if callbacks.index(budgets[0]) > callbacks.index(self):
             raise InputError(
-                "RewardCurve must come after Budget, which counts the batch: name it last."
+                "RewardCurve must come after Budget, which counts the batch: list it last."
             )
         return budgets[0], evaluations[0]
 
@@ -108,9 +108,9 @@ class RewardCurve(Callback):
         write_atomic(folder / "curve.jsonl", "".join(lines))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the points so far, so that a resumed run does not judge them again."""
+        """Return the points so far, for resume."""
         return {"points": self._points}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from them."""
+        """Restore the points."""
         self._points = list(state_dict["points"])

@@ -1,4 +1,4 @@
-"""Pictures while training: what policy and reference make of the same prompts and seeds."""
+"""Sample grids during training: policy and reference with the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from lit_prefopt.processes.settings import Sampling
 
 
 class SampleGrid(Callback):
-    """Draws a grid at every validation, the reference's row over the policy's.
+    """Samples a grid of images at every validation, the reference's row above the policy's.
 
-    It goes to the logger (TensorBoard or Weights & Biases) and to `samples/` in the run's
-    directory.
+    It is logged (TensorBoard or Weights & Biases) and saved in `samples/` of the run's directory.
 
     Args:
-        prompts: One column each; the first held-out prompts where they are not given.
-        count: How many held-out prompts to take.
-        sampling: Settings of the sampler; the backbone's own where they are not given.
-        seed: Seed of the first column; the others follow.
+        prompts: One column each; the first held-out prompts by default.
+        count: Number of held-out prompts.
+        sampling: Sampler settings; the backbone's own by default.
+        seed: Seed of the first column, incremented for each further one.
     """
 
     def __init__(
@@ -50,26 +49,26 @@ class SampleGrid(Callback):
         self._reference: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say where there will be no grids."""
+        """Log if no grids can be sampled."""
         if _is_blind(pl_module):
             rank_zero_info(
-                "There will be no sample grids, which need the VAE and the text encoders: "
-                "`--backbone.encoders true` loads them."
+                "Sample grids are disabled, because they need the VAE and the text encoders: "
+                "load them with `--backbone.encoders true`."
             )
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Note the first held-out prompts."""
+        """Keep the first held-out prompts."""
         if isinstance(batch, ImagePairs | LatentPairs) and len(self._held_out) < self.count:
             new = [text for text in dict.fromkeys(batch.texts) if text not in self._held_out]
             self._held_out = [*self._held_out, *new][: self.count]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the grid, and write and log it (rank zero)."""
+        """Sample the grid; save and log it (rank zero)."""
         if trainer.state.fn != "fit":
             return
-        # all ranks draw rank zero's: of weights in shards each has but its own
+        # all ranks sample rank zero's grid: with sharded weights, each has only its own shards
         prompts = trainer.strategy.broadcast(self.prompts or self._held_out)
         if not prompts or not isinstance(pl_module, PreferenceDiffusionModule):
             return
@@ -105,5 +104,5 @@ class SampleGrid(Callback):
 
 
 def _is_blind(module: LightningModule) -> bool:
-    """Return whether a method's backbone cannot make pictures."""
+    """Return whether a method's backbone cannot sample images."""
     return isinstance(module, PreferenceDiffusionModule) and not module.backbone.has_encoders

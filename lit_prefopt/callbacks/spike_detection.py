@@ -1,4 +1,4 @@
-"""When a step of a run is out of the ordinary: robust statistics over the steps before it."""
+"""Detect outlier steps by robust statistics over the previous steps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 SURE = 4.0  # standard errors by which a rise must exceed the noise
-FLOOR = 0.25  # a run that hardly varies may still go up by half
-OVERFLOWS = 20  # steps in a row that mixed precision in fp16 may take to find its scale
+FLOOR = 0.25  # even a very stable run may rise by half
+OVERFLOWS = 20  # consecutive steps that an fp16 gradient scaler may skip to find its scale
 
 
 class StepStatistics(NamedTuple):
-    """What is known about an optimizer step before it is taken; an error below 0 is not known."""
+    """Statistics of an optimizer step before it is taken; an error below 0 is unknown."""
 
     number: int
     loss: float
@@ -24,11 +24,11 @@ class StepStatistics(NamedTuple):
 
 
 class RunningMedian:
-    """The usual level of one number: median and median absolute deviation of its last values.
+    """Running median and median absolute deviation (MAD) of a value.
 
     Args:
-        window: How many values are looked back at; nothing is out of the ordinary before that.
-        floor: Smallest deviation that counts.
+        window: Number of previous values; nothing is an outlier before that many.
+        floor: Lower bound of the deviation.
     """
 
     def __init__(self, window: int, floor: float = 1e-12) -> None:
@@ -36,7 +36,7 @@ class RunningMedian:
         self.values: deque[float] = deque(maxlen=window)
 
     def excess(self, value: float) -> float:
-        """Return by how many deviations a value lies above the median."""
+        """Return the number of deviations by which a value exceeds the median."""
         if len(self.values) < self.window:
             return 0.0
         middle = median(self.values)
@@ -45,13 +45,13 @@ class RunningMedian:
 
 
 class ErrorTrend:
-    """Whether an error has risen over what it is compared with, beyond the noise.
+    """Test whether an error has risen above its baseline, beyond the noise.
 
-    Compared with is the reference's error on the same noise where there is one, and else the
-    error of the run's first steps.
+    The baseline is the reference's error on the same noise, or without a reference the error of
+    the run's first steps.
 
     Args:
-        window: How many values a mean is taken over.
+        window: Number of values in a mean.
     """
 
     def __init__(self, window: int) -> None:
@@ -61,7 +61,7 @@ class ErrorTrend:
         self.references: deque[float] = deque(maxlen=window)
 
     def add(self, error: float, reference: float) -> None:
-        """Add a step; a reference below 0 is none."""
+        """Add a step; a reference below 0 means none."""
         if reference < 0 and len(self.first) < self.window:
             self.first.append(error)
             return
@@ -70,7 +70,7 @@ class ErrorTrend:
             self.references.append(reference)
 
     def share(self) -> float:
-        """Return the rise as a share of what it is compared with; 0 where noise may explain it."""
+        """Return the rise as a share of the baseline; 0 if it is within the noise."""
         count = len(self.errors)
         if count < self.window:
             return 0.0
@@ -86,27 +86,27 @@ class ErrorTrend:
 
 
 class SpikeDetector:
-    """Looks at one optimizer step after the other.
+    """Detects spikes in loss and gradient norm, step by step.
 
     Args:
-        threshold: Deviations above the median that make a spike.
-        window: Optimizer steps that are looked back at.
+        threshold: Deviations above the median that count as a spike.
+        window: Number of previous optimizer steps.
     """
 
     def __init__(self, threshold: float, window: int) -> None:
         self.threshold = threshold
-        # Of logarithms: on a large beta losses of healthy small batches reach 200 times their
-        # median, and a deviation in the logarithm bears that.
+        # Of logarithms: with a large beta, losses of normal small batches reach 200 times their
+        # median, which is a moderate deviation of the logarithm.
         self.loss, self.gradient = RunningMedian(window, FLOOR), RunningMedian(window, FLOOR)
         self.chosen = ErrorTrend(window)
         self.overflows = 0
 
     def spike(self, step: StepStatistics, *, scaled: bool = False) -> str | None:
-        """Return what is wrong with a step, in words.
+        """Return a description of a step's anomaly, or None.
 
         Args:
             step: The step.
-            scaled: Whether a gradient scaler leaves out steps whose gradients overflow.
+            scaled: Whether a gradient scaler skips steps whose gradients overflow.
         """
         finite = math.isfinite(step.loss)
         overflow = scaled and finite and not math.isfinite(step.gradient)
@@ -125,7 +125,7 @@ class SpikeDetector:
         return None
 
     def add(self, step: StepStatistics) -> None:
-        """Take a step into the statistics, unless it has nothing to say."""
+        """Add a step to the statistics, unless it is not finite."""
         if math.isfinite(step.loss) and math.isfinite(step.gradient):
             self.loss.values.append(_log(step.loss))
             self.gradient.values.append(_log(step.gradient))
@@ -133,12 +133,12 @@ class SpikeDetector:
                 self.chosen.add(step.chosen_error, step.chosen_reference_error)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen, as lists."""
+        """Return the statistics as lists."""
         state = {name: list(values) for name, values in self._values().items()}
         return {**state, "overflows": self.overflows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what was seen."""
+        """Restore the statistics."""
         for name, values in self._values().items():
             values.clear()
             values.extend(state[name])

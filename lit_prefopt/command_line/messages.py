@@ -67,20 +67,18 @@ def _explain_option(
     message: str, parser: ArgumentParser, files: Sequence[RecipeFile]
 ) -> str | None:
     """Explain a key that the command does not have, in the arguments or in a file."""
-    known = [
-        name.removeprefix("--")
-        for name in _options(parser)
-        if name.startswith("--") and not name.endswith((".help", "+"))
-    ]
+    known = _known_keys(parser)
     given = re.match(r"unrecognized arguments: --([^\s=]+)", message)
     if given:
         return f"--{given[1]}: {did_you_mean(given[1], known, _NO_KEY).replace('mean ', 'mean --')}"
     read = re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message)
-    read = read or re.match(r"Option '([^']+)' is not accepted", message)
-    if read is None:
-        return None
-    file = _file_with(files, read[1].split("."))
-    return f"{file}{read[1]}: {did_you_mean(read[1], known, _NO_KEY)}"
+    return _explain_key(read[1], parser, files) if read else None
+
+
+def _explain_key(name: str, parser: ArgumentParser, files: Sequence[RecipeFile]) -> str:
+    """Explain a key of a file that the command does not have."""
+    file = _file_with(files, name.split("."))
+    return f"{file}{name}: {did_you_mean(name, _known_keys(parser), _NO_KEY)}"
 
 
 def _explain_value(message: str, parser: ArgumentParser, files: Sequence[RecipeFile]) -> str | None:
@@ -93,7 +91,9 @@ def _explain_value(message: str, parser: ArgumentParser, files: Sequence[RecipeF
             keys.append(found[1])
         elif found := CLASS.search(line):
             path = found[1]
-        elif found := UNKNOWN.search(line):
+        elif (found := UNKNOWN.search(line)) and not path:  # a key of no class
+            return _explain_key(found[1] or found[2], parser, files)
+        elif found:
             return _explain_argument(keys, found[1] or found[2], path, parser, message, files)
         elif found := NO_CLASS.search(line):
             return _explain_class(keys, found[1] or found[2], message, files)
@@ -175,6 +175,15 @@ def _holds(content: Any, name: str | None, value: Any) -> bool:
         if named and (value is None or str(inner) == str(value)):
             return True
     return any(_holds(inner, name, value) for inner in content.values())
+
+
+def _known_keys(parser: ArgumentParser) -> list[str]:
+    """Return the keys of a parser and of its commands."""
+    return [
+        name.removeprefix("--")
+        for name in _options(parser)
+        if name.startswith("--") and not name.endswith((".help", "+"))
+    ]
 
 
 def _options(parser: ArgumentParser) -> Iterable[str]:

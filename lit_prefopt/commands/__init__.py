@@ -1,1 +1,1 @@
-"""Commands beside those of the Trainer, one file each."""
+"""Commands other than the Trainer's, one file each."""

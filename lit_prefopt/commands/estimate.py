@@ -1,4 +1,4 @@
-"""`lit-prefopt estimate`: what a recipe will cost, from a few dry steps of it."""
+"""`lit-prefopt estimate`: estimate a recipe's time and memory from a few dry steps."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 from lit_prefopt.recipe_files import named_recipes
 
 UNMEASURED_CALLBACKS = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget)
-"""Callbacks of no part in a step."""
+"""Callbacks that take no part in a step."""
 
 
 class Estimate(NamedTuple):
-    """What a recipe costs."""
+    """Estimated cost of a recipe."""
 
     device: str
     ranks: int
     pairs_per_second: float  # over all ranks
     step_seconds: float
     step_pairs: int  # of an optimizer step, over all ranks
-    waiting: float  # share of the time in which data is waited for
+    waiting: float  # share of the time spent waiting for data
     peak: int  # bytes of one rank
     pair_teraflops: float  # recomputation excluded
     matmul: float  # TFLOP/s
     utilisation: float
-    steps: int  # of the whole recipe; -1 where it has no end
+    steps: int  # of the whole recipe; -1 if it has no end
     epoch_seconds: float  # before the first batch of an epoch
     hours: float
     parts: dict[str, int]  # bytes, computed
 
 
 class EstimateCLI(PreferenceCLI):
-    """Runs a recipe's first steps in a folder of its own and leaves nothing behind."""
+    """Runs a recipe's first steps in a temporary folder."""
 
     pace: Pace
     folder: str
 
     def before_instantiate_classes(self) -> None:
-        """Let the run write elsewhere, and validate nothing."""
+        """Redirect the run's output to a temporary folder, and disable validation."""
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir, trainer.limit_val_batches = self.folder, 0
         super().before_instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer with what has a part in a step, and a clock."""
+        """Build the Trainer with the callbacks that take part in a step, and a timer."""
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         kept = [c for c in callbacks if not isinstance(c, UNMEASURED_CALLBACKS)]
@@ -65,11 +65,11 @@ class EstimateCLI(PreferenceCLI):
 
 
 def estimate(args: Sequence[str]) -> Estimate:
-    """Print and return what a recipe costs.
+    """Estimate, print and return the cost of a recipe.
 
     Args:
-        args: What `lit-prefopt fit` would be given, and `--steps N`: how many optimizer steps are
-            timed, after one that is not.
+        args: Arguments of `lit-prefopt fit`, and `--steps N`: number of optimizer steps to time,
+            after a warm-up step.
     """
     steps, rest = _steps([*args])
     check_number("steps", steps, 1)
@@ -79,9 +79,7 @@ def estimate(args: Sequence[str]) -> Estimate:
         cli = run_lightning(named_recipes(["fit", *rest]), kind)
     trainer = cli.trainer
     if not pace.timed:
-        raise InputError(
-            f"The recipe ends before {steps} optimizer steps: ask for fewer by `--steps`."
-        )
+        raise InputError(f"The recipe ends before {steps} optimizer steps: lower `--steps`.")
     found = _estimate(trainer, pace)
     if trainer.is_global_zero:
         print_estimate(found)
@@ -89,14 +87,14 @@ def estimate(args: Sequence[str]) -> Estimate:
 
 
 def _steps(args: list[str]) -> tuple[int, list[str]]:
-    """Return `--steps N`, 3 where it is not given, and the other arguments."""
+    """Parse `--steps N` (by default 3), and return it with the other arguments."""
     args = [part for arg in args for part in _parts(arg)]
     if "--steps" not in args:
         return 3, args
     place = args.index("--steps")
     with suppress(ValueError, IndexError):
         return int(args[place + 1]), args[:place] + args[place + 2 :]
-    raise InputError("--steps wants a whole number, such as `--steps 3`.")
+    raise InputError("--steps needs an integer, such as `--steps 3`.")
 
 
 def _parts(arg: str, start: str = "--steps=") -> list[str]:
@@ -128,25 +126,25 @@ def _estimate(trainer: Trainer, pace: Pace) -> Estimate:
 
 def print_estimate(found: Estimate) -> None:
     """Print an estimate as tables."""
-    whole = f"{found.hours:.3g} h, {found.hours * found.ranks:.3g} hours of a device"
+    whole = f"{found.hours:.3g} h, {found.hours * found.ranks:.3g} device-hours"
     rows = {
         "pairs per second": f"{found.pairs_per_second:.3g}",
         f"an optimizer step of {found.step_pairs} pairs": f"{found.step_seconds:.3g} s",
-        "of it waiting for data": f"{found.waiting:.1%}",
+        "share waiting for data": f"{found.waiting:.1%}",
         "before the first batch of an epoch": f"{found.epoch_seconds:.3g} s",
         "peak memory of a rank": f"{found.peak / GIB:.2f} GiB",
-        "work of a pair, recomputation excluded": f"{found.pair_teraflops:.3g} TFLOP",
+        "FLOPs per pair, recomputation excluded": f"{found.pair_teraflops:.3g} TFLOP",
         f"share of the matmul peak, {found.matmul:.3g} TFLOP/s now": f"{found.utilisation:.1%}",
-        f"the recipe's {found.steps} steps": whole if found.steps > 0 else "without an end",
+        f"the recipe's {found.steps} steps": whole if found.steps > 0 else "unlimited",
     }
-    table = Table("", f"{found.ranks} x {found.device}", title="What this recipe costs")
+    table = Table("", f"{found.ranks} x {found.device}", title="Estimated cost")
     for name, value in rows.items():
         table.add_row(name, value)
-    sizes = Table("GiB of a rank, computed", "", title="Where the memory goes")
+    sizes = Table("GiB per rank, computed", "", title="Memory by part")
     for name, size in found.parts.items():
         sizes.add_row(name, f"{size / GIB:.3f}")
-    sizes.add_row("together", f"{sum(found.parts.values()) / GIB:.3f}")
+    sizes.add_row("total", f"{sum(found.parts.values()) / GIB:.3f}")
     console = Console()
     console.print(table)
     console.print(sizes)
-    console.print("Validation, checkpoints and evaluation come on top.")
+    console.print("Validation, checkpoints and evaluation are not included.")

@@ -1,4 +1,4 @@
-"""`lit-prefopt export`: trained weights in the layout that another program wants."""
+"""`lit-prefopt export`: export trained weights in a layout for other programs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ def export(
     base_config: str | None = None,
     variant: str | None = None,
 ) -> None:
-    """Write trained weights in the layout that another program wants.
+    """Export trained weights in a layout for other programs.
 
     Args:
         source: A run's folder; one of its checkpoints; a LoRA as .safetensors file, in diffusers'
-            or kohya's layout; a UNet's folder; or a whole pipeline's folder.
+            or kohya's layout; a UNet's folder; or a complete pipeline's folder.
         to: `diffusers-lora` for `load_lora_weights`; `kohya` for a LoRA in A1111 and ComfyUI;
-            `unet` for a denoiser's folder, the LoRA merged into it; `pipeline` for a whole
+            `unet` for a denoiser's folder, with the LoRA merged; `pipeline` for a complete
             diffusers folder; `single-file` for one checkpoint that A1111, ComfyUI and
             `from_single_file` load.
-        output: The file (.safetensors) or folder to be made.
-        base: Hub name, folder or single file of the pipeline that was trained. Where it is not
-            given, the run's recipe tells, also of a denoiser or VAE from another place.
-        plus: Another LoRA that is taken in too. Where it is not given, the one that training
-            started from, if the run's recipe names one; `none` for none.
-        dtype: Precision of what is written; merging is done in float32.
-        base_config: Where the base is a single file: hub name or folder of a pipeline of the same
-            architecture; what diffusers takes from the hub where it is not given.
+        output: Output file (.safetensors) or folder.
+        base: Hub name, folder or single file of the pipeline that was trained. By default that of
+            the run's recipe, including a denoiser or VAE from another source.
+        plus: Another LoRA to merge or add. By default the one that training started from, if the
+            run's recipe names one; `none` for none.
+        dtype: Precision of the output; merging is done in float32.
+        base_config: If the base is a single file: hub name or folder of a pipeline of the same
+            architecture; by default the one that diffusers downloads from the hub.
         variant: Variant of the base's files, such as `fp16`.
     """
     from lit_prefopt.export.write import write_weights  # imports torch and diffusers

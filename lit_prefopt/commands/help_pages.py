@@ -25,7 +25,7 @@ def write_table(only: Iterable[str] | None = None) -> Table:
     The parser itself answers for what is left out.
 
     Args:
-        only: Short names of the classes whose pages are recorded; all where it is not given.
+        only: Short names of the classes to record; all by default.
     """
     for module in sorted({home for homes in class_modules().values() for home in homes}):
         importlib.import_module(module)
@@ -54,7 +54,7 @@ def _is_kept(path: str, kept: set[str] | None) -> bool:
 
 
 def _classes(paths: set[str], kept: set[str] | None) -> dict[str, Page | None]:
-    """Return the page of each class, and of those that its arguments take."""
+    """Return the page of each class, and of the classes that its arguments accept."""
     pages: dict[str, Page | None] = {}
     waiting = sorted(paths)
     while waiting:
@@ -68,7 +68,7 @@ def _classes(paths: set[str], kept: set[str] | None) -> dict[str, Page | None]:
 
 
 def _class_page(path: str) -> Page | None:
-    """Return the page of a class; None where there is none, or it has not all arguments."""
+    """Return the page of a class; None if it cannot be built or does not list every argument."""
     module, name = path.rsplit(".", 1)
     try:
         kind = getattr(importlib.import_module(module), name)
@@ -78,12 +78,12 @@ def _class_page(path: str) -> Page | None:
 
 
 def _takes_any(kind: type) -> bool:
-    """Whether the parser accepts an argument of a name that the class does not have."""
+    """Return whether the parser accepts arguments that the class does not have."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "x", fail_untyped=False)
     spec = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
     try:
         parser.parse_object({"x": {**spec, "init_args": {"no_such_argument": 1}}})
-    except Exception as error:  # whatever the parser raises for a class that it cannot build
+    except Exception as error:  # the parser raises many types for a class that it cannot build
         return "no_such_argument" not in str(error)
     return True

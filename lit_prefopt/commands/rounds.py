@@ -1,7 +1,7 @@
-"""`lit-prefopt rounds`: generate and fit in turn, each round from the policy of the one before.
+"""`lit-prefopt rounds`: alternate generation and training, each round from the previous policy.
 
-Every step runs as a command in a process of its own, so that its memory is free afterwards and
-several devices are started as for that command alone. What a round has done is not done again.
+Every step runs as a command in its own process, so that its memory is freed afterwards and
+several devices are started as for that command alone. Finished steps are not repeated.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.utils.atomic_files import write_atomic
 
 ARGUMENTS, DONE = "arguments.json", "done"
-WAIT = 0.5  # seconds between two looks of a rank for what the first rank has written
+WAIT = 0.5  # seconds between two checks of a rank for the first rank's output
 
 
 @dataclass
 class Round:
-    """One round: its folder and the commands that make it.
+    """One round: its folder and its commands.
 
     Args:
-        folder: Where everything of the round lies.
+        folder: Folder of the round.
         generate: Arguments of `lit-prefopt predict`.
         fit: Arguments of `lit-prefopt fit`.
     """
@@ -43,23 +43,23 @@ class Round:
 
     @property
     def pairs(self) -> Path:
-        """What was generated."""
+        """Folder of the generated pairs."""
         return self.folder / "pairs"
 
     @property
     def done(self) -> bool:
-        """Whether the round is over."""
+        """Whether the round is finished."""
         return (self.folder / DONE).exists()
 
     @property
     def policy(self) -> Path:
-        """The denoiser that the round has trained, whole."""
+        """Folder of the round's trained denoiser, with merged weights."""
         own = self.folder / "weights" / "unet"
         return own if own.exists() else self.folder / "unet"
 
     @property
     def steps(self) -> Iterator[list[str]]:
-        """The commands that are still to be run; a fit that was stopped goes on."""
+        """The remaining commands; an interrupted fit is resumed."""
         if not (self.pairs / "index.json").exists():
             yield ["predict", *self.generate]
         last = self.folder / "checkpoints" / "last.ckpt"
@@ -70,22 +70,22 @@ class Round:
 
     @property
     def arguments(self) -> list[list[str]]:
-        """Both commands' arguments, wherever the rounds lie."""
+        """Arguments of both commands, independent of the rounds' folder."""
         root = str(self.folder.parent)
         return [[one.replace(root, "OUTPUT") for one in own] for own in (self.generate, self.fit)]
 
     def check(self) -> None:
-        """Refuse a folder in which another recipe has made a round."""
+        """Raise InputError if the folder contains a round of another recipe."""
         file = self.folder / ARGUMENTS
         if file.exists() and json.loads(file.read_text()) != self.arguments:
             raise InputError(
-                f"{self.folder} is a round of another run, with other arguments: give the same ones"
-                " to go on with it, or name another folder by `--output FOLDER`."
+                f"{self.folder} is a round of another run, with other arguments: resume it with the"
+                " same arguments, or choose another folder with `--output FOLDER`."
             )
         if not file.exists() and self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(
-                f"{self.folder} was not made by `lit-prefopt rounds`: name another folder by "
-                "`--output FOLDER`."
+                f"{self.folder} was not written by `lit-prefopt rounds`: choose another folder "
+                "with `--output FOLDER`."
             )
 
 
@@ -97,24 +97,24 @@ def _is_first_rank() -> bool:
 
 @dataclass
 class RoundRunner:
-    """This process among those that torchrun or SLURM started; alone as a rule."""
+    """Runs commands in this process's rank of torchrun or SLURM, or alone."""
 
     first: bool = field(default_factory=_is_first_rank)
     steps: int = 0
 
     def run(self, command: Sequence[str]) -> None:
-        """Run a command of this program to its end."""
+        """Run a command of this program and wait for its end."""
         environment = dict(os.environ)
-        if "TORCHELASTIC_RUN_ID" in environment:  # each process group gets a meeting point
+        if "TORCHELASTIC_RUN_ID" in environment:  # each process group gets its own rendezvous
             self.steps += 1
             environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
             environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + self.steps)
         code = subprocess.run([sys.executable, "-m", "lit_prefopt.cli", *command], env=environment)
-        if code.returncode:  # the command has told why
+        if code.returncode:  # the command has printed the reason
             sys.exit(code.returncode)
 
     def make(self, one: Round) -> None:
-        """Make a round, or wait until the first rank has put its end on record."""
+        """Run a round, or wait until the first rank has recorded its end."""
         if self.first:
             one.check()
             one.folder.mkdir(parents=True, exist_ok=True)
@@ -137,18 +137,18 @@ def rounds(
     fit_arguments: list[str] | None = None,
     generate_arguments: list[str] | None = None,
 ) -> None:
-    """Generate and fit in turn; the reference of a round is the policy of the one before.
+    """Alternate generation and training; the reference of a round is the previous round's policy.
 
-    OUTPUT/round-0, round-1, ... hold pairs, checkpoints, weights and evidence. A run that was
-    stopped goes on where it stood, and a larger `count` adds rounds. At the end a table and a plot
-    show the reward by round, if the fits evaluate themselves (callback `Evaluation`).
+    OUTPUT/round-0, round-1, ... contain pairs, checkpoints, weights and evaluations. An interrupted
+    run resumes, and a larger `count` adds rounds. At the end a table and a plot show the reward by
+    round, if the fit recipe has the callback `Evaluation`.
 
     Args:
         fit: Recipe of `lit-prefopt fit`: a path or the name of a shipped one.
         generate: Recipe of `lit-prefopt predict`.
         output: Folder of the rounds.
         count: Number of rounds.
-        each: Further arguments of each round's fit; the last ones serve for all that follow.
+        each: Further arguments of each round's fit; the last ones apply to all following rounds.
         fit_arguments: Further arguments of every fit, such as `--trainer.max_steps=100`.
         generate_arguments: Further arguments of every generation.
     """
@@ -179,7 +179,7 @@ def rounds(
 
 
 def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:
-    """Parse a recipe now, so that what is wrong with the last step is told before the first."""
+    """Parse a recipe in advance, so that its errors are raised before the first step."""
     from lit_prefopt.lightning_cli import run_lightning
     from lit_prefopt.recipe_files import named_recipes
 
@@ -195,6 +195,6 @@ def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:
     if backbone.get("start_lora"):
         raise InputError(
             f"The recipe of `{command}` starts from a LoRA, which every round would merge again: "
-            "merge it once by `lit-prefopt export --to pipeline`, and start from that pipeline."
+            "merge it once with `lit-prefopt export --to pipeline`, and start from that pipeline."
         )
     return config

@@ -1,6 +1,6 @@
-"""Decoding and augmenting: from encoded bytes to tensors, the same way for all sides of a pair.
+"""Decode and augment images, in the same way for all sides of a pair.
 
-torch is imported where a tensor is made: the commands that only look at files do without it.
+torch is imported lazily: commands that only check files do not need it.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from lit_prefopt.utils.seeds import stable_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # PIL's names, and ours for the files
-MAX_SIDE = 16_384  # the longest side that webp and most encoders know
+FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # PIL's names, and our file extensions
+MAX_SIDE = 16_384  # the longest side that WebP and most encoders support
 MAX_AREA = 64_000_000  # pixels; decoded, this is 192 MB
 
 
-Size = tuple[int, int]  # width and height, as PIL has them
+Size = tuple[int, int]  # width and height, as in PIL
 Pixels = NDArray[np.uint8]
 
 
 class BrokenSample(ValueError):
-    """A sample that cannot be used; another one stands in for it."""
+    """A sample that cannot be used; training replaces it by another one."""
 
 
 class Crop(NamedTuple):
-    """What happens to all images of one sample."""
+    """Resize and crop of all images of one sample."""
 
-    size: Size  # that every side is brought to
-    corner: tuple[int, int]  # left and upper edge of what is cut out
+    size: Size  # to which every side is resized
+    corner: tuple[int, int]  # left and upper edge of the crop
     flip: bool
 
 
 class AugmentDraws(NamedTuple):
-    """All that is thrown for one sample, each in [0, 1)."""
+    """Random draws of one sample, each in [0, 1)."""
 
-    across: float  # place of a random crop
+    across: float  # horizontal position of a random crop
     down: float
     flip: float
     drop: float  # of the caption
 
     @classmethod
     def from_seed(cls, seed: int) -> AugmentDraws:
-        """Return the coins of a sample's seed, whichever of them are looked at."""
+        """Return all draws of a sample's seed, whether used or not."""
         draws = random.Random(stable_seed("augment", seed))
         return cls(*(draws.random() for _ in range(4)))
 
 
 class Augment(NamedTuple):
-    """How the images and the text of a sample are prepared."""
+    """Augmentation of the images and the text of a sample."""
 
-    size: Size  # width and height of what comes out
+    size: Size  # width and height of the output
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     caption_dropout: float = 0.0
-    draft: bool = False  # decode JPEGs no larger than they are needed
+    draft: bool = False  # decode JPEGs at a reduced size if that suffices
 
     def draw(self, size: Size, seed: int) -> tuple[Crop, bool]:
-        """Return what to do with a sample whose best side has this size, and if its text drops.
+        """Return the crop of a sample whose best side has this size, and whether to drop its text.
 
         Args:
             size: Width and height of the best side.
@@ -83,19 +83,19 @@ class Augment(NamedTuple):
         return plan, drop < self.caption_dropout
 
     def frame(self, size: Size, crop: Crop) -> list[int]:
-        """Return which part of which picture a side shows, as `batches.Prompt` says it.
+        """Return the original size and crop of a side, as in `batches.Prompt`.
 
         Args:
-            size: Width and height of the side as it is stored.
-            crop: What happens to it.
+            size: Width and height of the stored side.
+            crop: Its crop.
         """
         left, upper = crop.corner
-        if crop.flip:  # the picture was mirrored and then cut: the edges change places
+        if crop.flip:  # mirrored before the crop, which swaps the edges
             left = crop.size[0] - self.size[0] - left
         return [size[1], size[0], upper, left, self.size[1], self.size[0]]
 
     def images(self, sides: Sequence[Image.Image], crop: Crop) -> Tensor:
-        """Return the sides as (K, 3, H, W) uint8; in memory the channels lie together."""
+        """Return the sides as (K, 3, H, W) uint8 in channels-last memory format."""
         import torch
 
         pixels = [self.pixels(side, sides[0].size, crop) for side in sides]
@@ -108,19 +108,19 @@ class Augment(NamedTuple):
         return torch.from_numpy(self.pixels(mask, size, crop)[None] / np.float32(255))
 
     def pixels(self, image: Image.Image | Pixels, size: Size, crop: Crop) -> Pixels:
-        """Return what is left of an image as (H, W, 3) or (H, W) uint8, to be read alone.
+        """Resize and crop an image to (H, W, 3) or (H, W) uint8, read-only.
 
         Args:
-            image: As PIL has it, or its pixels where it has the size of `crop` already.
+            image: A PIL image, or pixels that already have the size of `crop`.
             size: Width and height of the best side.
-            crop: What happens to it.
+            crop: Its crop.
         """
         if isinstance(image, np.ndarray):
             left, upper = crop.corner
             pixels = image[upper : upper + self.size[1], left : left + self.size[0]]
             return pixels[:, ::-1] if crop.flip else pixels
         bilinear = Image.Resampling.BILINEAR
-        if image.size != size:  # as the best side's: fill the same frame, without distortion
+        if image.size != size:  # fill the best side's frame without distortion
             image = ImageOps.fit(image, crop.size, bilinear)
         elif image.size != crop.size:
             image = image.resize(crop.size, bilinear)
@@ -133,10 +133,10 @@ class Augment(NamedTuple):
 
 
 def open_image(data: bytes | IO[bytes]) -> Image.Image:
-    """Return an image whose header was looked at and whose pixels were not decoded yet.
+    """Open an image lazily: the header is read, the pixels are not decoded.
 
     Args:
-        data: The encoded image, or a file that holds it: png, jpg or webp.
+        data: The encoded image, or its file: png, jpg or webp.
     """
     file = BytesIO(data) if isinstance(data, bytes) else data
     try:
@@ -144,7 +144,7 @@ def open_image(data: bytes | IO[bytes]) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BrokenSample("is too large") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a broken file
-        raise BrokenSample("is no png, jpg or webp image") from error
+        raise BrokenSample("is not a png, jpg or webp image") from error
     width, height = image.size
     if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
         raise BrokenSample(f"is too large with {width} x {height} pixels")
@@ -152,34 +152,34 @@ def open_image(data: bytes | IO[bytes]) -> Image.Image:
 
 
 def upright_size(data: bytes | IO[bytes]) -> Size:
-    """Return the size that an image will have when it is decoded, from its header alone.
+    """Return the size of a decoded, upright image, reading only its header.
 
     Args:
-        data: The encoded image, or a file that holds it.
+        data: The encoded image, or its file.
 
     Returns:
-        Width and height; (0, 0) for what is no usable image.
+        Width and height; (0, 0) for an unusable image.
     """
     try:
         image = open_image(data)
         return _turned(image, image.size)
-    except Exception:  # whatever PIL makes of a broken header or of broken EXIF data
+    except Exception:  # PIL raises many types for broken headers and EXIF data
         return 0, 0
 
 
 def _turned(image: Image.Image, size: Size) -> Size:
-    """Return a size with its sides exchanged, if the image is stored on its side."""
+    """Return a size with width and height swapped, if EXIF has a quarter turn."""
     return (size[1], size[0]) if _orientation(image) in (5, 6, 7, 8) else size
 
 
 def _orientation(image: Image.Image) -> int:
-    # the base class's: png's own decodes the pixels to find what may stand behind them
+    # the base class's method: png's own decodes the pixels to find later chunks
     found: int = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     return found
 
 
 class ImageHeader(NamedTuple):
-    """An image whose header was read and whose pixels were not decoded yet."""
+    """An opened image with its size, whose pixels are not decoded yet."""
 
     data: bytes
     image: Image.Image
@@ -191,14 +191,14 @@ class ImageHeader(NamedTuple):
         image = open_image(data)
         try:
             return cls(data, image, _turned(image, image.size))
-        except Exception as error:  # PIL raises nearly anything on broken EXIF data
+        except Exception as error:  # PIL raises many types for broken EXIF data
             raise BrokenSample(f"cannot be decoded ({error})") from error
 
     def pixels(self) -> Pixels | None:
-        """Return the pixels (H, W, 3) of an upright RGB JPEG; None where `decoded` is to be asked.
+        """Decode the pixels (H, W, 3) of an upright RGB JPEG; return None for other images.
 
-        They are the same. PIL lays pixels out in a way of its own, and the way back from it takes
-        a fourth of the time of decoding.
+        They equal those of `decoded`. PIL has an internal pixel layout, and the conversion from it
+        takes a fourth of the time of decoding.
         """
         image = self.image
         if (image.format, image.mode) != ("JPEG", "RGB") or _orientation(image) != 1:
@@ -208,18 +208,18 @@ class ImageHeader(NamedTuple):
             if (width, height) != self.size:
                 return None
             found: Pixels = simplejpeg.decode_jpeg(self.data)
-        except ValueError:  # PIL makes something of it, or says what is wrong
+        except ValueError:  # PIL decodes it, or raises the error
             return None
         return found
 
     def decoded(self, mode: Literal["RGB", "L"] = "RGB", least: Size | None = None) -> Image.Image:
-        """Return the image, upright; for the arguments see `decode`."""
+        """Decode the image upright; for the arguments see `decode`."""
         image = self.image
         try:
             if least is not None:
                 image.draft(None, _turned(image, least))
             image.load()
-            # cameras store an orientation beside the pixels, and people judged the upright picture
+            # annotators saw the image with its EXIF orientation applied
             ImageOps.exif_transpose(image, in_place=True)
             return image if image.mode == mode else image.convert(mode)
         except Exception as error:
@@ -229,20 +229,20 @@ class ImageHeader(NamedTuple):
 def decode(
     data: bytes, mode: Literal["RGB", "L"] = "RGB", least: Size | None = None
 ) -> Image.Image:
-    """Return a decoded image, upright.
+    """Decode an image upright.
 
     Args:
         data: The encoded image: png, jpg or webp.
         mode: RGB for images, L for masks.
-        least: A size that suffices: a JPEG that is larger is decoded at a half, a quarter or an
-            eighth of its own, no smaller than this, in a fraction of the time. Pixels are then
-            means of 2 x 2, 4 x 4 or 8 x 8, instead of being weighed by the filter of `Augment`.
+        least: Minimum size: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but no
+            smaller than this, in a fraction of the time. Pixels are then means of 2 x 2, 4 x 4 or
+            8 x 8, instead of the filter of `Augment`.
     """
     return ImageHeader.read(data).decoded(mode, least)
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """Return an RGB image as (3, H, W) in [-1, 1]."""
+    """Convert an RGB image to a tensor (3, H, W) in [-1, 1]."""
     import torch
 
     from lit_prefopt.batches import scaled
@@ -251,6 +251,6 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Return an image (3, H, W) in [-1, 1] as a PIL image."""
+    """Convert an image (3, H, W) in [-1, 1] to a PIL image."""
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

@@ -1,4 +1,4 @@
-"""What the data modules of stored pairs share: who reads what, and how a run goes on."""
+"""Base class of data modules of stored pairs: order, loaders, and resuming."""
 
 from __future__ import annotations
 
@@ -24,39 +24,46 @@ from lit_prefopt.utils.quiet import ignore_warnings
 
 
 class StoredPairs(LightningDataModule):
-    """Pairs out of shards in an order of their own; a subclass says what a sample becomes.
+    """Pairs from shards in a shuffled, resumable order; a subclass loads the samples.
 
     Args:
-        shards: The shards to train on, as `find_shards` takes them.
-        validation: The held-out shards, named in the same way; none: no validation.
+        shards: Folder or URL (https, s3, hf) of the shards to train on, with their index.json, or a
+            list of them; {000..009} and {a,b} are expanded.
         batch_size: Pairs in a batch of one rank.
-        caption_dropout: Share of the training pairs whose prompt is left empty.
-        workers: Processes that read and decode, for each rank; 0 does it in the main process.
-        seed: Seed of the order, and of whatever is drawn for a sample.
-        shards_per_block: How many shards are shuffled among each other at a time.
-        broken_share: Largest share of unreadable pairs that others may stand in for.
-        validation_pairs: How many pairs validation uses at most; none: all.
-        cache: Where remote shards are kept.
+        validation: Folder or URL of the held-out shards, or a list of them; no validation if not
+            given.
+        caption_dropout: Share of the training pairs whose prompt is replaced by the empty one.
+        workers: Processes of each rank that read and decode; 0 reads in the main process.
+        seed: Seed of the order and of all random numbers of samples (crops, flips, noise).
+        shards_per_block: Number of shards that are shuffled together.
+        broken_share: Largest share of unreadable pairs, which are replaced by others; 0 stops at
+            the first one.
+        validation_pairs: Largest number of pairs in validation; all if not given.
+        cache: Folder of downloaded shards, shared by all processes of a machine; `lit-prefopt` in
+            $XDG_CACHE_HOME or ~/.cache if not given.
+        cache_size: Largest size of that folder in bytes; least recently opened shards are deleted.
     """
 
     resumable: type[ResumableLoader] = ResumableLoader
-    """The loader of the training pairs."""
+    """Loader of the training pairs."""
 
     READER: ClassVar[type[ShardReader]] = ShardReader
-    """Reads a sample."""
+    """Reader of a sample."""
 
     def __init__(
         self,
         shards: str | list[str],
-        validation: str | list[str] | None,
         batch_size: int,
-        caption_dropout: float,
-        workers: int,
-        seed: int,
-        shards_per_block: int,
-        broken_share: float,
-        validation_pairs: int | None,
-        cache: ShardCache,
+        *,
+        validation: str | list[str] | None = None,
+        caption_dropout: float = 0.0,
+        workers: int = 2,
+        seed: int = 0,
+        shards_per_block: int = 8,
+        broken_share: float = 0.01,
+        validation_pairs: int | None = None,
+        cache: str | None = None,
+        cache_size: int = 64_000_000_000,
     ) -> None:
         super().__init__()
         check_number("workers", workers, 0)
@@ -69,14 +76,14 @@ class StoredPairs(LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.caption_dropout = caption_dropout
         self.shards_per_block, self.broken_share = shards_per_block, broken_share
-        self.validation_pairs, self.cache = validation_pairs, cache
+        self.validation_pairs, self.cache = validation_pairs, ShardCache(cache, cache_size)
         self.loaders: dict[str, PairLoader] = {}
         self._epoch_progress: EpochProgress | None = None
 
     @property
     @abstractmethod
     def mirrors(self) -> bool:
-        """Whether training sees mirrored pictures."""
+        """Whether training images may be mirrored."""
 
     @property
     def broken(self) -> list[str]:
@@ -84,7 +91,7 @@ class StoredPairs(LightningDataModule):
         return [name for loader in self.loaders.values() for name in loader.broken.names]
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the indexes, so that wrong paths and changed shards are told at the start."""
+        """Read the indexes, so that wrong paths and changed shards fail at the start."""
         ignore_warnings()
         self._epoch_progress = None
         if stage in ("fit", None):
@@ -99,14 +106,14 @@ class StoredPairs(LightningDataModule):
         return self.order.samples // self._ranks(self.batch_size).global_batch
 
     def train_dataloader(self) -> ResumableLoader:
-        """Return the loader of the training pairs."""
+        """Return the loader of the training pairs, resumable at any batch."""
         order, ranks = self.order, self._ranks(self.batch_size)
         _check_size(self.shards, order.samples, ranks)
         batches = PairBatches(order, self._sample_loader(), ranks, order.samples, self.broken_share)
         trainer = self.trainer
         progress = (lambda: trainer.fit_loop.epoch_loop.batch_progress) if trainer else None
         known = True
-        if self._epoch_progress is None:  # kept when the loader is made anew within a run
+        if self._epoch_progress is None:  # kept when the loader is rebuilt within a run
             self._epoch_progress = EpochProgress(order.samples, ranks.global_batch, self._limit())
             log_dropped(order, ranks)
             known = warn_if_enlarged(self.reader.shards, order, self.shapes)
@@ -119,16 +126,16 @@ class StoredPairs(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
-        """Return the loader of the held-out pairs: the stored order, nothing random."""
+        """Return the loader of the held-out pairs: in stored order, nothing random."""
         if self.validation is None:
             return []
         plan = Plan(self.validation_reader.counts, self.seed, shuffle=False)
         samples = min(plan.samples, self.validation_pairs or plan.samples)
         world = self._ranks(1).world
-        # a small set is cut into smaller batches, so that every rank has one
+        # a small set has smaller batches, so that every rank has one
         ranks = self._ranks(max(1, min(self.batch_size, samples // world)))
         _check_size(self.validation, samples, ranks)
-        # several ranks need equally many batches; one alone may have a smaller last one
+        # several ranks need equally many batches; a single one may have a smaller last batch
         length = samples // ranks.global_batch if world > 1 else -(-samples // ranks.batch_size)
         batches = PairBatches(
             plan, self._held_out_sample_loader(), ranks, samples, self.broken_share
@@ -147,7 +154,7 @@ class StoredPairs(LightningDataModule):
 
     @abstractmethod
     def _make_order(self) -> tuple[SampleOrder, list[Size]]:
-        """Return the order of their pairs, and the width and height of each bucket."""
+        """Return the order of the training pairs, and the width and height of each bucket."""
 
     @abstractmethod
     def _sample_loader(self) -> SampleLoader:
@@ -155,7 +162,7 @@ class StoredPairs(LightningDataModule):
 
     @abstractmethod
     def _held_out_sample_loader(self) -> SampleLoader:
-        """Return the loader of the held-out samples, nothing of them random."""
+        """Return the loader of the held-out samples, without random crops and flips."""
 
     def _reader(self, shards: list[Shard]) -> ShardReader:
         self.cache.check(shards, self.shards_per_block)
@@ -167,7 +174,7 @@ class StoredPairs(LightningDataModule):
         return RankSplit(self.trainer.global_rank, self.trainer.world_size, batch_size)
 
     def _pinned(self) -> bool:
-        """Whether batches are sent to a GPU."""
+        """Whether batches are copied to a GPU."""
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _limit(self) -> float:
@@ -175,7 +182,7 @@ class StoredPairs(LightningDataModule):
 
 
 def check_at_least_one(**numbers: int) -> None:
-    """Refuse numbers below 1, which are named as the recipe names them."""
+    """Check that numbers are at least 1, given by their names in the recipe."""
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"{name} is {number}; give at least 1.")
@@ -184,6 +191,6 @@ def check_at_least_one(**numbers: int) -> None:
 def _check_size(shards: Sequence[str] | str, samples: int, ranks: RankSplit) -> None:
     if samples < ranks.global_batch:
         raise InputError(
-            f"{shards} holds {samples} pairs, less than one batch of {ranks.batch_size} on each of "
+            f"{shards} has {samples} pairs, less than one batch of {ranks.batch_size} on each of "
             f"{ranks.world} ranks; lower `batch_size` or give more pairs."
         )

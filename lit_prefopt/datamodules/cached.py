@@ -1,8 +1,8 @@
-"""The data module of cached pairs: latents and embedded prompts in images' and texts' place."""
+"""Data module of cached pairs: latents and embedded prompts instead of images and texts."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.latents.error_table import ErrorTable
@@ -11,73 +11,41 @@ from lit_prefopt.data.latents.latent_samples import FixedDrawLoader, LatentSampl
 from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.shards.reader import ShardReader
-from lit_prefopt.data.shards.remote_cache import ShardCache
 from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.errors import InputError
 
 
 class CachedPairs(StoredPairs):
-    """Pairs whose images and prompts were encoded beforehand, by `predict --config sd15-cache`.
+    """Pairs whose images and prompts were encoded before, by `predict --config sd15-cache`.
 
-    Order, seeds and draws are those of `PairShards` on the images: with a middle crop both train
-    alike, but for what batches of another size do to the last digits of VAE and text encoders.
-    With `--backbone.encoders false` neither of them is loaded.
+    `shards` and `validation` name cached shards. Order, seeds and random numbers are those of
+    `PairShards` on the images: with a center crop both train alike, up to rounding in VAE and text
+    encoders at another batch size. With `--backbone.encoders false` neither of these is loaded.
 
-    With `reference` the reference is not asked either: its errors are read from a table that
-    `predict --config sd15-reference-cache` made at a few fixed draws of each pair (timestep, noise,
-    view, dropped caption, what the VAE adds). The n-th epoch uses the draw n modulo their number.
+    With `reference` the reference is not computed either: its errors are read from a table that
+    `predict --config sd15-reference-cache` wrote at a few fixed draws of each pair (timestep,
+    noise, view, dropped caption, VAE sample). Epoch n uses draw n modulo their number.
 
     Args:
-        shards: Folder or URL (https, s3, hf) of the cached shards to train on, or a list of them;
-            {000..009} and {a,b} stand for each of their alternatives.
-        batch_size: Pairs in a batch of one rank.
-        validation: The held-out shards, cached as well; none: no validation.
-        caption_dropout: Share of the training pairs whose prompt is left empty.
-        workers: Processes that read, for each rank; 0 does it in the main process.
-        seed: Seed of the order and whatever else is drawn for a sample.
-        shards_per_block: How many shards are shuffled among each other at a time.
-        broken_share: Largest share of unreadable pairs that others may stand in for; 0 stops at
-            the first one.
-        validation_pairs: How many pairs validation uses at most; none: all.
-        reference: Local folder of the reference's errors on `shards`; the backbone's own reference
-            is asked where it is not given.
-        validation_reference: Local folder of the reference's errors on `validation`, made with
-            `held_out`; the backbone's own reference is asked where it is not given.
-        cache: Folder that remote shards are kept in, shared by all processes of a machine; none:
-            `lit-prefopt` in $XDG_CACHE_HOME or ~/.cache.
-        cache_size: Most bytes that they take; those opened longest ago make room.
+        reference: Local folder of the reference's errors on `shards`; computed by the backbone's
+            own reference if not given.
+        validation_reference: Local folder of the reference's errors on `validation`, written with
+            `held_out`; computed by the backbone's own reference if not given.
     """
 
     READER: ClassVar[type[ShardReader]] = LatentReader
 
+    reader: LatentReader
+    validation_reader: LatentReader
+
     def __init__(
         self,
-        shards: str | list[str],
-        batch_size: int,
-        validation: str | list[str] | None = None,
-        caption_dropout: float = 0.0,
-        workers: int = 2,
-        seed: int = 0,
-        shards_per_block: int = 8,
-        broken_share: float = 0.01,
-        validation_pairs: int | None = None,
+        *args: Any,
         reference: str | None = None,
         validation_reference: str | None = None,
-        cache: str | None = None,
-        cache_size: int = 64_000_000_000,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            shards,
-            validation,
-            batch_size,
-            caption_dropout,
-            workers,
-            seed,
-            shards_per_block,
-            broken_share,
-            validation_pairs,
-            ShardCache(cache, cache_size),
-        )
+        super().__init__(*args, **kwargs)
         tables = [ErrorTable(one) if one else None for one in (reference, validation_reference)]
         self.reference, self.validation_reference = tables
         self.latents: LatentSet | None = None  # known after setup
@@ -85,16 +53,16 @@ class CachedPairs(StoredPairs):
 
     @property
     def mirrors(self) -> bool:
-        """Whether training sees mirrored pictures."""
+        """Whether training images may be mirrored."""
         return self.latents is not None and bool(self.latents.settings["flip"])
 
     @property
     def sets(self) -> list[LatentSet]:
-        """What holds of the training and of the held-out pairs, as far as they were set up."""
+        """Manifests of the training and of the held-out pairs, as far as they were set up."""
         return [one for one in (self.latents, self.validation_latents) if one is not None]
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the indexes and what is told of the latents, and see that all fit each other."""
+        """Read the indexes and manifests, and check that all fit each other."""
         super().setup(stage)
         if stage in ("fit", None):
             _check_table(self.reference, self.reader, self.latents, held_out=False)
@@ -105,8 +73,8 @@ class CachedPairs(StoredPairs):
             )
             if held_out.settings["crop"] != "center":
                 raise InputError(
-                    f"{self.validation} was cached with random crops, which would make validation "
-                    "depend on them: cache held-out pairs by `--model.crop center`."
+                    f"{self.validation} was cached with random crops, and validation needs fixed "
+                    "ones: cache held-out pairs with `--model.crop center`."
                 )
             _check_table(self.validation_reference, self.validation_reader, held_out, held_out=True)
 
@@ -138,7 +106,7 @@ class CachedPairs(StoredPairs):
 
 
 def _loader_of(
-    reader: ShardReader,
+    reader: LatentReader,
     seed: int,
     latents: LatentSet | None,
     table: ErrorTable | None,
@@ -146,20 +114,24 @@ def _loader_of(
     *,
     held_out: bool = False,
 ) -> LatentSampleLoader:
-    assert isinstance(reader, LatentReader)
-    assert latents is not None
+    """Return the loader of latents, with the reference's errors of a table if there is one."""
     if table is None:
-        return LatentSampleLoader(reader, seed, latents, caption_dropout, held_out)
-    return FixedDrawLoader(reader, table, latents, caption_dropout, held_out)
+        return LatentSampleLoader(reader, seed, _known(latents), caption_dropout, held_out)
+    return FixedDrawLoader(reader, table, _known(latents), caption_dropout, held_out)
+
+
+def _known(latents: LatentSet | None) -> LatentSet:
+    if latents is None:
+        raise InputError("The cached shards have not been read yet: call `setup` first.")
+    return latents
 
 
 def _check_table(
     table: ErrorTable | None, reader: ShardReader, latents: LatentSet | None, *, held_out: bool
 ) -> None:
-    """Refuse the reference's errors on other pairs, or at draws of the other sort."""
+    """Check that the reference's errors are those of these pairs, held out or not."""
     if table is None:
         return
-    assert latents is not None
     if table.settings.get("held_out") != held_out:
         were, are = ("not ", "") if held_out else ("", "not ")
         raise InputError(
@@ -167,13 +139,13 @@ def _check_table(
             f"these are {are}held out: compute them by `--model.held_out {str(held_out).lower()}`."
         )
     pairs = sum(reader.counts)
-    expected = {"latents": latents.identity, "prompts": reader.fingerprint(pairs)}
+    expected = {"latents": _known(latents).identity, "prompts": reader.fingerprint(pairs)}
     if (
         any(table.settings.get(name) != value for name, value in expected.items())
         or table.pairs != pairs
     ):
         raise InputError(
             f"The reference's errors in {table.folder} were computed on other pairs, or on pairs "
-            "that were cached in another way: name the same shards in the same order, or compute "
-            "them again."
+            "that were cached otherwise: name the same shards in the same order, or compute them "
+            "again."
         )

@@ -1,4 +1,4 @@
-"""The data modules of generators: prompts in fixed groups, each made whole or not at all."""
+"""Data modules of `predict`: prompts or stored pairs in fixed, atomic groups."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ log = logging.getLogger(__name__)
 
 
 class GenerationGroup(NamedTuple):
-    """Prompts that are generated together: what one of them becomes may depend on the others."""
+    """Prompts of one generation batch; a result may depend on the other prompts of its group."""
 
-    number: int  # place of the group in the list of groups
-    indices: list[int]  # places of its B prompts in the list of prompts
+    number: int  # number of the group in the list of groups
+    indices: list[int]  # indices of its B prompts in the list of prompts
     texts: list[str]  # B prompts
-    seeds: Tensor  # (B,) int64: all that is random about what is made for a prompt
-    images: list[bytes | None]  # B encoded images, where there are any beforehand
+    seeds: Tensor  # (B,) int64: all random numbers of a prompt are drawn from its seed
+    images: list[bytes | None]  # B encoded images, where the prompts have one
 
 
 class StoredGroup(NamedTuple):
-    """Stored samples that are worked on together."""
+    """Stored samples that are processed together."""
 
-    number: int  # place of the group in the list of groups
-    places: range  # of all its samples in the list of samples, those that are broken included
-    indices: list[int]  # places of the B samples that can be read
-    shards: list[int]  # numbers of the shards that they lie in
+    number: int  # number of the group in the list of groups
+    places: range  # indices of all its samples in the list of samples, broken ones included
+    indices: list[int]  # indices of the B samples that can be read
+    shards: list[int]  # numbers of their shards
     samples: list[Any]  # B samples, as their reader returns them
     seeds: Tensor  # (B,) int64
 
 
 class GenerationDataModule(LightningDataModule):
-    """Deals out groups to the ranks; which prompts are in a group does not depend on the ranks.
+    """Distributes groups over the ranks; the groups do not depend on the number of ranks.
 
     Args:
-        group_size: Prompts of a group.
-        seed: Seed from which everything random about a prompt is drawn.
+        group_size: Prompts or pairs of a group, which is generated whole or not at all.
+        seed: Seed of all random numbers: each prompt or pair has a seed of its own drawn from it.
     """
 
-    def __init__(self, group_size: int, seed: int) -> None:
+    def __init__(self, *, group_size: int = 16, seed: int = 0) -> None:
         super().__init__()
         check_number("group_size", group_size, 1)
         self.group_size, self.seed = group_size, seed
@@ -69,18 +69,18 @@ class GenerationDataModule(LightningDataModule):
 
     @abstractmethod
     def read(self, index: int) -> Any:
-        """Return what is at a place of the list: the prompt and, where there is one, its image.
+        """Return the entry at an index of the list: the prompt and, if it has one, its image.
 
         Raises:
-            BrokenSample: It cannot be used, and is left out.
+            BrokenSample: The entry cannot be used, and is left out.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a short text that two lists share only if they have the same prompts."""
+        """Return a hash of the list of prompts."""
 
     def settings(self) -> dict[str, str | int]:
-        """Return what decides which prompts are generated together, and from which seeds."""
+        """Return the settings that determine groups and seeds."""
         return {"prompts": self.fingerprint(), "group_size": self.group_size, "seed": self.seed}
 
     @property
@@ -89,18 +89,18 @@ class GenerationDataModule(LightningDataModule):
         return -(-self.total_prompts // self.group_size)
 
     def group(self, number: int) -> Any:
-        """Return one group, without what cannot be read; here a `GenerationGroup`."""
+        """Return one group, without unreadable entries; by default a `GenerationGroup`."""
         found = self.readable(self.places(number))
         texts, images = [text for text, _ in found.values()], [i for _, i in found.values()]
         return GenerationGroup(number, list(found), texts, self.seeds(found), images)
 
     def places(self, number: int) -> range:
-        """Return the places of a group's members in the list."""
+        """Return the indices of a group's members in the list."""
         first = number * self.group_size
         return range(first, min(first + self.group_size, self.total_prompts))
 
     def readable(self, places: Iterable[int]) -> dict[int, Any]:
-        """Return what is at some places of the list, by place, without what cannot be read."""
+        """Return entries of the list by index, without unreadable ones."""
         found: dict[int, Any] = {}
         for index in places:
             try:
@@ -110,12 +110,12 @@ class GenerationDataModule(LightningDataModule):
         return found
 
     def seeds(self, places: Iterable[int]) -> Tensor:
-        """Return the seeds of some places of the list, (B,) int64."""
+        """Return the seeds of some indices of the list, (B,) int64."""
         seeds = [stable_seed("generate", self.seed, index) for index in places]
         return torch.tensor(seeds, dtype=torch.int64)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
-        """Leave a group as it is: Lightning would look at every byte of its images."""
+        """Return the group unchanged: Lightning would visit every byte of its images."""
         return batch
 
     def predict_dataloader(self) -> _RankGroups:
@@ -124,7 +124,7 @@ class GenerationDataModule(LightningDataModule):
 
 
 class _RankGroups:
-    """The groups of a rank; no DataLoader, so that Lightning puts no sampler around it."""
+    """Groups of a rank; not a DataLoader, so that Lightning adds no distributed sampler."""
 
     def __init__(self, groups: GenerationDataModule) -> None:
         self.groups = groups
@@ -140,16 +140,14 @@ class _RankGroups:
 
 
 class PromptGroups(GenerationDataModule):
-    """Prompts to generate for.
+    """Prompts to generate images for.
 
     Args:
-        prompts: The prompts; one that comes twice is generated for twice.
-        group_size: Prompts that are generated together, whole or not at all.
-        seed: Seed from which everything random about a prompt is drawn.
+        prompts: Source of the prompts; one that occurs twice is generated twice.
     """
 
-    def __init__(self, prompts: Prompts, group_size: int = 16, seed: int = 0) -> None:
-        super().__init__(group_size, seed)
+    def __init__(self, prompts: Prompts, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.prompts = prompts
 
     def setup(self, stage: str | None = None) -> None:
@@ -157,7 +155,7 @@ class PromptGroups(GenerationDataModule):
         self.entries = self.prompts.entries()
         self.texts = [entry.text for entry in self.entries]
         if not self.texts:
-            raise InputError("There is no prompt to generate for: name others by `--data.prompts`.")
+            raise InputError("There are no prompts to generate: name others as `--data.prompts`.")
 
     @property
     def total_prompts(self) -> int:
@@ -165,11 +163,11 @@ class PromptGroups(GenerationDataModule):
         return len(self.texts)
 
     def fingerprint(self) -> str:
-        """Return a short text that two lists share only if they have the same prompts."""
+        """Return a hash of the list of prompts."""
         return blake2s(json.dumps(self.texts).encode(), digest_size=8).hexdigest()
 
     def read(self, index: int) -> tuple[str, bytes | None]:
-        """Return the prompt at a place of the list; there is no image."""
+        """Return the prompt at an index of the list, without an image."""
         return self.texts[index], None
 
 
@@ -177,25 +175,23 @@ class PairGroups(GenerationDataModule):
     """Prompts of pair shards, each with its chosen image.
 
     Args:
-        shards: Folder or URL of pair shards, or a list of them, as `fit` takes them.
-        group_size: Prompts that are generated together, whole or not at all.
-        count: How many of the pairs to take, from the first one on; all where it is not given.
-        seed: Seed from which everything random about a prompt is drawn.
-        cache: Folder that remote shards are kept in, as for `fit`.
+        shards: Folder or URL of pair shards (or of cached shards), or a list of them, as in `fit`.
+        count: Number of pairs to use, from the first one on; all if not given.
+        cache: Folder of downloaded shards, as in `fit`.
     """
 
     READER: ClassVar[type[ShardReader]] = ShardReader
-    """Reads a sample."""
+    """Reader of a sample."""
 
     def __init__(
         self,
         shards: str | list[str],
-        group_size: int = 16,
+        *,
         count: int | None = None,
-        seed: int = 0,
         cache: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(group_size, seed)
+        super().__init__(**kwargs)
         check_number("count", count, 1)
         self.shards, self.count, self.cache = shards, count, cache
 
@@ -207,31 +203,31 @@ class PairGroups(GenerationDataModule):
 
     @property
     def total_prompts(self) -> int:
-        """Number of pairs that are taken."""
+        """Number of pairs that are used."""
         return min(self.plan.samples, self.count or self.plan.samples)
 
     def fingerprint(self) -> str:
-        """Return a short text that two lists share only if they have the same shards."""
+        """Return a hash of the shards and the number of pairs."""
         return self.reader.fingerprint(self.total_prompts)
 
     def place(self, index: int) -> tuple[int, int]:
-        """Return the numbers of the shard and of the sample in it, at a place of the list."""
+        """Return the shard's number and the sample's number in it, of an index of the list."""
         [place] = self.plan.slice(0, index, index + 1)
         return place
 
     def stored(self, index: int) -> Any:
-        """Return the whole sample at a place of the list."""
+        """Return the complete sample at an index of the list."""
         return self.reader(*self.place(index))
 
     def read(self, index: int) -> Any:
         """Return the prompt and the chosen image of a pair."""
         sample = self.stored(index)
-        open_image(sample.sides[0])  # its header is enough to tell
+        open_image(sample.sides[0])  # the header is enough to check it
         return prompt_of(sample), sample.sides[0]
 
 
 class ShardGroups(PairGroups):
-    """Deals out whole samples of shards, to make something else of each."""
+    """Complete samples of shards, to convert each."""
 
     def read(self, index: int) -> Any:
         """Return a sample that has a prompt."""
@@ -240,7 +236,7 @@ class ShardGroups(PairGroups):
         return sample
 
     def group(self, number: int) -> StoredGroup:
-        """Return one group, without what cannot be read."""
+        """Return one group, without unreadable samples."""
         places = self.places(number)
         found = self.readable(places)
         shards = [self.place(index)[0] for index in found]
@@ -249,35 +245,21 @@ class ShardGroups(PairGroups):
 
 
 class SampleGroups(ShardGroups):
-    """Pairs of images out of shards, to make something else of each.
-
-    Args:
-        shards: Folder or URL of pair shards, or a list of them, as `fit` takes them.
-        group_size: Pairs that are worked on together, whole or not at all.
-        count: How many of the pairs to take, from the first one on; all where it is not given.
-        seed: Seed from which everything random about a pair is drawn.
-        cache: Folder that remote shards are kept in, as for `fit`.
-    """
+    """Pairs of images from shards, to encode or corrupt each."""
 
 
 class CachedGroups(ShardGroups):
-    """Samples of cached shards, to compute something of each.
-
-    Args:
-        shards: Folder or URL of cached shards, or a list of them, as `fit` takes them.
-        group_size: Pairs that are worked on together, whole or not at all.
-        count: How many of the pairs to take, from the first one on; all where it is not given.
-        seed: Seed from which everything random about a pair is drawn.
-        cache: Folder that remote shards are kept in, as for `fit`.
-    """
+    """Samples of cached shards, to compute the reference's errors of each."""
 
     READER: ClassVar[type[ShardReader]] = LatentReader
 
+    reader: LatentReader
+
     def setup(self, stage: str | None = None) -> None:
-        """Read the indexes, and what is told of the latents."""
+        """Read the indexes and the manifest of the latents."""
         super().setup(stage)
         self.latents = LatentSet.from_shards(self.reader.shards)
 
     def settings(self) -> dict[str, str | int]:
-        """Return what decides which pairs are worked on together, and what they hold."""
+        """Return the settings that determine groups, seeds and latents."""
         return {**super().settings(), "latents": self.latents.identity}

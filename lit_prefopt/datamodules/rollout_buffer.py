@@ -1,4 +1,4 @@
-"""What was collected and is still learned from."""
+"""Buffer of collected roll-outs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lit_prefopt.batches import (
 )
 
 Draw = Callable[[Rows, Tensor, Tensor], Steps]
-"""Makes a batch of these rows (B,) and seeds (B,) out of one round."""
+"""Function that makes a batch of these rows (B,) and seeds (B,) of one round."""
 
 
 class RolloutBuffer(Generic[Rows]):
-    """Rows in the rounds that they came in; the oldest go first.
+    """First-in, first-out buffer of rows, stored in the rounds that collected them.
 
-    Rounds are never copied together: at the size of real models they fill the memory once.
+    Rounds are never concatenated: at the size of real models they would need the memory twice.
 
     Args:
-        kind: The record that a round is.
+        kind: Record type of a round.
     """
 
     def __init__(self, kind: type[Rows]) -> None:
@@ -39,7 +39,7 @@ class RolloutBuffer(Generic[Rows]):
         return sum(len(one.seeds) for one in self.rounds)
 
     def add(self, one: Rows, most: int | None = None) -> None:
-        """Add a round on the CPU, and drop the oldest rows above so many."""
+        """Add a round on the CPU, and drop the oldest rows above a number of rows."""
         host = {name: value.cpu() for name, value in tensors_by_name(one).items()}
         self.rounds.append(record_from_tensors(self.kind, host))
         while most is not None and len(self) > most:
@@ -48,12 +48,12 @@ class RolloutBuffer(Generic[Rows]):
                 self.rounds.insert(0, select_rows(oldest, slice(over, None)))
 
     def batch(self, which: Tensor, seeds: Tensor, draw: Draw[Rows]) -> Steps:
-        """Return what is drawn from these rows, in their order.
+        """Return the batch of these rows, in their order.
 
         Args:
             which: Rows, counted from the oldest, (B,) int64.
-            seeds: One for each, (B,) int64.
-            draw: Makes a batch out of one round.
+            seeds: Seeds of the rows, (B,) int64.
+            draw: Function that makes a batch of rows of one round.
         """
         parts, places = [], []
         for one, first in self._firsts():
@@ -78,7 +78,7 @@ class RolloutBuffer(Generic[Rows]):
         }
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold what `tensors` gave."""
+        """Load the tensors that `tensors` returned."""
         named: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             number, name = key.split(".", 1)

@@ -1,4 +1,4 @@
-"""The data module of on-policy methods: prompts in, batches of what the policy made of them out."""
+"""Data module of on-policy methods: prompts in, batches of the policy's roll-outs out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lit_prefopt.utils.atomic_files import atomic_output
 from lit_prefopt.utils.seeds import sample_seed, stable_seed
 
 BUFFERS = "buffers"
-KEPT = 3  # buffers of earlier checkpoints that stay on the disk
+KEPT = 3  # buffers of earlier checkpoints that are kept on disk
 
 
 class Collector(Protocol):
@@ -36,7 +36,7 @@ class Collector(Protocol):
         """Return the roll-outs of B prompts."""
 
     def draw(self, collected: Any, which: Tensor, seeds: Tensor) -> Steps:
-        """Return the steps to learn from at these rows of what was collected."""
+        """Return a batch of steps from these rows of collected roll-outs."""
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode."""
@@ -46,26 +46,25 @@ class Collector(Protocol):
 
 
 class PromptCollections(LightningDataModule):
-    """Lets the policy roll out prompts, then hands out what it made, one collection an epoch.
+    """Collects roll-outs of the policy and yields batches of them, one collection per epoch.
 
-    Rounds of roll-outs follow each other, on all ranks together, until every rank has enough for
-    its batches, so that all ranks take equally many steps whatever each one accepts. What was
-    collected is forgotten before the next collection, which is made by other weights, unless it is
-    to be kept; the batches go through all that is there in shuffled passes.
+    All ranks roll out prompts in rounds until every rank has enough for its batches, so that all
+    take equally many steps, however many pairs each accepts. A collection is dropped before the
+    next one, unless `keep` is given. Batches are shuffled passes over all collected rows.
 
     Args:
-        prompts: The prompts; they are gone through in an order of their own.
+        prompts: Prompts to roll out, in shuffled order.
         batch_size: Pairs in a batch of one rank.
         batches: Batches between two collections.
         round_size: Prompts that each rank rolls out at a time.
-        collection: What each rank collects anew (pairs; where whole roll-outs are kept, prompts);
-            as much as its batches hold where it is not given.
-        keep: The most that each rank holds, collected earlier or now, the oldest of which goes
-            first; nothing from earlier collections where it is not given.
-        validation: Folder or URL of held-out pair shards; none: no validation.
+        collection: New rows that each rank collects (pairs, or prompts if the method stores
+            complete roll-outs); as many as its batches hold if not given.
+        keep: Largest number of rows of each rank, earlier collections included; the oldest are
+            dropped first. Nothing of earlier collections is kept if not given.
+        validation: Folder or URL of held-out pair shards; no validation if not given.
         resolution: Width and height of the held-out images.
-        validation_pairs: How many held-out pairs are used at most; none: all.
-        patience: Rounds in a row without any pair on some rank after which the run stops.
+        validation_pairs: Largest number of held-out pairs; all if not given.
+        patience: Consecutive rounds without a pair on some rank after which the run stops.
         seed: Seed of the order and of the roll-outs.
     """
 
@@ -97,22 +96,22 @@ class PromptCollections(LightningDataModule):
         self.keep = keep
         self.used = 0  # prompts rolled out so far, over all ranks
         self.buffer: RolloutBuffer | None = None
-        self._written = -1  # `used` of the buffer that lies on the disk
-        self._held_out = (
-            PairShards(validation, batch_size, resolution, validation, workers=0)
-            if validation is not None
-            else None
-        )
-        if self._held_out is not None:
-            self._held_out.validation_pairs = validation_pairs
+        self._written = -1  # `used` of the buffer that is stored on disk
+        self._held_out: PairShards | None = None
+        if validation is not None:
+            held_out = PairShards(
+                validation, batch_size, resolution=resolution, validation=validation, workers=0
+            )
+            held_out.validation_pairs = validation_pairs
+            self._held_out = held_out
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the prompts, so that what is wrong with them is told at the start."""
+        """Read the prompts, so that wrong ones fail at the start."""
         self.texts = self.prompts.texts()
         world = self.trainer.world_size if self.trainer else 1
         if len(self.texts) < world:
             raise InputError(
-                f"{len(self.texts)} prompts do not suffice for {world} ranks: give more prompts."
+                f"{len(self.texts)} prompts are too few for {world} ranks: give more prompts."
             )
         self._order = Plan([len(self.texts)], self.seed)
         if self._held_out is not None:
@@ -125,7 +124,7 @@ class PromptCollections(LightningDataModule):
         return self.batches
 
     def train_dataloader(self) -> RolloutLoader:
-        """Return the epochs' batches."""
+        """Return the loader of the collected batches."""
         return RolloutLoader(self)
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
@@ -138,19 +137,27 @@ class PromptCollections(LightningDataModule):
 
     @property
     def run(self) -> Trainer:
-        """The Trainer that this belongs to."""
-        assert self.trainer is not None, "PromptCollections has no trainer yet: give it to one"
+        """Trainer of the run."""
+        if self.trainer is None:
+            raise InputError("There is no Trainer yet: give the data module to `Trainer.fit`.")
         return self.trainer
+
+    @property
+    def collected(self) -> RolloutBuffer:
+        """Buffer of the collected rows."""
+        if self.buffer is None:
+            raise InputError("There are no roll-outs yet: call `collect` first.")
+        return self.buffer
 
     # Collecting ---------------------------------------------------------------------------------
 
     @property
     def module(self) -> Collector:
-        """The method that rolls out."""
+        """Method that collects roll-outs."""
         return cast("Collector", self.run.lightning_module)
 
     def collect(self) -> None:
-        """Fill this rank's buffer with what the weights as they stand make of the next prompts."""
+        """Collect roll-outs of the current weights for the next prompts into this rank's buffer."""
         trainer, module = self.run, self.module
         if self.buffer is None or self.keep is None:
             self.buffer = RolloutBuffer(module.COLLECTS)
@@ -166,7 +173,7 @@ class PromptCollections(LightningDataModule):
             with trainer.precision_plugin.forward_context():
                 one = module.collect(*self._next_round())
             count, rounds = len(one.seeds), rounds + 1
-            if count and made < self.collection:  # what is over while others collect is dropped
+            if count and made < self.collection:  # further rows, while others collect, are dropped
                 self.buffer.add(one, self.keep)
             bar.update(min(count, self.collection - bar.n))
             made += count
@@ -174,7 +181,7 @@ class PromptCollections(LightningDataModule):
             if self._over_ranks(empty, "max") >= self.patience:
                 raise InputError(
                     f"{self.patience} rounds of {self.round_size} prompts gave no pair: lower the "
-                    "method's `threshold`, or take a judge that tells its candidates apart."
+                    "method's `threshold`, or take a judge whose scores differ more."
                 )
         module.train()
         bar.close()
@@ -182,20 +189,19 @@ class PromptCollections(LightningDataModule):
 
     def batch(self, number: int) -> Steps:
         """Return a batch of the epoch: the next rows of shuffled passes over the buffer."""
-        assert self.buffer is not None
+        buffer = self.collected
         places = range(number * self.batch_size, (number + 1) * self.batch_size)
-        turns = [divmod(place, len(self.buffer)) for place in places]
+        turns = [divmod(place, len(buffer)) for place in places]
         passes = {turn: self._pass(turn) for turn, _ in turns}
         which = torch.stack([passes[turn][place] for turn, place in turns])
         rank = self.run.global_rank
         seeds = [stable_seed("draw", self.seed, rank, self.used, place) for place in places]
-        return self.buffer.batch(which, torch.tensor(seeds), self.module.draw)
+        return buffer.batch(which, torch.tensor(seeds), self.module.draw)
 
     def _pass(self, turn: int) -> Tensor:
         """Return the order of one pass over the buffer."""
-        assert self.buffer is not None
         source = torch.Generator().manual_seed(stable_seed("pass", self.seed, self.used, turn))
-        return torch.randperm(len(self.buffer), generator=source)
+        return torch.randperm(len(self.collected), generator=source)
 
     def _next_round(self) -> tuple[list[str], Tensor]:
         """Return this rank's prompts of the next round, and their seeds."""
@@ -217,30 +223,30 @@ class PromptCollections(LightningDataModule):
     # Resuming -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the run stands, and write what it still has to learn from beside it."""
+        """Return the position in the prompts, and write the buffer if it is needed to resume."""
         progress: Any = self.run.fit_loop.epoch_loop.batch_progress
         amid = 0 < progress.current.processed < self.batches
         needed = self.buffer is not None and (amid or self.keep is not None)
         if needed:
             self._write()
-            # rank 0 names the checkpoint, which must not be there before all that it needs
+            # rank 0 writes the checkpoint, which must not exist before the buffers of all ranks
             self.run.strategy.barrier()
         return {"used": self.used, "buffer": needed, "world": self.run.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume at the position of a checkpoint, with its buffer."""
         self.used = state["used"]
         if not state["buffer"]:
             return
         if state["world"] != self.run.world_size:
             raise InputError(
-                f"The checkpoint goes on from what {state['world']} ranks had collected: go on "
-                "with as many, or (without `keep`) from one taken at the end of an epoch."
+                f"The checkpoint has the roll-outs of {state['world']} ranks: resume with as many, "
+                "or (without `keep`) from a checkpoint at the end of an epoch."
             )
         path = self._path()
         if not path.is_file():
             raise InputError(
-                f"{path} is missing, from which the checkpoint goes on: name a later checkpoint."
+                f"{path}, the checkpoint's roll-outs, is missing: name a later checkpoint."
             )
         self.buffer = RolloutBuffer(self.module.COLLECTS)
         self.buffer.fill(load_file(path))
@@ -254,9 +260,8 @@ class PromptCollections(LightningDataModule):
         path = self._path()
         if self._written == self.used:  # once per collection
             return
-        assert self.buffer is not None
         with atomic_output(path, replace=True) as temporary:
-            save_file(self.buffer.tensors(), temporary)
+            save_file(self.collected.tensors(), temporary)
         self._written = self.used
         mine = path.parent.glob(f"*-rank{self.run.global_rank}.safetensors")
         for old in sorted(mine, key=lambda file: file.stat().st_mtime_ns)[:-KEPT]:
@@ -264,10 +269,7 @@ class PromptCollections(LightningDataModule):
 
 
 class RolloutLoader:
-    """The batches of an epoch: collected at the first one, inside the epoch.
-
-    Not a DataLoader, so that Lightning puts no sampler around it: every rank has its own pairs.
-    """
+    """Loader of an epoch's batches; not a DataLoader, to which Lightning would add a sampler."""
 
     def __init__(self, data: PromptCollections) -> None:
         self.data = data
@@ -277,7 +279,7 @@ class RolloutLoader:
         return self.data.batches
 
     def __iter__(self) -> Iterator[Steps]:
-        """Yield the batches from where the run stands."""
+        """Yield the remaining batches of the epoch."""
         data = self.data
         done = data.run.fit_loop.epoch_loop.batch_progress.current.ready
         if not done or data.buffer is None:
@@ -286,13 +288,13 @@ class RolloutLoader:
             yield data.batch(number)
 
     def state_dict(self) -> dict[str, int]:
-        """Return nothing but a guard: the data module knows the rest."""
+        """Return the length of an epoch, to check it on resuming."""
         return {"batches": self.data.batches, "batch_size": self.data.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Refuse epochs of another length, in which the counters would mean another place."""
+        """Check that epochs are as long as in the checkpoint."""
         if state != self.state_dict():
             raise InputError(
                 f"The checkpoint was made with {state['batches']} batches of "
-                f"{state['batch_size']} pairs a collection; give the same numbers to go on."
+                f"{state['batch_size']} pairs a collection; give the same numbers to resume."
             )

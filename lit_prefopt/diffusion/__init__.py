@@ -1,1 +1,1 @@
-"""Noising, errors, random draws and samplers."""
+"""Noising, denoising errors, random draws, roll-outs and sampling."""

@@ -1,4 +1,4 @@
-"""Two points on one path of a teacher's: what consistency is trained and measured on."""
+"""Consistency targets: adjacent points on a path of the teacher."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from lit_prefopt.processes.consistency import pseudo_huber
 
 
 class ConsistencyPoints(NamedTuple):
-    """All sides of a batch of pairs, noised, and where the teacher's next step leads from there."""
+    """Noised sides of a batch of pairs, and the same one step of the teacher further on."""
 
     latents: Tensor  # (B * K, C, H, W) float32 at t
     t: Tensor  # (B,) int64
     lower: Tensor  # (B * K, C, H, W) float32 at t_lower: one DDIM step of the teacher on
     t_lower: Tensor  # (B,) int64
-    prompt: Prompt  # B * K rows, with the guidance that the teacher followed
+    prompt: Prompt  # B * K rows, with the guidance of the teacher's step
     sides: int  # K
 
     def upper_prediction(self, backbone: LatentConsistency) -> Tensor:
-        """Return what the network that speaks now makes of the noisier point, (B * K, C, H, W)."""
+        """Return the active network's prediction at the noisier point, (B * K, C, H, W)."""
         t = self.t.repeat_interleave(self.sides)
         return backbone.consistent(self.latents, t, self.prompt)
 
     def lower_prediction(self, backbone: LatentConsistency) -> Tensor:
-        """Return what it makes of the cleaner point, (B * K, C, H, W)."""
+        """Return the active network's prediction at the cleaner point, (B * K, C, H, W)."""
         t = self.t_lower.repeat_interleave(self.sides)
         return backbone.consistent(self.lower, t, self.prompt)
 
     def error(self, prediction: Tensor, target: Tensor, delta: float) -> Tensor:
-        """Return the distance of two answers on every side, (B, K) float32."""
+        """Return the distance of two predictions on each side, (B, K) float32."""
         return pseudo_huber(prediction, target, delta).unflatten(0, (-1, self.sides))
 
 
@@ -44,9 +44,9 @@ def consistency_points(
     """Return two points for each side of the pairs; level, noise and guidance are drawn per pair.
 
     Args:
-        backbone: Its teacher speaks.
-        pairs: B of them.
-        w: Smallest and largest guidance in the LCMs' own form, drawn uniformly.
+        backbone: An LCM with its teacher.
+        pairs: B pairs.
+        w: Smallest and largest guidance in the form of LCMs, drawn uniformly.
     """
     device = pairs.latents.device
     t, t_lower = backbone.process.draw_levels(draws.uniform(pairs.seeds, "t", device=device))
@@ -65,25 +65,25 @@ def consistency_points(
 
 
 def check_lcm(backbone: Backbone, method: str) -> None:
-    """Refuse a backbone that is no LCM, or has no teacher.
+    """Check that a backbone is an LCM with a teacher.
 
     Args:
-        backbone: The recipe's.
+        backbone: The recipe's backbone.
         method: Name of the method, for the message.
     """
     if not isinstance(backbone, LatentConsistency):
         raise InputError(
             f"{method} trains latent consistency models and {type(backbone).__name__} is none: "
-            "take the backbone LatentConsistency, or a method that learns from denoising errors."
+            "take the backbone LatentConsistency, or a method that trains on denoising errors."
         )
     if backbone.teacher is None:
         raise InputError(
-            f"{method} asks the model that the latent consistency model was distilled from: name "
+            f"{method} needs the model that the latent consistency model was distilled from: name "
             "it as `--backbone.teacher` (Lykon/dreamshaper-7 for LCM_Dreamshaper_v7)."
         )
 
 
 def check_guidance(w: tuple[float, float]) -> None:
-    """Refuse a range of guidance that is none."""
+    """Check a range of guidance."""
     check_number("w[0]", w[0], 0)
     check_number("w[1]", w[1], w[0])

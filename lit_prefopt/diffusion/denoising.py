@@ -1,4 +1,4 @@
-"""Denoising errors, and the log-ratios that they stand for."""
+"""Denoising errors, and log-ratios computed from them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lit_prefopt.processes.discrete import DiscreteProcess
 
 
 def discounted(u: Tensor, gamma: float, steps: int) -> Tensor:
-    """Return the quantiles of noise levels whose weight falls towards the clean end.
+    """Return quantiles of noise levels with a discount towards the clean end.
 
-    Of `steps` equal parts of [0, 1), the noisiest one has the weight 1 and each next one gamma
-    times the weight before it (arXiv 2402.08265); within a part the weight falls likewise.
+    Of `steps` equal parts of [0, 1), the noisiest has weight 1 and each next one gamma times the
+    weight before it (arXiv 2402.08265); within a part the weight decays at the same rate.
 
     Args:
         u: Uniform draws in [0, 1), of any shape, float64.
@@ -32,23 +32,23 @@ def discounted(u: Tensor, gamma: float, steps: int) -> Tensor:
         return u
     least = gamma**steps
     quantiles = 1 - (least + u * (1 - least)).log() / (steps * math.log(gamma))
-    return quantiles.clamp(0, 1 - 1e-9)  # rounding may step out of the range
+    return quantiles.clamp(0, 1 - 1e-9)  # rounding may leave the range
 
 
 class NoisedPairs(NamedTuple):
-    """All sides of a batch of pairs as the denoiser sees them."""
+    """Noised sides of a batch of pairs, with the denoiser's target."""
 
     latents: Tensor  # (B * K, C, H, W), noised
     t: Tensor  # (B,) int64
     prompt: Prompt  # B * K rows
-    target: Tensor  # (B, K, C, H, W): what the denoiser should say
+    target: Tensor  # (B, K, C, H, W): target of the prediction
     masks: Tensor | None  # (B, 1, H, W)
 
     @classmethod
     def from_pairs(
         cls, process: DiscreteProcess, pairs: Pairs, t: Tensor, noise: Tensor
     ) -> NoisedPairs:
-        """Noise all sides of each pair with the same timestep (B,) and noise (B, C, H, W)."""
+        """Add the same noise (B, C, H, W) at the same timestep (B,) to all sides of each pair."""
         sides = pairs.sides
         latents = pairs.latents.flatten(0, 1)
         noise, times = noise.repeat_interleave(sides, 0), t.repeat_interleave(sides)
@@ -65,13 +65,13 @@ class NoisedPairs(NamedTuple):
 def noise_pairs(
     process: DiscreteProcess, pairs: Pairs, t: Tensor, *, masked: bool = False
 ) -> NoisedPairs:
-    """Return all sides noised alike, with one noise of each pair that is drawn from its seed.
+    """Add noise to all sides of each pair: one noise per pair, drawn from its seed.
 
     Args:
-        process: What noising is.
+        process: The noise process.
         pairs: B pairs.
         t: Their timesteps, (B,).
-        masked: Whether errors count only where a pair's mask says so, if it has one.
+        masked: Whether errors count only inside a pair's mask, if it has one.
     """
     # The same noise on all sides: its variance cancels in their difference.
     noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise", pairs.latents.device)
@@ -81,7 +81,7 @@ def noise_pairs(
 
 
 class DenoisingErrors(NamedTuple):
-    """How far the denoiser was from its target."""
+    """Mean squared errors of the denoiser, and their overlap with the chosen side's."""
 
     value: Tensor  # (B, K) float32: squared residual of each side, mean over C, H, W
     overlap: Tensor  # (B, K) float32: mean product of each side's residual and the chosen side's
@@ -93,9 +93,9 @@ def denoising_errors(
     """Return the mean squared error of every side, in float32.
 
     Args:
-        prediction: What the denoiser said, (B, K, C, H, W).
-        target: What it should have said, (B, K, C, H, W).
-        masks: Share of each place that counts, (B, 1, H, W); the mean is over that part alone.
+        prediction: Prediction of the denoiser, (B, K, C, H, W).
+        target: Target of the prediction, (B, K, C, H, W).
+        masks: Weight of each position, (B, 1, H, W); the mean is weighted by it.
     """
     residual = prediction.float() - target.float()
     if masks is not None:
@@ -108,7 +108,7 @@ def denoising_errors(
 
 
 def predict_errors(backbone: Backbone, noised: NoisedPairs) -> DenoisingErrors:
-    """Return the errors of the network that speaks now, all sides in one forward."""
+    """Return the denoising errors of the active network, all sides in one forward."""
     prediction = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
     prediction = prediction.unflatten(0, noised.target.shape[:2])
     return denoising_errors(prediction, noised.target, noised.masks)
@@ -117,9 +117,9 @@ def predict_errors(backbone: Backbone, noised: NoisedPairs) -> DenoisingErrors:
 def error_log_ratios(policy: Tensor, reference: Tensor | None) -> Tensor:
     """Return half the drop in error from reference to policy, (B, K).
 
-    It estimates log policy(x) / reference(x) up to a constant that beta takes up (Diffusion-DPO,
-    arXiv 2311.12908, Eq. 14; the 1/2 stands in the released code). Without a reference it is
-    minus half the policy's error.
+    It estimates log policy(x) / reference(x) up to a constant factor of beta (Diffusion-DPO, arXiv
+    2311.12908, Eq. 14; the 1/2 is in the released code). Without a reference it is minus half the
+    policy's error.
     """
     zero = torch.zeros_like(policy) if reference is None else reference
     return 0.5 * (zero - policy)

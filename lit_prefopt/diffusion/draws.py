@@ -1,10 +1,9 @@
-"""Everything random about a sample, drawn from the sample's own seed.
+"""Random numbers of a sample, drawn from its seed.
 
-Draws depend on (seed, purpose) alone: not on the device, the batch a sample falls into, the rank
-that reads it, or what was drawn before. A resumed run therefore sees what the uninterrupted run
-would have seen, and every validation sees the same noise.
+They depend only on (seed, purpose), not on device, batch, rank or earlier draws. A resumed run
+therefore gets the random numbers of an uninterrupted one, and every validation the same noise.
 
-Seeds of a batch stay on the host: read from a GPU, they would make the host wait for it.
+Seeds of a batch stay on the CPU: reading them from a GPU would synchronise with it.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ def uniform(
 
     Args:
         seeds: (B,) int64.
-        purpose: What they are drawn for.
-        shape: Of each sample's numbers.
-        device: Where they go; where the seeds are, if it is not given.
+        purpose: Name of their use; different uses are independent.
+        shape: Shape of each sample's numbers.
+        device: Device of the result; that of the seeds if not given.
     """
     sources = [generator(seed, purpose) for seed in seeds.tolist()]
     draws = [torch.rand(tuple(shape), generator=s, dtype=torch.float64) for s in sources]
@@ -40,7 +39,7 @@ def uniform(
 
 
 def subseeds(seeds: Tensor, count: int, purpose: str) -> Tensor:
-    """Return `count` seeds made from each seed, (B, count) int64."""
+    """Return `count` seeds derived from each seed, (B, count) int64."""
     made = [[_seed(seed, f"{purpose} {i}") for i in range(count)] for seed in seeds.tolist()]
     return torch.tensor(made, device=seeds.device)
 
@@ -52,9 +51,9 @@ def normal(
 
     Args:
         seeds: (B,) int64.
-        shape: Of each sample's noise.
-        purpose: What it is drawn for.
-        device: Where it goes; where the seeds are, if it is not given.
+        shape: Shape of each sample's noise.
+        purpose: Name of its use; different uses are independent.
+        device: Device of the result; that of the seeds if not given.
     """
     sources = [generator(seed, purpose) for seed in seeds.tolist()]
     draws = [torch.randn(tuple(shape), generator=source) for source in sources]

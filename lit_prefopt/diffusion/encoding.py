@@ -1,4 +1,4 @@
-"""From images, or from what was made of them before, to latents."""
+"""Encode images, or sample cached posteriors, to latents."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lit_prefopt.diffusion import draws
 
 @torch.no_grad()
 def encode_pairs(backbone: Backbone, batch: ImagePairs) -> Pairs:
-    """Return the latents of all sides, drawn by the VAE, and the embedded prompts.
+    """Encode images and prompts: return sampled latents of all sides and embedded prompts.
 
     Args:
-        backbone: Its VAE and text encoders speak.
+        backbone: Backbone whose VAE and text encoders are used.
         batch: B pairs of images.
     """
     images = batch.scaled().images
@@ -29,11 +29,11 @@ def encode_pairs(backbone: Backbone, batch: ImagePairs) -> Pairs:
 
 @torch.no_grad()
 def draw_latents(backbone: Backbone, batch: LatentPairs) -> Pairs:
-    """Return the latents of all sides as `encode_pairs` draws them, from what was encoded before.
+    """Sample latents of all sides from cached posteriors, with the noise of `encode_pairs`.
 
     Args:
-        backbone: Says how its VAE's latents are scaled.
-        batch: B pairs.
+        backbone: Backbone that scales its VAE's latents.
+        batch: B cached pairs.
     """
     latents = backbone.scaled(batch.mean)
     if batch.deviation is not None:
@@ -51,11 +51,11 @@ def draw_latents(backbone: Backbone, batch: LatentPairs) -> Pairs:
 
 
 def resize_masks(masks: Tensor, latents: Tensor) -> Tensor:
-    """Return masks (B, 1, H, W) at the size of latents."""
+    """Resize masks (B, 1, H, W) to the size of latents."""
     return torch.nn.functional.interpolate(masks, latents.shape[-2:], mode="area")
 
 
 def _drawn(mean: Tensor, deviation: Tensor, seeds: Tensor) -> Tensor:
-    """Return latents (B, K, C, H, W) of that mean and deviation."""
-    # One draw for all sides: what the VAE adds at random must not tell them apart.
+    """Sample latents (B, K, C, H, W) of a mean and deviation."""
+    # One draw for all sides, so that the VAE's noise does not distinguish them.
     return mean + deviation * draws.normal(seeds, mean.shape[2:], "vae", mean.device)[:, None]

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598): the prompt's prediction, drawn away from none."""
+"""Classifier-free guidance (arXiv 2207.12598)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def guided(
     """Return the guided prediction, (B, C, H, W) float32; gradients flow through both halves.
 
     Args:
-        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
         latents: (B, C, H, W).
         t: (B,) int64.
         prompt: B rows.
-        guidance: Scale; 1 is without. A denoiser that is told the scale needs one forward only.
+        guidance: Scale; 1 is without. A denoiser conditioned on the scale needs one forward.
     """
     if backbone.takes_guidance:
         scale = torch.full((len(latents),), guidance, device=latents.device)

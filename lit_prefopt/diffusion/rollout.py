@@ -1,4 +1,4 @@
-"""Roll-outs: walks from noise to latents whose every step has a density."""
+"""Roll-outs: stochastic sampling from noise to latents, with the log-density of each step."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from lit_prefopt.processes.settings import Sampling
 
 
 class Rollout:
-    """One schedule of stochastic steps, and the network that takes them.
+    """Stochastic sampler of a backbone with a fixed schedule.
 
     Args:
-        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
         how: Steps, guidance and eta; eta must be above 0, else a step has no density.
     """
 
     def __init__(self, backbone: Backbone, how: Sampling) -> None:
         if how.eta <= 0:
             raise InputError(
-                "A deterministic sampler's steps have no density: set `sampling.eta` above 0, as "
-                "a rule to 1."
+                "A deterministic sampler's steps have no density: set `sampling.eta` above 0, "
+                "usually to 1."
             )
         if not backbone.process.HAS_DENSITIES:
             raise InputError(
-                "A consistency model takes no reverse steps that have a density: take a method "
-                "that learns from pairs, such as ConsistencyDPO, or another backbone."
+                "The reverse steps of a consistency model have no density: take a method that "
+                "trains on stored pairs, such as ConsistencyDPO, or another backbone."
             )
         self.backbone, self.how = backbone, how
         times = backbone.process.timesteps(how.steps)
@@ -43,7 +43,7 @@ class Rollout:
         return self.noise(seeds, "start", device)
 
     def noise(self, seeds: Tensor, purpose: str, device: torch.device | None = None) -> Tensor:
-        """Return noise of the latents' shape for every seed, (B, C, H, W) float32."""
+        """Return noise of the latents' shape for each seed, (B, C, H, W) float32."""
         return draws.normal(seeds, self.backbone.sampling_shape(self.how), purpose, device)
 
     def step(self, latents: Tensor, number: int, prompt: Prompt) -> ReverseStep:
@@ -55,13 +55,12 @@ class Rollout:
         return transition(self.backbone, self.how, latents, t, t_next, prompt)
 
     def roll_out(self, seeds: Tensor, prompt: Prompt, dtype: torch.dtype) -> Tensor:
-        """Return every state of whole roll-outs, (B, steps + 1, C, H, W) on the CPU.
+        """Return all states of complete roll-outs, (B, steps + 1, C, H, W) on the CPU.
 
-        States are rounded before the next step is taken, so that what is kept is what the network
-        saw.
+        States are rounded before the next step, so that the stored states are the network's inputs.
 
         Args:
-            seeds: (B,) int64, one of each roll-out.
+            seeds: (B,) int64, one per roll-out.
             prompt: B rows.
             dtype: Precision of the states.
         """
@@ -83,10 +82,10 @@ def transition(
     t_next: Tensor,
     prompt: Prompt,
 ) -> ReverseStep:
-    """Return the guided reverse step from t to t_next, with gradients where they are wanted.
+    """Return the guided reverse step from t to t_next.
 
     Args:
-        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
         how: Guidance and eta.
         latents: (B, C, H, W).
         t: (B,) int64.
@@ -98,10 +97,10 @@ def transition(
 
 
 def logp(backbone: Backbone, how: Sampling, steps: Steps) -> Tensor:
-    """Return the log-density of every step under the network that speaks now, (B, K, S).
+    """Return the log-density of every step under the active network, (B, K, S).
 
     Args:
-        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
         how: Guidance and eta, as the steps were sampled with.
         steps: All of them in one forward: B * K * S rows, or B * S where sides share parents.
     """

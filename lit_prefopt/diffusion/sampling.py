@@ -1,4 +1,4 @@
-"""From noise to images, for evaluation and sample grids."""
+"""Sample images, for evaluation and sample grids."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lit_prefopt.processes.settings import Sampling
 
 @torch.no_grad()
 def sample(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
-    """Return one image for each text and seed, (B, 3, H, W) in [-1, 1].
+    """Sample one image for each text and seed, (B, 3, H, W) in [-1, 1].
 
-    Every image's noise is drawn from its own seed, so it does not depend on the batch.
+    The noise of an image is drawn from its seed and does not depend on the batch.
 
     Args:
-        backbone: Speaks as policy, or as reference inside `backbone.as_reference()`.
+        backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
         texts: B prompts.
         seeds: (B,) int64.
-        how: The settings.
+        how: Sampling settings.
     """
     batches = zip(_chunks(texts, how.batch_size), seeds.split(how.batch_size), strict=True)
     return torch.cat([_sample_batch(backbone, *batch, how) for batch in batches])

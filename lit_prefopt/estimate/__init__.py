@@ -1,1 +1,1 @@
-"""What a run will cost: time, work and memory, from a few dry steps and from shapes alone."""
+"""Estimate a run's time, FLOPs and memory from a few dry steps and from tensor shapes."""

@@ -1,4 +1,4 @@
-"""Where the bytes of a training go, and what would save how many; computed, not measured."""
+"""Compute the memory of a training by part, and possible savings; computed, not measured."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from lit_prefopt.learner import Learner
 from lit_prefopt.optimizers import AdamW, AdamW8bit
 
 GIB = 2**30
-LEAST = 0.01  # share of all bytes below which a saving is not worth a line
+LEAST = 0.01  # savings below this share of all bytes are not listed
 
 
 class MemoryFootprint(NamedTuple):
-    """The bytes of one rank by part, at the moment when they are the most."""
+    """Bytes of one rank by part, at the peak."""
 
     trained: int
     gradients: int
     states: int  # of the optimizer
-    reference: int  # a network of its own
-    frozen: int  # of the denoiser: what lies below an adapter
+    reference: int  # if it is a separate network
+    frozen: int  # of the denoiser, below an adapter
     others: dict[str, int]  # frozen parts by name
     activations: int = 0
 
     def named(self) -> dict[str, int]:
-        """Return what there is, by name, in the order of a table."""
+        """Return the non-empty parts by name, in the order of the table."""
         parts = {
             "trained weights": self.trained,
             "gradients": self.gradients,
@@ -44,16 +44,16 @@ class MemoryFootprint(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all parts."""
         return sum(self.named().values())
 
 
 def footprint(module: Learner, activations: int = 0) -> MemoryFootprint:
-    """Return where the bytes go.
+    """Compute the memory footprint of a method.
 
     Args:
         module: The method.
-        activations: As `step_cost` computes them.
+        activations: Bytes of activations, from `step_cost`.
     """
     policy, parameters = module.backbone.policy, [*trained(module).values()]
     own = {id(p) for p in parameters}
@@ -77,23 +77,23 @@ def footprint(module: Learner, activations: int = 0) -> MemoryFootprint:
 
 
 class MemorySaving(NamedTuple):
-    """A change of the recipe, and the bytes that it saves."""
+    """A change of the recipe, with the bytes that it saves."""
 
     size: int
     what: str
-    how: str  # as the command line says it
+    how: str  # as command-line arguments
 
 
 def savings(
     module: Learner, batch: Any = None, accumulated: int = 1, context: Context = nullcontext
 ) -> list[MemorySaving]:
-    """Return what would save memory, the largest saving first.
+    """Return changes that save memory, the largest saving first.
 
     Args:
         module: The method.
-        batch: A batch that was tried; without one, nothing is said of activations.
-        accumulated: How many batches an optimizer step has, over all ranks.
-        context: What a step runs in.
+        batch: The current batch; without one, savings of activations are not computed.
+        accumulated: Batches per optimizer step, over all ranks.
+        context: Context of a step, such as autocast.
     """
     found = [*_of_weights(module)]
     if batch is not None:
@@ -106,15 +106,15 @@ def _of_weights(module: Learner) -> Iterator[MemorySaving]:
     parts, policy, parameters = footprint(module), module.backbone.policy, trained(module).values()
     optimizer = module.optimizer
     if any(p.requires_grad for p in policy.denoiser.parameters()) and not policy.adapter:
-        halved = parts.trained // 2  # the network below a LoRA may have 16 bits
+        halved = parts.trained // 2  # the network below a LoRA may be in 16 bits
         size = parts.gradients + parts.states + parts.reference + halved
         yield MemorySaving(
-            size, "a LoRA, whose reference is the network itself", "--backbone.lora.rank 16"
+            size, "a LoRA, with its base network as reference", "--backbone.lora.rank 16"
         )
     if type(optimizer) is AdamW:
         eight_bit = AdamW8bit(optimizer.lr)
         size = parts.states - sum(eight_bit.state_bytes(p) for p in parameters)
-        yield MemorySaving(size, "moments in 8 bits", "--model.optimizer AdamW8bit")
+        yield MemorySaving(size, "8-bit moments", "--model.optimizer AdamW8bit")
         if not optimizer.fused and module.device.type == "cuda":
             yield MemorySaving(
                 parts.trained,
@@ -124,16 +124,16 @@ def _of_weights(module: Learner) -> Iterator[MemorySaving]:
     frozen = sum(
         _size(p) // 2 for p in _frozen(module) if p.dtype == torch.float32 and p.numel() > 1
     )
-    yield MemorySaving(frozen, "frozen parts in 16 bits", "--backbone.dtype bfloat16")
+    yield MemorySaving(frozen, "frozen parts in bfloat16", "--backbone.dtype bfloat16")
     yield MemorySaving(
         parts.reference,
-        "no copy as reference, where the method needs none",
+        "no reference network, if the method needs none",
         "--backbone.reference none",
     )
 
 
 def _frozen(module: Learner) -> list[nn.Parameter]:
-    """Return what is frozen, but for a reference, which is as precise as the policy."""
+    """Return the frozen parameters, except a reference, which has the policy's precision."""
     policy = module.backbone.policy
     kept = {id(p) for p in policy.frozen.parameters()} if policy.frozen is not None else set()
     frozen = (p for p in module.parameters() if not p.requires_grad)
@@ -149,12 +149,12 @@ def _of_activations(
         with checkpointing(module, True):
             size = now - step_cost(module, batch, context).activations
         how = "--backbone.gradient_checkpointing true"
-        yield MemorySaving(size, "activations computed twice", how)
+        yield MemorySaving(size, "gradient checkpointing", how)
     rows = len(batch.seeds)
     if rows > 1:
         size = now - step_cost(module, first_row(batch), context).activations
         how = f"--data.batch_size 1 --batch.pairs {accumulated * rows}"
-        yield MemorySaving(size, "one pair at a time, as many in a step", how)
+        yield MemorySaving(size, "one pair per batch, with the same pairs per step", how)
 
 
 def first_row(batch: Any) -> Any:
@@ -169,7 +169,7 @@ def _first(field: Any) -> Any:
 
 
 def advice(saved: list[MemorySaving]) -> str:
-    """Return the savings as lines."""
+    """Format the savings, one per line."""
     return "\n".join(f"  {s.size / GIB:6.2f} GiB  {s.what}: `{s.how}`" for s in saved)
 
 

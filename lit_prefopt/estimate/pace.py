@@ -1,4 +1,4 @@
-"""The pace of a run, taken from its first steps, which then stops."""
+"""Measure the speed of a run in its first steps, then stop it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from lit_prefopt.learner import Learner
 from lit_prefopt.runs.optimizer_steps import pending_batches
 from lit_prefopt.utils.device import matmul_dtype, matmul_peak, peak_bytes, reset_peak, synchronize
 
-FEW = 2  # batches of an optimizer step, where the recipe accumulates more
+FEW = 2  # batches per optimizer step, if the recipe accumulates more
 TERA = 1e12
 
 
 class BatchTiming(NamedTuple):
-    """One batch of a run."""
+    """Timing of one batch."""
 
-    waited: float  # seconds for the data
-    worked: float  # seconds of the step
+    waited: float  # seconds waiting for data
+    worked: float  # seconds computing
     stepped: bool  # whether it ended in an optimizer step
-    first: bool  # of an epoch
+    first: bool  # whether it is an epoch's first
 
 
 class Pace(Callback):
-    """Takes the time of a run's first optimizer steps and stops it.
+    """Times a run's first optimizer steps and stops it.
 
-    Where a recipe accumulates many batches, a step takes few of them here: the time of a batch and
-    what an optimizer step adds to it are known then.
+    If a recipe accumulates many batches, a step has only a few of them here, which suffices to
+    measure the time of a batch and the additional time of an optimizer step.
 
     Args:
-        steps: Optimizer steps that are timed, after a first one that is not.
+        steps: Number of timed optimizer steps, after a warm-up step.
     """
 
     def __init__(self, steps: int) -> None:
@@ -50,24 +50,24 @@ class Pace(Callback):
         self._steps_before = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the peak of memory be counted from here."""
+        """Reset the memory peak."""
         self.device = trainer.strategy.root_device
         reset_peak(self.device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Accumulate few batches."""
+        """Reduce the number of accumulated batches."""
         self.accumulated = trainer.accumulate_grad_batches
         trainer.accumulate_grad_batches = min(FEW, self.accumulated)
         self._steps_before = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to wait for data."""
+        """Start timing the wait for data."""
         self._fresh, self._since = True, time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin the step."""
+        """Start timing the step."""
         synchronize(self.device)
         now = time.perf_counter()
         self._waited, self._since = now - self._since, now
@@ -75,7 +75,7 @@ class Pace(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """End it, and after enough of them the run."""
+        """Record the step's time, and stop the run after enough of them."""
         synchronize(self.device)
         now = time.perf_counter()
         stepped = not pending_batches(trainer)
@@ -86,7 +86,7 @@ class Pace(Callback):
         self._last = batch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask the device what it can do, and the shapes what was done."""
+        """Measure the device's matmul peak, and compute the step's FLOPs from shapes."""
         if not self.timed:
             return
         self.peak_bytes = peak_bytes(self.device)
@@ -100,7 +100,7 @@ class Pace(Callback):
                 self.flops = step_cost(pl_module, self._last, context).flops
             self.parts = footprint(pl_module, activations)
 
-    # What it comes to ---------------------------------------------------------------------------
+    # Results ------------------------------------------------------------------------------------
 
     @property
     def timed(self) -> list[BatchTiming]:
@@ -110,13 +110,13 @@ class Pace(Callback):
 
     @property
     def batch_seconds(self) -> float:
-        """Seconds of a batch that does not end in an optimizer step, or of any if all do."""
+        """Seconds of a batch without an optimizer step, or of any batch if all have one."""
         inner = [b for b in self.timed if not b.stepped] or self.timed
         return median(b.worked for b in inner)
 
     @property
     def wait_seconds(self) -> float:
-        """Seconds that a batch is waited for; the first one of an epoch counts by itself."""
+        """Seconds of waiting for a batch, except the first one of an epoch."""
         return median([b.waited for b in self.timed if not b.first] or [0.0])
 
     @property
@@ -128,18 +128,18 @@ class Pace(Callback):
 
     @property
     def epoch_seconds(self) -> float:
-        """Seconds before the first batch of an epoch, such as a collection takes."""
+        """Seconds before the first batch of an epoch, such as for a roll-out."""
         return median(b.waited for b in self.batches if b.first)
 
     @property
     def utilisation(self) -> float:
-        """Share of the device's matmul peak that the needed work of a batch reaches."""
+        """Model FLOPs utilisation: share of the device's matmul peak, without recomputation."""
         seconds = self.step_seconds / self.accumulated
         return self.flops / TERA / seconds / self.matmul
 
 
 def device_name(device: torch.device) -> str:
-    """Return the device in words."""
+    """Return the device's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,6 +1,6 @@
-"""A training step without numbers: its work and its memory, asked of shapes alone.
+"""Compute FLOPs and memory of a training step from tensor shapes alone.
 
-Nothing is computed and nothing is allocated, so that a model can be asked that does not fit.
+It runs on fake tensors without allocation, so it also works for models that do not fit.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from lit_prefopt.backbones import trained
 from lit_prefopt.learner import Learner
 
 Context = Callable[[], AbstractContextManager[Any]]
-"""Makes the context that a step runs in, such as mixed precision."""
+"""Returns the context of a step, such as mixed precision."""
 
 
 class StepCost(NamedTuple):
-    """What one forward and backward takes."""
+    """Cost of one forward and backward."""
 
     flops: int
     activations: int
-    """Bytes at the most beside weights, gradients and optimizer states."""
+    """Peak bytes in addition to weights, gradients and optimizer states."""
 
 
 def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> StepCost:
-    """Return the cost of a training step as it is set up, recomputation included.
+    """Compute the cost of a training step, including recomputation.
 
     Args:
         module: The method; neither it nor its weights change.
-        batch: What its data module yields, on the module's device.
-        context: What the step runs in.
+        batch: A batch of its data module, on the module's device.
+        context: Context of the step.
     """
     parameters = [*trained(module).values()]
     gradients = sum(p.numel() * p.element_size() for p in parameters)
@@ -51,13 +51,13 @@ def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> St
             loss: Any = module.training_step(ghost, 0)
             forward = live.peak
             torch.autograd.grad(loss, parameters, allow_unused=True)
-        # old gradients are dropped after the forward, when the new ones begin to come
+        # old gradients are freed after the forward, before the new ones are allocated
         return StepCost(counter.get_total_flops(), max(forward, live.peak - gradients))
 
 
 @contextmanager
 def checkpointing(module: Learner, on: bool) -> Iterator[None]:
-    """Compute the denoiser's activations twice, or keep them, inside the block."""
+    """Enable or disable gradient checkpointing of the denoiser inside the block."""
     denoiser: Any = module.backbone.policy.denoiser
     before = denoiser.is_gradient_checkpointing
     _set_checkpointing(denoiser, on)
@@ -73,15 +73,15 @@ def _set_checkpointing(denoiser: Any, on: bool) -> None:
 
 @contextmanager
 def _fake_tensors(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tensor]]]:
-    """Give the batch, and all that the module holds, as shapes alone.
+    """Yield the batch and the module's tensors as fake tensors.
 
-    What the step leaves behind in the module is taken back, and compiled blocks run as they stand.
+    Changes of the module are undone afterwards, and compiled blocks run uncompiled.
     """
     process = module.backbone.process
     touched = (module, module.window, module.backbone, process, process.scheduler)
     kept = [{name: _shallow(value) for name, value in vars(x).items()} for x in touched]
     held = [*module.parameters(), *module.buffers()]
-    # a module may be made of shapes alone itself
+    # a module may itself be on fake tensors
     mode = detect_fake_mode(held) or FakeTensorMode(allow_non_fake_inputs=True)
 
     def shape(tensor: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _shallow(value: Any) -> Any:
 
 @contextmanager
 def _fast_garbage_collection() -> Iterator[None]:
-    """Let collections of garbage look at what is made inside alone, which makes them fast."""
+    """Freeze existing objects, so that garbage collections inside the block are fast."""
     gc.collect()
     gc.freeze()
     try:
@@ -114,13 +114,13 @@ def _fast_garbage_collection() -> Iterator[None]:
 
 
 class _LiveMemory(TorchDispatchMode):
-    """Counts the bytes of what operations make, as long as it lives.
+    """Counts the bytes of the live outputs of operations.
 
     Args:
-        known: Tensors that were there before.
+        known: Tensors that existed before.
     """
 
-    PEAK_TOLERANCE = 0.01  # how far the peak may lie below the truth, as a share of it
+    PEAK_TOLERANCE = 0.01  # maximum underestimate of the peak, as a share of it
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _LiveMemory(TorchDispatchMode):
         self.now += size
         weakref.finalize(storage, self._drop, id(storage), size)
         if self.now > self.peak * (1 + self.PEAK_TOLERANCE):
-            gc.collect()  # what lives on in cycles alone would count for as long as chance has it
+            gc.collect()  # free reference cycles, which would count until some later collection
             self.peak = max(self.peak, self.now)
 
     def _drop(self, name: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Policy against reference: the same prompts, settings and seeds for both."""
+"""Compare policy and reference on the same prompts, settings and seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_prefopt.prompts.base import PromptEntry, digest
 from lit_prefopt.utils.seeds import stable_seed
 
 ImageSampler = Callable[[list[str], Tensor], Tensor]
-"""Makes one image for each of B texts and seeds (B,): (B, 3, H, W) in [-1, 1]."""
+"""Samples one image for each of B texts and seeds (B,): (B, 3, H, W) in [-1, 1]."""
 
 RULE = (
     "image 0 of prompt n has seed + n; image i > 0 has the first 31 bits of the 8 bytes "
@@ -27,7 +27,7 @@ RULE = (
 
 
 class SampleRequest(NamedTuple):
-    """One image that both models are asked for."""
+    """One image to sample from both models."""
 
     prompt: int
     image: int
@@ -46,14 +46,14 @@ class SampleResult(NamedTuple):
 
 @dataclass
 class EvaluationPlan:
-    """What both models are asked, in groups that are answered whole.
+    """Prompts and seeds of an evaluation, in groups that are processed atomically.
 
     Args:
         entries: The prompts.
-        seed: What all seeds are made of.
-        images: Images of each prompt.
-        group_size: Prompts of a group.
-        reference_seed: Another seed for the reference; the same where it is not given.
+        seed: Seed from which all others are derived.
+        images: Images per prompt.
+        group_size: Prompts per group.
+        reference_seed: Another seed for the reference; by default the same.
     """
 
     entries: Sequence[PromptEntry]
@@ -81,7 +81,7 @@ class EvaluationPlan:
         ]
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the images, beside models and sampler."""
+        """Return the settings that determine the images, besides models and sampler."""
         return {
             "prompts_sha256": digest(entry.text for entry in self.entries),
             "categories_sha256": digest(entry.category or "" for entry in self.entries),
@@ -94,9 +94,9 @@ class EvaluationPlan:
 
 
 def image_seed(seed: int, prompt: int, image: int) -> int:
-    """Return the seed of an image; it depends on nothing but these three.
+    """Return the seed of an image, which depends only on these three numbers.
 
-    So fewer prompts or more images change no other image.
+    So the number of prompts and images does not change other images.
 
     Args:
         seed: Of the evaluation.
@@ -105,16 +105,16 @@ def image_seed(seed: int, prompt: int, image: int) -> int:
     """
     if image == 0:
         return seed + prompt
-    return stable_seed("evaluate", seed, prompt, image) >> 32  # short, as other programs want them
+    return stable_seed("evaluate", seed, prompt, image) >> 32  # 31 bits, for other programs
 
 
 def image_sampler(backbone: Backbone, how: Sampling) -> ImageSampler:
-    """Return what samples the policy."""
+    """Return a function that samples the policy."""
     return lambda texts, seeds: sample(backbone, texts, seeds, how)
 
 
 def reference_image_sampler(backbone: Backbone, how: Sampling) -> ImageSampler:
-    """Return what samples the reference."""
+    """Return a function that samples the reference."""
 
     def sample_reference(texts: list[str], seeds: Tensor) -> Tensor:
         with backbone.as_reference():
@@ -131,14 +131,14 @@ def compare(
     requests: Sequence[SampleRequest],
     batch_size: int,
 ) -> list[SampleResult]:
-    """Sample both models and look at the images, a batch at a time.
+    """Sample both models and score the images, a batch at a time.
 
     Args:
         reference: One model.
         policy: The other.
-        scorers: What looks at the images.
-        requests: Whole prompts.
-        batch_size: Images of a batch.
+        scorers: Score the images.
+        requests: Images to sample, all of each prompt.
+        batch_size: Images per batch.
     """
     results: list[SampleResult] = []
     places: list[list[Tensor]] = [[], []]
@@ -171,12 +171,12 @@ def _row(one: SampleRequest, reference: ImageScores, policy: ImageScores) -> Com
 
 
 def _measure(rows: Sequence[ComparisonRow], before: Tensor, after: Tensor) -> None:
-    """Note how alike the images are, to each other and among those of a prompt.
+    """Store the similarity of policy and reference, and among the images of a prompt.
 
     Args:
         rows: N rows of whole prompts.
-        before: Places of the reference's images on the unit sphere, (N, D).
-        after: Of the policy's.
+        before: Normalized features of the reference's images, (N, D).
+        after: Normalized features of the policy's images, (N, D).
     """
     same = torch.tensor([[a.prompt == b.prompt for b in rows] for a in rows]).fill_diagonal_(False)
     others = same.sum(1)

@@ -1,4 +1,4 @@
-"""An evaluation as a person sees it: a table and a picture."""
+"""Evaluation summary for the console: a table and a comparison sheet."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def picture_name(number: str, model: str) -> str:
 
 
 def picture_number(prompt: int, image: int) -> str:
-    """Return how the file names of a prompt's image begin; its first one's has no number."""
+    """Return the prefix of an image's file name; a prompt's first image has no image number."""
     return f"{prompt:05d}-{image}" if image else f"{prompt:05d}"
 
 
 def comparison_sheet(rows: Sequence[ComparisonRow], folder: Path, width: int = 128) -> Image.Image:
-    """Return a picture with a column per prompt: the reference's image over the policy's.
+    """Return an image with a column per prompt: the reference's image above the policy's.
 
     Args:
         rows: At least one, all with pictures.
-        folder: What the pictures' paths begin in.
-        width: Width of one image in pixels; small ones are enlarged without smoothing.
+        folder: Base folder of the pictures' paths.
+        width: Width of one image in pixels; small ones are upscaled without smoothing.
     """
     margin = 70
     tile = width + TEXT_HEIGHT

@@ -1,4 +1,4 @@
-"""Any model by its name, ready to be sampled."""
+"""Load any model by its name, for sampling."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
 
 
 class LoadedModel(NamedTuple):
-    """A model that was loaded, frozen."""
+    """A loaded, frozen model."""
 
     name: str
     family: str  # `sd1`, `sd2` or `sdxl`
     backbone: UNetBackbone
 
     def settings(self) -> dict[str, Any]:
-        """Return what tells it from any other model."""
+        """Return the settings that identify the model."""
         return {
             "name": self.name,
             **_source(self.name),
@@ -56,13 +56,13 @@ def load_model(
     variant: str | None = None,
     config: str | None = None,
 ) -> LoadedModel:
-    """Return a model by its name.
+    """Load a model by its name.
 
     Args:
         name: A hub name; a folder or single .safetensors file of a whole pipeline; a UNet's
             folder; a LoRA's .safetensors file; a checkpoint (.ckpt) or the folder of a run of
             this library; `toy` for the toy world's.
-        base: The pipeline that a LoRA or a UNet belongs to, where no recipe beside it tells.
+        base: The pipeline that a LoRA or a UNet belongs to, if it has no recipe.
         dtype: Precision of the weights.
         variant: Variant of the pipeline's files, such as `fp16`.
         config: Hub name or folder of a pipeline of the same architecture as a single file.
@@ -75,7 +75,7 @@ def load_model(
     if recipe.pretrained is None:
         if base is None:
             raise InputError(
-                f"{name} does not tell which pipeline it belongs to: name it as `--model.base`, a "
+                f"{name} has no recipe that names its pipeline: name it as `--model.base`, a "
                 "hub name or a folder."
             )
         recipe = recipe._replace(pretrained=_path(base))
@@ -90,7 +90,7 @@ def load_model(
 
 
 def check_alike(policy: LoadedModel, reference: LoadedModel) -> None:
-    """Refuse two models whose images cannot be compared under the same settings.
+    """Check that two models can be compared with the same settings and seeds.
 
     Raises:
         InputError: They are of different families, or are sampled in different ways.
@@ -98,20 +98,20 @@ def check_alike(policy: LoadedModel, reference: LoadedModel) -> None:
     if policy.family != reference.family:
         raise InputError(
             f"{policy.name} is of the family {policy.family} and {reference.name} of "
-            f"{reference.family}, so one seed means different noise to each: compare two models "
+            f"{reference.family}, so the same seed gives different noise: compare two models "
             "of one family, or evaluate each against its own base."
         )
     kinds = [type(model.backbone.process) for model in (policy, reference)]
     if kinds[0] is not kinds[1]:
         raise InputError(
-            f"Of {policy.name} and {reference.name} one is a latent consistency model, which has a "
-            "sampler of its own: compare it with another one, or evaluate each against its base."
+            f"One of {policy.name} and {reference.name} is a latent consistency model, which needs "
+            "its own sampler: compare it with another one, or evaluate each against its base."
         )
     shapes = [model.backbone.latent_shape for model in (policy, reference)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"{policy.name} has latents of {shapes[0]} and {reference.name} of {shapes[1]}, so one "
-            "seed means different noise to each: compare two models of one size."
+            f"{policy.name} has latents of {shapes[0]} and {reference.name} of {shapes[1]}, so the "
+            "same seed gives different noise: compare two models of one size."
         )
 
 
@@ -139,13 +139,13 @@ def _is_lora(file: Path) -> bool:
         with safe_open(file, "pt") as tensors:
             return any("lora" in key for key in tensors.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is no safetensors file: name a whole one.") from error
+        raise InputError(f"{file} is not a complete safetensors file: copy it again.") from error
 
 
 def _build(
     pipeline: BasePipeline, pretrained: str, recipe: Recipe, origin: TrainedWeights, dtype: DType
 ) -> UNetBackbone:
-    """Return the pipeline as a backbone, with the UNet that lies in a folder of its own."""
+    """Load the pipeline as a backbone, with a UNet from a folder of its own."""
     unet = str(origin.unet) if isinstance(origin.unet, Path) else recipe.denoiser
     arguments: dict[str, Any] = {
         "denoiser": unet,
@@ -175,7 +175,7 @@ def _guidance_width(weights: dict[str, Tensor]) -> int | None:
 
 
 def _complete(backbone: UNetBackbone, origin: TrainedWeights) -> None:
-    """Let a backbone have the weights of a checkpoint or of a LoRA."""
+    """Load the weights of a checkpoint or of a LoRA into a backbone."""
     unet, encoders = backbone.policy.denoiser, [getattr(backbone, n) for n in backbone.ENCODERS]
     if isinstance(origin.unet, dict):
         try:
@@ -187,12 +187,12 @@ def _complete(backbone: UNetBackbone, origin: TrainedWeights) -> None:
             ) from error
     if origin.lora is not None:
         merge_lora(unet, encoders, origin.lora)
-    elif origin.recipe.start_lora is not None:  # the UNet holds it, the text encoders do not yet
+    elif origin.recipe.start_lora is not None:  # merged in the UNet, but not in the text encoders
         merge_lora(unet, encoders, read_lora(origin.recipe.start_lora).without("unet"))
 
 
 def _source(name: str) -> dict[str, Any]:
-    """Return the hash of a file, or the commit of a hub name where it is known."""
+    """Return the hash of a file, or the commit of a hub name if it is known."""
     if Path(name).is_file():
         with open(name, "rb") as stream:
             return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

@@ -1,4 +1,4 @@
-"""What an evaluation leaves on the disk: first in parts, a group of prompts each, then whole."""
+"""Write an evaluation's results: in parts per group of prompts, joined at the end."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ Pictures = int | Literal["all"]
 
 
 class ResultGroup(NamedTuple):
-    """The answers to a group of prompts, and what they took."""
+    """Results of a group of prompts, with the time that they took."""
 
     results: list[SampleResult]
     seconds: float
 
 
 class ResultsWriter:
-    """Writes a folder with rows and images, which gets its name when the block ends well.
+    """Writes a folder with rows and images, renamed when the block ends without an error.
 
     Args:
-        output: The folder to be made; one that is there gives way.
+        output: Output folder; an existing one is replaced.
     """
 
     def __init__(self, output: Path) -> None:
@@ -64,7 +64,7 @@ class ResultsWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> ResultsWriter:
-        """Make the folder under a temporary name."""
+        """Create the folder with a temporary name."""
         self.folder = self._stack.enter_context(atomic_output(self.output, replace=True))
         (self.folder / IMAGES).mkdir(parents=True)
         (self.folder / ROWS).touch()
@@ -82,7 +82,7 @@ class ResultsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the folder its name, or remove it after an error."""
+        """Rename the folder, or remove it after an error."""
         self._stack.__exit__(kind, error, trace)
 
 
@@ -90,18 +90,18 @@ class ResultsFormat:
     """Folders with `per_prompt.jsonl` and `images/`.
 
     Args:
-        pictures: Of how many prompts, from the first one on, images are written; None: of all.
+        pictures: Number of prompts, from the first one on, whose images are saved; None for all.
     """
 
     def __init__(self, pictures: int | None = None) -> None:
         self.pictures, self.seconds = pictures, 0.0
 
     def open(self, folder: Path) -> ResultsWriter:
-        """Return what writes a folder."""
+        """Return a writer of a folder."""
         return ResultsWriter(folder)
 
     def add(self, writer: ResultsWriter, made: Iterable[ResultGroup]) -> None:
-        """Write the answers to groups."""
+        """Write the results of groups."""
         for group in made:
             for row, *images in group.results:
                 number = picture_number(row.prompt, row.image)
@@ -114,7 +114,7 @@ class ResultsFormat:
             write_atomic(writer.folder / SECONDS, str(group.seconds))
 
     def copy(self, writer: ResultsWriter, part: Path) -> None:
-        """Write what a part holds, byte by byte."""
+        """Copy the content of a part byte by byte."""
         writer.append((part / ROWS).read_text(encoding="utf-8"))
         for image in (part / IMAGES).iterdir():
             shutil.copyfile(image, writer.folder / IMAGES / image.name)
@@ -122,7 +122,7 @@ class ResultsFormat:
 
 
 class PartialEvaluation(PartialOutputs):
-    """The groups that are evaluated already, in a folder beside the output."""
+    """The evaluated groups, in a folder beside the output."""
 
     SETTINGS_FILE: ClassVar[str] = "settings.json"
     WORK: ClassVar[str] = "evaluation"
@@ -130,37 +130,37 @@ class PartialEvaluation(PartialOutputs):
 
 
 class PartialRunEvaluation(PartialEvaluation):
-    """Such parts of an evaluation whose output gives way to a new one: that of a run's folder."""
+    """The parts of a run's own evaluation, which replaces an earlier output."""
 
-    ELSEWHERE: ClassVar[str] = "remove it to begin anew"
+    ELSEWHERE: ClassVar[str] = "remove it to start again"
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is to be done; what is there is made anew."""
+        """Return False: an existing output is always replaced."""
         return False
 
     def check(self) -> None:
-        """Refuse to go on with what another evaluation has begun."""
+        """Raise InputError if the parts belong to another evaluation."""
         self._check(self.folder)
 
     def forget(self) -> None:
-        """Remove what another evaluation has begun: the model has learned more since."""
+        """Remove the parts of another evaluation, of an earlier state of the model."""
         begun = self.folder / self.SETTINGS_FILE
         if not begun.exists() or self.differences(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Evaluator:
-    """Puts questions to two models and writes the evidence.
+    """Evaluates two models and writes the results.
 
     Args:
-        models: What tells each model from any other: `reference` and `policy`, each with a `name`.
-        backbones: Both models (or one that holds both), the policy's first.
-        plan: What both are asked.
-        scorers: What looks at the images.
-        how: How images are sampled.
-        pictures: Of how many prompts images are written.
-        trainer: Knows precision and device.
+        models: Settings that identify the models: `reference` and `policy`, each with a `name`.
+        backbones: Both models (or one backbone with both), the policy's first.
+        plan: Prompts and seeds.
+        scorers: Score the images.
+        how: Sampler settings.
+        pictures: Number of prompts whose images are saved.
+        trainer: Gives precision and device.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class Evaluator:
     def evaluate_group(
         self, number: int, reference: ImageSampler, policy: ImageSampler
     ) -> ResultGroup:
-        """Return the answers to one group.
+        """Evaluate one group.
 
         Args:
             number: Of the group.
@@ -214,11 +214,11 @@ class Evaluator:
         return ResultGroup(found, time.monotonic() - begun)
 
     def complete(self, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
-        """Write what the rows say together.
+        """Write the summary of all rows.
 
         Args:
-            folder: Holds the rows.
-            extra: What else goes into `evaluation.json`.
+            folder: Folder with the rows.
+            extra: Further entries of `evaluation.json`.
         """
         rows = read_rows(folder / ROWS)
         summary: dict[str, Any] = {**summarise(rows), "models": self.names, **(extra or {})}
@@ -231,14 +231,14 @@ class Evaluator:
         write_page(folder)
 
     def print_table(self, folder: Path) -> None:
-        """Print the table, and where the evidence lies."""
+        """Print the table and the paths of the results."""
         Console().print(table(json.loads((folder / SUMMARY).read_text())))
         sheet = f", {SHEET}" if (folder / SHEET).exists() else ""
-        print(f"Evidence: {folder}/{PAGE}, {SUMMARY}, {ROWS}{sheet}")
+        print(f"Results: {folder}/{PAGE}, {SUMMARY}, {ROWS}{sheet}")
 
 
 def check_pictures(pictures: Pictures) -> int | None:
-    """Return of how many prompts images are written, None for all of them."""
+    """Return the number of prompts whose images are saved, None for all."""
     if pictures == "all":
         return None
     check_number("pictures", pictures, 0)
@@ -246,13 +246,13 @@ def check_pictures(pictures: Pictures) -> int | None:
 
 
 def _cut(backbones: Iterable[Backbone], plan: EvaluationPlan) -> int:
-    """Return how many prompts are longer than a model reads, and warn of them."""
+    """Count the prompts that exceed a text encoder's context, and warn about them."""
     texts, known = [entry.text for entry in plan.entries], list(backbones)
     cut = sum(not all(backbone.fits_context(text) for backbone in known) for text in texts)
     if cut:
         rank_zero_warn(
-            f"{cut} of {len(texts)} prompts are longer than the text encoder reads: the models do "
-            "not see their ends, and a judge may."
+            f"{cut} of {len(texts)} prompts are longer than the text encoder's context: the models "
+            "get them truncated, while a judge may read them in full."
         )
     return cut
 

@@ -1,4 +1,4 @@
-"""One line of the evidence: an image of a prompt by both models, and what was said of the two."""
+"""Rows of `per_prompt.jsonl`: an image of a prompt by both models, with their scores."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SIDES = ("reference", "policy")
 
 @dataclass
 class ImageScores:
-    """What was said of one image.
+    """Scores of one image.
 
     Args:
         scores: By the judges' names; the first one's is the reward.
-        attributes: By the judges' names; None where one does not apply.
-        alike: Mean cosine with the other images of the prompt, where there are any.
-        read: 1 where the text that the prompt quotes is found in the image, else 0; None where it
-            quotes none.
-        picture: Where the image lies, relative to the file; None where it was not kept.
+        attributes: By the judges' names; None if one does not apply.
+        alike: Mean cosine with the other images of the prompt, if there are any.
+        read: 1 if the text quoted in the prompt is found in the image, else 0; None without
+            quoted text.
+        picture: Path of the image relative to the file; None if it was not saved.
     """
 
     scores: dict[str, float]
@@ -38,7 +38,7 @@ class ImageScores:
         return next(iter(self.scores.values()))
 
     def record(self, side: str) -> dict[str, Any]:
-        """Return it under the names of a file's line."""
+        """Return the scores under the keys of a file's line."""
         first, *others = self.scores
         values = {
             "reward": self.reward,
@@ -57,7 +57,7 @@ class ImageScores:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], side: str) -> ImageScores:
-        """Return what `record` made a line of."""
+        """Parse the scores that `record` returned."""
         scores = record[f"scores_{side}"]
         own = record[f"attributes_{side}"]
         attributes = {next(iter(scores)): own} if own else {}
@@ -73,13 +73,13 @@ class ComparisonRow:
     Args:
         text: The prompt.
         seed: Seed of the policy's image, and of the reference's unless that has its own.
-        reference: What was said of the reference's image.
-        policy: What was said of the policy's.
+        reference: Scores of the reference's image.
+        policy: Scores of the policy's image.
         prompt: Number of the prompt.
         image: Number of the image among the prompt's.
         category: Of the prompt, if it has one.
-        seed_reference: Seed of the reference's image where that is another.
-        similarity: Cosine of the two images, where it was asked for.
+        seed_reference: Seed of the reference's image if it differs.
+        similarity: Cosine of the two images, if it was computed.
     """
 
     text: str
@@ -93,7 +93,7 @@ class ComparisonRow:
     similarity: float | None = None
 
     def line(self) -> str:
-        """Return it as a line of `per_prompt.jsonl`."""
+        """Return the row as a line of `per_prompt.jsonl`."""
         names = ("text", "seed", "prompt", "image", "category")
         record = {name: getattr(self, name) for name in names}
         record |= self.reference.record("reference") | self.policy.record("policy")
@@ -104,7 +104,7 @@ class ComparisonRow:
 
     @classmethod
     def from_line(cls, line: str) -> ComparisonRow:
-        """Return what `line` made a line of."""
+        """Parse a line of `per_prompt.jsonl`."""
         record = json.loads(line)
         reference, policy = (ImageScores.from_record(record, side) for side in SIDES)
         return cls(
@@ -121,11 +121,11 @@ class ComparisonRow:
 
 
 def read_rows(path: Path) -> list[ComparisonRow]:
-    """Return the rows of a file."""
+    """Read the rows of a file."""
     with path.open(encoding="utf-8") as stream:
         return [ComparisonRow.from_line(line) for line in stream]
 
 
 def number_or_none(values: Iterable[float]) -> list[float | None]:
-    """Return values with None for what is no number, as JSON can say it."""
+    """Return values with None in place of NaN and infinity, for JSON."""
     return [None if math.isnan(value) else value for value in values]

@@ -1,4 +1,4 @@
-"""All that looks at the images of an evaluation."""
+"""Scorers of an evaluation: judges, image similarity, OCR."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ QUOTED = re.compile(r"\"([^\"]*)\"|“([^”]*)”|(?<!\w)'([^']*)'(?!\w)|(?<!\w
 
 
 class TextReader:
-    """Looks for the text that a prompt quotes in its image; letters and digits alone count.
+    """Checks an image for the text quoted in its prompt, comparing letters and digits only.
 
     Args:
         reader: Import path of a function that returns the lines of text in a PIL image; RapidOCR,
-            which `pip install lit-prefopt[ocr]` brings with its models, where it is not given.
+            by default (`pip install lit-prefopt[ocr]`, models included).
     """
 
     def __init__(self, reader: Callable | None = None) -> None:
         self.reader: Callable[[Image.Image], list[str]] = reader or rapid_ocr()
 
     def score(self, image: Tensor, text: str) -> float | None:
-        """Return 1 where all that a prompt quotes is found in an image, else 0.
+        """Return 1 if all texts quoted in a prompt are found in an image, else 0.
 
         Args:
             image: (3, H, W) in [-1, 1].
-            text: The prompt; where it quotes nothing, the answer is None.
+            text: The prompt; without quoted text the result is None.
         """
         wanted = quoted(text)
         if not wanted:
@@ -46,12 +46,12 @@ class TextReader:
         return float(all(_letters(words) in found for words in wanted))
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the answers."""
+        """Return the settings that determine the results."""
         return {"reader": f"{self.reader.__module__}.{self.reader.__qualname__}"}
 
 
 def quoted(text: str) -> list[str]:
-    """Return what a prompt has in quotation marks; an apostrophe is none."""
+    """Return the quoted texts of a prompt; apostrophes are not quotes."""
     found = ["".join(groups) for groups in QUOTED.findall(text)]
     return [words for words in found if _letters(words)]
 
@@ -61,12 +61,12 @@ def _letters(text: str) -> str:
 
 
 class Scorers:
-    """Judges, and what measures likeness and reads text.
+    """Judges, image similarity and OCR of an evaluation.
 
     Args:
-        judge: Its score is the reward; it is called by its class.
-        judges: Further judges by name, reported beside it.
-        similarity: A CLIP whose image features tell how alike images are.
+        judge: Its score is the reward; it is named by its class.
+        judges: Further judges by name, reported in addition.
+        similarity: A CLIP whose image features measure the similarity of images.
         text: Reads text in images.
     """
 
@@ -80,20 +80,20 @@ class Scorers:
         name, others = type(judge).__name__, judges or {}
         if {name, "prompts"} & set(others):
             raise InputError(
-                f"The further judges may not be called {name} or prompts: give them other names."
+                f"`judges` may not contain the names {name} and prompts: choose other names."
             )
         self.judge, self.judges = judge, {name: judge, **others}
         self.similarity, self.text = similarity, text
 
     def prepare(self) -> None:
-        """Load what is needed to score; whatever is missing is told now, in one sentence."""
+        """Load all models; raise InputError if something is missing."""
         for judge in self.judges.values():
             judge.prepare()
         if self.similarity is not None:
             self.similarity.prepare()
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides what is said."""
+        """Return the settings that determine the scores."""
         return {
             "judges": {name: judge.settings() for name, judge in self.judges.items()},
             "similarity": None if self.similarity is None else self.similarity.settings(),
@@ -102,7 +102,7 @@ class Scorers:
 
     @torch.no_grad()
     def score_images(self, images: Tensor, texts: Sequence[str]) -> list[ImageScores]:
-        """Return what is said of each image.
+        """Score each image.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
@@ -133,7 +133,7 @@ class Scorers:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor | None:
-        """Return the images' places on the unit sphere of a CLIP, (B, D) on the CPU, if asked for.
+        """Return the normalized CLIP features of images, (B, D) on the CPU, if enabled.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].

@@ -1,4 +1,4 @@
-"""Means and win rates with their intervals."""
+"""Means and win rates with confidence intervals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PairedStatistics(NamedTuple):
 
 
 def paired_statistics(differences: NDArray[np.float64]) -> PairedStatistics:
-    """Return mean and share of wins; a tie counts one half.
+    """Compute mean and win rate with intervals; a tie counts one half.
 
     Args:
         differences: One per prompt, (P,), not empty.
@@ -43,12 +43,12 @@ def bootstrap_interval(
 
     Args:
         values: One value per prompt, (N,).
-        level: Share of repetitions in which the interval holds the true mean.
+        level: Confidence level.
         resamples: Number of resamples.
         seed: The same values always give the same interval.
     """
     rng = np.random.default_rng(seed)
-    # In parts: 10,000 resamples of 10,000 values at once would take a gigabyte.
+    # In chunks: 10,000 resamples of 10,000 values at once would take a gigabyte.
     rows = max(1, 10_000_000 // len(values))
     means = [
         values[rng.integers(0, len(values), (min(rows, resamples - done), len(values)))].mean(1)
@@ -67,13 +67,13 @@ def two_way_interval(
 
     Args:
         values: One value per run and prompt, (R, N).
-        level: Share of repetitions in which the interval holds the true mean.
+        level: Confidence level.
         resamples: Number of resamples.
         seed: The same values always give the same interval.
     """
     rng = np.random.default_rng(seed)
     runs, prompts = values.shape
-    # the mean over a resample is a weighted mean: no resample has to be made
+    # the mean over a resample is a weighted mean, so no resample is materialized
     run_weights = rng.multinomial(runs, np.full(runs, 1 / runs), resamples) / runs
     prompt_weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
     means = np.einsum("br,rn,bn->b", run_weights, values, prompt_weights, optimize=True)
@@ -84,15 +84,15 @@ def two_way_interval(
 def wilson_interval(wins: float, count: int, level: float = 0.95, ties: int = 0) -> Interval:
     """Return Wilson's score interval of a rate (E. B. Wilson, 1927).
 
-    A tie that counts one half varies less than a coin. Where ties are told, the score's variance is
-    that of wins, ties and losses, p (1 - p) - ties / 4, with the share of ties drawn a little
-    towards none, so that the interval has a width even where all tie; without ties it is Wilson's
-    own.
+    A tie that counts one half has a smaller variance than a win or loss. With `ties`, the score's
+    variance is that of wins, ties and losses, p (1 - p) - ties / 4, with the share of ties shrunk
+    slightly towards zero, so that the interval has a width even if all tie; without ties it is
+    Wilson's interval.
 
     Args:
         wins: Number of wins; a tie counts one half.
         count: Number of comparisons.
-        level: Share of repetitions in which the interval holds the true rate.
+        level: Confidence level.
         ties: Number of ties.
     """
     z = NormalDist().inv_cdf((1 + level) / 2)

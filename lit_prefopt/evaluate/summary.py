@@ -1,4 +1,4 @@
-"""What the rows of an evaluation say together, with intervals over the prompts."""
+"""Summary statistics of an evaluation's rows, with intervals over the prompts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DIVERSITY = "mean cosine of the image features of a CLIP among the images of a p
 
 
 def summarise(rows: Sequence[ComparisonRow]) -> dict[str, Any]:
-    """Return means, medians, paired differences and win rates, with 95 % intervals.
+    """Compute means, medians, paired differences and win rates, with 95 % intervals.
 
-    Several images of a prompt are averaged first: what is resampled and counted are prompts. A
-    prompt is won where its mean difference is above zero; a tie counts one half. Attributes are
-    left out of images that they do not apply to.
+    Several images of a prompt are averaged first: the unit of resampling and counting is the
+    prompt. A prompt is won if its mean difference is above zero; a tie counts one half. Images to
+    which an attribute does not apply are excluded from it.
 
     Args:
         rows: At least one; the judges are the same in all.
@@ -83,7 +83,7 @@ def _attribute(judged: ImageScores, judge: str, name: str) -> float | None:
 def _paired(
     rows: Sequence[ComparisonRow], value: Callable[[ImageScores], float | None]
 ) -> dict[str, Any] | None:
-    """Return both means and their difference, of the images of which both sides have a value."""
+    """Return both means and their difference, over images with a value on both sides."""
     both = [r for r in rows if value(r.reference) is not None and value(r.policy) is not None]
     if not both:
         return None
@@ -110,7 +110,7 @@ def _categories(rows: Sequence[ComparisonRow], names: Sequence[str]) -> dict[str
 
 
 def _drift(rows: Sequence[ComparisonRow]) -> dict[str, Any] | None:
-    """Return how far the policy's images have moved from the reference's of the same seed."""
+    """Return the similarity of the policy's images to the reference's of the same seed."""
     found = np.array([row.similarity for row in rows], dtype=np.float64)
     if np.isnan(found).any():
         return None
@@ -119,18 +119,18 @@ def _drift(rows: Sequence[ComparisonRow]) -> dict[str, Any] | None:
 
 
 def _diversity(rows: Sequence[ComparisonRow]) -> dict[str, Any] | None:
-    """Return how alike the images of a prompt are: the lower, the more diverse."""
+    """Return the similarity among the images of a prompt: the lower, the more diverse."""
     found = _paired(rows, lambda judged: judged.alike)
     return None if found is None else {"what": DIVERSITY, **found}
 
 
 def _reading(rows: Sequence[ComparisonRow]) -> dict[str, Any] | None:
-    """Return in which share of the images quoted text is found."""
+    """Return the share of images in which the quoted text is found."""
     return _paired(rows, lambda judged: judged.read)
 
 
 def _places(rows: Sequence[ComparisonRow]) -> tuple[NDArray, NDArray]:
-    """Return the prompts' numbers, (P,), and which of them each row belongs to, (N,)."""
+    """Return the prompts' numbers, (P,), and each row's index into them, (N,)."""
     return np.unique([row.prompt for row in rows], return_inverse=True)
 
 
@@ -155,7 +155,7 @@ def _by_side(
 def _difference(
     rows: Sequence[ComparisonRow], value: Callable[[ImageScores], float | None]
 ) -> Values:
-    """Return the mean difference of each prompt, (P,): exactly 0 where all images tie."""
+    """Return the mean difference of each prompt, (P,): exactly 0 if all images tie."""
     gained = [_minus(value(row.policy), value(row.reference)) for row in rows]
     return _means(rows, np.array(gained, dtype=np.float64))
 

@@ -1,4 +1,4 @@
-"""Any two models by name, on the same prompts and seeds."""
+"""Compare any two models by name, on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from lit_prefopt.processes.settings import Sampling
 
 
 class ModelComparison(Producer):
-    """Compares two models by name; `lit-prefopt evaluate` runs it, on one device or many.
+    """Compares two models by name; run by `lit-prefopt evaluate` on one device or many.
 
-    The prompts are dealt out in groups (`--data PromptGroups`). A group is kept whole as soon as
-    it is evaluated, so an evaluation that was stopped goes on where it stood and ends with the same
-    bytes; times alone differ.
+    The prompts are split into groups (`--data PromptGroups`). Each group is saved atomically when
+    it is evaluated, so an interrupted evaluation resumes and its output is identical byte for
+    byte, except for times.
 
     A model is named by a hub name; by the folder or single .safetensors file of a whole pipeline;
     by a UNet's folder; by a LoRA's .safetensors file; by a checkpoint (.ckpt) or the folder of a
     run of this library; or it is `toy`, the toy world's.
 
     Args:
-        policy: Name of the one model.
-        reference: Name of the model that it is compared with.
-        output: Folder to be made: `evaluation.json`, `per_prompt.jsonl`, `before-after.png` and
+        policy: Name of the model to evaluate.
+        reference: Name of the model to compare it with.
+        output: Output folder: `evaluation.json`, `per_prompt.jsonl`, `before-after.png` and
             `images/`.
         judge: Scores the images.
-        judges: Further judges by name, reported beside it.
-        base: The pipeline that a LoRA or a UNet belongs to, where no recipe beside it tells; a
-            hub name or a folder.
-        sampling: How images are sampled; the family's own settings where not given.
-        images: Images of each prompt.
-        reference_seed: Seed of the reference's images where they are not to have the policy's, to
-            see what chance does.
-        pictures: Of how many prompts, from the first one on, images are written; `all` for all.
-        similarity: A CLIP whose image features tell how far the policy has drifted from the
-            reference, and how alike the images of a prompt are.
-        text: Looks for the text that prompts quote.
+        judges: Further judges by name, reported in addition.
+        base: The pipeline that a LoRA or a UNet belongs to, if it has no recipe; a hub name or a
+            folder.
+        sampling: Sampler settings; the family's own by default.
+        images: Images per prompt.
+        reference_seed: Another seed for the reference's images, to measure the effect of the
+            seed; by default the policy's.
+        pictures: Number of prompts, from the first one on, whose images are saved; or `all`.
+        similarity: A CLIP whose image features measure the policy's drift from the reference and
+            the diversity of a prompt's images.
+        text: OCR that checks images for the text quoted in their prompts.
         dtype: Precision of the models.
         variant: Variant of the pipelines' files, such as `fp16`.
-        config: Hub name or folder of a pipeline of the same architecture, where a model is a single
+        config: Hub name or folder of a pipeline of the same architecture, if a model is a single
             file.
     """
 
@@ -90,7 +90,7 @@ class ModelComparison(Producer):
         self.images, self.reference_seed, self.pictures = images, reference_seed, pictures
 
     def partial_outputs(self, data: Any) -> PartialOutputs:
-        """Return the groups that are evaluated already."""
+        """Return the evaluated groups."""
         self.scorers.prepare()
         self.evaluator = Evaluator(
             self.models,
@@ -107,14 +107,14 @@ class ModelComparison(Producer):
         return PartialEvaluation(self.output, one.settings, data.groups, one.form, one.notes)
 
     def make(self, group: GenerationGroup) -> list[Answered]:
-        """Return the answers to a group."""
+        """Evaluate a group."""
         speakers = (
             image_sampler(backbone, self.sampling) for backbone in (self.reference, self.backbone)
         )
         return [self.evaluator.evaluate_group(group.number, *speakers)]
 
     def complete(self, folder: Path) -> None:
-        """Write what the rows say together (rank zero, at the end)."""
+        """Write the summary (rank zero, at the end)."""
         self.evaluator.complete(folder)
 
     def log_counts(self, counts: Counter[str]) -> None:

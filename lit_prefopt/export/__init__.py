@@ -1,4 +1,4 @@
-"""Weights out of the library: LoRA files, merged denoisers, pipelines and single files."""
+"""Export weights: LoRA files, merged denoisers, pipelines and single files."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The pipeline that trained weights belong to."""
+"""Base pipeline of trained weights."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ KINDS = {
     "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
     "StableDiffusionXLImg2ImgPipeline": StableDiffusionXLPipeline,
 }
-"""Pipelines that can be exported, and as what."""
+"""Pipeline classes that can be exported, with their families."""
 
 LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
-"""Where the parts of such a pipeline come from; a folder may not name any other."""
+"""Packages whose classes a pipeline folder may name."""
 
 COMPARED = ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type")
 
 
 class BasePipeline:
-    """A Stable Diffusion 1.x, 2.x or SDXL pipeline, of which only the configuration is read yet.
+    """A Stable Diffusion 1.x, 2.x or SDXL pipeline; only its configuration is loaded at first.
 
     Args:
         name: Hub name, folder in diffusers' layout, or single .safetensors file.
         config: For a single file, the hub name or folder of a pipeline of the same architecture;
-            what diffusers takes from the hub where it is not given.
+            by default the one that diffusers downloads from the hub.
         variant: Variant of the pipeline's files, such as `fp16`.
-        prediction: What the denoiser predicts, where the scheduler says it wrongly.
+        prediction: Prediction type of the denoiser, if the scheduler's configuration is wrong.
 
     Raises:
-        InputError: There is no such pipeline, or it is of another kind.
+        InputError: The pipeline does not exist or is not supported.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class BasePipeline:
             self.scheduler_config = DDPMScheduler.load_config(self.config, subfolder="scheduler")
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.config} is neither a whole pipeline in diffusers' layout nor a name that "
-                "the hub answers to now: name the pipeline that was trained as `--base` "
+                f"{self.config} is neither a complete pipeline in diffusers' layout nor a name "
+                "available on the hub: name the pipeline that was trained as `--base` "
                 "(`--model.base` of an evaluation), and one of the same architecture as "
                 "`--base_config` (`--model.config`) if that is a single file."
             ) from error
         self._check(index)
 
     def _check(self, index: dict[str, Any]) -> None:
-        """Refuse other families, and folders that name code of their own."""
+        """Raise InputError for other families, and for folders with code of their own."""
         kind = index.get("_class_name")
         if kind not in KINDS:
-            raise InputError(f"{self.config} is a {kind}; exports know {', '.join(KINDS)}.")
+            raise InputError(f"{self.config} is a {kind}; supported are {', '.join(KINDS)}.")
         self.kind = KINDS[kind]
         if missing := [name for name in self.encoders if not index.get(name, [None])[0]]:
             raise InputError(f"{self.config} has no {' and no '.join(missing)}: name a whole one.")
@@ -96,33 +96,33 @@ class BasePipeline:
         files = {str(path) for path in Path(self.config).glob("*/*.py")}
         if strange := (libraries - LIBRARIES) | files:
             raise InputError(
-                f"{self.config} wants code of {', '.join(sorted(strange))}, which is not run: name "
-                "a pipeline that diffusers and transformers load by themselves."
+                f"{self.config} needs code of {', '.join(sorted(strange))}, which is not executed: "
+                "name a pipeline of diffusers' and transformers' own classes."
             )
 
     @cached_property
     def family(self) -> str:
-        """`sd1`, `sd2` or `sdxl`: whose layout a single file of it has."""
+        """The family, which sets a single file's layout: `sd1`, `sd2` or `sdxl`."""
         if self.kind is StableDiffusionXLPipeline:
             return "sdxl"
-        # OpenCLIP's text encoder, which SD 2.x has, has a plain GELU
+        # OpenCLIP's text encoder, that of SD 2.x, has a plain GELU
         return "sd2" if self._text_config("text_encoder").hidden_act == "gelu" else "sd1"
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Its text encoders' names in the pipeline."""
+        """Names of its text encoders in the pipeline."""
         both = self.kind is StableDiffusionXLPipeline
         return ("text_encoder", "text_encoder_2") if both else ("text_encoder",)
 
     @property
     def v_prediction(self) -> bool:
-        """Whether the denoiser says v instead of the noise."""
+        """Whether the denoiser predicts v instead of the noise."""
         stated = self.prediction or self.scheduler_config.get("prediction_type")
         return stated == "v_prediction"
 
     @property
     def side(self) -> int | None:
-        """Height and width of the images that it was made for, in pixels, if it tells."""
+        """Native height and width of its images in pixels, if it is known."""
         size = self.unet_config.get("sample_size")
         if not isinstance(size, int):
             return None
@@ -140,7 +140,7 @@ class BasePipeline:
             return pipeline_parts(UNet2DConditionModel.from_config(self.unet_config), encoders)
 
     def unet(self) -> UNet2DConditionModel:
-        """Return its UNet in float32."""
+        """Load its UNet in float32."""
         with self._readable():
             if self.single:
                 return UNet2DConditionModel.from_single_file(
@@ -151,11 +151,11 @@ class BasePipeline:
             )
 
     def pipeline(self, unet: UNet2DConditionModel, vae: str | None) -> DiffusionPipeline:
-        """Return the whole pipeline in float32: an LCM's where its UNet was distilled into one.
+        """Load the complete pipeline in float32, as an LCM's if its UNet was distilled into one.
 
         Args:
-            unet: The UNet that it gets, in the place of its own.
-            vae: Hub name or folder of the VAE that it gets, if it is another.
+            unet: Replaces the pipeline's UNet.
+            vae: Hub name or folder of a VAE that replaces the pipeline's, or None.
         """
         self.check_form(unet)
         parts: dict[str, Any] = {"unet": unet}
@@ -176,23 +176,23 @@ class BasePipeline:
         return pipeline
 
     def check_form(self, unet: UNet2DConditionModel) -> None:
-        """Refuse a UNet that is not of this base's form."""
+        """Raise InputError if a UNet's configuration differs from this base's."""
         for key in COMPARED:
             ours, theirs = (json.dumps(c.get(key)) for c in (self.unet_config, unet.config))
             if ours != theirs:
                 raise InputError(
-                    f"The UNet's {key} is {theirs}, that of {self.name} {ours}: name the pipeline "
-                    "that was trained as `--base`."
+                    f"The UNet's {key} is {theirs}, that of {self.name} is {ours}: name the "
+                    "pipeline that was trained as `--base`."
                 )
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """Say in a sentence what the many errors of loading mean."""
+        """Raise InputError for the errors of loading."""
         try:
             yield
         except (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError) as e:
             raise InputError(
-                f"{self.name} does not hold all weights of a pipeline as .safetensors (others are "
+                f"{self.name} does not have all weights of a pipeline as .safetensors (others are "
                 "never opened): name one that does as `--base`, with `--variant` if it needs one."
             ) from e
 
@@ -201,12 +201,12 @@ class BasePipeline:
 
 
 def _takes_guidance(unet: UNet2DConditionModel) -> bool:
-    """Return whether a UNet is told the guidance scale."""
+    """Return whether a UNet is conditioned on the guidance scale."""
     return unet.config.time_cond_proj_dim is not None
 
 
 def _lcm(pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    """Return the latent consistency model that was distilled from this pipeline."""
+    """Return the pipeline as a latent consistency model's."""
     scheduler = LCMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     parts = pipeline.components | {"scheduler": scheduler}
     checked = pipeline.config.get("requires_safety_checker", True)

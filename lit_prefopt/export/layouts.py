@@ -1,4 +1,4 @@
-"""Layouts and precisions that weights are exported in."""
+"""Layouts and precisions of exported weights."""
 
 from typing import Literal
 

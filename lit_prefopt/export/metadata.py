@@ -1,4 +1,4 @@
-"""Plain facts in a file's metadata, by which other programs recognise what it is."""
+"""Metadata of exported files, by which other programs recognise them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
 
 def base_version(base: BasePipeline) -> str:
-    """Return what kohya's trainer calls the family (`ss_base_model_version`)."""
+    """Return kohya's name of the family (`ss_base_model_version`)."""
     if base.family == "sdxl":
         return "sdxl_base_v1-0"
     return {"sd1": "sd_v1", "sd2": "sd_v2"}[base.family] + ("_v" if base.v_prediction else "")
@@ -19,8 +19,8 @@ def modelspec(base: BasePipeline, title: str, lora: bool) -> dict[str, str]:
 
     Args:
         base: The pipeline that the weights belong to.
-        title: What the file is called.
-        lora: Whether it holds a LoRA only.
+        title: Title of the file.
+        lora: Whether the file contains only a LoRA.
     """
     architecture = {
         "sd1": "stable-diffusion-v1",

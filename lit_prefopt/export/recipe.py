@@ -1,7 +1,6 @@
-"""What a run's recipe says of the pipeline that was trained, read as plain data.
+"""Read the trained pipeline from a run's recipe, as plain data.
 
-A recipe that lies beside weights may come from a stranger: nothing that it names is imported or
-built as the class that it asks for.
+A recipe that comes with weights may be untrusted: no class that it names is imported or built.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from lit_prefopt.errors import InputError
 
 RECIPE = "recipe.yaml"
 TOY = Path(__file__).parent.parent / "toy" / "checkpoint"
-"""The pipeline of the toy world, whose recipes need not name it."""
+"""The pipeline of the toy world, which its recipes may omit."""
 
 
 class Recipe(NamedTuple):
-    """Where the parts of the trained pipeline lie; the words are those of the backbones."""
+    """Components of the trained pipeline, named as in the backbones."""
 
     pretrained: str | None = None
     config: str | None = None
@@ -32,11 +31,11 @@ class Recipe(NamedTuple):
 
 
 def read_recipe(text: str, where: Path) -> Recipe:
-    """Return what a recipe says.
+    """Parse a recipe.
 
     Args:
         text: The recipe, as YAML.
-        where: The file that it was found in.
+        where: Its file, for messages.
 
     Raises:
         InputError: It names no backbone.
@@ -56,6 +55,6 @@ def read_recipe(text: str, where: Path) -> Recipe:
 
 
 def recipe_in(folder: Path) -> Recipe:
-    """Return what the recipe in a folder says; nothing where there is none."""
+    """Read the recipe in a folder; return an empty one if there is none."""
     file = folder / RECIPE
     return read_recipe(file.read_text("utf-8"), file) if file.is_file() else Recipe()

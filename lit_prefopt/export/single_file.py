@@ -1,4 +1,4 @@
-"""A whole pipeline as one file in the original layout, as A1111 and ComfyUI load it."""
+"""Convert a pipeline to a single file in the original layout, for A1111 and ComfyUI."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TEXT = {
     "sd2": ("cond_stage_model." + OPEN_CLIP,),
     "sdxl": ("conditioner.embedders.0." + CLIP, "conditioner.embedders.1." + OPEN_CLIP),
 }
-"""What the text encoders' names begin with, by family; OpenCLIP's layout is another."""
+"""Prefixes of the text encoders' keys, by family; OpenCLIP has another layout."""
 
 
 def single_file_state(pipeline: DiffusionPipeline, family: str) -> dict[str, Tensor]:
-    """Return all weights of a pipeline under their original names.
+    """Return all weights of a pipeline with their original keys.
 
     Args:
         pipeline: Stable Diffusion or SDXL.
@@ -37,7 +37,7 @@ def single_file_state(pipeline: DiffusionPipeline, family: str) -> dict[str, Ten
         inner = clip_state(encoder) if prefix.endswith(CLIP) else open_clip_state(encoder)
         state |= {prefix + name: tensor for name, tensor in inner.items()}
     if family == "sdxl" and pipeline.scheduler.config.prediction_type == "v_prediction":
-        # nothing else in an SDXL file tells; ComfyUI looks for this key
+        # an SDXL file has no other marker of v-prediction; ComfyUI looks for this key
         state["v_pred"] = torch.zeros(0)
         if pipeline.scheduler.config.get("rescale_betas_zero_snr"):
             state["ztsnr"] = torch.zeros(0)
@@ -45,23 +45,23 @@ def single_file_state(pipeline: DiffusionPipeline, family: str) -> dict[str, Ten
 
 
 def check_single_file(unet: UNet2DConditionModel) -> None:
-    """Refuse a UNet that the original code does not know."""
+    """Raise InputError for a UNet that the original layout does not support."""
     if unet.config.time_cond_proj_dim is not None:
         raise InputError(
-            "This UNet is told the guidance scale, for which the original layout has no place: "
+            "This UNet has a guidance-scale embedding, which the original layout does not support: "
             "export it to unet or pipeline."
         )
 
 
 def unet_state(unet: nn.Module) -> dict[str, Tensor]:
-    """Return a UNet's weights under their original names."""
+    """Return a UNet's weights with their original keys."""
     state = unet.state_dict()
     names = unet_names(state)
     return {names[name]: tensor for name, tensor in state.items()}
 
 
 def vae_state(vae: AutoencoderKL) -> dict[str, Tensor]:
-    """Return a VAE's weights under their original names; its attention was convolutions."""
+    """Return a VAE's weights with their original keys; its attention layers are convolutions."""
     blocks = len(vae.config.up_block_types)
     state = {}
     for name, tensor in vae.state_dict().items():
@@ -71,12 +71,12 @@ def vae_state(vae: AutoencoderKL) -> dict[str, Tensor]:
 
 
 def clip_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """Return a text encoder's weights without `text_model.`, which transformers may put before."""
+    """Return a text encoder's weights without transformers' optional prefix `text_model.`."""
     return {name.removeprefix("text_model."): t for name, t in encoder.state_dict().items()}
 
 
 def open_clip_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """Return a text encoder's weights in OpenCLIP's layout: query, key and value are one matrix."""
+    """Return a text encoder's weights in OpenCLIP's layout, with fused query, key and value."""
     state = clip_state(encoder)
     out = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""What is exported: a LoRA file, a UNet, a checkpoint of a run, or the run's folder."""
+"""Read the weights to export: a LoRA file, a UNet, a checkpoint, or a run's folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DENOISER = "backbone.policy.denoiser."
 
 
 class TrainedWeights(NamedTuple):
-    """Trained weights, and what is known about the pipeline that they belong to.
+    """Trained weights, with the recipe of their pipeline.
 
     They are a LoRA, or all weights of a UNet, in a folder or by name.
     """
@@ -33,10 +33,10 @@ class TrainedWeights(NamedTuple):
     unet: Path | dict[str, Tensor] | None = None
 
     def load_unet(self, base: BasePipeline | None) -> UNet2DConditionModel:
-        """Return the UNet with what was trained, or the one that a LoRA is to be merged into.
+        """Load the UNet with the trained weights, or the one into which a LoRA is to be merged.
 
         Args:
-            base: The pipeline that was trained; only a UNet's folder can do without.
+            base: The pipeline that was trained; optional only for a UNet's folder.
         """
         if isinstance(self.unet, Path):
             return load_component(UNet2DConditionModel, str(self.unet), "unet", torch.float32)
@@ -55,35 +55,35 @@ class TrainedWeights(NamedTuple):
             unet.load_state_dict(self.unet)
         except RuntimeError as error:
             raise InputError(
-                f"{self.name} holds the weights of another UNet than {base.name} has: name the "
+                f"The weights of {self.name} do not fit the UNet of {base.name}: name the "
                 "pipeline that was trained as `--base`."
             ) from error
         return unet
 
 
 def _added(weights: dict[str, Tensor]) -> dict[str, int]:
-    """Return what a distillation added to a UNet's configuration: a guidance embedding."""
+    """Return the configuration that a distillation added to a UNet: a guidance embedding."""
     layer = weights.get("time_embedding.cond_proj.weight")
     return {} if layer is None else {"time_cond_proj_dim": layer.shape[1]}
 
 
 def missing_base(name: str) -> InputError:
-    """Return what to say of weights whose pipeline is not known."""
+    """Return the error for weights of an unknown pipeline."""
     return InputError(
-        f"{name} does not tell which pipeline was trained: name it as `--base`, a hub name or a "
-        "folder."
+        f"{name} has no recipe that names the trained pipeline: name it as `--base`, a hub name or "
+        "a folder."
     )
 
 
 def read_trained_weights(source: str) -> TrainedWeights:
-    """Return what a path holds.
+    """Read the trained weights of a path.
 
     Args:
         source: A LoRA's .safetensors file; a UNet's folder; a .ckpt that `lit-prefopt fit` wrote;
             a run's folder; or a whole pipeline's folder.
 
     Raises:
-        InputError: It holds nothing of the kind.
+        InputError: It contains no such weights.
     """
     path = Path(source)
     if path.is_dir():
@@ -110,28 +110,28 @@ def _folder(folder: Path) -> TrainedWeights:
     if (folder / LAST).is_file():
         return _checkpoint(folder / LAST)
     raise InputError(
-        f"{folder} holds neither weights nor checkpoints/last.ckpt: name a LoRA file, a UNet, a "
+        f"{folder} contains neither weights nor checkpoints/last.ckpt: name a LoRA file, a UNet, a "
         ".ckpt or a run."
     )
 
 
 def _checkpoint(path: Path) -> TrainedWeights:
-    """Return the trained weights of a training checkpoint."""
+    """Read the trained weights of a training checkpoint."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, text = checkpoint["state_dict"], checkpoint["recipe"]
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise InputError(
-            f"{path} is no checkpoint that `lit-prefopt fit` wrote (weights and a recipe, and "
-            "nothing that would have to be run)."
+            f"{path} is not a checkpoint of `lit-prefopt fit`, with weights, a recipe and no "
+            "pickled code: name one."
         ) from error
     recipe = read_recipe(text, path)
     weights = {k.removeprefix(DENOISER): v for k, v in state.items() if k.startswith(DENOISER)}
     others = [k for k in state if k.startswith("backbone.") and not k.startswith(DENOISER)]
     if others or not weights:
         raise InputError(
-            f"{path} holds {others[0] if others else 'no denoiser'}, which has no place in an "
-            "export: only a trained denoiser has."
+            f"{path} contains {others[0] if others else 'no denoiser'}, which cannot be exported: "
+            "name a checkpoint of a trained denoiser."
         )
     if recipe.lora is None:
         return TrainedWeights(str(path), recipe, unet=weights)
@@ -139,12 +139,12 @@ def _checkpoint(path: Path) -> TrainedWeights:
 
 
 def _adapter(path: Path, weights: dict[str, Tensor], alpha: float | None) -> LoRAFile:
-    """Return the LoRA of a checkpoint; its alpha stands in the recipe."""
+    """Return the LoRA of a checkpoint, with alpha from the recipe."""
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in weights.items():
         found = re.fullmatch(r"(.+)\.lora_([AB])\.\w+\.weight", key)
         if found is None:
-            raise InputError(f"{path} holds {key!r}, which is no plain LoRA.")
+            raise InputError(f"{path} contains {key!r}, which is not a plain LoRA.")
         halves.setdefault(found[1], {})[found[2]] = tensor
     return LoRAFile(
         str(path),

@@ -1,4 +1,4 @@
-"""Write trained weights: read them, merge their LoRAs, and save the layout that is asked for."""
+"""Write trained weights: read them, merge their LoRAs, and save the requested layout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_weights(
     base_config: str | None,
     variant: str | None,
 ) -> None:
-    """Write trained weights in the layout that another program wants.
+    """Export trained weights in a layout for other programs.
 
     The arguments are those of `lit-prefopt export`.
     """
@@ -59,17 +59,17 @@ def write_weights(
 
 def _check_output(target: Path, to: Layout) -> None:
     if target.exists():
-        raise InputError(f"{target} exists; remove it or name another.")
+        raise InputError(f"{target} exists; remove it or choose another path.")
     file = to in (*LORA_WRITERS, "single-file")
     if file != (target.suffix == ".safetensors"):
-        kind = "file: let its name end in" if file else "folder: let its name not end in"
-        raise InputError(f"What is written to {target} is a {kind} .safetensors.")
+        kind = "file: use a name that ends in" if file else "folder: use a name without"
+        raise InputError(f"The output {target} is a {kind} .safetensors.")
 
 
 def _at(
     origin: TrainedWeights, base: str | None, config: str | None, variant: str | None
 ) -> TrainedWeights:
-    """Return the origin with its pipeline where the command line says that it lies."""
+    """Return the weights with the pipeline that the command line names."""
     recipe = origin.recipe
     if base is not None:
         recipe = recipe._replace(
@@ -80,32 +80,31 @@ def _at(
 
 
 def _loras(origin: TrainedWeights, plus: str | None, to: Layout) -> list[LoRAFile]:
-    """Return the LoRAs that are not in the UNet yet: what training started from, and its own."""
+    """Return the LoRAs not yet merged into the UNet: the initial one, and the trained one."""
     if origin.lora is not None:
         return [*_start(origin, plus), origin.lora]
     if to in LORA_WRITERS:
         raise InputError(
-            f"{origin.name} is a UNet of which all weights were trained, not a LoRA: export it to "
+            f"{origin.name} is a fully trained UNet, not a LoRA: export it to "
             "unet, pipeline or single-file."
         )
     if plus is not None and origin.recipe.start_lora is None:
         raise InputError(
-            f"{origin.name} is a UNet of which all weights were trained, and no LoRA is named in "
-            "its recipe: leave `--plus` away."
+            f"{origin.name} is a fully trained UNet without a LoRA in its recipe: omit `--plus`."
         )
-    # The UNet holds it already, the text encoders do not.
+    # It is merged into the UNet already, but not into the text encoders.
     return [] if to == "unet" else [lora.without("unet") for lora in _start(origin, plus)]
 
 
 def _start(origin: TrainedWeights, plus: str | None) -> list[LoRAFile]:
-    """Return the LoRA that is taken in too, if there is one."""
+    """Return the additional LoRA, or None."""
     start = plus or origin.recipe.start_lora
     if start in (None, "none"):
         return []
     if plus is None and not Path(start).exists():
         raise InputError(
-            f"{origin.name} was trained from the LoRA {start}, which is not there: say where it "
-            "lies by `--plus`, or leave it out by `--plus none`."
+            f"{origin.name} was trained from the LoRA {start}, which does not exist: name its file "
+            "with `--plus`, or omit it with `--plus none`."
         )
     return [read_lora(start)]
 
@@ -113,7 +112,7 @@ def _start(origin: TrainedWeights, plus: str | None) -> list[LoRAFile]:
 def _lora_writer(
     loras: list[LoRAFile], to: Layout, base: BasePipeline | None, name: str, dtype: torch.dtype
 ) -> Callable[[Path], None]:
-    """Return what writes LoRAs as one."""
+    """Return a function that writes the LoRAs as one file."""
     if base is None:
         raise missing_base(name)
     parts = base.skeleton()
@@ -128,7 +127,7 @@ def _merged_writer(
     base: BasePipeline | None,
     dtype: torch.dtype,
 ) -> Callable[[Path], None]:
-    """Return what writes the weights with all LoRAs merged into them."""
+    """Return a function that writes the weights with all LoRAs merged."""
     unet = origin.load_unet(base)
     if to == "unet":
         for lora in loras:

@@ -1,4 +1,4 @@
-"""LoRA files for others: diffusers' layout, and kohya's, which A1111 and ComfyUI load."""
+"""Write LoRA files in diffusers' layout, and in kohya's for A1111 and ComfyUI."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Layers = Mapping[tuple[str, str], LoRALayer]
 
 
 def combine(first: Layers, second: Layers) -> dict[tuple[str, str], LoRALayer]:
-    """Return one LoRA that changes as much as two do together, exactly.
+    """Combine two LoRAs into one that is exactly equal to their sum.
 
-    Both updates of a layer are kept side by side, so that its rank is the sum of theirs, and their
-    alphas are taken into the weights.
+    The two updates of a layer are concatenated, so that its rank is the sum of theirs, and their
+    alphas are folded into the weights.
 
     Args:
         first: Layers by part and module, as `match_lora` returns them.
-        second: The same, of another LoRA for the same base.
+        second: Those of another LoRA for the same base.
     """
     return {
         key: _side_by_side([lora[key] for lora in (first, second) if key in lora])
@@ -46,7 +46,7 @@ def _side_by_side(layers: list[LoRALayer]) -> LoRALayer:
 def write_diffusers_lora(
     layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype
 ) -> None:
-    """Write a LoRA that `load_lora_weights` takes, ranks and alphas in its metadata.
+    """Write a LoRA for `load_lora_weights`, with ranks and alphas in its metadata.
 
     Args:
         layers: Layers by part and module.
@@ -57,7 +57,7 @@ def write_diffusers_lora(
     arguments: dict[str, object] = {}
     for part in dict.fromkeys(part for part, _ in layers):
         own = {name: layer for (owner, name), layer in layers.items() if owner == part}
-        # peft's own names: files that mix them with diffusers' older ones lose half when loaded
+        # peft's keys: a file that mixes them with diffusers' older ones is only half loaded
         arguments[f"{part}_lora_layers"] = {
             f"{name}.lora_{half}.weight": tensor.to(dtype).contiguous()
             for name, layer in own.items()
@@ -68,7 +68,7 @@ def write_diffusers_lora(
 
 
 def _adapter_config(layers: dict[str, LoRALayer]) -> LoraConfig:
-    """Return what peft must know of the layers, by what most of them have in common."""
+    """Return peft's configuration of the layers, with the most common rank and alpha as default."""
     rank = _most_common(layer.rank for layer in layers.values())
     alpha = _number(_most_common(layer.alpha for layer in layers.values()))
     return LoraConfig(
@@ -83,8 +83,8 @@ def _adapter_config(layers: dict[str, LoRALayer]) -> LoraConfig:
 def write_kohya_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype) -> None:
     """Write a LoRA in kohya's layout.
 
-    SDXL's layers are named as in the original code and those of SD 1.x and 2.x as in diffusers,
-    because that is what kohya's own trainer writes for each, and so what every other program knows.
+    SDXL's layers have the names of the original code and those of SD 1.x and 2.x diffusers' names,
+    as in the files of kohya's own trainer, which other programs support.
 
     Args:
         layers: Layers by part and module.
@@ -129,10 +129,10 @@ def _kohya_key(part: str, name: str, family: str, net: nn.Module) -> str:
 
 
 def _one_alpha(layers: Layers) -> dict[tuple[str, str], LoRALayer]:
-    """Return layers that do the same, all with one alpha.
+    """Return equivalent layers with the same alpha.
 
-    Kohya's layout has an alpha for each layer, but diffusers 0.42 overlooks on attention layers
-    those that differ from the most common one.
+    Kohya's layout has an alpha per layer, but for attention layers diffusers 0.42 ignores those
+    that differ from the most common one.
     """
     alpha = _most_common(layer.alpha for layer in layers.values()) or 1.0
     return {
@@ -148,5 +148,5 @@ def _most_common(values: Iterable[float]) -> float:
 
 
 def _number(value: float) -> float:
-    """Return whole numbers as such: 16, not 16.0."""
+    """Return an integral float as an int: 16, not 16.0."""
     return int(value) if value == int(value) else value

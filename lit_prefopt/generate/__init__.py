@@ -1,4 +1,4 @@
-"""What `predict` runs: pairs that a model makes itself, and what is made of pairs beforehand."""
+"""Generators that `predict` runs: sampled pairs, cached latents, reference errors."""
 
 from typing import TYPE_CHECKING
 

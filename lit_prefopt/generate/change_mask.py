@@ -1,4 +1,4 @@
-"""Where two images differ."""
+"""Mask of the pixels in which two images differ."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lit_prefopt.errors import check_number
 
 @dataclass
 class ChangeMask:
-    """Finds where the two halves of a diptych differ.
+    """Computes the mask of the region in which the two halves of a diptych differ.
 
     Args:
-        threshold: Mean absolute difference over the channels from which a pixel has changed, as a
-            share of the whole range from black to white.
-        dilation: By how many pixels the changed region grows to every side.
+        threshold: Mean absolute difference over the channels above which a pixel counts as
+            changed, as a share of the range from black to white.
+        dilation: Pixels by which the changed region is dilated on every side.
     """
 
     threshold: float = 0.1
     dilation: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse numbers that find nothing or everything."""
+        """Check the ranges of the numbers."""
         check_number("threshold", self.threshold, most=1, above=0)
         check_number("dilation", self.dilation, 0)
 

@@ -1,4 +1,4 @@
-"""What the right panel of a diptych shows instead: rules that spoil one thing of a prompt."""
+"""Corruptions of a prompt for the right panel of a diptych: misspelt text, swapped words."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ class CorruptionTarget(NamedTuple):
     """What differs between the two panels."""
 
     kind: str  # "text", "word" or the name of an attribute
-    left: str  # what the left panel is to show of it
-    right: str  # what the right one is to show instead
+    left: str  # its value in the left panel
+    right: str  # its value in the right panel
 
 
 class CorruptedPrompt(NamedTuple):
     """The prompts of both panels."""
 
-    left: str  # the prompt as it is
-    right: str  # the spoilt one
+    left: str  # the original prompt
+    right: str  # the corrupted prompt
     target: CorruptionTarget
 
 
 class Corruption(ABC):
-    """Spoils one thing of a prompt by a rule."""
+    """Corrupts one detail of a prompt by a rule."""
 
     WANTS: ClassVar[str]
-    """What a prompt must hold to be spoilt, for messages."""
+    """What a prompt needs in order to be corrupted, for messages."""
 
     @abstractmethod
     def corrupt(self, prompt: str, generator: Generator) -> CorruptedPrompt | None:
-        """Return the prompts of both panels, or None where there is nothing to spoil.
+        """Return the prompts of both panels, or None if there is nothing to corrupt.
 
         Args:
             prompt: Any prompt.
-            generator: Everything random is drawn from it.
+            generator: Random generator.
         """
 
 
 class MisspeltText(Corruption):
-    """Misspells one word of a text that the prompt has in quotes.
+    """Misspells one word of a text in quotes.
 
     Args:
-        kinds: The ways to misspell: `swap` two neighbouring letters, `replace` one, `drop` one,
+        kinds: Kinds of misspelling: `swap` two neighbouring letters, `replace` one, `drop` one,
             `double` one.
     """
 
@@ -67,13 +67,13 @@ class MisspeltText(Corruption):
         unknown = set(kinds) - set(_WAYS)
         if unknown or not kinds:
             raise InputError(
-                f"The ways to misspell are {', '.join(kinds) or 'none'}; choose some of "
+                f"The kinds of misspelling are {', '.join(kinds) or 'none'}; choose from "
                 f"{', '.join(_WAYS)}."
             )
         self.kinds = tuple(kinds)
 
     def corrupt(self, prompt: str, generator: Generator) -> CorruptedPrompt | None:
-        """Return the prompt, and one with another spelling of a word in quotes."""
+        """Return the prompt, and a copy with a misspelt word in quotes."""
         for quoted in _shuffled([*_QUOTED.finditer(prompt)], generator):
             group = quoted.lastindex or 0
             text, start = quoted.group(group), quoted.start(group)
@@ -86,21 +86,21 @@ class MisspeltText(Corruption):
         return None
 
     def _misspelt(self, word: str, generator: Generator) -> str | None:
-        """Return another spelling, or None where no way leads to one."""
+        """Return a misspelling, or None if there is none."""
         for kind in _shuffled(self.kinds, generator):
             for place in _shuffled(range(len(word)), generator):
                 wrong = _WAYS[kind](word, place, generator)
-                # another case is not another spelling
+                # a change of case alone is not a misspelling
                 if wrong and wrong.casefold() != word.casefold():
                     return wrong
         return None
 
 
 class WordSwap(Corruption):
-    """Replaces one word by another one of a table.
+    """Replaces one word by another from a table.
 
     Args:
-        words: What may stand in each word's place, such as `{left: [right], three: [two, four]}`.
+        words: Replacements of each word, such as `{left: [right], three: [two, four]}`.
     """
 
     WANTS = "a word of the table"
@@ -112,13 +112,13 @@ class WordSwap(Corruption):
         ]
         if not self.words or empty:
             raise InputError(
-                f"The table `words` says nothing else for {', '.join(empty) or 'any word'}; give "
-                "at least one other word for each."
+                f"The table `words` has no replacement for {', '.join(empty) or 'any word'}; give "
+                "at least one for each."
             )
 
     def corrupt(self, prompt: str, generator: Generator) -> CorruptedPrompt | None:
-        """Return the prompt, and one with another word."""
-        words = sorted(self.words, key=len, reverse=True)  # the longer of two that overlap
+        """Return the prompt, and a copy with one word replaced."""
+        words = sorted(self.words, key=len, reverse=True)  # longer matches first
         known = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
         found = [*known.finditer(prompt)]
         if not found:
@@ -132,7 +132,7 @@ class WordSwap(Corruption):
 
 
 def choose_one(things: Sequence[Thing], generator: Generator) -> Thing:
-    """Return one of some things, all alike likely."""
+    """Return one item, drawn uniformly."""
     return things[int(torch.randint(len(things), (), generator=generator))]
 
 

@@ -31,7 +31,7 @@ from lit_prefopt.utils.fingerprint import fingerprint
 
 
 class DiptychRequest(NamedTuple):
-    """One diptych to be made."""
+    """One diptych to generate."""
 
     place: int  # of its prompt in the group
     seed: int
@@ -40,28 +40,28 @@ class DiptychRequest(NamedTuple):
 
 
 class DiptychGenerator(Generator):
-    """Makes each pair as one picture of two panels, which differ in what the corruption spoils.
+    """Generates each pair as one image of two panels that differ in the corrupted detail.
 
-    The left panel shows the prompt and becomes the chosen side, the right one shows the spoilt
-    prompt and becomes the rejected side. What the filters refuse is left out and counted.
+    The left panel shows the prompt and becomes the chosen side, the right one shows the corrupted
+    prompt and becomes the rejected side. Pairs that a filter rejects are skipped and counted.
 
     Args:
-        backbone: Makes the diptychs; given as the recipe's own key `backbone`.
-        output: Folder of pair shards to be made.
-        corruption: What the right panel shows instead.
-        template: Prompt of the whole picture, with {left} and {right} for those of the panels.
-        size: Width and height of the images that are written, in pixels; as large as they come
-            out of the canvas where it is not given.
-        per_prompt: Diptychs made of each prompt, each from a seed and with a corruption of its own.
-        seam: Pixels cut off the left and right rim of both panels, so that nothing of the seam
-            stays and the panels still lie on each other.
-        filters: What must hold of the two halves, in this order.
-        change: How it is found where the halves differ.
-        masks: Write where they differ to each pair's mask.png, for methods that ask for it.
-        control: Hold both panels to the edges of an image that is made of the prompt first.
-        sheet: Draw that many diptychs, the kept ones and the others, to OUTPUT-sheet.png.
-        sampling: How canvases are sampled, with their height and width; twice as wide as the
-            backbone's own images where no width is given.
+        backbone: The model that generates the diptychs; given as the recipe's own key `backbone`.
+        output: Output folder of pair shards.
+        corruption: Changes the prompt of the right panel.
+        template: Prompt of the whole image, with {left} and {right} for the panels' prompts.
+        size: Width and height of the saved images in pixels; the panels' own size by default.
+        per_prompt: Diptychs per prompt, each with its own seed and corruption.
+        seam: Pixels cropped from the left and right of both panels, to remove the seam and keep
+            the panels aligned.
+        filters: Filters of the two halves, applied in this order.
+        change: Computes the mask of the region in which the halves differ.
+        masks: Save that mask as each pair's mask.png, for methods that use it.
+        control: Condition both panels on the edges of an image that is sampled from the prompt
+            first.
+        sheet: Save a contact sheet of that many diptychs, kept and rejected, as OUTPUT-sheet.png.
+        sampling: Sampler settings with height and width of the canvas; by default twice as wide
+            as the backbone's own images.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class DiptychGenerator(Generator):
         self.sheet = DiptychSheet(self.output.with_name(f"{self.output.name}-sheet.png"), sheet)
 
     def setup(self, stage: str | None = None) -> None:
-        """Find out now what a filter lacks, and look at what is there already."""
+        """Load what the filters need, and check an existing output."""
         for one in self.filters:
             one.prepare()
         super().setup(stage)
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides, beside weights, prompts and sampling, what is made."""
+        """Return the settings that determine the output, besides weights, prompts and sampling."""
         control = self.control and {**self.control.settings(), "weights": fingerprint(self.control)}
         return {
             "corruption": _describe(self.corruption),
@@ -127,7 +127,7 @@ class DiptychGenerator(Generator):
         }
 
     def make(self, group: GenerationGroup) -> list[GeneratedPair]:
-        """Return the pairs that the filters let pass."""
+        """Return the pairs that pass the filters."""
         requests = self._requests(group)
         diptychs = [
             diptych
@@ -145,7 +145,7 @@ class DiptychGenerator(Generator):
         ]
 
     def _requests(self, group: GenerationGroup) -> list[DiptychRequest]:
-        """Return the diptychs to be made, without prompts that cannot be spoilt or read."""
+        """Return the diptychs to generate, without prompts that cannot be corrupted or encoded."""
         seeds = draws.subseeds(group.seeds, self.per_prompt, "diptych").tolist()
         requests = []
         for place, text in enumerate(group.texts):
@@ -156,13 +156,13 @@ class DiptychGenerator(Generator):
                     continue
                 whole = self.template.format(left=panels.left, right=panels.right)
                 if not self.backbone.fits_context(whole):
-                    self.left_out["with prompts longer than the text encoder reads"] += 1
+                    self.left_out["with prompts longer than the text encoder's context"] += 1
                     continue
                 requests.append(DiptychRequest(place, seed, panels, whole))
         return requests
 
     def _generate(self, requests: Sequence[DiptychRequest]) -> list[Diptych]:
-        """Return the diptychs of one batch, on the CPU."""
+        """Generate the diptychs of one batch; they are returned on the CPU."""
         seeds = torch.tensor([one.seed for one in requests])
         drawing: Any = nullcontext()
         if self.control is not None:
@@ -201,8 +201,8 @@ def split_panels(canvases: Tensor, seam: int = 0, size: int | None = None) -> tu
 
     Args:
         canvases: (B, 3, H, 2 W).
-        seam: Pixels that both panels lose on their left and right.
-        size: Width and height that the middle of each panel is brought to.
+        seam: Pixels cropped from the left and right of both panels.
+        size: Width and height that the middle of each panel is resized to.
     """
     width = canvases.shape[-1] // 2
     panels = torch.cat([canvases[..., :width], canvases[..., width:]])
@@ -224,13 +224,13 @@ def _check_template(template: str) -> None:
         filled = ""
     if "\0l" not in filled or "\0r" not in filled:
         raise InputError(
-            f"The template {template!r} does not say where the panels' prompts go: write {{left}} "
+            f"The template {template!r} has no place for the panels' prompts: write {{left}} "
             "and {right} once each."
         )
 
 
 def _describe(part: Any) -> dict[str, Any]:
-    """Return a part's class and its plain numbers and words, functions by their names."""
+    """Return a component's class and its plain arguments, functions by their names."""
     values = {name: _plain(value) for name, value in sorted(vars(part).items())}
     return {"class": type(part).__name__, **values}
 

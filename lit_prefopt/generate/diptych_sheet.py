@@ -1,4 +1,4 @@
-"""A sheet of diptychs as a person looks at them: which ones were kept, and why others were not."""
+"""Contact sheet of diptychs, with the reasons for rejection."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lit_prefopt.data.images import to_pil
 from lit_prefopt.generate.filters import Diptych
 
 PANEL, SEAM, GAP, LINE = 160, 4, 12, 15  # pixels: a panel, between panels, cards and lines
-LETTERS = 52  # of a line
+LETTERS = 52  # per line
 KEPT, REFUSED, INK = "#1a7f37", "#b3261e", "#1f2328"
 
 
 class DiptychSheet:
-    """Collects diptychs until there are enough, and draws them.
+    """Collects diptychs and draws them as a contact sheet.
 
     Args:
-        path: The picture to be made.
-        count: How many diptychs it shows; 0 for no picture.
+        path: Output image.
+        count: Number of diptychs; 0 for no sheet.
     """
 
     def __init__(self, path: Path, count: int) -> None:
@@ -31,11 +31,11 @@ class DiptychSheet:
         self._cards: list[Image.Image] = []
 
     def add(self, diptychs: Sequence[Diptych], reasons: Sequence[str | None]) -> None:
-        """Take up diptychs and draw the picture anew, unless it is full.
+        """Add diptychs and redraw the sheet, unless it is full.
 
         Args:
-            diptychs: What was made.
-            reasons: Why each is left out, or None.
+            diptychs: Generated diptychs.
+            reasons: Why each was rejected, or None.
         """
         free = self.count - len(self._cards)
         if free <= 0 or not diptychs:
@@ -47,10 +47,10 @@ class DiptychSheet:
 
 
 def draw_card(diptych: Diptych, reason: str | None) -> Image.Image:
-    """Return one diptych with the changed region framed, its prompts and its fate."""
+    """Return an image of a diptych with the changed region framed, its prompts and its status."""
     height = round(PANEL * diptych.left.shape[-2] / diptych.left.shape[-1])
     lines = [
-        "kept" if reason is None else f"left out: {reason}",
+        "kept" if reason is None else f"rejected: {reason}",
         *textwrap.wrap(diptych.prompt, LETTERS, max_lines=2),
         *textwrap.wrap(f"right: {diptych.other}", LETTERS, max_lines=2),
     ]
@@ -76,7 +76,7 @@ def draw_card(diptych: Diptych, reason: str | None) -> Image.Image:
 
 
 def draw_sheet(cards: Sequence[Image.Image]) -> Image.Image:
-    """Return the cards in rows."""
+    """Return an image of the cards in rows."""
     across = max(1, math.ceil(math.sqrt(len(cards))))
     width, height = cards[0].size[0] + GAP, max(one.size[1] for one in cards) + GAP
     result = Image.new("RGB", (across * width, math.ceil(len(cards) / across) * height), "white")

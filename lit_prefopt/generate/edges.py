@@ -1,4 +1,4 @@
-"""Edge control: a ControlNet that holds both panels of a diptych to one drawing."""
+"""Edge control: a ControlNet that conditions both panels of a diptych on the same edges."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lit_prefopt.errors import InputError, check_number
 
 
 class EdgeControl(nn.Module):
-    """Draws images along given edges, by a ControlNet (arXiv 2302.05543) in diffusers' layout.
+    """Conditions images on edges by a ControlNet (arXiv 2302.05543) in diffusers' layout.
 
     Args:
         controlnet: Hub name or folder of a ControlNet of the backbone's family that was trained on
             edges.
-        scale: Weight of what it adds to the UNet.
-        low: Least strength of an edge that goes on from a stronger one, as kornia counts it; a
+        scale: Weight of its residuals in the UNet.
+        low: Canny's low threshold, for edges connected to a strong one, in kornia's units; a
             sharp step from black to white has 2.6.
-        high: Least strength of an edge of its own.
+        high: Canny's high threshold, for strong edges.
         dtype: Precision of its weights.
     """
 
@@ -51,19 +51,19 @@ class EdgeControl(nn.Module):
         self.scale, self.low, self.high = scale, low, high
 
     def settings(self) -> dict[str, float]:
-        """Return its numbers."""
+        """Return its numeric settings."""
         return {"scale": self.scale, "low": self.low, "high": self.high}
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse a backbone that it was not made for."""
+        """Check that the backbone's shapes match the ControlNet's."""
         if isinstance(backbone, UNetBackbone):
             names = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
             unet = backbone.policy.denoiser.config
             if all(_plain(unet[name]) == _plain(self.net.config[name]) for name in names):
                 return
         raise InputError(
-            f"The ControlNet was not made for {type(backbone).__name__} of this size: name one of "
-            "the backbone's family by `--model.control.controlnet`."
+            f"The ControlNet does not fit {type(backbone).__name__} of this size: name one of "
+            "the backbone's family with `--model.control.controlnet`."
         )
 
     def edges(self, images: Tensor) -> Tensor:
@@ -76,13 +76,17 @@ class EdgeControl(nn.Module):
 
     @contextmanager
     def condition_on(self, backbone: Backbone, drawing: Tensor) -> Iterator[None]:
-        """Let the UNet predict along these edges inside the block.
+        """Condition the UNet on these edges inside the block.
 
         Args:
-            backbone: Its `predict` is steered.
-            drawing: (B, 3, H, W) in [0, 1], for forwards of B rows or of B rows again and again.
+            backbone: Its `predict` gets the ControlNet's residuals.
+            drawing: (B, 3, H, W) in [0, 1], for forwards of B rows or multiples of them.
         """
-        assert isinstance(backbone, UNetBackbone)
+        if not isinstance(backbone, UNetBackbone):
+            raise InputError(
+                f"Edges condition UNets, which {type(backbone).__name__} has none of: take the "
+                "backbone StableDiffusion or StableDiffusionXL."
+            )
 
         def residuals(latents: Tensor, t: Tensor, conditioning: dict[str, Any]) -> dict[str, Any]:
             times = len(latents) // len(drawing)
@@ -108,12 +112,12 @@ class EdgeControl(nn.Module):
 
 
 def edges(images: Tensor, low: float, high: float) -> Tensor:
-    """Return the edges of images as J. Canny (1986) finds them, (B, 3, H, W) of zeros and ones.
+    """Return the Canny edges of images (J. Canny, 1986), (B, 3, H, W) of zeros and ones.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
-        low: Least strength of what goes on from a strong edge.
-        high: Least strength of a strong edge.
+        low: Low threshold, for edges connected to a strong one.
+        high: High threshold, for strong edges.
 
     Raises:
         InputError: kornia is not installed.
@@ -122,15 +126,15 @@ def edges(images: Tensor, low: float, high: float) -> Tensor:
         canny = importlib.import_module("kornia.filters").canny
     except ImportError as error:
         raise InputError(
-            "Finding edges wants kornia: `pip install lit-prefopt[edges]`, or leave "
-            "`--model.control` out."
+            "Edge detection needs kornia: `pip install lit-prefopt[edges]`, or omit "
+            "`--model.control`."
         ) from error
     found: Tensor = canny((images.float() + 1) / 2, low, high)[1]
     return found.repeat(1, 3, 1, 1)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return tensors of real numbers in that precision, also those within a dictionary."""
+    """Cast floating-point tensors to a dtype, also those in a dictionary."""
     if isinstance(value, dict):
         return {name: _cast(inner, dtype) for name, inner in value.items()}
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

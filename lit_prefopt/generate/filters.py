@@ -1,4 +1,4 @@
-"""Which diptychs become pairs: what must hold of the two halves."""
+"""Filters that decide which diptychs become pairs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lit_prefopt.judges.ocr import rapid_ocr
 
 
 class Diptych(NamedTuple):
-    """Two halves of one canvas, cut apart."""
+    """Two halves of one canvas."""
 
-    prompt: str  # what the left half is to show
-    other: str  # what the right half is to show
+    prompt: str  # of the left half
+    other: str  # of the right half
     target: CorruptionTarget  # what differs between the two
     left: Tensor  # (3, H, W) in [-1, 1]
     right: Tensor  # (3, H, W) in [-1, 1]
@@ -30,26 +30,26 @@ class Diptych(NamedTuple):
 
 
 class Filter(ABC):
-    """Says which diptychs are left out, and why."""
+    """Decides which diptychs are rejected, with a reason."""
 
     def prepare(self) -> None:  # noqa: B027 - most need nothing
-        """Load what it needs; whatever is missing is told now, in one sentence."""
+        """Load what it needs; raise InputError if something is missing."""
 
     @abstractmethod
     def reasons(self, diptychs: Sequence[Diptych]) -> list[str | None]:
-        """Return why each diptych is left out, in the plural as counts have it, or None.
+        """Return the reason why each diptych is rejected (in the plural, for counts), or None.
 
         Args:
-            diptychs: Those that all filters before have let pass.
+            diptychs: Those that passed all previous filters.
         """
 
 
 def first_rejections(filters: Sequence[Filter], diptychs: Sequence[Diptych]) -> list[str | None]:
-    """Return why each diptych is left out, by the first filter that does so; None for the others.
+    """Return the reason of the first filter that rejects each diptych, or None.
 
     Args:
-        filters: In their order; each sees only what those before it have let pass.
-        diptychs: What was made.
+        filters: In order; each gets only what passed the previous ones.
+        diptychs: Generated diptychs.
     """
     found: list[str | None] = [None] * len(diptychs)
     for one in filters:
@@ -62,10 +62,10 @@ def first_rejections(filters: Sequence[Filter], diptychs: Sequence[Diptych]) -> 
 
 
 class MinimumChange(Filter):
-    """Leaves out diptychs whose halves cannot be told apart.
+    """Rejects diptychs whose halves are almost equal.
 
     Args:
-        least: Least share of the picture that has changed.
+        least: Minimum share of changed pixels.
     """
 
     def __init__(self, least: float = 0.001) -> None:
@@ -79,11 +79,11 @@ class MinimumChange(Filter):
 
 
 class LocalChange(Filter):
-    """Leaves out diptychs whose halves differ in more than one place, or throughout.
+    """Rejects diptychs whose halves also differ outside the changed region, or throughout.
 
     Args:
-        least: Least structural similarity (SSIM) of the halves outside the changed region.
-        most_changed: Largest share of the picture that has changed.
+        least: Minimum structural similarity (SSIM) of the halves outside the changed region.
+        most_changed: Maximum share of changed pixels.
     """
 
     def __init__(self, least: float = 0.8, most_changed: float = 0.5) -> None:
@@ -97,7 +97,7 @@ class LocalChange(Filter):
             torch.stack([getattr(d, name).float() for d in diptychs])
             for name in ("left", "right", "change")
         )
-        # with one content in the changed region, that region does not colour what is around it
+        # with equal content in the changed region, it does not affect the SSIM around it
         other = torch.where(change > 0, left, right)
         _, ssim = structural_similarity_index_measure(
             left, other, data_range=2.0, return_full_image=True, reduction="none"
@@ -105,17 +105,17 @@ class LocalChange(Filter):
         rest = 1 - change
         values = (ssim.mean(1, keepdim=True) * rest).sum((1, 2, 3)) / rest.sum((1, 2, 3))
         wide = change.mean((1, 2, 3)) > self.most_changed
-        wrong = wide | ~(values >= self.least)  # no number where all has changed
+        wrong = wide | ~(values >= self.least)  # NaN if all has changed
         return ["with halves that differ elsewhere" if bad else None for bad in wrong.tolist()]
 
 
 class AttributeHolds(Filter):
-    """Leaves out diptychs of which the left half is wrong, or the right one is not.
+    """Rejects diptychs whose left half lacks the attribute, or whose right half has it.
 
     Args:
         judge: Scores the changed attribute by its name; both halves against the left one's prompt.
-        left_least: Least score of the left half.
-        right_most: Largest score of the right half.
+        left_least: Minimum score of the left half.
+        right_most: Maximum score of the right half.
     """
 
     def __init__(self, judge: Judge, left_least: float = 0.8, right_most: float = 0.6) -> None:
@@ -124,7 +124,7 @@ class AttributeHolds(Filter):
         self.judge, self.left_least, self.right_most = judge, left_least, right_most
 
     def prepare(self) -> None:
-        """Load what the judge needs."""
+        """Load the judge."""
         self.judge.prepare()
 
     def reasons(self, diptychs: Sequence[Diptych]) -> list[str | None]:
@@ -147,19 +147,19 @@ class AttributeHolds(Filter):
         if missing:
             raise InputError(
                 f"{type(self.judge).__name__} does not score {', '.join(sorted(missing))}: give "
-                "`AttributeHolds` another judge, or change something else."
+                "`AttributeHolds` another judge, or corrupt another attribute."
             )
         return [scores[d.target.kind][i].item() for i, d in enumerate(diptychs)]
 
 
 class TextHolds(Filter):
-    """Leaves out diptychs whose left half has not the text, or whose right half has it too.
+    """Rejects diptychs whose left half lacks the text, or whose right half has it too.
 
-    Letters and digits alone are compared, in capitals or not.
+    Only letters and digits are compared, case-insensitively.
 
     Args:
         reader: Import path of a function that returns the lines of text in a PIL image; RapidOCR,
-            which `pip install lit-prefopt[ocr]` brings with its models, where it is not given.
+            by default (`pip install lit-prefopt[ocr]`, models included).
     """
 
     def __init__(self, reader: Callable | None = None) -> None:
@@ -183,7 +183,7 @@ class TextHolds(Filter):
 
 
 def _contains_text(text: str, wanted: str, other: str) -> bool:
-    """Whether it holds the wanted text, and not as a part of the other one."""
+    """Return whether a text contains the wanted text, other than as a part of the other one."""
     return wanted in text and not (wanted in other and other in text)
 
 
@@ -192,15 +192,15 @@ def _letters(text: str) -> str:
 
 
 class CallableFilter(Filter):
-    """Asks a function of your own, such as one that asks a vision-language model.
+    """Filters by a function of your own, such as one that calls a vision-language model.
 
     Args:
         function: Import path of a function of the two halves (PIL images), the two prompts and the
-            target (`generate.corruptions.CorruptionTarget`) that says whether the diptych is kept.
-        name: What is said of those that it leaves out.
+            target (`generate.corruptions.CorruptionTarget`) that returns whether to keep it.
+        name: The reason in the counts of rejected diptychs.
     """
 
-    def __init__(self, function: Callable, name: str = "refused by the function") -> None:
+    def __init__(self, function: Callable, name: str = "rejected by the function") -> None:
         self.function, self.name = function, name
 
     def reasons(self, diptychs: Sequence[Diptych]) -> list[str | None]:

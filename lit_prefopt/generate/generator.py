@@ -1,4 +1,4 @@
-"""What generators of pairs share: prompts in groups, and how their images are sampled."""
+"""Base class of pair generators: prompts in groups, sampler settings."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from lit_prefopt.utils.fingerprint import fingerprint
 
 
 class GeneratedPair(NamedTuple):
-    """One pair that was made."""
+    """One generated pair."""
 
     place: int  # of its prompt in the list of prompts
     prompt: str
     chosen: Side  # decoded, or encoded as png, jpg or webp
     rejected: Side
     meta: Mapping[str, Any] = {}  # goes to the sample's .json
-    mask: Side | None = None  # white where the two sides are meant to differ
+    mask: Side | None = None  # white where the two sides should differ
 
     def write_to(self, writer: ShardWriter) -> None:
-        """Write it into a shard."""
+        """Write the pair into a shard."""
         meta = {**self.meta, "prompt_index": self.place}
         writer.add(self.prompt, self.chosen, self.rejected, meta, self.mask)
 
 
 class Generator(Producer):
-    """Makes pairs for prompts, as shards; `lit-prefopt predict` runs it, on one device or many.
+    """Generates pairs for prompts, as shards; run by `lit-prefopt predict` on one device or many.
 
-    A group of prompts is generated whole, from seeds of its own, so a run that was stopped makes
-    only what is missing, in the same batches as before, and ends with the same bytes.
+    A group of prompts is generated atomically, with seeds of its own: a resumed run generates only
+    the missing groups, in the same batches, and the output is identical byte for byte.
 
     Args:
-        backbone: Makes the images; given as the recipe's own key `backbone`.
-        output: Folder of pair shards to be made.
-        sampling: How images are sampled; the backbone's own settings where not given.
+        backbone: The model that is sampled; given as the recipe's own key `backbone`.
+        output: Output folder of pair shards.
+        sampling: Sampler settings; the backbone's own by default.
     """
 
     REFUSES: ClassVar[tuple[type[GenerationDataModule], ...]] = (ShardGroups,)
@@ -53,20 +53,20 @@ class Generator(Producer):
     def make(self, group: GenerationGroup) -> list[GeneratedPair]:
         """Return the pairs of a group, any number for each prompt, in the order of the prompts.
 
-        What is left out on the way is counted by name in `left_out`.
+        Skipped pairs are counted by reason in `left_out`.
 
         Args:
             group: B prompts.
         """
 
     def model_settings(self) -> dict[str, Any]:
-        """Return how images are sampled, and by which weights."""
+        """Return the sampler settings and the weights' identity."""
         return {
             "sampling": {k: v for k, v in vars(self.sampling).items() if v is not None},
             "weights": fingerprint(self.backbone),
         }
 
     def setup(self, stage: str | None = None) -> None:
-        """Look at what is there already, before anything is made."""
+        """Check an existing output before generating."""
         self.backbone.require_encoders(f"{type(self).__name__}, which samples images,")
         super().setup(stage)

@@ -1,4 +1,4 @@
-"""Cached pairs: what VAE and text encoders make of stored pairs, once for all trainings."""
+"""Cache pairs: encode images and prompts of stored pairs once, for repeated training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VERSIONS = ("torch", "diffusers", "transformers")
 
 
 class PairViews(NamedTuple):
-    """One pair, decoded and cut."""
+    """One pair, decoded and cropped."""
 
     sample: Sample
     shard: int
@@ -47,7 +47,7 @@ class PairViews(NamedTuple):
 
 
 class EncodedPair(NamedTuple):
-    """One pair as it is kept."""
+    """One pair as stored in the cache."""
 
     text: str
     tensors: dict[str, Tensor]
@@ -56,33 +56,33 @@ class EncodedPair(NamedTuple):
     size: Size  # of the best side
 
     def write_to(self, writer: ShardWriter) -> None:
-        """Write it into the shard whose number is that of the images' shard."""
+        """Write the pair into the shard of the same number as its image shard."""
         writer.add_members(members_of(self.text, self.tensors, self.meta), self.size, self.shard)
 
 
 class LatentCache(Producer):
-    """Encodes the images and prompts of pair shards, for trainings on `CachedPairs`.
+    """Encodes the images and prompts of pair shards, for training with `CachedPairs`.
 
-    Kept are mean and deviation of the VAE's posterior in its own precision, so that a training
-    draws from them what it would draw from the images, and the embedded prompts. Every shard of
-    images becomes one of latents, so that the order of a training stays what it was.
+    The cache contains mean and deviation of the VAE's posterior in its own precision, so that
+    training samples the same latents as from images, and the prompt embeddings. Every shard of
+    images becomes one of latents, so that the order of samples does not change.
 
     In bfloat16 a view of a pair takes 0.13 MB at 512 pixels and 0.52 MB at 1024; a prompt takes
     0.12 MB with Stable Diffusion 1.x and 0.32 MB with SDXL.
 
     Args:
-        backbone: Its VAE and text encoders speak; given as the recipe's own key `backbone`.
-        output: Folder of cached shards to be made.
-        resolution: Width and height of the images that are encoded, in pixels.
-        crop: Which part of an image of another shape is kept: the middle, or random ones, the same
-            for both sides.
-        flip: Keep every view mirrored as well, which doubles it; not for texts that speak of left
-            and right.
-        views: Random crops that are kept of each pair; of the middle there is one.
-        deviation: Keep the posterior's deviation; without it the latents take half the bytes, and
-            the mean is what is trained on.
-        batch_size: Images that are encoded at a time.
-        workers: Threads that decode images; as many as there are cores if not given.
+        backbone: The model whose VAE and text encoders are used; given as the recipe's own key
+            `backbone`.
+        output: Output folder of cached shards.
+        resolution: Width and height of the encoded images, in pixels.
+        crop: Crop of non-square images: the middle, or random crops, the same for both sides.
+        flip: Also store every view mirrored, which doubles the size; not for prompts that
+            mention left and right.
+        views: Number of random crops per pair; the middle crop is a single one.
+        deviation: Store the posterior's deviation; without it the latents take half the space and
+            training uses the mean.
+        batch_size: Images encoded at a time.
+        workers: Threads that decode images; by default one per core.
     """
 
     WANTS: ClassVar[type[GenerationDataModule]] = SampleGroups
@@ -121,17 +121,17 @@ class LatentCache(Producer):
 
     @property
     def form(self) -> OutputFormat:
-        """What kind of folder is made."""
+        """Format of the output folder."""
         return ShardFormat(LATENTS, numbered=True)
 
     def model_settings(self) -> dict[str, Any]:
-        """Return who encodes; the denoiser takes no part in it and may be another one."""
+        """Return the encoders' settings; the denoiser is not used and may be any."""
         encoders = {name: fingerprint(part) for name, part in self.backbone.encoders.items()}
         dtype = str(self.backbone.latent_dtype).removeprefix("torch.")
         return {"encoders": encoders, **self.backbone.latent_settings(), "dtype": dtype}
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides, beside model and pairs, what is made."""
+        """Return the settings that determine the output, besides model and pairs."""
         return {
             "resolution": self.augment.size[0],
             "crop": self.augment.crop,
@@ -142,24 +142,24 @@ class LatentCache(Producer):
         }
 
     def notes(self) -> dict[str, Any]:
-        """Return by what it is made."""
+        """Return notes on the origin of the output."""
         versions = {name: importlib.metadata.version(name) for name in VERSIONS}
         return {"checkpoint": self.backbone.checkpoint, **versions}
 
     def setup(self, stage: str | None = None) -> None:
-        """Look at what is there already, before anything is made."""
+        """Check an existing output before encoding."""
         self.backbone.require_encoders("LatentCache")
         super().setup(stage)
 
     def make(self, group: StoredGroup) -> list[EncodedPair]:
-        """Return what is kept of the pairs of a group, a batch of images at a time."""
+        """Encode the pairs of a group, a batch of images at a time."""
         pairs = zip(group.samples, group.shards, group.seeds.tolist(), strict=True)
         made: list[EncodedPair] = []
         waiting: list[PairViews] = []
         per_pair = self.views * (1 + self.flip) * len(SIDES)
         for views in map_in_order(self._decoded, pairs, self.workers):
             if isinstance(views, str):
-                log.warning("A pair cannot be read and is left out: %s.", views)
+                log.warning("A pair cannot be read and is skipped: %s.", views)
                 self.left_out["broken pairs"] += 1
                 continue
             waiting.append(views)
@@ -175,13 +175,13 @@ class LatentCache(Producer):
         (folder / EMPTY).chmod(0o644)
 
     def summary(self) -> str:
-        """Return how much room a pair takes."""
+        """Return the size of a pair on disk."""
         sizes = [path.stat().st_size for path in self.output.glob("*.tar")]
         pairs = sum(len(shard.offsets) for shard in read_index(str(self.output)))
         return f", {sum(sizes) / pairs / 1e6:.3f} MB each"
 
     def _decoded(self, pair: tuple[Sample, int, int]) -> PairViews | str:
-        """Return all views of a pair, or why there are none."""
+        """Decode all views of a pair; return the error message if it is broken."""
         sample, shard, seed = pair
         try:
             sides = [decode(data) for data in sample.sides]
@@ -208,7 +208,7 @@ class LatentCache(Producer):
 
     @torch.no_grad()
     def _encoded(self, pairs: list[PairViews]) -> list[EncodedPair]:
-        """Return what is kept of some pairs."""
+        """Encode pairs for the cache."""
         if not pairs:
             return []
         images = torch.cat([pair.images.flatten(0, 1) for pair in pairs])
@@ -238,6 +238,6 @@ class LatentCache(Producer):
 
 
 def _kept(prompt: Prompt) -> dict[str, Tensor]:
-    """Return the fields of a prompt that are there, by name, on the CPU."""
+    """Return the fields of a prompt that are not None, by name, on the CPU."""
     fields = prompt.cpu()._asdict().items()
     return {name: field.contiguous() for name, field in fields if field is not None}

@@ -1,4 +1,4 @@
-"""How what a generator makes lies on the disk: as shards of samples, or as one table."""
+"""Output formats of generators: shards of samples, or one table."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lit_prefopt.data.shards.writer import ShardWriter, shard_number
 
 
 class OutputWriter(AbstractContextManager, Protocol):
-    """A folder in the making, which gets its name when the block ends well."""
+    """Writer of a folder, which gets its final name when the block ends without an error."""
 
-    folder: Path  # under its temporary name
-    samples: int  # that are in it by now
+    folder: Path  # with its temporary name
+    samples: int  # written so far
 
 
 class OutputFormat(Protocol):
-    """A kind of folder: the output has it, and so has each of its parts."""
+    """Format of a folder, shared by the output and its parts."""
 
     def open(self, folder: Path) -> OutputWriter:
         """Return what writes a folder."""
@@ -46,11 +46,11 @@ class OutputFormat(Protocol):
 
 
 class ShardFormat:
-    """Folders of shards; what a generator makes writes itself, by `write_to`.
+    """Folders of shards; the generated items write themselves by `write_to`.
 
     Args:
-        kind: What the samples hold, `images` or `latents`.
-        numbered: Whether each sample says which shard it belongs to.
+        kind: Content of the samples, `images` or `latents`.
+        numbered: Whether each sample has the number of its shard.
     """
 
     def __init__(self, kind: str = IMAGES, *, numbered: bool = False) -> None:
@@ -78,14 +78,14 @@ class ShardFormat:
 
 
 class TableFormat:
-    """Folders with a table of the reference's errors; a generator makes pieces of it."""
+    """Folders with a table of the reference's errors, written in chunks."""
 
     def open(self, folder: Path) -> TableWriter:
         """Return what writes a folder."""
         return TableWriter(folder)
 
     def add(self, writer: TableWriter, made: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Write pieces: errors (pairs, draws, K) and timesteps (pairs, draws)."""
+        """Write chunks: errors (pairs, draws, K) and timesteps (pairs, draws)."""
         for errors, t in made:
             writer.append(errors, t)
 
@@ -96,10 +96,10 @@ class TableFormat:
 
 
 class TableWriter:
-    """Writes a folder with one table, which is held in memory until then.
+    """Writes a folder with one table, which is kept in memory until the end.
 
     Args:
-        output: The folder to be made.
+        output: Output folder.
     """
 
     def __init__(self, output: Path) -> None:
@@ -111,7 +111,7 @@ class TableWriter:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         name = f".{self.output.name}."
         self.folder = Path(tempfile.mkdtemp(prefix=name, dir=self.output.parent))
-        self.folder.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        self.folder.chmod(0o755)  # mkdtemp sets 0o700
         return self
 
     def append(self, errors: Tensor, t: Tensor) -> None:
@@ -130,7 +130,7 @@ class TableWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Complete the folder and give it its name, or remove it after an error."""
+        """Complete and rename the folder, or remove it after an error."""
         try:
             if kind is None:
                 errors, t = (torch.cat(column) for column in zip(*self._pieces, strict=True))

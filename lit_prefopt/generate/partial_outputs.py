@@ -1,4 +1,4 @@
-"""What a generation has made so far: a folder for each group, joined at the end."""
+"""Partial outputs of a generation, for resume: one folder per group, joined at the end."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ COUNTS = "counts.json"
 
 
 class PartialOutputs:
-    """The groups that are made already, in a folder beside the output.
+    """Finished groups of a generation, in a folder beside the output.
 
-    Both folders say what decides their content, and neither takes anything from another generation.
-    Until the parts are removed at the end, what was made lies on the disk twice.
+    Both folders store the settings that determine their content, which must match on resume.
+    Until the parts are removed at the end, the output is on the disk twice.
 
     Args:
-        output: Folder to be made; the parts lie in `<output>.parts`.
-        settings: What decides what is made.
+        output: Output folder; the parts are in `<output>.parts`.
+        settings: Settings that determine the output.
         count: Number of groups.
-        form: What kind of folder it is.
-        notes: What else is told of how it is made; it may differ where a run goes on.
+        form: Format of the folders.
+        notes: Further information; may differ in a resumed run.
     """
 
     SETTINGS_FILE: ClassVar[str] = GENERATION_FILE
-    """Name of the file that says what decides a folder's content."""
+    """Name of the file with the settings of a folder's content."""
 
     WORK: ClassVar[str] = "generation"
     MAKER: ClassVar[str] = "a generator"
-    ELSEWHERE: ClassVar[str] = "name another folder by `--model.output FOLDER`"
-    """What is made, by whom, and how it is sent elsewhere, for messages."""
+    ELSEWHERE: ClassVar[str] = "choose another folder with `--model.output FOLDER`"
+    """Product, producer and cure, for messages."""
 
     def __init__(
         self,
@@ -55,19 +55,19 @@ class PartialOutputs:
 
     @property
     def complete(self) -> bool:
-        """Whether the output is there."""
+        """Whether the output exists."""
         return (self.output / self.SETTINGS_FILE).exists()
 
     def has(self, number: int) -> bool:
-        """Whether a group is made."""
+        """Return whether a group is finished."""
         return self._part(number).exists()
 
     def missing(self) -> int:
-        """Return how many groups are left to make."""
+        """Return the number of unfinished groups."""
         return sum(not self.has(number) for number in range(self.count))
 
     def check(self) -> None:
-        """Refuse to go on with what another generation has begun or made."""
+        """Raise InputError if the folders belong to a generation with other settings."""
         for folder in (self.output, self.folder):
             self._check(folder)
 
@@ -82,17 +82,17 @@ class PartialOutputs:
         if names:
             raise InputError(
                 f"{folder} belongs to another {self.WORK}, which differs in {', '.join(names)}: "
-                f"give the same recipe and model to go on with it, or {self.ELSEWHERE}."
+                f"resume it with the same recipe and model, or {self.ELSEWHERE}."
             )
 
     def differences(self, folder: Path) -> list[str]:
-        """Return in which settings a folder's content differs from what is to be made."""
+        """Return the settings in which a folder's content differs from this generation's."""
         made = json.loads((folder / self.SETTINGS_FILE).read_text())
         made.pop(NOTES, None)
         return sorted(k for k in made | self.settings if made.get(k) != self.settings.get(k))
 
     def write_settings(self) -> None:
-        """Note what decides what is made, before the first part; of a whole output, tidy up."""
+        """Write the settings before the first part; remove the parts of a complete output."""
         if self.complete:
             shutil.rmtree(self.folder, ignore_errors=True)  # a kill may have left it
             return
@@ -100,22 +100,22 @@ class PartialOutputs:
         write_atomic(self.folder / self.SETTINGS_FILE, self._dump_settings())
 
     def write(self, number: int, made: Iterable[Any], left_out: Mapping[str, int]) -> None:
-        """Keep a group, whole or not at all.
+        """Write a group atomically.
 
         Args:
             number: Of the group.
-            made: What was made for it, as the form takes it.
-            left_out: How many were left out, by reason.
+            made: Its items, as the format takes them.
+            left_out: Number of skipped items by reason.
         """
         with self.form.open(self._part(number)) as writer:
             self.form.add(writer, made)
             write_atomic(writer.folder / COUNTS, json.dumps({**left_out, "pairs": writer.samples}))
 
     def join(self, complete: Callable[[Path], object]) -> Counter[str]:
-        """Make the output of all parts and remove them; return what was counted, by name.
+        """Join all parts to the output and remove them; return the counts by name.
 
         Args:
-            complete: Writes what else belongs into the output's folder.
+            complete: Writes the remaining files of the output folder.
         """
         counts: Counter[str] = Counter()
         with self.form.open(self.output) as writer:
@@ -141,6 +141,6 @@ class PartialOutputs:
 def _nothing(counts: Mapping[str, int], folder: Path) -> str:
     reasons = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
     return (
-        f"Not one pair was made ({reasons or 'there was nothing to choose from'}): loosen what "
-        f"leaves pairs out, remove {folder} and begin again."
+        f"No pair was generated ({reasons or 'there was nothing to choose from'}): relax the "
+        f"filters, remove {folder} and start again."
     )

@@ -1,4 +1,4 @@
-"""What everything has in common that `predict` runs: groups worked on whole or not at all."""
+"""Base class of everything that `predict` runs: resumable processing in atomic groups."""
 
 from __future__ import annotations
 
@@ -22,95 +22,95 @@ from lit_prefopt.utils.quiet import ignore_warnings
 
 
 class Producer(LightningModule):
-    """Makes a folder out of groups; `lit-prefopt predict` runs it, on one device or many.
+    """Writes an output folder group by group; run by `lit-prefopt predict` on one device or many.
 
-    What is made of a group is kept, whole, as a folder of its own in OUTPUT.parts, so a run that
-    was stopped makes only what is missing, in the same batches as before, and ends with the same
-    bytes. At the end all parts are joined, in their order.
+    Each group's output is written atomically to a folder of its own in OUTPUT.parts: a resumed
+    run processes only the missing groups, in the same batches, and the output is identical byte
+    for byte. At the end all parts are joined in order.
 
     Args:
         backbone: The model family; given as the recipe's own key `backbone`.
-        output: Folder to be made.
+        output: Output folder.
     """
 
     WANTS: ClassVar[type[GenerationDataModule]] = GenerationDataModule  # type: ignore[type-abstract]
-    """What data module deals out its groups."""
+    """The data module that yields its groups."""
 
     REFUSES: ClassVar[tuple[type[GenerationDataModule], ...]] = ()
-    """Which of them deal out something else."""
+    """Subclasses of it that yield something else."""
 
     WANTED: ClassVar[str] = "PromptGroups` or `--data PairGroups"
-    """What to give instead, for messages."""
+    """The data modules to use, for messages."""
 
     VERB: ClassVar[str] = "generate"
-    """What is done to a group, for messages."""
+    """The verb for processing a group, for messages."""
 
     def __init__(self, backbone: Backbone, output: str) -> None:
         super().__init__()
         check_backbone(backbone)
         self.backbone = backbone
         self.output = Path(output)
-        self.left_out: Counter[str] = Counter()  # of the group that is being made
+        self.left_out: Counter[str] = Counter()  # of the current group
 
     @abstractmethod
     def make(self, group: Any) -> list[Any]:
-        """Return what is made of a group, in its order.
+        """Process a group and return its items, in order.
 
-        What is left out on the way is counted by name in `left_out`.
+        Skipped items are counted by reason in `left_out`.
 
         Args:
-            group: What the data module deals out.
+            group: A group of the data module.
         """
 
     def make_empty(self, group: Any) -> list[Any]:
-        """Return what is made of a group of which nothing can be read."""
+        """Return the items of a group of which nothing can be read."""
         return []
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides, beside model and data, what is made."""
+        """Return the settings that determine the output, besides model and data."""
         return {}
 
     def model_settings(self) -> dict[str, Any]:
-        """Return what decides of the model what is made."""
+        """Return the model's settings that determine the output."""
         return {}
 
     def notes(self) -> dict[str, Any]:
-        """Return what else is told of how it is made."""
+        """Return notes that may differ in a resumed run."""
         return {}
 
     @property
     def form(self) -> OutputFormat:
-        """What kind of folder is made."""
+        """Format of the output folder."""
         return ShardFormat()
 
     def complete(self, folder: Path) -> None:
-        """Write what else belongs into the output (rank zero, at the end).
+        """Write the remaining files of the output (rank zero, at the end).
 
         Args:
-            folder: The output under its temporary name.
+            folder: The output folder with its temporary name.
         """
 
     def summary(self) -> str:
-        """Return what is said of the output at the end, beside what was counted."""
+        """Return the part of the final message after the counts."""
         return ""
 
     def groups(self) -> GenerationDataModule:
-        """Return the data module; refuse one that deals out something else."""
+        """Return the data module after a check of its type."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, self.WANTS) or isinstance(data, self.REFUSES):
             raise InputError(
-                f"{type(self).__name__} wants other data: give `--data {self.WANTED}`, with its "
-                "arguments."
+                f"{type(self).__name__} needs another data module: use `--data {self.WANTED}`, "
+                "with its arguments."
             )
         return data
 
     def setup(self, stage: str | None = None) -> None:
-        """Look at what is there already, before anything is made."""
+        """Check an existing output before processing."""
         self.parts = self.partial_outputs(self.groups())
         self.parts.check()
 
     def partial_outputs(self, data: Any) -> PartialOutputs:
-        """Return the groups that are made already.
+        """Return the finished groups.
 
         Args:
             data: The data module.
@@ -124,10 +124,10 @@ class Producer(LightningModule):
         return PartialOutputs(self.output, settings, data.groups, self.form, self.notes())
 
     def on_predict_start(self) -> None:
-        """Say what is left to do; all ranks have looked before one of them writes."""
+        """Log what is left to do; all ranks have checked the output before one of them writes."""
         ignore_warnings()
         if threading.current_thread() is threading.main_thread():
-            # Lightning's handler is for trainings; here all that is done is on the disk
+            # Lightning's handler is for training; here all finished groups are on the disk
             signal.signal(signal.SIGTERM, _leave)
         self.trainer.strategy.barrier()
         self.parts.write_settings()
@@ -138,7 +138,7 @@ class Producer(LightningModule):
             rank_zero_info(f"{missing} of {self.parts.count} groups are left to {self.VERB}.")
 
     def predict_step(self, group: Any, batch_idx: int) -> None:
-        """Make a group, unless it has been made."""
+        """Process a group, unless it is finished."""
         if self.parts.complete or self.parts.has(group.number):
             return
         self.left_out.clear()
@@ -146,7 +146,7 @@ class Producer(LightningModule):
         self.parts.write(group.number, made, self.left_out)
 
     def on_predict_end(self) -> None:
-        """Join what was made (rank zero), and say what was left out."""
+        """Join the parts (rank zero), and log the counts."""
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero and not self.parts.complete:
             self._join()
@@ -154,16 +154,16 @@ class Producer(LightningModule):
 
     def _join(self) -> None:
         missing = self.parts.missing()
-        if missing:  # the Trainer was given a limit
-            rank_zero_info(f"{missing} groups are left: the same command goes on with them.")
+        if missing:  # the Trainer has a limit
+            rank_zero_info(f"{missing} groups are left: resume with the same command.")
             return
         self.log_counts(self.parts.join(self.complete))
 
     def log_counts(self, counts: Counter[str]) -> None:
-        """Say what was made (rank zero, at the end).
+        """Log the counts (rank zero, at the end).
 
         Args:
-            counts: What was counted, by name.
+            counts: Counts by name.
         """
         counted = "".join(f", {count} {name}" for name, count in sorted(counts.items()))
         rank_zero_info(f"Pairs: {self.output}{counted}{self.summary()}")

@@ -1,4 +1,4 @@
-"""Ranked generation: several images of a prompt, scored by judges, the better against the worse."""
+"""Ranked generation: sample several images per prompt, score them by judges, and form pairs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lit_prefopt.processes.settings import Sampling
 
 
 class ScoredImages(NamedTuple):
-    """The M images of one prompt and what K judges say of them."""
+    """The M images of one prompt with the scores of K judges."""
 
     pictures: list[Image.Image]
     seeds: list[int]
@@ -41,28 +41,28 @@ class ScoredImages(NamedTuple):
 
 
 class RankedSamples(Generator):
-    """Makes several images of each prompt, lets judges score them, and pairs the images.
+    """Samples several images per prompt, scores them by judges, and pairs them.
 
-    Images that score alike are never a pair. A pair's .json holds the seeds, scores and ranks (from
-    1, the best) of both sides, their gap, and how many images were ranked; `lit-prefopt shards
-    stages` makes a curriculum of them.
+    Images of equal score never form a pair. A pair's .json has the seeds, scores and ranks (from
+    1, the best) of both sides, their gap, and the number of ranked images; `lit-prefopt shards
+    stages` splits the pairs into a curriculum.
 
     Args:
-        backbone: Makes the images; given as the recipe's own key `backbone`.
-        output: Folder of pair shards to be made.
+        backbone: The model that is sampled; given as the recipe's own key `backbone`.
+        output: Output folder of pair shards.
         judge: Scores the images, one judge or a list of them.
-        images: How many images of each prompt are made (M).
-        pairs: Which images meet: `all`; `best-worst`, the best against the worst; `rank-gap`, all
-            whose ranks are at least `rank_gap` apart; `pareto`, for several judges: each image
-            that none dominates against each that dominates none, where one dominates another if
-            all judges find it as good and one finds it better.
-        rank_gap: Least difference of two ranks with `rank-gap`, from 1 to M - 1.
-        pairs_per_prompt: Most pairs of a prompt, drawn from its seed; all where it is not given.
-        weights: Of the judges' scores in the score that ranks; equal where they are not given.
-        calibrate: Weigh, instead of the scores, how often an image is preferred to the others of
-            its prompt: the mean of sigmoid(difference of the scores), as CaPO (arXiv 2502.02588)
-            does, so that judges of any scale can be added.
-        sampling: How images are sampled; the backbone's own settings where not given.
+        images: Number of images per prompt (M).
+        pairs: Which images to pair: `all`; `best-worst`, the best against the worst; `rank-gap`,
+            all whose ranks are at least `rank_gap` apart; `pareto`, for several judges: each
+            Pareto-optimal image against each that dominates none; one image dominates another if
+            all judges score it at least as high and one scores it higher.
+        rank_gap: Minimum difference of two ranks with `rank-gap`, from 1 to M - 1.
+        pairs_per_prompt: Maximum number of pairs per prompt, a random subset; all by default.
+        weights: Weights of the judges' scores in the ranking score; equal by default.
+        calibrate: Replace each score by the mean probability that the image is preferred to the
+            others of its prompt, the mean of sigmoid(difference of the scores), as CaPO (arXiv
+            2502.02588) does, so that judges of any scale can be summed.
+        sampling: Sampler settings; the backbone's own by default.
     """
 
     def __init__(
@@ -85,23 +85,23 @@ class RankedSamples(Generator):
         check_number("pairs_per_prompt", pairs_per_prompt, 1)
         if rank_gap >= images:
             raise InputError(
-                f"Ranks of {images} images are at most {images - 1} apart, not {rank_gap}; make "
-                "more `images` or lower `rank_gap`."
+                f"Ranks of {images} images are at most {images - 1} apart, not {rank_gap}; raise "
+                "`images` or lower `rank_gap`."
             )
         self.images, self.pairs, self.rank_gap = images, pairs, rank_gap
         self.pairs_per_prompt, self.calibrate = pairs_per_prompt, calibrate
         if not self.judges:
-            raise InputError("There is no judge to rank the images; name one by `--model.judge`.")
+            raise InputError("There is no judge to rank the images; name one with `--model.judge`.")
         self.weights = judge_weights(self.judges, weights)
 
     def setup(self, stage: str | None = None) -> None:
-        """Find out now what a judge lacks, and look at what is there already."""
+        """Load the judges, and check an existing output."""
         for judge in self.judges:
             judge.prepare()
         super().setup(stage)
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides, beside weights, prompts and sampling, what is made."""
+        """Return the settings that determine the output, besides weights, prompts and sampling."""
         return {
             "judges": [judge.settings() for judge in self.judges],
             "judge_weights": self.weights,
@@ -125,7 +125,7 @@ class RankedSamples(Generator):
             kept = draw_subset(found, self.pairs_per_prompt, draws.generator(seed, "pairs"))
             if len(kept) < len(found):
                 self.left_out["pairs beyond pairs_per_prompt"] += len(found) - len(kept)
-            # an image is in many pairs and encoded once
+            # an image may be in several pairs, but is encoded once
             files = {i: encode(one.pictures[i])[0] for match in kept for i in match}
             made += [
                 GeneratedPair(place, text, files[m.chosen], files[m.rejected], self._meta(one, m))
@@ -134,13 +134,13 @@ class RankedSamples(Generator):
         return made
 
     def _rated(self, group: GenerationGroup) -> list[ScoredImages]:
-        """Return the images of each prompt with their scores."""
+        """Sample and score the images of each prompt."""
         texts = [text for text in group.texts for _ in range(self.images)]
         seeds = draws.subseeds(group.seeds, self.images, "ranked").flatten()
         pictures: list[Image.Image] = []
         scores = []
         size = self.sampling.batch_size
-        for first in range(0, len(texts), size):  # decoded images take room: a batch at a time
+        for first in range(0, len(texts), size):  # a batch at a time, to bound memory
             some = texts[first : first + size]
             images = sample(self.backbone, some, seeds[first : first + size], self.sampling)
             with full_precision(images) as seen:
@@ -159,13 +159,13 @@ class RankedSamples(Generator):
         ]
 
     def _total(self, scores: Tensor) -> Tensor:
-        """Return the score that ranks, (M,) float64."""
+        """Return the ranking score, (M,) float64."""
         values = scores.double()
         weighed = calibrated(values) if self.calibrate else values
         return weighed @ torch.tensor(self.weights, dtype=torch.float64)
 
     def _meta(self, rated: ScoredImages, match: PairIndices) -> dict[str, Any]:
-        """Return what the .json of a pair says."""
+        """Return the metadata for a pair's .json."""
         by_judge = zip(judge_names(self.judges), rated.scores.T.tolist(), strict=True)
         places = ranks(rated.total)
         total = [_digits(score) for score in rated.total.tolist()]
@@ -186,5 +186,5 @@ def _sides(match: PairIndices, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _digits(value: float) -> float:
-    """Return a number with the nine digits that tell all float32 apart."""
+    """Round a number to nine digits, which distinguish all float32 values."""
     return float(f"{value:.9g}")

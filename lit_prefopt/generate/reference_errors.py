@@ -1,4 +1,4 @@
-"""The reference's errors at a few fixed draws of every pair, computed once for all trainings."""
+"""Precompute the reference's denoising errors at a few fixed draws of every pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.cache_checks import check_latents, settings_of_reference
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.latents.error_table import draw_seed
-from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
+from lit_prefopt.data.latents.latent_reader import LatentSample
 from lit_prefopt.data.latents.latent_samples import LatentSampleLoader
 from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.datamodules.generation import CachedGroups, GenerationDataModule, StoredGroup
@@ -29,26 +29,25 @@ from lit_prefopt.generate.producer import Producer
 class ReferenceErrors(Producer):
     """Computes the denoising errors of the reference at fixed draws, for `CachedPairs`.
 
-    A draw is all that is random about a visit of a pair: timestep, noise, view, dropped caption and
-    what the VAE adds. A training that uses them asks no reference, and a full fine-tune with
-    `--backbone.reference none` holds no second network. The table takes 8 bytes for the errors and
-    4 for the timestep of each draw of a pair.
+    A draw contains everything random about a training sample: timestep, noise, view, caption
+    dropout and the VAE's posterior sample. Training with the table does not evaluate the
+    reference, and a full fine-tune with `--backbone.reference none` has no second network. The
+    table takes 8 bytes for the errors and 4 for the timestep of each draw of a pair.
 
-    Backbone and trainer are those of the training: errors of another network, noise schedule,
-    precision or attention are refused there. To the last digits they also depend on how many pairs
-    are in a batch.
+    Use the backbone and trainer settings of the training, which refuses errors of another network,
+    noise schedule, precision or attention. The last digits also depend on the batch size.
 
     Args:
-        backbone: Its reference speaks, and where it has none (`--backbone.reference none`) what
-            training starts from; given as the recipe's own key `backbone`.
-        output: Folder of the table to be made.
-        draws: Draws of each pair; for held-out pairs the method's `validation_draws`.
-        caption_dropout: Share of the draws whose prompt is left empty, as in the training.
-        held_out: Draw as validation does: with the first view and all prompts.
-        gamma: As the method's own, where it has one; 1 draws all timesteps alike.
+        backbone: The model whose reference is evaluated, or the initial policy with
+            `--backbone.reference none`; given as the recipe's own key `backbone`.
+        output: Output folder of the table.
+        draws: Draws per pair; for held-out pairs the method's `validation_draws`.
+        caption_dropout: Share of the draws with an empty prompt, as in training.
+        held_out: Draw as in validation: the first view, without caption dropout.
+        gamma: The method's `gamma`, if it has one; 1 draws timesteps uniformly.
         gamma_steps: See `gamma`.
-        masked: Count errors only where a pair's mask says so, as the method does.
-        batch_size: Pairs of a forward, best as many as in the training.
+        masked: Compute errors only inside a pair's mask, as the method does.
+        batch_size: Pairs per forward, best as many as in training.
     """
 
     WANTS: ClassVar[type[GenerationDataModule]] = CachedGroups
@@ -72,38 +71,37 @@ class ReferenceErrors(Producer):
         check_number("gamma", gamma, most=1, above=0)
         check_number("gamma_steps", gamma_steps, 1)
         check_number("batch_size", batch_size, 1)
-        backbone.requires_grad_(False)  # not frozen: its precision stays that of the training
+        backbone.requires_grad_(False)  # not frozen, to keep training's precision
         self.draws, self.caption_dropout, self.held_out = draws, caption_dropout, held_out
         self.gamma, self.gamma_steps, self.masked = gamma, gamma_steps, masked
         self.batch_size = batch_size
 
     @property
     def form(self) -> OutputFormat:
-        """What kind of folder is made."""
+        """Format of the output folder."""
         return TableFormat()
 
     def model_settings(self) -> dict[str, Any]:
-        """Return what decides the reference's errors at a draw."""
+        """Return the settings that determine the reference's errors at a draw."""
         return settings_of_reference(self)
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the draws."""
+        """Return the settings that determine the draws."""
         names = ("draws", "caption_dropout", "held_out", "gamma", "gamma_steps", "batch_size")
         return {name: getattr(self, name) for name in names}
 
     def notes(self) -> dict[str, Any]:
-        """Return by what it is made."""
+        """Return notes on the origin of the output."""
         versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
         device = self.trainer.strategy.root_device.type
         return {"checkpoint": self.backbone.checkpoint, "device": device, **versions}
 
     def setup(self, stage: str | None = None) -> None:
-        """Look at what is there already, before anything is made."""
+        """Check an existing output before computing."""
         data = self.groups()
         assert isinstance(data, CachedGroups)
         check_latents(self.backbone, data.latents)
         reader, self.seed = data.reader, data.seed
-        assert isinstance(reader, LatentReader)
         self.samples = LatentSampleLoader(
             reader, self.seed, data.latents, self.caption_dropout, self.held_out
         )

@@ -1,6 +1,6 @@
-"""Which images of one prompt become pairs: pure functions of their scores.
+"""Select pairs among the images of one prompt: pure functions of their scores.
 
-Images that score alike are never a pair: nothing is known of them.
+Images of equal score never form a pair.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ How = Literal["all", "best-worst", "rank-gap", "pareto"]
 
 
 class PairIndices(NamedTuple):
-    """Two images of a prompt, by their numbers."""
+    """Two images of a prompt, by index."""
 
     chosen: int
     rejected: int
 
 
 def calibrated(scores: Tensor) -> Tensor:
-    """Return each image's mean probability to be preferred to another one, (M, K).
+    """Return each image's mean probability of being preferred to another one, (M, K).
 
     It is CaPO's calibrated reward (arXiv 2502.02588): the mean over the other images of
     sigmoid(difference of the scores), which has the same range for every judge.
@@ -35,7 +35,7 @@ def calibrated(scores: Tensor) -> Tensor:
 
 
 def ranks(total: Tensor) -> list[int]:
-    """Return how many images score higher than each.
+    """Return the number of images with a higher score, for each image.
 
     Args:
         total: (M,) scores.
@@ -44,7 +44,7 @@ def ranks(total: Tensor) -> list[int]:
 
 
 def dominates(scores: Tensor) -> Tensor:
-    """Return whether image i is as good as j for every judge and better for one, (M, M).
+    """Return whether image i dominates j: no score is lower and one is higher, (M, M).
 
     Args:
         scores: (M, K) scores of M images by K judges.
@@ -58,11 +58,11 @@ def select_pairs(scores: Tensor, total: Tensor, how: How, rank_gap: int = 1) -> 
 
     Args:
         scores: (M, K) scores of M images by K judges.
-        total: (M,) what they come to.
+        total: (M,) ranking scores.
         how: `all` pairs; `best-worst`, the highest total against the lowest; `rank-gap`, all
-            whose ranks are at least so far apart; `pareto`, an image that none dominates against
+            whose ranks are at least `rank_gap` apart; `pareto`, a Pareto-optimal image against
             one that dominates none.
-        rank_gap: Least difference of the ranks with `rank-gap`.
+        rank_gap: Minimum difference of the ranks with `rank-gap`.
     """
     order = sorted(range(len(total)), key=lambda image: -float(total[image]))
     if how == "best-worst":
@@ -76,19 +76,19 @@ def select_pairs(scores: Tensor, total: Tensor, how: How, rank_gap: int = 1) -> 
         found = list(combinations(order, 2))
     places = ranks(total)
     least = rank_gap if how == "rank-gap" else 1
-    # a lower rank is a higher total, so a gap of 1 also keeps ties out
+    # a lower rank is a higher total, so a gap of 1 also excludes ties
     return [PairIndices(i, j) for i, j in found if places[j] - places[i] >= least]
 
 
 def draw_subset(
     found: list[PairIndices], most: int | None, generator: torch.Generator
 ) -> list[PairIndices]:
-    """Return so many of the pairs at most, drawn without replacement, in their order.
+    """Return a random subset of the pairs, drawn without replacement, in their order.
 
     Args:
         found: The pairs.
-        most: How many; none: all.
-        generator: Draws them.
+        most: Maximum number; None for all.
+        generator: Random generator.
     """
     if most is None or len(found) <= most:
         return found

@@ -1,4 +1,4 @@
-"""Self-play: a real image against the model's own sample of the same prompt (arXiv 2402.10210)."""
+"""Self-play: pair a real image with the model's own sample of its prompt (arXiv 2402.10210)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lit_prefopt.processes.settings import Sampling
 
 
 class SelfPlay(Generator):
-    """Pairs each real image with a sample of the opponent, which is the model as it stands.
+    """Pairs each real image with a sample of the opponent, which is the current model.
 
     The prompts and their real images are those of pair shards (`--data PairGroups`).
 
     Args:
         backbone: The opponent; given as the recipe's own key `backbone`.
-        output: Folder of pair shards to be made.
-        sampling: How images are sampled; the backbone's own settings where not given.
-        opponent_round: In which round the opponent was made; goes to each sample's .json.
+        output: Output folder of pair shards.
+        sampling: Sampler settings; the backbone's own by default.
+        opponent_round: Round in which the opponent was trained; stored in each sample's .json.
     """
 
     def __init__(
@@ -37,18 +37,18 @@ class SelfPlay(Generator):
         self.opponent_round = opponent_round
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides, beside weights, prompts and sampling, what is made."""
+        """Return the settings that determine the output, besides weights, prompts and sampling."""
         return {"opponent_round": self.opponent_round}
 
     def make(self, group: GenerationGroup) -> list[GeneratedPair]:
-        """Return a pair for each prompt: the real image is the chosen one."""
+        """Return a pair per prompt, with the real image as the chosen side."""
         seeds = draws.subseeds(group.seeds, 1, "self-play")[:, 0]
         images = sample(self.backbone, group.texts, seeds, self.sampling)
         made = []
         for i, (text, real) in enumerate(zip(group.texts, group.images, strict=True)):
             if real is None:
                 raise InputError(
-                    "Self-play wants a real image for each prompt: give pair shards by "
+                    "Self-play needs a real image for each prompt: give pair shards with "
                     "`--data PairGroups --data.shards FOLDER`."
                 )
             meta = {

@@ -1,4 +1,4 @@
-"""Anything that scores."""
+"""Judges: reward models and other scorers of images."""
 
 from typing import TYPE_CHECKING
 

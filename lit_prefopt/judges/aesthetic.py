@@ -1,4 +1,4 @@
-"""The LAION aesthetic predictor: how beautiful an image is, whatever its prompt."""
+"""LAION aesthetic predictor: score the beauty of an image without its prompt."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ REPOSITORY, NAME = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 class Aesthetic(CLIPJudge):
     """LAION's aesthetic predictor V2: linear layers over the direction of CLIP's image features.
 
-    Scores lie between about 1 and 10. Prompts are not looked at.
+    Scores are between about 1 and 10. Prompts are ignored.
 
     Args:
         weights: The published sac+logos+ava1-l14-linearMSE.pth, or a .safetensors file of its
-            layout; the hub's copy of it where it is not given.
+            layout; by default downloaded from the hub.
         pretrained: Hub name or folder of its CLIP, OpenAI's ViT-L/14.
-        processor: Hub name or folder of the CLIP's image processor; where not given, it lies
-            beside the model.
+        processor: Hub name or folder of the CLIP's image processor; by default `pretrained`.
         batch_size: Images scored at a time.
     """
 
@@ -41,10 +40,10 @@ class Aesthetic(CLIPJudge):
 
     @cached_property
     def head(self) -> LinearHead:
-        """The linear layers, loaded when they are asked for first."""
+        """The linear layers, loaded on first access."""
         file = weights_file(self.weights, REPOSITORY, NAME)
         head = LinearHead(self.clip.config.projection_dim)
-        cure = "name the CLIP that it was made for as `pretrained`"
+        cure = "name the CLIP that it was trained with as `pretrained`"
         fill(head, read_weights(file), file, "an aesthetic predictor of this CLIP", cure)
         return head.eval().requires_grad_(False)
 
@@ -53,7 +52,7 @@ class Aesthetic(CLIPJudge):
         _ = self.clip, self.image_processor, self.head
 
     def versions(self) -> dict[str, str | None]:
-        """Return which weights they are."""
+        """Return the versions of the weights."""
         if self.weights is not None:
             return super().versions() | {self.weights: version(self.weights)}
         return super().versions() | {f"{REPOSITORY}/{NAME}": version(REPOSITORY, NAME)}

@@ -1,4 +1,4 @@
-"""Judges that compare image and text in the space of a CLIP, such as PickScore."""
+"""Judges that compare image and text embeddings of a CLIP, such as PickScore."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class CLIPJudge(Judge):
 
     Args:
         pretrained: Hub name or folder of a transformers CLIPModel.
-        processor: Hub name or folder of its image processor and tokenizer; where not given, they
-            lie beside the model.
+        processor: Hub name or folder of its image processor and tokenizer; by default
+            `pretrained`.
         batch_size: Images scored at a time.
     """
 
     antialias = True
-    """Whether images are smoothed as they shrink, as by the stock processor."""
+    """Whether downscaling is antialiased, as in the stock processor."""
 
     def __init__(self, pretrained: str, processor: str | None = None, batch_size: int = 16) -> None:
         self.pretrained, self.processor = pretrained, processor or pretrained
@@ -36,7 +36,7 @@ class CLIPJudge(Judge):
 
     @cached_property
     def clip(self) -> CLIPModel:
-        """The model, loaded when it is asked for first."""
+        """The model, loaded on first access."""
         return load_clip(self.pretrained).eval().requires_grad_(False)
 
     @cached_property
@@ -44,14 +44,14 @@ class CLIPJudge(Judge):
         """Its tokenizer."""
         with clip_loading_errors(self.processor, "tokenizer"):
             tokenizer = CLIPTokenizer.from_pretrained(self.processor)
-            # transformers makes up an empty one
+            # transformers falls back to an empty one
             if len(tokenizer) <= len(tokenizer.all_special_ids):
-                raise ValueError("it knows no words")
+                raise ValueError("its vocabulary is empty")
         return tokenizer
 
     @cached_property
     def image_processor(self) -> CLIPImageProcessor:
-        """Its image processor, read for its numbers alone: images are tensors here."""
+        """Its image processor, of which only the settings are used: images are tensors here."""
         with clip_loading_errors(self.processor, "image processor"):
             return CLIPImageProcessor.from_pretrained(self.processor)
 
@@ -60,7 +60,7 @@ class CLIPJudge(Judge):
         _ = self.clip, self.tokenizer, self.image_processor
 
     def versions(self) -> dict[str, str | None]:
-        """Return which weights they are."""
+        """Return the versions of the weights."""
         return {self.pretrained: version(self.pretrained)}
 
     @torch.no_grad()
@@ -70,7 +70,7 @@ class CLIPJudge(Judge):
         Args:
             images: (B, 3, H, W) in [-1, 1].
             texts: B prompts.
-            t: Timesteps (B,), for a model that is step-aware.
+            t: Timesteps (B,), for a step-aware model.
         """
         self.clip.to(images.device)
         size = self.batch_size
@@ -79,23 +79,23 @@ class CLIPJudge(Judge):
         return torch.cat([self._score(x, texts[i : i + size], s) for i, x, s in parts])
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Return what the vision tower sees of images (B, 3, H, W) in [-1, 1]: (B, 3, S, S)."""
+        """Preprocess images (B, 3, H, W) in [-1, 1] for the vision tower: (B, 3, S, S)."""
         square = center_crop(images, self.image_processor.crop_size["height"], self.antialias)
         return normalize(square, self.image_processor.image_mean, self.image_processor.image_std)
 
     def image_features(self, images: Tensor, t: Tensor | None) -> Tensor:
-        """Return the images' places in the common space, (B, D)."""
+        """Return the image embeddings, (B, D)."""
         return self.clip.get_image_features(self.pixels(images)).pooler_output
 
     def text_features(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Return the texts' places in the common space, (B, D)."""
+        """Return the text embeddings, (B, D)."""
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, return_tensors="pt"
         )
         return self.clip.get_text_features(to_device(tokens.input_ids, device)).pooler_output
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
-        """Return the scores of places in the common space, (B,) float32.
+        """Return the scores of embeddings, (B,) float32.
 
         Args:
             image: (B, D).
@@ -109,7 +109,7 @@ class CLIPJudge(Judge):
 
 
 class PickScore(CLIPJudge):
-    """PickScore (arXiv 2305.01569): a CLIP ViT-H/14 trained on human choices.
+    """PickScore (arXiv 2305.01569): a CLIP ViT-H/14 trained on human preferences.
 
     Args:
         pretrained: Hub name or folder of the model.
@@ -127,15 +127,15 @@ class PickScore(CLIPJudge):
 
 
 class CLIPScore(CLIPJudge):
-    """CLIPScore (arXiv 2104.08718) as torchmetrics has it: 100 max(cosine, 0), here of each image.
+    """CLIPScore (arXiv 2104.08718) as in torchmetrics: 100 max(cosine, 0), here per image.
 
-    torchmetrics' own metric and function return means alone, and send images through the CPU.
+    torchmetrics' own metric and function return only means, and move images through the CPU.
 
     Args:
-        pretrained: Hub name or folder of a transformers CLIPModel; scores of different ones cannot
-            be compared.
-        processor: Hub name or folder of its image processor and tokenizer; where not given, they
-            lie beside the model.
+        pretrained: Hub name or folder of a transformers CLIPModel; scores of different models
+            are not comparable.
+        processor: Hub name or folder of its image processor and tokenizer; by default
+            `pretrained`.
         batch_size: Images scored at a time.
     """
 
@@ -148,7 +148,7 @@ class CLIPScore(CLIPJudge):
         super().__init__(pretrained, processor, batch_size)
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
-        """Return the scores of places in the common space, (B,) float32 in [0, 100].
+        """Return the scores of embeddings, (B,) float32 in [0, 100].
 
         Args:
             image: (B, D).
@@ -158,13 +158,13 @@ class CLIPScore(CLIPJudge):
 
 
 def load_clip(pretrained: str) -> CLIPModel:
-    """Return a whole CLIP.
+    """Load a CLIP with both towers.
 
     Args:
         pretrained: Hub name or folder of a transformers CLIPModel.
 
     Raises:
-        InputError: There is none, or only a part of one.
+        InputError: It does not exist or is incomplete.
     """
     with clip_loading_errors(pretrained, "CLIP"):
         model, found = CLIPModel.from_pretrained(pretrained, output_loading_info=True)
@@ -174,10 +174,10 @@ def load_clip(pretrained: str) -> CLIPModel:
 
 
 def clip_loading_errors(source: str, name: str) -> AbstractContextManager[None]:
-    """Turn what transformers raises over a CLIP's files into a sentence."""
+    """Raise InputError for transformers' errors in loading a CLIP."""
     return loading_errors(
         source,
         name,
-        "name the folder or hub name of a transformers CLIPModel and its processor; the toy "
-        "world's own, runs/toy/clip, is made by `lit-prefopt fit --config configs/toy/clip.yaml`",
+        "name the folder or hub name of a transformers CLIPModel and its processor; train the toy "
+        "world's own, runs/toy/clip, with `lit-prefopt fit --config configs/toy/clip.yaml`",
     )

@@ -1,4 +1,4 @@
-"""A judge behind HTTP: batches go out as JSON, scores come back."""
+"""HTTP client for a judge on a server: send batches as JSON, receive scores."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.judges.judge import Judge
 
 PASSING = (429, 500, 502, 503, 504)
-"""Answers that a server may take back when it is asked again."""
+"""Status codes after which a request is repeated."""
 
-PIECE = 65536  # bytes of an answer that are read at a time
+PIECE = 65536  # bytes of a response read at a time
 
 
 class Endpoint(Judge):
-    """Asks a server, which may hold any model and need not know this library.
+    """Scores images by HTTP requests to a server with any model, without this library.
 
-    It gets a POST of `{"prompts": [...], "images": [...]}`, each image a PNG in base64, and
-    `"timesteps": [...]` where the judge is told them, and answers `{"scores": [...]}`, one finite
-    number an image. An empty batch, which is sent before a run, wants `{"scores": []}`; what stands
-    beside it as `"settings"` is written down by evaluations. `examples/judge_server.py` serves any
-    judge of this library.
+    The request is a POST of `{"prompts": [...], "images": [...]}`, each image a PNG in base64, and
+    `"timesteps": [...]` if there are any; the response is `{"scores": [...]}`, one finite number
+    per image. The response to an empty batch, which is sent before a run, is `{"scores": []}`;
+    evaluations save its optional `"settings"`. `examples/judge_server.py` serves any judge of
+    this library.
 
-    What is worth asking again (no connection, a time-out, 429, 500, 502, 503, 504) is asked again
-    after a pause that doubles. Redirects are not followed. Name and password of a host come from
-    ~/.netrc (or the file that NETRC names): what stands in an address is written down.
+    Transient failures (no connection, a time-out, 429, 500, 502, 503, 504) are retried with
+    exponential backoff. Redirects are not followed. Name and password of a host come from
+    ~/.netrc (or the file named by NETRC), because evaluations save the address.
 
     Args:
-        url: Where it listens, http or https.
-        batch_size: Images sent at a time.
-        timeout: Seconds to wait for a connection and for more of an answer, the whole of which may
-            take as long.
-        retries: How often it is asked again.
-        pause: Seconds before it is asked for the second time.
-        most_bytes: Largest answer that is read, in bytes.
+        url: Address of the server, http or https.
+        batch_size: Images per request.
+        timeout: Time-out in seconds for the connection, for each part of a response, and for the
+            whole response.
+        retries: Maximum number of retries.
+        pause: Seconds before the first retry.
+        most_bytes: Maximum size of a response in bytes.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Endpoint(Judge):
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"{url} is no address of a judge: give one as http://HOST:PORT/PATH.")
+            raise InputError(f"{url} is not a judge's address: use http://HOST:PORT/PATH.")
         if parts.username is not None:
             raise InputError(
-                f"The address of the judge at {parts.hostname} holds a password, which evaluations "
-                "would write down: leave it out, and put it into ~/.netrc."
+                f"The address of the judge at {parts.hostname} contains a password, which "
+                "evaluations would save: remove it, and put it into ~/.netrc."
             )
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -75,15 +75,15 @@ class Endpoint(Judge):
         check_number("timeout", timeout, above=0)
         self.url, self.batch_size, self.timeout = url, batch_size, timeout
         self.retries, self.pause, self.most_bytes = retries, pause, most_bytes
-        self.server_settings: dict[str, Any] = {}  # what the server tells of itself
+        self.server_settings: dict[str, Any] = {}  # sent by the server
 
     def prepare(self) -> None:
-        """Ask it to score nothing."""
+        """Check the server with an empty batch."""
         settings = self._request_scores([], [], None).get("settings", {})
         self.server_settings = settings if isinstance(settings, dict) else {}
 
     def settings(self) -> dict[str, Any]:
-        """Return what an evaluation writes down, with what the server told of itself."""
+        """Return the settings that an evaluation saves, including the server's own."""
         return super().settings() | (
             {"server": self.server_settings} if self.server_settings else {}
         )
@@ -92,12 +92,12 @@ class Endpoint(Judge):
         """Return one score per image, (B,) float32.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1]; they are sent in 8 bits a channel.
+            images: (B, 3, H, W) in [-1, 1]; they are sent with 8 bits per channel.
             texts: B prompts.
             t: Timesteps (B,) that the images were predicted at.
 
         Raises:
-            InputError: The server gives no scores.
+            InputError: The server returns no scores.
         """
         scores: list[float] = []
         for start in range(0, len(texts), self.batch_size):
@@ -110,7 +110,7 @@ class Endpoint(Judge):
     def _request_scores(
         self, texts: list[str], images: list[str], times: list[float] | None
     ) -> dict[str, Any]:
-        """Return what it answers about a batch, with as many finite scores as there are images."""
+        """Request a batch's scores and return the response, after a check of the scores."""
         batch: dict[str, Any] = {"prompts": texts, "images": images}
         if times is not None:
             batch["timesteps"] = times
@@ -121,15 +121,15 @@ class Endpoint(Judge):
             numbers = [float(score) for score in scores if type(score) in (float, int)]
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             start = response[:60].decode(errors="replace")
-            raise self._refused(f"answered {start!r}, which is no JSON with `scores`") from error
+            raise self._refused(f"returned {start!r}, which is not JSON with `scores`") from error
         if len(scores) != len(images) or len(numbers) != len(scores):
-            raise self._refused(f"gave {len(numbers)} numbers for {len(images)} images")
+            raise self._refused(f"returned {len(numbers)} numbers for {len(images)} images")
         if not torch.tensor(numbers, dtype=torch.float32).isfinite().all():
-            raise self._refused("gave a score that is not finite")
+            raise self._refused("returned a score that is not finite")
         return {**reply, "scores": numbers}
 
     def _request(self, body: bytes) -> bytes:
-        """Return the body of its answer, asked again where that may help."""
+        """Return the body of a response; transient failures are retried."""
         why = ""
         for attempt in range(self.retries + 1):
             if attempt:
@@ -137,19 +137,19 @@ class Endpoint(Judge):
             try:
                 status, response = self._post(body)
             except (requests.ConnectionError, requests.Timeout, ChunkedEncodingError) as error:
-                why = f"did not answer ({_reason(error)})"
+                why = f"did not respond ({_reason(error)})"
                 continue
             except RequestException as error:
-                raise self._refused(f"cannot be asked ({_reason(error)})") from error
+                raise self._refused(f"cannot be reached ({_reason(error)})") from error
             if status == 200:
                 return response
-            why = f"answered with status {status}"
+            why = f"returned status {status}"
             if status not in PASSING:
                 break
         raise self._refused(why)
 
     def _post(self, body: bytes) -> tuple[int, bytes]:
-        """Return status and body of one answer."""
+        """Send one request, and return status and body of the response."""
         until = time.monotonic() + self.timeout
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         with requests.post(
@@ -162,27 +162,27 @@ class Endpoint(Judge):
         ) as response:
             content = b""
             if response.status_code == 200:
-                # as it comes, so that neither its size nor its time can run away
+                # streamed, to bound its size and its time
                 while piece := _piece(response):
                     content += piece
                     if len(content) > self.most_bytes:
-                        raise self._refused(f"answered with more than {self.most_bytes} bytes")
+                        raise self._refused(f"returned more than {self.most_bytes} bytes")
                     if time.monotonic() > until:
-                        raise requests.Timeout(f"no whole answer in {self.timeout:g} seconds")
+                        raise requests.Timeout(f"no complete response in {self.timeout:g} seconds")
             return response.status_code, content
 
     def _refused(self, what: str) -> InputError:
         return InputError(
-            f"The judge at {self.url} {what}: look at the server's log, and run again when it "
-            "scores (`retries`, `timeout` and `most_bytes` bound what is waited for)."
+            f"The judge at {self.url} {what}: check the server's log, and run again when it "
+            "works (limits are set by `retries`, `timeout` and `most_bytes`)."
         )
 
 
 def _piece(response: requests.Response) -> bytes:
     try:
         return response.raw.read1(PIECE, decode_content=False)
-    except Exception as error:  # urllib3's own, http.client's and the system's
-        raise requests.ConnectionError(f"the answer broke off: {error}") from error
+    except Exception as error:  # of urllib3, http.client or the system
+        raise requests.ConnectionError(f"the response was cut short: {error}") from error
 
 
 def _png(image: Tensor) -> str:
@@ -192,6 +192,6 @@ def _png(image: Tensor) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what a chain of wrapped network errors began with."""
+    """Return the root cause of a chain of wrapped network errors."""
     text = str(error)
     return text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"

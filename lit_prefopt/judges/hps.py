@@ -1,4 +1,4 @@
-"""HPSv2 and HPSv2.1 (arXiv 2306.09341): a CLIP ViT-H/14 that learned from people's choices."""
+"""HPSv2 and HPSv2.1 (arXiv 2306.09341): a CLIP ViT-H/14 trained on human preferences."""
 
 from __future__ import annotations
 
@@ -49,18 +49,19 @@ TRANSPOSED = {
 class HPSv2(CLIPJudge):
     """HPSv2 (arXiv 2306.09341): 100 times the cosine of image and text in its own CLIP ViT-H/14.
 
-    The published file has open_clip's layout and is read as transformers' CLIPModel. As in the
+    The published file has open_clip's layout and is converted to transformers' CLIPModel. As in the
     released code, images are resized by their longer side and padded with black, and the logit
-    scale is left out; the factor of 100 is that of its tables, where the code returns the cosine.
+    scale is not applied; the factor of 100 is that of the paper's tables (the code returns the
+    cosine).
 
     Args:
-        weights: The published .pt file, or a .safetensors file of its layout; the hub's where it
-            is not given.
-        version: Which of the published ones; of no effect with `weights`.
+        weights: The published .pt file, or a .safetensors file of its layout; by default
+            downloaded from the hub.
+        version: Version of the published weights; ignored with `weights`.
         pretrained: Hub name or folder of the CLIP that it was trained from, for its architecture,
             tokenizer and image processor; none of its weights are read.
-        antialias: Smooth images as they shrink, as the released code does with torchvision 0.17
-            and newer; before, when it was published, it did not.
+        antialias: Antialias when downscaling, as the released code does with torchvision 0.17 and
+            newer; with the version of its publication it did not.
         batch_size: Images scored at a time.
     """
 
@@ -77,28 +78,28 @@ class HPSv2(CLIPJudge):
 
     @cached_property
     def clip(self) -> CLIPModel:
-        """The model, loaded when it is asked for first."""
+        """The model, loaded on first access."""
         file = weights_file(self.weights, REPOSITORY, FILES[self.version])
         with clip_loading_errors(self.pretrained, "CLIP"):
             model = CLIPModel(CLIPConfig.from_pretrained(self.pretrained))
-        cure = "name the CLIP that it was made from as `pretrained`"
+        cure = "name the CLIP that it was trained from as `pretrained`"
         fill(model, from_open_clip(read_weights(file)), file, "a CLIP of this size", cure)
         return model.eval().requires_grad_(False)
 
     def versions(self) -> dict[str, str | None]:
-        """Return which weights they are."""
+        """Return the versions of the weights."""
         if self.weights is not None:
             return {self.weights: version(self.weights)}
         name = FILES[self.version]
         return {f"{REPOSITORY}/{name}": version(REPOSITORY, name)}
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Return what the vision tower sees of images (B, 3, H, W) in [-1, 1]: (B, 3, S, S)."""
+        """Preprocess images (B, 3, H, W) in [-1, 1] for the vision tower: (B, 3, S, S)."""
         square = pad_to_square(images, self.image_processor.crop_size["height"], self.antialias)
         return normalize(square, self.image_processor.image_mean, self.image_processor.image_std)
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
-        """Return the scores of places in the common space, (B,) float32.
+        """Return the scores of embeddings, (B,) float32.
 
         Args:
             image: (B, D).
@@ -108,11 +109,11 @@ class HPSv2(CLIPJudge):
 
 
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of an open_clip CLIP by the names of transformers' CLIPModel.
+    """Convert an open_clip CLIP's state dict to the keys of transformers' CLIPModel.
 
     Args:
         state: As open_clip stores them: fused queries, keys and values, and projections that are
-            multiplied from the right. Names that are none of its own are kept as they are.
+            multiplied from the right. Unknown names are kept unchanged.
     """
     mapped: dict[str, Tensor] = {}
     for name, value in state.items():

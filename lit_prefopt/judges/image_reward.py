@@ -1,4 +1,4 @@
-"""ImageReward (arXiv 2304.05977): a BLIP that reads the prompt while it looks at the image."""
+"""ImageReward (arXiv 2304.05977): a BLIP reward model with cross-attention to the image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IN_TOWER = (
 
 
 class RewardBLIP(nn.Module):
-    """BLIP's vision tower, its text encoder that attends to it, and the head.
+    """BLIP's vision tower, its text encoder with cross-attention, and the reward head.
 
     Args:
         vision: Configuration of the vision tower.
@@ -56,10 +56,10 @@ class RewardBLIP(nn.Module):
         Args:
             pixels: (B, 3, S, S), normalised.
             tokens: (B, N) int64.
-            mask: (B, N), 1 where there is a token and 0 behind them.
+            mask: (B, N), 1 for tokens and 0 for padding.
         """
         seen = self.vision(pixels).last_hidden_state
-        # nothing is masked in the image, and the text is read both ways
+        # no mask for the image, and bidirectional attention in the text
         encoded = self.text(
             input_ids=tokens, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False
         )
@@ -67,13 +67,14 @@ class RewardBLIP(nn.Module):
 
 
 class ImageReward(Judge):
-    """ImageReward v1.0 (arXiv 2304.05977): about 0 with a deviation of 1 over its own images.
+    """ImageReward v1.0 (arXiv 2304.05977): about zero mean and unit deviation on its own images.
 
-    The published file is read as transformers' BLIP; prompts are cut to 35 tokens, as released.
+    The published file is converted to transformers' BLIP; prompts are truncated to 35 tokens, as
+    in the released code.
 
     Args:
-        weights: The published ImageReward.pt, or a .safetensors file of its layout; the hub's
-            where it is not given.
+        weights: The published ImageReward.pt, or a .safetensors file of its layout; by default
+            downloaded from the hub.
         tokenizer: Hub name or folder of BERT's tokenizer.
         batch_size: Images scored at a time.
     """
@@ -88,14 +89,14 @@ class ImageReward(Judge):
 
     @cached_property
     def network(self) -> RewardBLIP:
-        """The model, loaded when it is asked for first."""
+        """The model, loaded on first access."""
         file = weights_file(self.weights, REPOSITORY, NAME)
         state = read_weights(file)
         cure = f"name {NAME} of huggingface.co/{REPOSITORY}"
         try:
             network = RewardBLIP(*sizes(state))
         except (KeyError, ZeroDivisionError, ValueError) as error:
-            raise InputError(f"{file} is no ImageReward (without {error}): {cure}.") from error
+            raise InputError(f"{file} is not ImageReward (without {error}): {cure}.") from error
         fill(network, from_blip(state), file, "an ImageReward", cure)
         return network.eval().requires_grad_(False)
 
@@ -108,7 +109,7 @@ class ImageReward(Judge):
             words = BertTokenizer.from_pretrained(self.tokenizer)
             known, most = len(words), self.network.text.config.vocab_size
             if not len(words.all_special_ids) < known <= most:
-                raise ValueError(f"it knows {known} tokens, and the model {most}")
+                raise ValueError(f"it has {known} tokens, and the model {most}")
         return words
 
     def prepare(self) -> None:
@@ -116,7 +117,7 @@ class ImageReward(Judge):
         _ = self.network, self.bert_tokenizer
 
     def versions(self) -> dict[str, str | None]:
-        """Return which weights they are."""
+        """Return the versions of the weights."""
         if self.weights is not None:
             return {self.weights: version(self.weights)}
         return {f"{REPOSITORY}/{NAME}": version(REPOSITORY, NAME)}
@@ -148,7 +149,7 @@ class ImageReward(Judge):
 
 
 def sizes(state: Mapping[str, Tensor]) -> tuple[BlipVisionConfig, BlipTextConfig]:
-    """Return the configurations of the two towers of published weights, by their shapes.
+    """Return the configurations of both towers, derived from the shapes of published weights.
 
     Args:
         state: The weights by their published names.
@@ -165,7 +166,7 @@ def sizes(state: Mapping[str, Tensor]) -> tuple[BlipVisionConfig, BlipTextConfig
         num_attention_heads=width // HEAD,
         image_size=patch * math.isqrt(squares),
         patch_size=patch,
-        layer_norm_eps=1e-6,  # of BLIP's own tower; transformers' default is another one
+        layer_norm_eps=1e-6,  # of BLIP's own tower; transformers' default differs
     )
     vocabulary, hidden = state[f"{TEXT}embeddings.word_embeddings.weight"].shape
     text = BlipTextConfig(
@@ -181,11 +182,11 @@ def sizes(state: Mapping[str, Tensor]) -> tuple[BlipVisionConfig, BlipTextConfig
 
 
 def from_blip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return published weights by the names of `RewardBLIP`.
+    """Convert published weights to the keys of `RewardBLIP`.
 
     Args:
-        state: The weights by their published names; those that no score depends on, of BLIP's own
-            training, are left out.
+        state: The weights by their published names; those of BLIP's own training heads, which do
+            not affect scores, are dropped.
     """
     mapped: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -204,6 +205,6 @@ def from_blip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _layers(state: Mapping[str, Tensor], place: str) -> int:
-    """Return how many numbered layers begin with a name."""
+    """Return the number of numbered layers with a prefix."""
     numbers = {name.removeprefix(place).split(".")[0] for name in state if name.startswith(place)}
     return len(numbers)

@@ -1,4 +1,4 @@
-"""Anything that scores images."""
+"""Base class of judges, which score images."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lit_prefopt.errors import InputError
 class Judge(ABC):
     """Scores how well images follow their prompts; higher is better.
 
-    Weights are loaded when they are asked for first: by `prepare`, which whoever holds a judge
-    calls before a run begins, or by the first score.
+    Weights are loaded lazily: by `prepare`, which the owner of a judge calls before a run, or by
+    the first score.
     """
 
     def prepare(self) -> None:  # noqa: B027 - some need nothing
-        """Load what is needed to score; whatever is missing is told now, in one sentence.
+        """Load the weights; raise InputError if something is missing.
 
         Raises:
             InputError: It cannot score.
         """
 
     def versions(self) -> dict[str, str | None]:
-        """Return what the weights are, by where they come from; None where that is unknown."""
+        """Return the versions of the weights by their sources; None if unknown."""
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """Return what an evaluation writes down: class, plain arguments, versions of the weights.
+        """Return the settings that an evaluation saves: class, arguments, versions of the weights.
 
-        Ask after `prepare`: what has not been fetched yet has no version.
+        Call it after `prepare`: weights have no version before they are downloaded.
         """
         plain = {k: v for k, v in vars(self).items() if isinstance(v, str | int | float | None)}
         versions = self.versions()
@@ -48,17 +48,17 @@ class Judge(ABC):
         Args:
             images: (B, 3, H, W) in [-1, 1].
             texts: B prompts.
-            t: Timesteps (B,) that the images were predicted at, for judges that are step-aware.
+            t: Timesteps (B,) of the predictions, for step-aware judges.
         """
 
     def attributes(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Return scores of single attributes by name, each (B,), NaN where one does not apply."""
+        """Return scores of single attributes by name, each (B,), NaN if one does not apply."""
         return {}
 
 
 @contextmanager
 def full_precision(images: Tensor) -> Iterator[Tensor]:
-    """Lend the images in float32, outside of autocast: near ones differ in late digits of scores.
+    """Yield the images in float32, outside of autocast: close scores differ in late digits.
 
     Args:
         images: (B, 3, H, W).
@@ -70,21 +70,21 @@ def full_precision(images: Tensor) -> Iterator[Tensor]:
 def checked_scores(
     judge: Judge, images: Tensor, texts: Sequence[str], t: Tensor | None = None
 ) -> Tensor:
-    """Return a judge's scores, (B,) float32, after a look at them.
+    """Return a judge's scores, (B,) float32, after a check of shape and finiteness.
 
     Args:
         judge: Any judge.
         images: (B, 3, H, W) in [-1, 1].
         texts: B prompts.
-        t: Timesteps (B,) that the images were predicted at.
+        t: Timesteps (B,) of the predictions.
 
     Raises:
-        InputError: The judge does not give one number for each image.
+        InputError: The judge does not return one finite number per image.
     """
     scores = judge.score(images, texts, t)
     if scores.shape != (len(images),) or not torch.isfinite(scores).all():
         raise InputError(
-            f"{type(judge).__name__} gave {tuple(scores.shape)} scores for {len(images)} "
-            f"images, {int((~torch.isfinite(scores)).sum())} of them no number: mend the judge."
+            f"{type(judge).__name__} returned {tuple(scores.shape)} scores for {len(images)} "
+            f"images, {int((~torch.isfinite(scores)).sum())} of them not finite: fix the judge."
         )
     return scores.float()

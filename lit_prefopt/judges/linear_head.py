@@ -1,4 +1,4 @@
-"""The head that the aesthetic predictor and ImageReward share."""
+"""Linear head shared by the aesthetic predictor and ImageReward."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 class LinearHead(nn.Module):
-    """Five linear layers with nothing between them: one number for a vector.
+    """Five linear layers without activations: one score per feature vector.
 
-    Published weights count the dropout after each of the first three layers.
+    The layer numbers of published weights include the dropout after the first three layers.
 
     Args:
         width: Width of the vector.
@@ -26,5 +26,5 @@ class LinearHead(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return a number for each vector (B, width): (B,)."""
+        """Return a score for each vector (B, width): (B,)."""
         return self.layers(features).squeeze(-1)

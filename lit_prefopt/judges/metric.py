@@ -1,4 +1,4 @@
-"""Any judge as a metric of torchmetrics."""
+"""A judge as a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lit_prefopt.judges.judge import Judge, checked_scores, full_precision
 
 
 class JudgeMetric(Metric):
-    """The mean of a judge's scores over all images that it was shown, on all ranks.
+    """Mean of a judge's scores over all images on all ranks.
 
     Args:
         judge: Scores the images.
-        kwargs: What every metric of torchmetrics takes, such as `sync_on_compute`.
+        kwargs: Arguments of torchmetrics' `Metric`, such as `sync_on_compute`.
     """
 
     higher_is_better = True
@@ -34,12 +34,12 @@ class JudgeMetric(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> None:
-        """Show it images.
+        """Score a batch of images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             texts: B prompts.
-            t: Timesteps (B,) that they were predicted at, for judges that are step-aware.
+            t: Timesteps (B,) of the predictions, for step-aware judges.
         """
         with torch.no_grad(), full_precision(images) as seen:
             scores = checked_scores(self.judge, seen, texts, t)
@@ -47,5 +47,5 @@ class JudgeMetric(Metric):
         self.count += len(scores)
 
     def compute(self) -> Tensor:
-        """Return the mean, a float64 scalar; NaN before any image."""
+        """Return the mean score, a float64 scalar; NaN without images."""
         return self.total / self.count

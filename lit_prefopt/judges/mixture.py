@@ -1,4 +1,4 @@
-"""Several judges as one: weighted sums of what they say, as it is or brought to one scale."""
+"""Mixtures of judges: weighted sums of their scores, raw or standardized."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lit_prefopt.judges.judge import Judge, checked_scores
 
 
 class WeightedJudges(Judge):
-    """Adds up what several judges say; each one's own scores are its attributes, by name.
+    """Weighted sum of several judges' scores; each judge's own scores are its attributes, by name.
 
     Args:
         judges: The judges.
-        weights: Factor of each one's scores; equal, with a sum of 1, where they are not given.
+        weights: Weight of each judge; by default equal, with a sum of 1.
     """
 
     def __init__(self, judges: list[Judge], weights: list[float] | None = None) -> None:
@@ -34,12 +34,12 @@ class WeightedJudges(Judge):
         self._last: tuple[Any, ...] = ()
 
     def prepare(self) -> None:
-        """Load what every one of them needs."""
+        """Load all judges."""
         for judge in self.judges:
             judge.prepare()
 
     def settings(self) -> dict[str, Any]:
-        """Return what an evaluation writes down, of each of them."""
+        """Return the settings that an evaluation saves, of all judges."""
         settings = [judge.settings() for judge in self.judges]
         return {"class": type(self).__name__, "judges": settings, "weights": self.weights}
 
@@ -56,18 +56,18 @@ class WeightedJudges(Judge):
         return (columns.double().cpu() @ weights).float().to(images.device)
 
     def attributes(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Return what each judge says by itself, unscaled and without its weight, each (B,)."""
+        """Return each judge's own scores, unscaled and unweighted, each (B,)."""
         columns = self._scores(images, texts, None).unbind(1)
         return dict(zip(judge_names(self.judges), columns, strict=True))
 
     def scaled(self, scores: Tensor) -> Tensor:
-        """Return scores (B, J) on the scale that they are added on; here as they are."""
+        """Scale the scores (B, J) before the sum; identity by default."""
         return scores
 
     def _scores(self, images: Tensor, texts: Sequence[str], t: Tensor | None) -> Tensor:
-        """Return what every judge says, (B, J); asked twice about the same, it is asked once."""
+        """Return all judges' scores, (B, J); repeated inputs are cached."""
         key: Any = None
-        if not images.is_inference():  # those do not tell whether they were changed
+        if not images.is_inference():  # inference tensors have no version counter
             key = (images._version, tuple(texts), None if t is None else tuple(t.tolist()))
         if key and self._last and self._last[0]() is images and self._last[1] == key:
             return self._last[2]
@@ -77,19 +77,18 @@ class WeightedJudges(Judge):
 
 
 class CalibratedJudges(WeightedJudges):
-    """Adds up judges whose scores are standardised first: less their mean, over their deviation.
+    """Weighted sum of standardized scores: minus their mean, divided by their deviation.
 
-    The means and deviations are stated, or measured once, at the first score, on stored images.
+    Means and deviations are given, or measured once, at the first score, on stored images.
 
     Args:
         judges: The judges.
-        weights: Factor of each one's standardised scores; equal, with a sum of 1, where they are
-            not given.
-        means: Mean of each one's scores, in its own unit.
-        deviations: Standard deviation of each one's scores.
-        measured_on: Pair shards, as `--data.shards` takes them, on whose first images both are
-            measured, where they are not stated.
-        images: How many images are measured.
+        weights: Weight of each judge's standardized scores; by default equal, with a sum of 1.
+        means: Mean of each judge's scores, in its own unit.
+        deviations: Standard deviation of each judge's scores.
+        measured_on: Pair shards, as `--data.shards` takes them, on whose first images means and
+            deviations are measured, if they are not given.
+        images: Number of images for this measurement.
     """
 
     def __init__(
@@ -108,8 +107,8 @@ class CalibratedJudges(WeightedJudges):
             len(column) != len(judges) for column in stated
         ):
             raise InputError(
-                "Judges are calibrated by their means and deviations: state both, a number for "
-                "each judge, or name pair shards as `measured_on` and state neither."
+                "CalibratedJudges needs means and deviations: give both, one number for each "
+                "judge, or name pair shards as `measured_on` and give neither."
             )
         for deviation in deviations or []:
             check_number("deviations", deviation, above=0)
@@ -117,13 +116,13 @@ class CalibratedJudges(WeightedJudges):
         self.measured_on, self.images = measured_on, images
 
     def prepare(self) -> None:
-        """Load what every judge needs, and look for the shards."""
+        """Load all judges, and check the shards."""
         super().prepare()
         if self.measured_on is not None and self.means is None:
             self._samples()
 
     def settings(self) -> dict[str, Any]:
-        """Return what an evaluation writes down; what is measured has no number before a score."""
+        """Return the settings that an evaluation saves; means are measured at the first score."""
         on = {"measured_on": self.measured_on, "images": self.images} if self.measured_on else {}
         scale = {"means": self.means, "deviations": self.deviations}
         return super().settings() | on | scale
@@ -141,33 +140,33 @@ class CalibratedJudges(WeightedJudges):
         return super().score(images, texts, t)
 
     def scaled(self, scores: Tensor) -> Tensor:
-        """Return scores (B, J) less their judges' means, over their deviations."""
+        """Standardize scores (B, J) by the judges' means and deviations."""
         mean, deviation = torch.tensor(
             [self.means, self.deviations], dtype=torch.float64, device="cpu"
         )
         return (scores.double().cpu() - mean) / deviation
 
     def _measure(self, device: torch.device) -> None:
-        """Take mean and deviation of what each judge says of the first images."""
+        """Measure mean and deviation of each judge's scores on the first images."""
         by_size: dict[tuple[int, ...], list[tuple[Tensor, str]]] = defaultdict(list)
         for image, text in islice(self._samples(), self.images):
             by_size[tuple(image.shape)].append((image, text))
         rows = []
         for some in by_size.values():
-            for start in range(0, len(some), 16):  # of one size, so that they stack
+            for start in range(0, len(some), 16):  # images of one size, so that they stack
                 images, texts = zip(*some[start : start + 16], strict=True)
                 rows.append(self._scores(torch.stack(images).to(device), texts, None).double())
         scores = torch.cat(rows).cpu()
         deviations = scores.std(0, correction=0)
         if len(scores) < 2 or not deviations.min() > 0:
             raise InputError(
-                f"Of {len(scores)} images of {self.measured_on} a judge says the same of all: "
+                f"A judge has equal scores for all {len(scores)} images of {self.measured_on}: "
                 "name shards with different images as `measured_on`."
             )
         self.means, self.deviations = scores.mean(0).tolist(), deviations.tolist()
 
     def _samples(self) -> Iterable[tuple[Tensor, str]]:
-        """Return images (3, H, W) in [-1, 1] with their prompts, pair by pair."""
+        """Yield images (3, H, W) in [-1, 1] with their prompts, pair by pair."""
         reader = ShardReader(find_shards(self.measured_on or "")).check()
 
         def read() -> Iterable[tuple[Tensor, str]]:
@@ -181,7 +180,7 @@ class CalibratedJudges(WeightedJudges):
 
 
 def judge_names(judges: Sequence[Judge]) -> list[str]:
-    """Return the judges' classes, numbered from the second of a class on."""
+    """Return the judges' class names, numbered from the second of a class on."""
     seen: Counter[str] = Counter()
     names = []
     for name in (type(judge).__name__ for judge in judges):
@@ -191,11 +190,11 @@ def judge_names(judges: Sequence[Judge]) -> list[str]:
 
 
 def judge_weights(judges: Sequence[Judge], weights: list[float] | None) -> list[float]:
-    """Return a weight for each judge; equal ones that come to 1 where none are given.
+    """Return a weight for each judge; by default equal ones with a sum of 1.
 
     Args:
         judges: At least one.
-        weights: What was given.
+        weights: The given weights, or None.
 
     Raises:
         InputError: They are not one positive number for each judge.

@@ -1,4 +1,4 @@
-"""Text in images, read by RapidOCR."""
+"""OCR: read text in images with RapidOCR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_prefopt.errors import InputError
 
 
 def rapid_ocr() -> Callable[[Image.Image], list[str]]:
-    """Return a reader of text in images that runs on the CPU.
+    """Return an OCR function that runs on the CPU.
 
     Raises:
         InputError: It is not installed.
@@ -21,13 +21,13 @@ def rapid_ocr() -> Callable[[Image.Image], list[str]]:
     try:
         module: Any = importlib.import_module("rapidocr")
         engine = module.RapidOCR(params={"Global.log_level": "error"})
-    except ImportError as error:  # it looks for onnxruntime when it is made
+    except ImportError as error:  # its constructor imports onnxruntime
         raise InputError(
-            "Reading text wants RapidOCR: `pip install lit-prefopt[ocr]`, or name a reader of your "
-            "own by `reader`."
+            "Reading text needs RapidOCR: `pip install lit-prefopt[ocr]`, or name a function of "
+            "your own as `reader`."
         ) from error
 
     def read(image: Image.Image) -> list[str]:
-        return [*(engine(np.asarray(image)[..., ::-1]).txts or ())]  # it takes BGR
+        return [*(engine(np.asarray(image)[..., ::-1]).txts or ())]  # BGR
 
     return read

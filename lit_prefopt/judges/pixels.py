@@ -1,4 +1,4 @@
-"""What the towers of judges see of images: resized, cut or padded, and normalised."""
+"""Preprocess images for judges: resize, crop or pad, and normalize."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 def center_crop(images: Tensor, side: int, antialias: bool = True) -> Tensor:
-    """Return squares in [0, 1]: the shorter side is resized, the middle is cut out, as CLIP does.
+    """Resize the shorter side and crop the center to squares in [0, 1], as CLIP does.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
@@ -31,7 +31,7 @@ def center_crop(images: Tensor, side: int, antialias: bool = True) -> Tensor:
 
 
 def pad_to_square(images: Tensor, side: int, antialias: bool = True) -> Tensor:
-    """Return squares: the longer side is resized, the rest is black, and nothing is clamped.
+    """Resize the longer side and pad with black to squares, without clamping.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
@@ -52,7 +52,7 @@ def normalize(
     mean: Sequence[float] = CLIP_MEAN,
     deviation: Sequence[float] = CLIP_DEVIATION,
 ) -> Tensor:
-    """Return images with the mean and deviation that a tower was trained with taken out.
+    """Normalize images by the mean and deviation that a tower was trained with.
 
     Args:
         unit: (B, 3, S, S) in [0, 1].

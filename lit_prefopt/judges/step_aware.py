@@ -1,4 +1,4 @@
-"""The step-aware preference model of SPO (arXiv 2406.04314): a CLIP that knows the timestep."""
+"""Step-aware preference model of SPO (arXiv 2406.04314): a CLIP conditioned on the timestep."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FREQUENCIES = 256
 
 
 class StepAwareCLIP(CLIPModel):
-    """A CLIP whose vision tower is shifted, scaled and gated by the timestep, block by block.
+    """A CLIP whose vision blocks are shifted, scaled and gated by the timestep (AdaLN).
 
-    It begins as the CLIP that it came from: gates are 1 and all else is 0.
+    At initialization it equals the original CLIP: gates are 1 and all else is 0.
 
     Args:
         config: Configuration of the CLIP.
@@ -39,13 +39,13 @@ class StepAwareCLIP(CLIPModel):
 
     @classmethod
     def start_from(cls, clip: CLIPModel) -> StepAwareCLIP:
-        """Return a step-aware model that says what the CLIP says, whatever the timestep."""
+        """Return a step-aware model with the CLIP's outputs at every timestep."""
         model = cls(clip.config)
         model.load_state_dict(clip.state_dict(), strict=False)
         return model
 
     def get_image_features(self, pixel_values: Tensor, t: Tensor) -> Tensor:
-        """Return the images' places in the common space, (B, D).
+        """Return the image embeddings, (B, D).
 
         Args:
             pixel_values: (B, 3, S, S), normalised.
@@ -59,7 +59,7 @@ class StepAwareCLIP(CLIPModel):
 
 
 class TimestepEmbedder(nn.Module):
-    """From a timestep to the vector that modulates all blocks.
+    """Embed a timestep as the vector that modulates all blocks.
 
     Args:
         width: Width of the vector.
@@ -78,13 +78,13 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Return one vector per timestep, (B, width)."""
-        # cosine first, divisor half: what the published weights were trained with
+        # cosine first, divisor half: as in the training of the published weights
         waves = get_timestep_embedding(t, FREQUENCIES, True, downscale_freq_shift=0)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class ModulatedLayer(CLIPEncoderLayer):
-    """A block of the vision tower between whose parts the timestep speaks, as in DiT.
+    """A block of the vision tower modulated by the timestep, as in DiT.
 
     Args:
         config: Configuration of the vision tower.
@@ -103,7 +103,7 @@ class ModulatedLayer(CLIPEncoderLayer):
             hidden_states: (B, N, width).
             attention_mask: None in a vision tower.
             time: The timestep's vector, (B, width).
-            kwargs: What transformers' attention takes besides.
+            kwargs: Further arguments of transformers' attention.
         """
         spoken = self.adaLN_modulation(time)[:, None].chunk(6, dim=-1)
         shift, scale, gate = spoken[:3]
@@ -116,11 +116,11 @@ class ModulatedLayer(CLIPEncoderLayer):
 
 
 class StepAware(CLIPJudge):
-    """Scores predictions of the clean image together with the timestep they were made at.
+    """Scores predictions of the clean image, conditioned on their timestep.
 
     Args:
-        weights: The published .bin file, a .safetensors file, or nothing: then it is the plain
-            CLIP at every timestep.
+        weights: The published .bin file or a .safetensors file; without it, the plain CLIP at
+            every timestep.
         pretrained: Hub name or folder of the CLIP that it was trained from.
         processor: Hub name or folder of its image processor and tokenizer.
         batch_size: Images scored at a time.
@@ -145,7 +145,7 @@ class StepAware(CLIPJudge):
 
     @cached_property
     def clip(self) -> StepAwareCLIP:
-        """The model, loaded when it is asked for first."""
+        """The model, loaded on first access."""
         if self.weights is None:
             model = StepAwareCLIP.start_from(load_clip(self.pretrained))
         else:
@@ -156,17 +156,17 @@ class StepAware(CLIPJudge):
         return model.eval().requires_grad_(False)
 
     def versions(self) -> dict[str, str | None]:
-        """Return which weights they are."""
+        """Return the versions of the weights."""
         return super().versions() if self.weights is None else {self.weights: version(self.weights)}
 
     def image_features(self, images: Tensor, t: Tensor | None) -> Tensor:
-        """Return the images' places in the common space, (B, D); without t they are clean."""
+        """Return the image embeddings, (B, D); without t for clean images."""
         t = torch.zeros(len(images), device=images.device) if t is None else t.to(images.device)
         return self.clip.get_image_features(self.pixels(images), t)
 
 
 def load_published(model: StepAwareCLIP, file: Path) -> None:
-    """Load the weights of a published file, all of them and no others.
+    """Load the weights of a published file strictly.
 
     Args:
         model: Of the same size.
@@ -177,14 +177,14 @@ def load_published(model: StepAwareCLIP, file: Path) -> None:
         InputError: The file is not of that layout or size.
     """
     state = {name.removeprefix("model."): value for name, value in read_weights(file).items()}
-    # older transformers stored the numbers of the positions as well
+    # older versions of transformers also stored the position ids
     state = {name: v for name, v in state.items() if not name.endswith("position_ids")}
-    cure = "name the CLIP that it was made from as `pretrained`"
+    cure = "name the CLIP that it was trained from as `pretrained`"
     fill(model, state, file, "a step-aware model of this size", cure)
 
 
 def _modulation(width: int, times: int, gates: tuple[int, ...] = ()) -> nn.Sequential:
-    """Return SiLU and a linear layer that opens the gates and says nothing else yet."""
+    """Return SiLU and a linear layer initialized to open gates and zero shift and scale."""
     linear = nn.Linear(width, times * width)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)

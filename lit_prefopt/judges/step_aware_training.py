@@ -1,4 +1,4 @@
-"""Training of the step-aware preference model of SPO (arXiv 2406.04314)."""
+"""Train the step-aware preference model of SPO (arXiv 2406.04314)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_prefopt.backbones import Backbone, trained
+from lit_prefopt.backbones import trained
 from lit_prefopt.batches import ImagePairs, Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import NoisedPairs
@@ -24,42 +24,39 @@ from lit_prefopt.judges.step_aware import StepAware
 from lit_prefopt.learner import Learner
 from lit_prefopt.losses import choice_divergence
 from lit_prefopt.metrics import NamedMeans, accuracy
-from lit_prefopt.optimizers import OptimizerConfig
 
 FILE = "step_aware.safetensors"
 
 
 class StepAwarePreference(Learner):
-    """Trains a CLIP to tell the better of two images from what a denoiser makes of their noise.
+    """Trains a CLIP to predict the better of two images from a denoiser's predictions.
 
-    Both images of a pair get one timestep and one noise; the frozen denoiser predicts the clean
-    images, and all weights of the CLIP, which is told the timestep, learn which is the better one.
-    Texts of other pairs are no negatives. What it writes is a file for the judge `StepAware`.
+    Both images of a pair get the same timestep and noise; the frozen denoiser predicts the clean
+    images, and all weights of the CLIP, conditioned on the timestep, are trained to prefer the
+    better one. The optimizer updates the CLIP's weights. Prompts of other pairs are not used as
+    negatives. The result is a file for the judge `StepAware`.
 
-    A pair's weight counts as a share: the gradient of an optimizer step is the sum of weighted
-    losses over the sum of weights, over all ranks and accumulated batches.
+    Pair weights are normalized: the gradient of an optimizer step is that of the sum of weighted
+    losses divided by the sum of weights, over all ranks and accumulated batches.
 
-    Held-out pairs are measured at a few timesteps with the same noise at every validation. Beside
-    `val/accuracy_t501` stands `val/clip_accuracy_t501`, that of the CLIP it started from on the
-    same predictions. Held-out ties have no right answer, and do not count in either.
+    Held-out pairs are evaluated at a few timesteps with the same noise at every validation. For
+    comparison with `val/accuracy_t501`, `val/clip_accuracy_t501` is the accuracy of the initial
+    CLIP on the same predictions. Held-out ties are excluded from both.
 
     Args:
-        backbone: The model family whose predictions are judged, frozen; given as the recipe's own
-            key `backbone`.
-        optimizer: Optimizer and learning-rate schedule of the CLIP's weights.
         pretrained: Hub name or folder of the CLIP that it starts from.
-        processor: Hub name or folder of its image processor and tokenizer; where not given, they
-            lie beside the model.
-        guidance: Classifier-free guidance scale of the predictions; 1 is without.
-        noisiest: Noisiest timestep that is drawn in training; the process's own where it is not
-            given. 0 trains on clean images, as far as the VAE shows them.
-        judge: Labels the training pairs anew by looking at their clean images; the labels of the
-            shards count where it is not given, and in validation always.
-        threshold: Least difference of the two softmax probabilities of `judge` that makes one
-            image the better one; below it the pair is a tie.
+        processor: Hub name or folder of its image processor and tokenizer; by default
+            `pretrained`.
+        guidance: Classifier-free guidance scale of the predictions; 1 disables it.
+        noisiest: Noisiest timestep in training; by default the process's own. 0 trains on clean
+            images, as decoded by the VAE.
+        judge: Relabels the training pairs by scoring their clean images; by default, and always in
+            validation, the labels of the shards are used.
+        threshold: Minimum difference of the two softmax probabilities of `judge` for a
+            preference; below it the pair is a tie.
         judge_scale: Factor of the scores of `judge` in that softmax.
-        validation_timesteps: Timesteps that held-out pairs are measured at.
-        gradient_checkpointing: Compute activations of the CLIP twice instead of keeping them.
+        validation_timesteps: Timesteps at which held-out pairs are evaluated.
+        gradient_checkpointing: Recompute the CLIP's activations in backward to save memory.
     """
 
     part = "CLIP"
@@ -67,8 +64,7 @@ class StepAwarePreference(Learner):
 
     def __init__(
         self,
-        backbone: Backbone,
-        optimizer: OptimizerConfig,
+        *args: Any,
         pretrained: str = "yuvalkirstain/PickScore_v1",
         processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         guidance: float = 5.0,
@@ -78,8 +74,10 @@ class StepAwarePreference(Learner):
         judge_scale: float = 1.0,
         validation_timesteps: tuple[int, ...] = (0, 251, 501, 701, 951),
         gradient_checkpointing: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, optimizer)
+        super().__init__(*args, **kwargs)
+        backbone = self.backbone
         backbone.require_encoders("StepAwarePreference, which looks at images,")
         last = backbone.process.steps - 1
         check_number("guidance", guidance, 1)
@@ -94,12 +92,12 @@ class StepAwarePreference(Learner):
         self.times = tuple(dict.fromkeys(validation_timesteps))
         self.learning = StepAware(None, pretrained, processor)
         self.started_from = CLIPJudge(pretrained, processor)
-        self.started_from.antialias = self.learning.antialias  # both see the same pixels
+        self.started_from.antialias = self.learning.antialias  # same preprocessing for both
         self.clip = self.learning.clip.requires_grad_(True)
         _ = (
             self.learning.tokenizer,
             self.learning.image_processor,
-        )  # whatever is missing is told now
+        )  # raises now if something is missing
         if gradient_checkpointing:
             self.clip.gradient_checkpointing_enable({"use_reentrant": False})
         names = ["loss", "accuracy", "clip_accuracy"]
@@ -108,11 +106,11 @@ class StepAwarePreference(Learner):
         self.weights: list[Tensor] = []  # of the pairs since the last optimizer step
 
     def setup(self, stage: str | None = None) -> None:
-        """Find out what the judge that labels lacks, before anything is trained."""
+        """Load the judge that labels pairs, before training."""
         if stage == "fit" and self.judge is not None:
             self.judge.prepare()
 
-    # What it sees ------------------------------------------------------------------------------
+    # Inputs ------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def predicted(self, pairs: Pairs, t: Tensor) -> Tensor:
@@ -122,7 +120,7 @@ class StepAwarePreference(Learner):
             pairs: B pairs of latents.
             t: Timesteps of the pairs, (B,) int64; 0 is the cleanest.
         """
-        # The same noise on all sides: the judge is to tell the images apart, and not the noise.
+        # The same noise on all sides: the scores should depend on the images, not on the noise.
         noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise", pairs.latents.device)
         process = self.backbone.process
         noised = NoisedPairs.from_pairs(process, pairs, t, noise)
@@ -154,10 +152,10 @@ class StepAwarePreference(Learner):
             checked_scores(self.judge, side, batch.texts)
             for side in (batch.images[:, 0], batch.images[:, -1])
         )
-        apart = torch.tanh(self.judge_scale * (first - last) / 2)  # of the two probabilities
+        apart = torch.tanh(self.judge_scale * (first - last) / 2)  # of the probabilities
         return torch.where(apart.abs() > self.threshold, (apart > 0).float(), 0.5)
 
-    # What it learns ----------------------------------------------------------------------------
+    # Training ----------------------------------------------------------------------------------
 
     def training_step(self, batch: ImagePairs, batch_idx: int) -> Tensor:
         """Return the weighted loss of a batch."""
@@ -182,13 +180,13 @@ class StepAwarePreference(Learner):
         mean: Any = self.trainer.strategy.reduce(torch.cat(self.weights).mean(), reduce_op="mean")
         self.weights = []
         gradients = [p.grad for p in trained(self).values() if p.grad is not None]
-        if gradients:  # a guard may have left the step out
+        if gradients:  # a guard may have skipped the step
             torch._foreach_div_(gradients, mean.clamp(min=torch.finfo(mean.dtype).tiny))
 
-    # How it is measured ------------------------------------------------------------------------
+    # Validation --------------------------------------------------------------------------------
 
     def validation_step(self, batch: ImagePairs, batch_idx: int) -> None:
-        """Measure it and the CLIP that it started from, at each of the timesteps."""
+        """Evaluate the model and the initial CLIP at each of the timesteps."""
         _check(batch)
         pairs, decided = encode_pairs(self.backbone, batch), batch.labels != 0.5
         for number in self.times:
@@ -206,7 +204,7 @@ class StepAwarePreference(Learner):
             self.held_out.update({"loss": loss, **both, **at_t})
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and accuracies, over all of the timesteps and at each."""
+        """Log loss and accuracies, over all timesteps and at each."""
         means = self.held_out.compute()  # already over all ranks
         if "accuracy" in means:
             means["chance_95"] = self.held_out.chance_95("accuracy", len(self.times))
@@ -214,20 +212,20 @@ class StepAwarePreference(Learner):
         self.held_out.reset()
 
     def save(self, folder: Path) -> Path:
-        """Write a file that the judge `StepAware` takes as its `weights`."""
+        """Write a weights file for the judge `StepAware`."""
         state = {f"model.{name}": value for name, value in self.clip.state_dict().items()}
         save_file(state, folder / FILE)
         return folder / FILE
 
     def train(self, mode: bool = True) -> StepAwarePreference:
-        """Set the CLIP's mode; the backbone stays in evaluation."""
+        """Set the CLIP's mode; the backbone stays in eval mode."""
         super().train(mode)
         self.backbone.train(False)
         return self
 
 
 def agreement(margin: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where the likelier side has the higher score, one half where either is a tie, (B,).
+    """Return 1 if the likelier side has the higher score, one half for ties, (B,).
 
     Args:
         margin: The first side's score minus the second's, (B,).
@@ -239,16 +237,16 @@ def agreement(margin: Tensor, labels: Tensor) -> Tensor:
 def _check(batch: ImagePairs) -> None:
     if not isinstance(batch, ImagePairs):
         raise InputError(
-            "A judge learns from images, and the pairs are cached latents: give it `--data "
+            "StepAwarePreference trains on images, but the pairs are cached latents: use `--data "
             "PairShards`."
         )
     if batch.images.shape[1] < 2:
         raise InputError(
-            "A judge learns from pairs, and the data module yields single images: give it pairs, "
-            "such as `--data PairShards --data.shards FOLDER`."
+            "StepAwarePreference trains on pairs, but the data module yields single images: use "
+            "`--data PairShards --data.shards FOLDER`, for example."
         )
     if not all(batch.texts):
         raise InputError(
-            "A judge learns from images and their prompts, and some prompts are dropped: set "
+            "StepAwarePreference needs the prompt of every pair, but some are dropped: set "
             "`--data.caption_dropout 0`."
         )

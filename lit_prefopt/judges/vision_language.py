@@ -1,4 +1,4 @@
-"""A vision-language model as a judge: does the image show what the prompt says?"""
+"""Vision-language model as a judge: score by a yes-or-no question about image and prompt."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lit_prefopt.judges.weights import loading_errors, version
 
 
 class VisionLanguage(Judge):
-    """Asks a vision-language model a yes-or-no question: the log-odds of yes against no.
+    """Scores by the log-odds of yes against no, a vision-language model's answer to a question.
 
-    The question is that of VQAScore (arXiv 2404.01291), which takes the probability of yes; the
-    log-odds order images alike and do not saturate. Only the first token of an answer counts.
+    The question is that of VQAScore (arXiv 2404.01291), which uses the probability of yes; the
+    log-odds have the same order and do not saturate. Only the first token of an answer counts.
 
     Args:
         pretrained: Hub name or folder of a model that transformers loads as
             `AutoModelForImageTextToText`, and of its processor, which has a chat template.
-        question: What is asked; `{text}` stands for the prompt.
-        affirmed: The answer that scores high.
-        denied: The answer that scores low.
+        question: The question; `{text}` is replaced by the prompt.
+        affirmed: The positive answer.
+        denied: The negative answer.
         dtype: Precision of its weights.
         batch_size: Images scored at a time.
     """
@@ -42,17 +42,17 @@ class VisionLanguage(Judge):
     ) -> None:
         if "{text}" not in question:
             raise InputError(
-                f"The question {question!r} does not ask about the prompt: write {{text}} where it "
-                "is to stand."
+                f"The question {question!r} does not contain the prompt: write {{text}} in its "
+                "place."
             )
         check_number("batch_size", batch_size, 1)
         self.pretrained, self.question = pretrained, question
-        self.affirmed, self.denied = affirmed, denied  # YAML reads bare yes and no as truths
+        self.affirmed, self.denied = affirmed, denied  # YAML parses bare yes and no as booleans
         self.dtype, self.batch_size = dtype, batch_size
 
     @cached_property
     def model(self) -> Any:
-        """The model, loaded when it is asked for first."""
+        """The model, loaded on first access."""
         from transformers import AutoModelForImageTextToText
 
         with self._loading("vision-language model"):
@@ -63,25 +63,25 @@ class VisionLanguage(Judge):
 
     @cached_property
     def processor(self) -> Any:
-        """What turns images and questions into its input."""
+        """The processor of images and questions."""
         from transformers import AutoProcessor
 
         with self._loading("processor"):
             processor = AutoProcessor.from_pretrained(self.pretrained)
             if not processor.chat_template:
                 raise ValueError("it has no chat template")
-        processor.tokenizer.padding_side = "left"  # the last token is where the answer begins
+        processor.tokenizer.padding_side = "left"  # the answer starts after the last token
         return processor
 
     @cached_property
     def answer_tokens(self) -> tuple[int, int]:
-        """The first tokens of the two answers."""
+        """The first token of each answer."""
         words = (self.affirmed, self.denied)
         tokens = [self.processor.tokenizer.encode(w, add_special_tokens=False) for w in words]
         if not all(tokens) or tokens[0][0] == tokens[1][0]:
             raise InputError(
-                f"{self.affirmed!r} and {self.denied!r} begin alike for {self.pretrained}: give "
-                "other words as `affirmed` and `denied`."
+                f"{self.affirmed!r} and {self.denied!r} have the same first token in "
+                f"{self.pretrained}: choose other words as `affirmed` and `denied`."
             )
         return tokens[0][0], tokens[1][0]
 
@@ -90,7 +90,7 @@ class VisionLanguage(Judge):
         _ = self.model, self.answer_tokens
 
     def versions(self) -> dict[str, str | None]:
-        """Return which weights they are."""
+        """Return the versions of the weights."""
         return {self.pretrained: version(self.pretrained)}
 
     @torch.no_grad()
@@ -133,6 +133,6 @@ class VisionLanguage(Judge):
         return loading_errors(
             self.pretrained,
             name,
-            "name a model of images and text that transformers has, with its processor and what "
-            "that one asks to be installed",
+            "name a model of images and text in transformers, with its processor, and install "
+            "the packages that the processor requires",
         )

@@ -1,4 +1,4 @@
-"""Published weights of judges: where they lie, what is in them, and which ones they are."""
+"""Published weights of judges: download, read, load and identify them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def weights_file(weights: str | None, repository: str, name: str) -> Path:
-    """Return a file of weights: a local one, or else the published one out of the hub's cache.
+    """Return the path of a weights file: a local one, or the published one, downloaded if needed.
 
     Args:
         weights: A local file.
-        repository: Where the published one lies on the hub.
+        repository: Repository of the published file on the hub.
         name: Its name there.
 
     Raises:
-        InputError: There is no such file, or the hub does not give it.
+        InputError: The file does not exist or cannot be downloaded.
     """
     if weights is not None:
         if not Path(weights).is_file():
@@ -38,21 +38,21 @@ def weights_file(weights: str | None, repository: str, name: str) -> Path:
         return Path(weights)
     try:
         return Path(hf_hub_download(repository, name))
-    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+    except Exception as error:  # errors of the hub's client, httpx or the system
         raise InputError(
-            f"{name} of huggingface.co/{repository} cannot be had ({_first_line(error)}): download "
-            "it where the hub can be reached, and name the file as the judge's `weights`."
+            f"{name} of huggingface.co/{repository} is not available ({_first_line(error)}): "
+            "download it on a machine with access, and name the file as the judge's `weights`."
         ) from error
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file or of one of torch's, which is never unpickled.
+    """Read the tensors of a .safetensors file or a torch file (with weights_only).
 
     Args:
-        file: The file; tensors that lie in it under `state_dict` are taken out of there.
+        file: The file; tensors may be nested under `state_dict`.
 
     Raises:
-        InputError: It holds no named tensors that can be read.
+        InputError: It contains no named tensors that can be read.
     """
     try:
         if file.suffix == ".safetensors":
@@ -60,24 +60,24 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch and safetensors raise nearly anything on a broken file
+    except Exception as error:  # torch and safetensors raise many types for broken files
         raise InputError(
             f"{file} cannot be read as weights ({_first_line(error)}): download it again."
         ) from error
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path, name: str, cure: str) -> None:
-    """Load weights that must be exactly those of the model.
+    """Load weights into a model strictly.
 
     Args:
-        model: Where they go.
+        model: The target.
         state: The weights by the model's own names.
-        file: Where they come from, for the message.
-        name: What the model is, for the message.
-        cure: What to do where they do not fit.
+        file: Their file, for the message.
+        name: Description of the model, for the message.
+        cure: Remedy if they do not fit, for the message.
 
     Raises:
-        InputError: One is missing, is too many or has another shape.
+        InputError: A weight is missing, unexpected or of another shape.
     """
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
@@ -91,11 +91,11 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path, name: str, c
 
 
 def version(source: str, name: str = "config.json") -> str | None:
-    """Return which weights these are: a hash of local ones, or the hub's commit where it is known.
+    """Return the version of weights: a hash of a local file, or the hub's commit if it is known.
 
     Args:
         source: A file, a folder or a name on the hub.
-        name: A file of that repository which has been fetched.
+        name: A downloaded file of that repository.
     """
     path = Path(source)
     if path.is_file():
@@ -115,7 +115,7 @@ def _digest(file: Path) -> str:
 
 @lru_cache
 def _hashed(file: Path, size: int, modified: int) -> str:
-    """Hash a file once; size and time of change tell whether it still is the same one."""
+    """Hash a file, cached by its size and modification time."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -126,16 +126,16 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def loading_errors(source: str, name: str, cure: str) -> Iterator[None]:
-    """Turn what transformers raises over files into a sentence.
+    """Raise InputError for transformers' errors in loading files.
 
     Args:
         source: Folder or hub name.
-        name: What is looked for in it.
-        cure: What to do where it is not there.
+        name: The component to load, for the message.
+        cure: Remedy if it cannot be loaded, for the message.
     """
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(
-            f"{source} holds no {name} that can be loaded ({_first_line(error)}): {cure}."
+            f"{source} has no {name} that can be loaded ({_first_line(error)}): {cure}."
         ) from error

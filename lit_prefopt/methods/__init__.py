@@ -1,4 +1,4 @@
-"""One paper, one file."""
+"""Preference optimisation methods, one file per paper."""
 
 from typing import TYPE_CHECKING
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.batches import LogRatios
 from lit_prefopt.diffusion.denoising import discounted
 from lit_prefopt.errors import check_number
 from lit_prefopt.losses import (
+    Comparisons,
     preference_loss,
     rejected_gradient_scale,
     scale_gradient,
@@ -18,34 +19,30 @@ from lit_prefopt.losses import (
     smooth,
 )
 from lit_prefopt.module import PreferenceDiffusionModule
-from lit_prefopt.optimizers import OptimizerConfig
 
 
 class DiffusionDPO(PreferenceDiffusionModule):
-    """Widens the gap between chosen and rejected side, held back by the reference.
+    """Increases the margin between chosen and rejected side, regularised to the reference.
 
     Args:
-        backbone: The model family; given as the recipe's own key `backbone`.
-        optimizer: Optimizer and learning-rate schedule of the trained weights.
-        beta: Pull to the reference, on mean errors with the factor 1/2 of the released code.
+        beta: Strength of the regularisation to the reference, on mean errors with the factor 1/2 of
+            the released code.
         link: Loss of a difference of log-ratios: `lit_prefopt.losses.sigmoid`, `.ipo`, `.hinge`,
             or any function of that form.
-        label_smoothing: Share of the labels that are taken to be wrong.
+        label_smoothing: Share of the labels that are assumed to be wrong.
         anchor: Weight of the chosen side's denoising error, added to the loss.
         chosen_protection: Scale the rejected side's gradient so that the chosen side's error does
-            not rise, and keeps at least this share of its fall (mu of Diffusion-SDPO, arXiv
-            2511.03317); off where it is not given.
-        gamma: Weight of a noise level against one that is a `gamma_steps`-th of all levels noisier,
-            in (0, 1]; below 1 the noisy ones are drawn more often, in validation as well (the
-            offline form of arXiv 2402.08265).
-        gamma_steps: See `gamma`.
-        validation_draws: Draws of timestep and noise per held-out pair.
+            not rise, and keeps at least this share of its decrease (mu of Diffusion-SDPO, arXiv
+            2511.03317); off if not given.
+        gamma: Weight of a noise level relative to one that is a `gamma_steps`-th of all levels
+            noisier, in (0, 1]; below 1 noisy levels are drawn more often, in validation as well
+            (the offline form of arXiv 2402.08265).
+        gamma_steps: Number of parts of the noise levels that `gamma` refers to.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
-        optimizer: OptimizerConfig,
+        *args: Any,
         beta: float,
         link: Callable = sigmoid,
         label_smoothing: float = 0.0,
@@ -53,9 +50,9 @@ class DiffusionDPO(PreferenceDiffusionModule):
         chosen_protection: float | None = None,
         gamma: float = 1.0,
         gamma_steps: int = 50,
-        validation_draws: int = 4,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, optimizer, validation_draws)
+        super().__init__(*args, **kwargs)
         check_number("beta", beta, above=0)
         check_number("label_smoothing", label_smoothing, 0, 1)
         check_number("anchor", anchor, 0)
@@ -73,19 +70,16 @@ class DiffusionDPO(PreferenceDiffusionModule):
         """Return the timesteps at quantiles u of their discounted distribution, (B,)."""
         return super().draw_timesteps(discounted(u, self.gamma, self.gamma_steps))
 
-    def losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor:
-        """Return the link's loss of every pair, (B,) (Eq. 14)."""
+    def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
+        """Return the link's loss of each pair, (B,) (Eq. 14)."""
         chosen, rejected = ratios.chosen, ratios.rejected
         if self.chosen_protection is not None:
-            assert ratios.policy_error is not None
-            assert ratios.overlap is not None
-            scale = rejected_gradient_scale(
-                ratios.policy_error[:, 0], ratios.overlap[:, -1], self.chosen_protection
-            )
+            errors = ratios.require("policy_error", "`chosen_protection`")
+            overlap = ratios.require("overlap", "`chosen_protection`")
+            scale = rejected_gradient_scale(errors[:, 0], overlap[:, -1], self.chosen_protection)
             rejected = scale_gradient(rejected, scale)
         labels = smooth(pairs.labels, self.label_smoothing)
         losses = preference_loss(chosen - rejected, labels, self.beta, self.link)
         if self.anchor:
-            assert ratios.policy_error is not None
-            losses = losses + self.anchor * ratios.policy_error[:, 0]
+            losses = losses + self.anchor * ratios.require("policy_error", "`anchor`")[:, 0]
         return losses

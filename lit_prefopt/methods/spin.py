@@ -1,57 +1,60 @@
-"""SPIN-Diffusion: self-play against the model of the round before (arXiv 2402.10210, 2024)."""
+"""SPIN-Diffusion: self-play against the previous round's model (arXiv 2402.10210, 2024)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import LogRatios, Pairs, Steps
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.rollout import Rollout, logp
+from lit_prefopt.errors import InputError
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
-from lit_prefopt.optimizers import OptimizerConfig
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.transfer import to_device
 
 
 class SPINDiffusion(DiffusionDPO):
-    """Learns to tell real images from those of the opponent, which is its own reference.
+    """Trains the policy to prefer real images over samples of the opponent, its own reference.
 
     The pairs are real images against the opponent's samples (`SelfPlay`), and training starts from
-    the opponent: `lit-prefopt rounds` generates and trains in turn. When the opponent makes what
-    the data hold, there is nothing left to tell apart and the expected gradient is zero.
+    the opponent: `lit-prefopt rounds` alternates generation and training. Once the opponent's
+    samples are distributed as the data, the expected gradient is zero.
 
     Args:
-        backbone: The model family; given as the recipe's own key `backbone`.
-        optimizer: Optimizer and learning-rate schedule of the trained weights.
-        beta: Pull to the opponent, on log-ratios as in Diffusion-DPO; with `exact` on log-densities
-            of steps that are means over channels and pixels.
-        exact: Compare single steps of whole trajectories: a real image's, drawn from the noise
-            process, and one that the opponent rolls out on the fly. Without it, both final images
-            are noised alike, which the paper calls its approximate objective and uses in all
-            experiments; then the loss is Diffusion-DPO's.
-        sampling: Steps, guidance and eta of those trajectories; the backbone's own without
-            guidance where not given.
-        validation_draws: Draws of timestep and noise per held-out pair.
+        beta: Strength of the regularisation to the opponent, on log-ratios as in Diffusion-DPO;
+            with `exact` on log-densities of steps that are means over channels and pixels.
+        exact: Compare single steps of complete trajectories: a real image's, drawn from the noise
+            process, and one that the opponent rolls out on the fly. By default, noise is added to
+            both final images, which the paper calls its approximate objective and uses in all
+            experiments; the loss is then Diffusion-DPO's.
+        sampling: Steps, guidance and eta of those trajectories; by default the backbone's own,
+            without guidance.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
-        optimizer: OptimizerConfig,
+        *args: Any,
         beta: float,
         exact: bool = False,
         sampling: Sampling | None = None,
-        validation_draws: int = 4,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, optimizer, beta, validation_draws=validation_draws)
-        own = backbone.sampling
+        super().__init__(*args, beta=beta, **kwargs)
+        if exact and (self.anchor or self.chosen_protection is not None or self.gamma != 1):
+            raise InputError(
+                "`exact` compares steps, which have no denoising errors and are drawn uniformly: "
+                "leave `anchor`, `chosen_protection` and `gamma` out, or set `exact` to false."
+            )
+        own = self.backbone.sampling
         how = sampling or Sampling(own.steps, guidance=1.0, eta=1.0, batch_size=own.batch_size)
-        self.rollout = Rollout(backbone, how) if exact else None
+        self.rollout = Rollout(self.backbone, how) if exact else None
+        self.takes_reference_errors = not exact
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
-        """Return how much likelier the policy finds each side than the opponent does."""
+        """Return the log-ratio of policy to opponent for each side."""
         if self.rollout is None:
             return super().log_ratios(pairs)
         steps = self.steps(pairs, self.rollout)
@@ -60,22 +63,17 @@ class SPINDiffusion(DiffusionDPO):
         policy = logp(self.backbone, self.rollout.how, steps)
         return LogRatios((policy - opponent).squeeze(-1), steps.t.squeeze(-1))
 
-    @property
-    def takes_reference_errors(self) -> bool:
-        """Whether the opponent's errors are all that is asked of it; `exact` asks for its steps."""
-        return self.rollout is None
-
     @torch.no_grad()
     def steps(self, pairs: Pairs, rollout: Rollout) -> Steps:
         """Return one step of a real image's trajectory and the same step of an opponent's.
 
         Args:
-            pairs: B real images, the chosen sides; what else there is goes unused.
+            pairs: B pairs, of whose sides only the chosen one, the real image, is used.
             rollout: The schedule of the trajectories.
         """
         device, real = pairs.latents.device, pairs.latents[:, 0]
         u = draws.uniform(pairs.seeds, "step", device=torch.device("cpu"))
-        numbers = (u * rollout.how.steps).long()  # on the host, which counts the steps by them
+        numbers = (u * rollout.how.steps).long()  # on the CPU, where the steps are counted
         times = torch.tensor(rollout.times)
         t, t_next = (to_device(times[which], device) for which in (numbers, numbers + 1))
         own = self._noised(real, t, t_next, pairs.seeds, rollout)
@@ -100,13 +98,13 @@ class SPINDiffusion(DiffusionDPO):
         process = self.backbone.process
         noise = rollout.noise(seeds, "real", real.device)
         parents = process.add_noise(real, noise, t)
-        # a denoiser that knew the image would say this, and its step is then the posterior
+        # the prediction of a denoiser that knew the image; its step is the posterior
         known = process.target(real, noise, t)
         step = process.step(known, parents, t, t_next, rollout.how.eta)
         return parents, step.sample(rollout.noise(seeds, "real step", real.device))
 
     def _rolled_out(self, pairs: Pairs, numbers: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Return the opponent's states before and after the step of each row's number."""
+        """Return the opponent's states before and after each row's step."""
         device = pairs.latents.device
         latents = rollout.start(pairs.seeds, device)
         parents, children = torch.zeros_like(latents), torch.zeros_like(latents)

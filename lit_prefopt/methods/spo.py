@@ -3,91 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import LogRatios, Pairs, Prompt, Steps, concatenate
+from lit_prefopt.batches import LogRatios, Prompt, Steps, concatenate
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
-from lit_prefopt.judges import Judge
-from lit_prefopt.losses import clip, preference_loss
+from lit_prefopt.losses import Comparisons, clip, preference_loss
 from lit_prefopt.on_policy import OnPolicyModule
-from lit_prefopt.optimizers import OptimizerConfig
 from lit_prefopt.processes.base import ReverseStep
-from lit_prefopt.processes.settings import Sampling
 
 
 class SPO(OnPolicyModule):
-    """Branches the roll-out and learns, step by step, the best branch against the worst.
+    """Branches the roll-out and trains, step by step, on the best against the worst branch.
 
     At every decision each prompt has several candidates that were drawn from one parent. The judge
-    scores what the policy takes each candidate's clean image to be; the best and the worst become
-    a pair if they are far enough apart. Whatever the judge said, the next parent is drawn at
-    random, so that the roll-out stays the policy's own.
+    (step-aware, as a rule) scores the policy's prediction of each candidate's clean image; the best
+    and the worst candidate become a pair if their scores differ enough. The next parent is drawn at
+    random, whatever the scores, so that the roll-out remains a sample of the policy.
 
     Args:
-        backbone: The model family; given as the recipe's own key `backbone`.
-        optimizer: Optimizer and learning-rate schedule of the trained weights.
-        judge: A step-aware judge, or any other.
-        beta: Pull to the reference, on log-densities that are means over channels and pixels.
+        beta: Strength of the regularisation to the reference, on log-densities that are means over
+            channels and pixels.
         eps: Ratios are clipped to [1 - eps, 1 + eps].
-        sampling: How it rolls out; eta must be above 0.
         candidates: Candidates of each parent (k).
         first: Number of the first step that branches, counted from the noisiest.
-        inner: Ordinary steps that every candidate takes by itself before the next decision; all
-            steps of the best and of the worst chain become pairs.
-        threshold: Least difference of the two's softmax probabilities that makes a pair.
+        inner: Ordinary steps of every candidate before the next decision; all steps of the best and
+            of the worst chain become pairs.
+        threshold: Least difference between the softmax probabilities of best and worst in a pair.
         judge_scale: Factor of the judge's scores in that softmax.
-        validation_draws: Draws of timestep and noise per held-out pair.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
-        optimizer: OptimizerConfig,
-        judge: Judge,
+        *args: Any,
         beta: float,
         eps: float,
-        sampling: Sampling,
         candidates: int,
         first: int,
         inner: int,
         threshold: float,
         judge_scale: float = 1.0,
-        validation_draws: int = 4,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, optimizer, judge, sampling, validation_draws)
+        super().__init__(*args, **kwargs)
         if candidates < 2:
-            raise InputError(f"{candidates} candidate has no rival: set `candidates` to 2 or more.")
-        if not 0 <= first < sampling.steps or inner < 0:
+            raise InputError(f"`candidates` is {candidates}: set it to 2 or more to form pairs.")
+        if not 0 <= first < self.sampling.steps or inner < 0:
             raise InputError(
                 f"Branching from step {first} with {inner} inner steps does not fit into "
-                f"{sampling.steps} steps: lower `first`."
+                f"{self.sampling.steps} steps: lower `first`."
             )
         self.beta, self.eps = beta, eps
         self.candidates, self.first, self.inner = candidates, first, inner
         self.threshold, self.judge_scale = threshold, judge_scale
 
-    def losses(self, ratios: LogRatios, pairs: Pairs | Steps) -> Tensor:  # type: ignore[override]
+    def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the sigmoid loss of the clipped ratios, one value per pair, (B,)."""
         clipped = self.clipped(ratios.values)
         difference = (clipped[:, 0] - clipped[:, -1]).flatten(1).mean(1)
         return preference_loss(difference, pairs.labels, self.beta)
 
     def clipped(self, log_ratios: Tensor) -> Tensor:
-        """Return the log-ratios (B, K, S) of ratios clipped to [1 - eps, 1 + eps]."""
+        """Clip ratios to [1 - eps, 1 + eps], given and returned as log-ratios (B, K, S)."""
         return clip(log_ratios, self.eps)
 
     @torch.no_grad()
     def collect(self, texts: list[str], seeds: Tensor) -> Steps:
-        """Return the pairs of one branching roll-out, those of all decisions as rows.
+        """Return the pairs of all decisions of one branching roll-out, as rows.
 
         Args:
             texts: B prompts.
-            seeds: (B,) int64; everything random is drawn from them.
+            seeds: (B,) int64; all random numbers are drawn from them.
         """
         prompt = self.backbone.embed(texts)
         rows = [
@@ -130,7 +119,7 @@ class SPO(OnPolicyModule):
             yield _Decision(chain, scores)
             if ahead is None:
                 return
-            # drawn whatever the scores; what the denoiser said of it is known already
+            # drawn whatever the scores; the denoiser's prediction for it is known already
             u = draws.uniform(seeds, f"parent {number}", device=device)
             pick = (u * count).long()
             row = torch.arange(len(pick), device=device)
@@ -140,7 +129,7 @@ class SPO(OnPolicyModule):
             )
 
     def _pairs(self, decision: _Decision, prompt: Prompt, seeds: Tensor) -> Iterator[Steps]:
-        """Yield the steps of the best and the worst chain of every prompt that is far enough."""
+        """Yield the steps of best and worst chain, of prompts whose scores differ enough."""
         scores = decision.scores
         best, worst = scores.argmax(1), scores.argmin(1)
         row = torch.arange(len(scores), device=scores.device)
@@ -156,7 +145,7 @@ class SPO(OnPolicyModule):
                 torch.full((len(row), 1), self.rollout.times[n], device=scores.device)
                 for n in (number, number + 1)
             )
-            # candidates of one decision that took no step by themselves have one parent
+            # without inner steps all candidates of a decision share their parent
             of = sides if self.inner else sides[:, :1]
             start, end = (
                 parents[row[:, None], of][:, :, None],
@@ -166,7 +155,7 @@ class SPO(OnPolicyModule):
 
 
 class _BranchStep(NamedTuple):
-    """One step of all candidates."""
+    """Latents before and after one step of all candidates."""
 
     number: int
     parents: Tensor  # (B, k, C, H, W)
@@ -174,7 +163,7 @@ class _BranchStep(NamedTuple):
 
 
 class _Decision(NamedTuple):
-    """What the judge decides over."""
+    """Candidates of one decision, and the judge's scores of them."""
 
     chain: list[_BranchStep]  # the candidates' steps since they branched
     scores: Tensor  # (B, k)

@@ -1,37 +1,32 @@
-"""Supervised fine-tuning on the chosen side: the baseline that every table must hold."""
+"""Supervised fine-tuning on the chosen side, the baseline of preference optimisation."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from lit_prefopt.batches import Batch, LogRatios, Pairs
+from lit_prefopt.losses import Comparisons
 from lit_prefopt.module import PreferenceDiffusionModule
 
 
 class SupervisedFineTuning(PreferenceDiffusionModule):
-    """Learns the chosen side and does not look at the other, nor at the reference.
+    """Trains on the chosen side only, without the rejected side and the reference.
 
-    Held-out preference is measured as for every other method.
+    Held-out preference is computed with both sides and the reference, as for all methods.
     """
 
     def form_pairs(self, batch: Batch) -> Pairs:
-        """Return the chosen side alone while training."""
+        """Return only the chosen side in training; both sides of held-out pairs."""
         return super().form_pairs(batch.best() if self.training else batch)
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
-        """Return the policy's errors while training, without asking the reference."""
+        """Return minus half the policy's errors in training; the log-ratios of held-out pairs."""
         if not self.training:
             return super().log_ratios(pairs)
         noised = self.add_noise(pairs)
         error = self.errors(noised).value
         return LogRatios(-0.5 * error, noised.t, error)
 
-    @property
-    def takes_reference_errors(self) -> bool:
-        """Whether the reference's errors are all that is asked of it: only held-out pairs ask."""
-        return True
-
-    def losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor:
+    def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the denoising error of the chosen side, (B,)."""
-        assert ratios.policy_error is not None
-        return ratios.policy_error[:, 0]
+        return ratios.require("policy_error", type(self).__name__)[:, 0]

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules; which weights they move is the module's business."""
+"""Optimizers with their learning-rate schedules, as a recipe's `model.optimizer` names them."""
 
 from typing import TYPE_CHECKING
 

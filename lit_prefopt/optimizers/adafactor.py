@@ -1,42 +1,39 @@
-"""Adafactor, whose second moments take next to no memory."""
+"""Adafactor, with factored second moments that take little memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from transformers import optimization
 
-from lit_prefopt.optimizers.config import OptimizerConfig, ScheduleName
+from lit_prefopt.optimizers.config import OptimizerConfig
 
 
 class Adafactor(OptimizerConfig):
-    """Adafactor (arXiv 1804.04235) with a learning rate of one's own: no scaling by the weights.
+    """Adafactor (arXiv 1804.04235) with an absolute learning rate, not scaled by the weights.
 
-    Its second moments are kept by row and column, so a full fine-tune needs little memory for them.
+    Its second moments are stored by row and column, which saves memory in a full fine-tune.
 
     Args:
-        lr: Learning rate after the warm-up.
         clip_threshold: Largest root mean square of an update before the learning rate.
         weight_decay: Decoupled weight decay.
-        schedule: Name of the schedule as diffusers defines it.
-        warmup_steps: Optimizer steps over which the learning rate rises from zero.
     """
 
     def __init__(
         self,
-        lr: float,
+        *args: Any,
         clip_threshold: float = 1.0,
         weight_decay: float = 1e-2,
-        schedule: ScheduleName = "constant",
-        warmup_steps: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(lr, schedule, warmup_steps)
+        super().__init__(*args, **kwargs)
         self.clip_threshold, self.weight_decay = clip_threshold, weight_decay
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Return transformers' Adafactor."""
+        """Build transformers' Adafactor."""
         return optimization.Adafactor(
             parameters,
             self.lr,

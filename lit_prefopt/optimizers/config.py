@@ -1,4 +1,4 @@
-"""What every optimizer has in common: a learning rate and its schedule."""
+"""Base class of optimizer configurations: a learning rate and its schedule."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class OptimizerConfig(ABC):
     """
 
     supports_bf16_weights: bool = False
-    """Whether steps of usual learning rates move weights of bfloat16."""
+    """Whether bfloat16 weights can be trained at usual learning rates."""
 
     releases: bool = False
-    """Whether gradients are let go in the backward pass."""
+    """Whether gradients are released in the backward pass."""
 
     def __init__(
-        self, lr: float, schedule: ScheduleName = "constant", warmup_steps: int = 0
+        self, lr: float, *, schedule: ScheduleName = "constant", warmup_steps: int = 0
     ) -> None:
         check_number("lr", lr, 0)
         check_number("warmup_steps", warmup_steps, 0)
@@ -41,21 +41,21 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Return the optimizer of these parameters."""
+        """Build the optimizer of these parameters."""
 
     def state_bytes(self, parameter: nn.Parameter) -> int:
-        """Return how many bytes the optimizer keeps for a parameter, apart from single numbers.
+        """Return the bytes of a parameter's optimizer state, without scalars.
 
-        Here: two moments in the weights' own precision, as Adam's; one with others says so.
+        By default two moments in the weights' precision, as Adam has; others override it.
         """
         return 2 * parameter.numel() * parameter.element_size()
 
     def build_schedule(self, optimizer: Optimizer, max_steps: int) -> LRScheduler:
-        """Return the schedule, stepped once per optimizer step.
+        """Build the learning-rate schedule, which is stepped once per optimizer step.
 
         Args:
-            optimizer: What `build` returned.
-            max_steps: Optimizer steps of the run, where a decaying schedule ends; -1 where the run
+            optimizer: The optimizer that `build` returned.
+            max_steps: Optimizer steps of the run, where a decaying schedule ends; -1 if the run
                 has no end.
 
         Raises:
@@ -76,7 +76,7 @@ class OptimizerConfig(ABC):
 
 
 def check_moments(betas: tuple[float, float], weight_decay: float) -> None:
-    """Refuse decay rates and a weight decay that are none."""
+    """Check the range of decay rates and weight decay."""
     for beta in betas:
         check_number("betas", beta, 0, 1 - 1e-12)
     check_number("weight_decay", weight_decay, 0)

@@ -1,4 +1,4 @@
-"""Gradient release: a weight is stepped as soon as its gradient is known, which is then let go."""
+"""Gradient release: update each weight in the backward pass, then free its gradient."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lit_prefopt.errors import InputError
 
 
 def release_gradients(optimizer: Any) -> None:
-    """Let the backward pass step the weights, so that no two gradients are there at a time.
+    """Update weights in the backward pass, so that one gradient exists at a time.
 
-    `optimizer.step()` then finds nothing left to do.
+    `optimizer.step()` does nothing afterwards.
 
     Args:
-        optimizer: Of bitsandbytes, which steps its weights one by one.
+        optimizer: An optimizer of bitsandbytes, which updates its weights one by one.
     """
     for gindex, group in enumerate(optimizer.param_groups):
         for pindex, weight in enumerate(group["params"]):
@@ -28,7 +28,7 @@ def release_gradients(optimizer: Any) -> None:
 
 @torch.no_grad()
 def _step(optimizer: Any, gindex: int, pindex: int, weight: nn.Parameter) -> None:
-    """Do what the optimizer's `step` does for each weight."""
+    """Update one weight as the optimizer's `step` does, and free its gradient."""
     if not optimizer.initialized:
         optimizer.check_overrides()
         optimizer.to_gpu()
@@ -42,10 +42,10 @@ def _step(optimizer: Any, gindex: int, pindex: int, weight: nn.Parameter) -> Non
 
 
 def check_release(trainer: Trainer) -> None:
-    """Refuse a run that needs all gradients at once.
+    """Check that a run does not need all gradients at once.
 
     Args:
-        trainer: The run's.
+        trainer: The Trainer of the run.
     """
     callbacks = {type(callback).__name__ for callback in trainer.callbacks}  # type: ignore[attr-defined]
     reasons = {
@@ -57,11 +57,11 @@ def check_release(trainer: Trainer) -> None:
         ),
         "they are scaled (`--trainer.precision bf16-mixed`)": trainer.precision == "16-mixed",
         "several ranks average them (`--trainer.devices 1`)": trainer.world_size > 1,
-        "Guard looks at them (drop the callback)": "Guard" in callbacks,
+        "Guard checks them (drop the callback)": "Guard" in callbacks,
     }
     for reason, holds in reasons.items():
         if holds:
             raise InputError(
-                f"Gradients that are released at once cannot be kept until {reason}: change that, "
-                "or set `--model.optimizer.release_gradients false`."
+                f"Gradients are released in the backward pass, before {reason}: change that, or "
+                "set `--model.optimizer.release_gradients false`."
             )

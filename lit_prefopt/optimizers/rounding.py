@@ -1,4 +1,4 @@
-"""Stochastic rounding: weights of 16 bits that small steps still move, on average exactly."""
+"""Stochastic rounding of bfloat16 weights: small updates are exact on average."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from torch import Tensor, nn
 
 from lit_prefopt.utils.seeds import stable_seed
 
-LOST_BITS = 16  # of a float32's 32, bfloat16 keeps the upper half
+LOST_BITS = 16  # bfloat16 keeps the upper 16 bits of float32
 
 
 def stochastic_round(exact: Tensor, random: torch.Generator) -> Tensor:
-    """Return bfloat16 numbers whose expectation is the exact one.
+    """Round float32 numbers stochastically to bfloat16, so that the expectation is exact.
 
-    Each is one of the two neighbours of its exact number, the nearer one more often (arXiv
-    2010.06192). To the nearest, a step below half the distance of the two would always be lost.
+    Each becomes one of its two neighbours in bfloat16, the nearer one more often (arXiv
+    2010.06192). Round-to-nearest loses every update below half the distance between the two.
 
     Args:
-        exact: float32, of any shape.
-        random: Of the same device.
+        exact: Numbers in float32, of any shape.
+        random: Generator on the same device.
     """
     noise = torch.randint(
         2**LOST_BITS, exact.shape, dtype=torch.int32, device=exact.device, generator=random
     )
     bits = (exact.view(torch.int32) + noise) & (-(2**LOST_BITS))
     upwards = bits.view(torch.float32)
-    # what is infinite or no number stays it
+    # infinity and NaN are kept
     return torch.where(exact.isfinite(), upwards, exact).bfloat16()
 
 
 class StochasticRounding:
-    """Takes an optimizer's step of one weight in float32 and rounds the weight back at random.
+    """Updates one weight in float32 and rounds it stochastically back to bfloat16.
 
-    torchao's optimizers do the same in a kernel that is compiled for each shape; this needs no
-    compiler, and its draws follow from weight and step, so that a resumed run repeats them.
+    torchao's optimizers do the same in a kernel compiled for each shape; this needs no compiler,
+    and its random numbers depend on weight and step, so that a resumed run repeats them.
 
     Args:
-        optimizer: Of bitsandbytes; this takes the place of its `update_step`.
+        optimizer: An optimizer of bitsandbytes, whose `update_step` this replaces.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -53,7 +53,7 @@ class StochasticRounding:
             return
         rounded, gradient = weight.data, weight.grad
         assert gradient is not None
-        weight.data = rounded.float()  # one tensor at a time has both precisions
+        weight.data = rounded.float()  # only one tensor at a time is in both precisions
         weight.grad = gradient.float()
         self.step(group, weight, gindex, pindex)
         seed = stable_seed("rounding", gindex, pindex, self.optimizer.state[weight]["step"])

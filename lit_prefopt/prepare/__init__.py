@@ -1,4 +1,4 @@
-"""Intake: from what people have to shards that can be trusted, and a look at them."""
+"""Prepare datasets: convert preference data to checked shards, validate and preview them."""
 
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.convert import convert

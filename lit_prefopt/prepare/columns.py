@@ -1,4 +1,4 @@
-"""Under which names a source holds what we look for."""
+"""Column names of a source: which key or column holds the prompt, the images, the label."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ def _names(*names: str) -> Any:
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of keys or columns; of several, the first that a record has is taken.
+    """Names of keys or columns; if several are given, the first that a record has is used.
 
     A record with `images` is a ranked list, one with `chosen` and `rejected` a pair whose order is
-    known, one with `first` and `second` a pair whose `label` tells the order. An image is a path,
+    known, one with `first` and `second` a pair ordered by its `label`. An image is a path,
     its bytes, or a mapping with the keys bytes and path.
 
     Args:
-        prompt: The text that the images were made for.
+        prompt: The text that the images were generated for.
         chosen: The better image.
         rejected: The worse image.
         first: One image of a pair with a label.
         second: The other image of a pair with a label.
         label: Probability from 0 to 1 that `first` is better: 1, 0, 0.5 for a tie, or between.
         images: The images of a ranked list.
-        ranking: A rank for each of them: 1 is best, equal ranks are a tie.
-        scores: A score for each of them: higher is better. Where ranks are known they decide.
-        votes: How many people, or which share of them, preferred each image; they decide where
-            there is neither rank nor score. With `chosen` and `rejected`: two numbers, of which
-            the larger one is the chosen side's.
-        opinions: One ranking of all images for each person who was asked.
-        examples: How many records share the prompt, where each prompt is to count once: a pair's
-            weight becomes one over it. Not looked for unless it is named; in Pick-a-Pic it is
+        ranking: A rank for each image: 1 is best, equal ranks are a tie.
+        scores: A score for each image: higher is better. Ranks take precedence over scores.
+        votes: How many annotators, or which share of them, preferred each image; used only
+            without ranks and scores. With `chosen` and `rejected`: two numbers, the larger of
+            which belongs to the chosen side.
+        opinions: One ranking of all images per annotator.
+        examples: How many records share the prompt; the pair's weight becomes one over it, so
+            that each prompt counts once. Ignored unless it is named; in Pick-a-Pic it is
             num_example_per_prompt.
-        labelled: Whether the record tells a preference at all; where this is false it is left out.
+        labelled: Whether the record has a preference at all; records where it is false are
+            skipped.
     """
 
     prompt: Names = _names("prompt", "caption", "original_prompt", "text", "txt")
@@ -56,18 +57,18 @@ class Columns:
     labelled: Names = _names("has_label")
 
     def all(self) -> set[str]:
-        """Return every name that is looked for."""
+        """Return all column names that are read."""
         return {name for names in astuple(self) for name in _listed(names)}
 
     def find(self, role: str, values: Mapping[str, Any]) -> Any:
-        """Return what a record holds in a role, None where it holds nothing."""
+        """Return a record's value for a role, or None if it has none."""
         for name in _listed(getattr(self, role)):
             if values.get(name) is not None:
                 return values[name]
         return None
 
     def names_of(self, role: str) -> str:
-        """Return the names of a role, for messages."""
+        """Return the column names of a role, for messages."""
         return " or ".join(map(repr, _listed(getattr(self, role))))
 
 

@@ -1,4 +1,4 @@
-"""From what people have to shards: read, check on all cores, leave out what teaches nothing."""
+"""Convert preference data to shards: read, check on all cores, drop pairs without a signal."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SUMMARY = "summary.json"
 
 
 class LoadedRecord(NamedTuple):
-    """A record with its images, or why there is none."""
+    """A record with its images, or the reason why it could not be loaded."""
 
     record: Record | None
-    files: list[CheckedImage | str]  # an image, or what is wrong with it
-    reason: str = ""  # why there is no record; nothing if it merely tells no preference
+    files: list[CheckedImage | str]  # an image, or its error
+    reason: str = ""  # why there is no record; empty if the record only lacks a preference
 
 
 def convert(
@@ -48,33 +48,33 @@ def convert(
     max_count: int = 10_000,
     max_size: int = 1_000_000_000,
 ) -> ConversionSummary:
-    """Make shards from preferences as people have them: tables, tars, folders.
+    """Convert preference data from tables, tars or folders to shards.
 
-    A record is a pair in known order, a pair with a label, or a ranked list. Every image is decoded
-    to its end. What is broken is named and left out, as are pairs that came before and pairs of
-    two identical images; the counts are printed and kept as summary.json beside the shards.
+    A record is a pair in known order, a pair with a label, or a ranked list. Every image is fully
+    decoded. Broken records are reported and skipped, as are duplicate pairs and pairs of two
+    identical images; the counts are printed and saved as summary.json beside the shards.
 
     Args:
         source: A file (.json, .jsonl, .csv, .tsv, .parquet, .tar), several as a pattern with * or
             {000..099}, a folder of parquet files or tars, or a folder with chosen/ and rejected/
-            in which a pair has the same name, and its text in NAME.txt beside either image or in
-            prompts/ or txt/.
-        output: The folder of shards to be made.
-        format: Format of the source where its ending does not tell.
-        columns: Which names the source uses: a shipped set (pickapic, hpdv2, hpdv3,
+            in which both images of a pair have the same name, and the prompt is NAME.txt beside
+            either image or in prompts/ or txt/.
+        output: Output folder of the shards.
+        format: Format of the source, if its file extension does not show it.
+        columns: Column names of the source: a shipped set (pickapic, hpdv2, hpdv3,
             open-image-preferences), a YAML file, or single names as `--columns.prompt caption`.
-        pairs: What becomes of a ranked list: all its pairs, or its best against its worst image.
-        ties: A tie is a pair of equal ranks, scores or votes, or with the label 0.5. drop leaves
-            ties out. keep writes them with the label 0.5, in the order of the source. soft does as
-            keep does, and where a probability is known (a label between 0 and 1, votes, opinions)
-            it becomes the pair's label, with the likelier image as chosen; a pair of which only
-            the order is known stays as it is. Otherwise probabilities serve for the order alone.
-        image_folder: Where relative paths of images begin; the source's folder if not given.
-        resolution: Count the images that are smaller than this and would be enlarged, in pixels.
-        broken_share: Largest share of broken records and images; 0 stops at the first one, 1 never.
-        workers: Threads; as many as there are cores if not given.
-        max_count: Most pairs in a shard.
-        max_size: Most bytes in a shard.
+        pairs: Pairs from a ranked list: all of them, or only the best against the worst image.
+        ties: A tie is a pair of equal ranks, scores or votes, or with the label 0.5. drop skips
+            ties. keep writes them with the label 0.5, in the order of the source. soft is keep
+            with soft labels: a known probability (a label between 0 and 1, votes, opinions)
+            becomes the pair's label, with the likelier image as chosen; a pair of which only the
+            order is known stays unchanged. With drop and keep, probabilities only set the order.
+        image_folder: Base folder of relative image paths; the source's folder by default.
+        resolution: Count the images that are smaller than this and would be upscaled, in pixels.
+        broken_share: Maximum share of broken records and images; 0 stops at the first one, 1 never.
+        workers: Number of threads; by default one per core.
+        max_count: Maximum number of pairs in a shard.
+        max_size: Maximum size of a shard in bytes.
     """
     if not 0 <= broken_share <= 1:
         raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
@@ -89,7 +89,8 @@ def convert(
         summary = maker.summary
         if not summary.pairs:
             raise InputError(
-                f"{source} gives no pair: {_reason_for_none(summary)}; check images and columns."
+                f"{source} has no usable pair: {_reason_for_none(summary)}; check images and "
+                "columns."
             )
         metadata = json.dumps(summary.metadata(resolution), indent=2, ensure_ascii=False)
         write_atomic(writer.folder / SUMMARY, metadata + "\n")
@@ -98,17 +99,17 @@ def convert(
 
 
 class _PairMaker:
-    """Makes pairs of loaded records and counts what it leaves out."""
+    """Forms pairs from loaded records and counts those that it skips."""
 
     def __init__(self, matches: Matches, ties: Ties, broken_share: float) -> None:
         self.matches, self.ties, self.broken_share = matches, ties, broken_share
         self.summary = ConversionSummary()
-        self.seen: set[bytes] = set()  # 16 bytes, with the set's own about 100, for each pair
+        self.seen: set[bytes] = set()  # about 100 bytes per pair
 
     def pairs(
         self, loaded: LoadedRecord
     ) -> Iterator[tuple[RecordPair, str, tuple[CheckedImage, CheckedImage]]]:
-        """Yield the pairs that are to be written."""
+        """Yield the pairs to write."""
         self.summary.records += 1
         if loaded.record is None:
             if loaded.reason:
@@ -132,7 +133,7 @@ class _PairMaker:
     def _wanted(
         self, pair: RecordPair, text: str, files: tuple[CheckedImage, CheckedImage]
     ) -> bool:
-        """Count a pair and return whether it goes into a shard."""
+        """Count a pair and return whether to write it."""
         summary = self.summary
         chosen, rejected = (file.digest for file in files)
         if chosen == rejected:
@@ -174,7 +175,7 @@ def _load(row: RawRecord, columns: Columns, folder: Path | None) -> LoadedRecord
 
 
 def _reason_for_none(summary: ConversionSummary) -> str:
-    """Return in a few words why nothing is left."""
+    """Return a short reason why no pair was written."""
     counts = {
         "ties": summary.ties,
         "pairs of identical images": summary.identical,

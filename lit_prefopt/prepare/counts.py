@@ -1,4 +1,4 @@
-"""What a conversion or a validation found, counted in a memory that does not grow."""
+"""Statistics of a conversion or validation, in constant memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-NAMED = 20  # broken files that are named, the others are counted
+NAMED = 20  # broken files listed by name; the others are only counted
 
 
 @dataclass
 class NamedCount:
-    """A count, and the first of those that were counted by name."""
+    """A count, with the names of the first items."""
 
     count: int = 0
     names: list[str] = field(default_factory=list)
@@ -20,18 +20,18 @@ class NamedCount:
         """Count one more."""
         self.count += 1
         if len(self.names) < NAMED:
-            # a file's name need not be UTF-8, what is printed must
+            # a file name may be invalid UTF-8, printed text may not
             self.names.append(name.encode(errors="backslashreplace").decode())
 
     def lines(self) -> list[str]:
-        """Return the names, a line each, and how many there are besides."""
+        """Return the names, one per line, and how many more there are."""
         more = self.count - len(self.names)
         return [*self.names, *([f"and {more} more"] if more else [])]
 
 
 @dataclass
 class ImageSizes:
-    """The sizes of the images that went into pairs, counted once for each pair they are in."""
+    """Sizes of the images in the pairs; an image counts once per pair that contains it."""
 
     shorter: Counter[int] = field(default_factory=Counter)  # shorter side in pixels: images
     unequal: int = 0  # pairs whose sides have different sizes
@@ -43,11 +43,11 @@ class ImageSizes:
 
     @property
     def images(self) -> int:
-        """How many images were counted."""
+        """Number of images counted."""
         return self.shorter.total()
 
     def smallest_median_largest(self) -> tuple[int, int, int]:
-        """Return three shorter sides, in pixels; of an even number of images the lower middle."""
+        """Return the smallest, median (lower) and largest shorter side in pixels."""
         seen = 0
         for side in sorted(self.shorter):
             seen += self.shorter[side]
@@ -56,12 +56,12 @@ class ImageSizes:
         return 0, 0, 0
 
     def below(self, resolution: int) -> float:
-        """Return the share of images that would be enlarged to reach a resolution in pixels."""
+        """Return the share of images that would be upscaled to a resolution in pixels."""
         small = sum(count for side, count in self.shorter.items() if side < resolution)
         return small / max(1, self.images)
 
     def metadata(self, resolution: int | None) -> dict[str, Any]:
-        """Return all of it under names that speak for themselves."""
+        """Return the statistics as a dictionary with readable keys."""
         smallest, median, largest = self.smallest_median_largest()
         metadata: dict[str, Any] = {
             "shorter_side": {"smallest": smallest, "median": median, "largest": largest},
@@ -75,26 +75,26 @@ class ImageSizes:
 
 @dataclass
 class ConversionSummary:
-    """What a conversion did.
+    """Statistics of a conversion.
 
     A duplicate has the same prompt, the same chosen and the same rejected image, byte for byte, as
-    a pair before it; an opposed pair has them the other way round, and is kept as a second opinion.
+    an earlier pair; an opposed pair has them the other way round, and is kept as a second opinion.
     """
 
     records: int = 0
     pairs: int = 0
-    ties: int = 0  # met, whether kept or not
+    ties: int = 0  # all, kept or skipped
     kept_ties: int = 0
-    duplicates: int = 0  # left out
+    duplicates: int = 0  # skipped
     opposed: int = 0
-    identical: int = 0  # both sides are the same file; left out
-    unlabelled: int = 0  # records without a preference; left out
-    images: int = 0  # that were looked at
+    identical: int = 0  # both sides are the same file; skipped
+    unlabelled: int = 0  # records without a preference; skipped
+    images: int = 0  # all that were checked
     broken: NamedCount = field(default_factory=NamedCount)  # records and images, with the reasons
     sizes: ImageSizes = field(default_factory=ImageSizes)
 
     def metadata(self, resolution: int | None = None) -> dict[str, Any]:
-        """Return what summary.json holds; nothing of the machine or the hour."""
+        """Return the content of summary.json, independent of machine and time."""
         counts = ("records", "pairs", "ties", "kept_ties", "duplicates", "opposed", "identical")
         return {
             **{name: getattr(self, name) for name in (*counts, "unlabelled", "images")},
@@ -103,7 +103,7 @@ class ConversionSummary:
         }
 
     def summary(self, seconds: float, resolution: int | None = None) -> str:
-        """Return what is printed at the end."""
+        """Return the summary that is printed at the end."""
         smallest, median, largest = self.sizes.smallest_median_largest()
         ties = f"{self.ties} ties ({self.kept_ties} kept)"
         lines = [
@@ -117,7 +117,7 @@ class ConversionSummary:
         ]
         if resolution is not None:
             share = f"{self.sizes.below(resolution):.1%}"
-            lines.append(f"{share} of the images are below {resolution} and would be enlarged")
+            lines.append(f"{share} of the images are below {resolution} and would be upscaled")
         rate = self.images / max(seconds, 1e-9)
-        lines.append(f"{self.images} images looked at in {seconds:.1f} s: {rate:.0f} images/s")
+        lines.append(f"{self.images} images checked in {seconds:.1f} s: {rate:.0f} images/s")
         return "\n".join([*lines, *(f"broken: {line}" for line in self.broken.lines())])

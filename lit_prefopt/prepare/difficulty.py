@@ -1,4 +1,4 @@
-"""How difficult a stored pair is: the gap between its sides, as its .json tells it."""
+"""Difficulty of a stored pair: the gap between its two sides, read from its .json."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from lit_prefopt.errors import InputError
 
 By = Literal["rank", "gap"]
 BY_SIDE = ("chosen", "rejected")
-MOST = 1e300  # beyond, a difference of two scores may be infinite
+MOST = 1e300  # the difference of two larger scores could overflow
 IN_ORDER = ("seeds", "ranks", "scores")  # lists with a value for either side
 
 
 class Difficulty(NamedTuple):
-    """The gap between the two sides of a pair, below 0 where the rejected one is rated higher."""
+    """Gap between the two sides of a pair; negative if the rejected side is rated higher."""
 
     gap: float  # in ranks or in score
-    images: int  # how many images were ranked; 0 where it is a gap of scores
+    images: int  # number of ranked images; 0 for a gap of scores
 
 
 class DifficultyArray:
-    """The difficulties of many pairs, in twelve bytes each."""
+    """Difficulties of many pairs, stored in twelve bytes each."""
 
     def __init__(self) -> None:
         self._gaps, self._images = array("d"), array("i")
 
     def add(self, one: Difficulty) -> None:
-        """Append one."""
+        """Append the difficulty of a pair."""
         self._gaps.append(one.gap)
         self._images.append(one.images)
 
@@ -42,7 +42,7 @@ class DifficultyArray:
 
     @property
     def images(self) -> NDArray[np.int64]:
-        """How many images were ranked, (pairs,)."""
+        """Number of ranked images, (pairs,)."""
         return np.asarray(self._images, np.int64)
 
 
@@ -51,8 +51,7 @@ def difficulty(sample: Sample, by: By) -> Difficulty:
 
     Args:
         sample: The pair as stored.
-        by: `rank` reads `rank_gap` and `images`, `gap` reads `scores`, or `gap` where there are
-            none.
+        by: `rank` reads `rank_gap` and `images`; `gap` reads `scores`, or else `gap`.
     """
     if by == "rank":
         return _by_rank(sample)
@@ -68,7 +67,7 @@ def difficulty(sample: Sample, by: By) -> Difficulty:
 
 
 def swapped(meta: dict[str, Any]) -> dict[str, Any]:
-    """Return what a .json says of a pair whose sides have changed places."""
+    """Return the .json metadata of a pair whose sides were swapped."""
     turned = {name: _turned(name, value) for name, value in meta.items()}
     return turned | {"swapped": True}
 
@@ -82,8 +81,8 @@ def _by_rank(sample: Sample) -> Difficulty:
         )
     if type(gap) is not int or type(images) is not int or not 1 <= abs(gap) < images < 2**31:
         raise InputError(
-            f"{sample.name} has the rank_gap {gap!r} among {images!r} images, where it lies from 1 "
-            "to one below their number; mend the .json, or sort by score with `--by gap`."
+            f"{sample.name} has the rank_gap {gap!r} for {images!r} images, but it must be between "
+            "1 and their number minus 1; fix the .json, or sort by score with `--by gap`."
         )
     return Difficulty(gap, images)
 

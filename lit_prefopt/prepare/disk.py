@@ -1,4 +1,4 @@
-"""What a full disk says, as a sentence."""
+"""Report a full disk as an input error."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lit_prefopt.errors import InputError
 
 @contextmanager
 def explain_full_disk(output: str) -> Iterator[None]:
-    """Turn what a full disk says into a sentence; the writer leaves nothing behind.
+    """Raise InputError for write errors such as a full disk; the writer removes partial files.
 
     Args:
-        output: What is being written.
+        output: The path that is written.
     """
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"{output} cannot be written ({error.strerror or error}); free some space or name "
-            "another folder, nothing was left behind."
+            f"{output} cannot be written ({error.strerror or error}); free disk space or choose "
+            "another folder. Partial files were removed."
         ) from error

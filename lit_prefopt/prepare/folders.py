@@ -1,4 +1,4 @@
-"""A folder with chosen/ and rejected/: the pairs are what has the same name in both."""
+"""Read pairs from a folder with chosen/ and rejected/, matched by file name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from lit_prefopt.data.shards.format import EXTENSIONS, SIDES
 from lit_prefopt.prepare.source_rows import RawRecord, RecordSource
 
-TEXTS = (*SIDES, "prompts", "txt")  # where NAME.txt is looked for, in this order
+TEXTS = (*SIDES, "prompts", "txt")  # folders searched for NAME.txt, in this order
 
 
 def pair_folder(folder: Path) -> RecordSource:
     """Return the pairs chosen/NAME.png and rejected/NAME.png, with the text of NAME.txt.
 
-    The text lies beside either image, in prompts/ or in txt/.
+    The text file is beside either image, in prompts/ or in txt/.
     """
     sides = {side: _images(folder / side) for side in SIDES}
     names = sorted(set().union(*sides.values()))
@@ -23,7 +23,7 @@ def pair_folder(folder: Path) -> RecordSource:
 
 
 def is_pair_folder(folder: Path) -> bool:
-    """Return whether a folder is such a one."""
+    """Return whether a folder has the subfolders chosen/ and rejected/."""
     return all((folder / side).is_dir() for side in SIDES)
 
 
@@ -43,7 +43,7 @@ def _rows(
         found = {side: sides[side].get(name, []) for side in SIDES}
         several = [side for side in SIDES if len(found[side]) > 1]
         if several:
-            yield RawRecord(where, {}, folder, f"has several {several[0]} images")
+            yield RawRecord(where, {}, folder, f"has more than one {several[0]} image")
             continue
         values = {side: f"{side}/{files[0]}" for side, files in found.items() if files}
         text = _text(folder, name)

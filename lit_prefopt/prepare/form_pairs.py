@@ -1,4 +1,4 @@
-"""From records to pairs: which images meet, who is chosen, what becomes of a tie."""
+"""Form pairs from records: match images, choose the better one, label ties."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Ties = Literal["drop", "keep", "soft"]
 
 
 class RecordPair(NamedTuple):
-    """Two images of a record, by their numbers, and what the pair's .json holds."""
+    """Two images of a record, by index, and the metadata for the pair's .json."""
 
     chosen: int
     rejected: int
@@ -22,10 +22,10 @@ class RecordPair(NamedTuple):
 
 
 def pairs_from_record(record: Record, matches: Matches, ties: Ties) -> Iterator[RecordPair]:
-    """Yield the pairs of a record, ties among them, which `drop` leaves to be counted.
+    """Yield the pairs of a record, including ties, which the caller drops and counts.
 
     Args:
-        record: What people said about some images.
+        record: A prompt with its images and their ratings.
         matches: All pairs of a list, or its best image against its worst.
         ties: Whether probabilities decide (soft), and whether ties get the label 0.5 (keep, soft).
     """
@@ -44,7 +44,7 @@ def pairs_from_record(record: Record, matches: Matches, ties: Ties) -> Iterator[
 
 
 def _meta(record: Record, better: int, worse: int, label: float | None) -> dict[str, Any]:
-    """Return gap, ranks and scores of both sides, the label where it is not 1, and the weight."""
+    """Return gap, ranks and scores of both sides, the label if it is not 1, and the weight."""
     meta: dict[str, Any] = {}
     if record.ratings:
         meta["gap"] = record.worths[better] - record.worths[worse]

@@ -1,4 +1,4 @@
-"""Looking at an image without keeping its pixels: is it whole, how large is it, which one is it?"""
+"""Check an image without keeping its pixels: completeness, size and digest."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from lit_prefopt.data.images import BrokenSample, open_image
 from lit_prefopt.prepare.records import ImageSource
 from lit_prefopt.prepare.source_rows import MAX_BYTES
 
-ORIENTATION = 0x0112  # the tag of a photo that says how it was held
-TURNED = (5, 6, 7, 8)  # its values for a quarter turn: width and height change places
+ORIENTATION = 0x0112  # the EXIF tag of the orientation
+TURNED = (5, 6, 7, 8)  # its values for a quarter turn, which swaps width and height
 
 
 class CheckedImage(NamedTuple):
-    """An image that can be decoded to its end."""
+    """An image that was fully decoded."""
 
     data: bytes
-    size: tuple[int, int]  # width and height of the upright picture
-    digest: bytes  # 16 bytes, the same for the same file
+    size: tuple[int, int]  # width and height of the upright image
+    digest: bytes  # 16 bytes, equal for equal files
 
 
 def load_checked(picture: ImageSource) -> CheckedImage | str:
-    """Return a checked image, or a sentence that names it and says what is wrong."""
+    """Load and check an image; return it, or an error message with its name."""
     try:
         data = picture.data if picture.path is None else _read(picture)
         return check(data)
@@ -34,7 +34,7 @@ def load_checked(picture: ImageSource) -> CheckedImage | str:
 
 
 def check(data: bytes) -> CheckedImage:
-    """Return an image's size and digest after it was decoded to its end.
+    """Decode an image fully, and return it with its size and digest.
 
     Args:
         data: The encoded image: png, jpg or webp.
@@ -43,20 +43,20 @@ def check(data: bytes) -> CheckedImage:
     width, height = image.size
     try:
         turned = image.getexif().get(ORIENTATION) in TURNED
-        # a jpg is read to its last byte also for an eighth of its size in grey, a third cheaper
+        # in draft mode (1/8 size, grey) a JPEG is still read to its last byte, a third cheaper
         image.draft("L", (1, 1))
         image.load()
         if image.format == "PNG":
-            # its checksums, which decoding passes over: damage shows, not only what is missing
+            # verify the checksums, which decoding ignores, to detect damage as well as truncation
             open_image(data).verify()
-    except Exception as error:  # PIL's decoders raise nearly anything on a broken file
+    except Exception as error:  # PIL's decoders raise many types for broken files
         raise BrokenSample(f"cannot be decoded ({error})") from error
     size = (height, width) if turned else (width, height)
     return CheckedImage(data, size, digest(data))
 
 
 def digest(*parts: bytes) -> bytes:
-    """Return 16 bytes that stand for these parts, in this order."""
+    """Return a hash of 16 bytes over the parts, in this order."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         state.update(len(part).to_bytes(8, "big"))
@@ -67,8 +67,8 @@ def digest(*parts: bytes) -> bytes:
 def _read(picture: ImageSource) -> bytes:
     assert picture.path is not None
     about = picture.path.stat()
-    if not stat.S_ISREG(about.st_mode):  # a device would never end
-        raise BrokenSample("is no file")
+    if not stat.S_ISREG(about.st_mode):  # reading a device would never end
+        raise BrokenSample("is not a regular file")
     if about.st_size > MAX_BYTES:
         raise BrokenSample(f"is too large with {about.st_size} bytes")
     return picture.path.read_bytes()

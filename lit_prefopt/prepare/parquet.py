@@ -1,4 +1,4 @@
-"""Parquet files, such as data sets on the hub are made of."""
+"""Read parquet files, the format of most datasets on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ BATCH = 16  # rows in memory at a time: each may hold two images of some megabyt
 
 
 def parquet(paths: list[Path], names: Set[str]) -> RecordSource:
-    """Return the records of some files; only columns with these names are read."""
+    """Return the records of parquet files; read only the columns with these names."""
     total = 0
-    for path in paths:  # all are looked at before any is read; a data set may have hundreds
+    for path in paths:  # check all before reading any; a dataset may have hundreds
         with _open(path) as file:
             total += file.metadata.num_rows
             columns = file.schema_arrow.names
         if not names & set(columns):
             raise InputError(
-                f"{path} has the columns {', '.join(columns)} and none that is looked for; name "
+                f"{path} has the columns {', '.join(columns)} and none of the expected ones; name "
                 "them, for example `--columns.prompt caption`."
             )
     return RecordSource((row for path in paths for row in _rows(path, names)), total)
@@ -33,12 +33,13 @@ def _open(path: Path) -> Any:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise InputError(
-            f"{path} needs pyarrow to be read; `pip install lit-prefopt[parquet]` brings it."
+            f"{path} cannot be read without pyarrow; install it with "
+            "`pip install lit-prefopt[parquet]`."
         ) from error
     try:
-        # page by page: a page holds up to about a thousand rows, a row group of images gigabytes
+        # read by page: a page has up to about a thousand rows, a row group of images is gigabytes
         return ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-    except (ArrowException, OSError, ValueError) as error:  # the latter for names of columns
+    except (ArrowException, OSError, ValueError) as error:  # ValueError for column names
         raise InputError(
             f"{path} cannot be read as parquet ({_line(error)}); copy it again."
         ) from error
@@ -56,7 +57,7 @@ def _rows(path: Path, names: Set[str]) -> Iterator[RawRecord]:
                     number += 1
                     yield _row(f"{path}, row {number}", batch, index, path)
         except (ArrowException, OSError) as error:
-            # the rest of the file is lost, the other files are not
+            # skip the rest of this file and continue with the next one
             reason = f"cannot be read ({_line(error)})"
             yield RawRecord(f"{path}, row {number + 1}", {}, path.parent, reason)
 
@@ -65,7 +66,7 @@ def _row(where: str, batch: Any, index: int, path: Path) -> RawRecord:
     try:
         values = {name: batch[name][index].as_py() for name in batch.schema.names}
     except UnicodeDecodeError:
-        return RawRecord(where, {}, path.parent, "holds a text that is not UTF-8")
+        return RawRecord(where, {}, path.parent, "has a text that is not UTF-8")
     return RawRecord(where, values, path.parent)
 
 

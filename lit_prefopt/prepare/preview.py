@@ -1,4 +1,4 @@
-"""A contact sheet: what a person sees who wants to know whether the pairs make sense."""
+"""Contact sheet of pairs, for a visual check."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.atomic_files import write_atomic
 
-TILE, GAP, EDGE = 256, 8, 16  # pixels of an image, between two, around a card
-WIDTH = 2 * TILE + GAP  # of what stands on a card
-LINE, LINES = 22, 3  # height of a line of text, most lines of a prompt
+TILE, GAP, EDGE = 256, 8, 16  # pixels: image, gap between images, margin of a card
+WIDTH = 2 * TILE + GAP  # of a card's content
+LINE, LINES = 22, 3  # height of a line of text, maximum lines of a prompt
 COLOURS = {"chosen": "#1a7f37", "rejected": "#b3261e"}
 PAGE, CARD, FRAME, INK, FAINT = "#f6f8fa", "white", "#d0d7de", "#1f2328", "#6e7781"
 
 
 class PreviewCard(NamedTuple):
-    """One pair on the sheet, or why it cannot be shown."""
+    """One pair on the sheet, or the reason why it cannot be shown."""
 
     name: str
     sample: Sample | None
@@ -38,9 +38,9 @@ def preview(shards: str, output: str, count: int = 16, seed: int = 0) -> None:
 
     Args:
         shards: Folder or URL of the shards, with their index.json.
-        output: The picture to be made: .png, .jpg or .webp.
-        count: How many pairs are shown.
-        seed: Another seed shows other pairs.
+        output: Output image: .png, .jpg or .webp.
+        count: Number of pairs.
+        seed: Seed of the random choice of pairs.
     """
     if count < 1:
         raise InputError(f"count is {count}; give at least 1.")
@@ -60,7 +60,7 @@ def preview(shards: str, output: str, count: int = 16, seed: int = 0) -> None:
 
 
 def _draw(shards: str, count: int, seed: int) -> list[PreviewCard]:
-    """Return the pairs to be shown, in stored order."""
+    """Return randomly chosen pairs, in stored order."""
     index = read_index(shards)
     places = [(shard, n) for shard, one in enumerate(index) for n in range(len(one.offsets))]
     if not places:
@@ -121,7 +121,7 @@ def _caption(sample: Sample | None) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Return a text in lines that fit on a card, cut where it is longer."""
+    """Wrap a text to a card's width and truncate it to its maximum number of lines."""
     text = " ".join(text.split())
     letter = _font(16).getlength(text) / max(1, len(text))
     letters = max(20, int(0.95 * WIDTH / max(1, letter)))
@@ -135,11 +135,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _save(sheet: Image.Image, path: Path) -> None:
     form = Image.registered_extensions().get(path.suffix.lower())
     if form not in ("PNG", "JPEG", "WEBP"):
-        raise InputError(f"{path} is no name of a picture; let it end in .png, .jpg or .webp.")
+        raise InputError(f"{path} is not an image file name; use .png, .jpg or .webp.")
     buffer = BytesIO()
     sheet.save(buffer, form)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); name another.") from error
+        message = f"{path} cannot be written ({error.strerror}); choose another path."
+        raise InputError(message) from error

@@ -1,4 +1,4 @@
-"""A bar for work of which the end may not be known."""
+"""Progress bar for work with or without a known total."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show how many have passed, on a terminal only.
+    """Yield the items and show a progress bar, on a terminal only.
 
     Args:
-        items: What passes.
-        name: What is counted, in the plural.
-        total: How many there will be, if that is known.
+        items: The items.
+        name: Their name in the plural.
+        total: Their number, if it is known.
     """
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(name), TimeElapsedColumn())

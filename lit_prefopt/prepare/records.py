@@ -1,4 +1,4 @@
-"""From rows to records: the text, the images and what is known about their order."""
+"""Parse rows into records: prompt, images, and their order."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ class BrokenRecord(ValueError):
 
 
 class UnlabelledRecord(ValueError):
-    """A record that tells no preference."""
+    """A record without a preference."""
 
 
 class ImageSource(NamedTuple):
-    """One image as a source names it."""
+    """One image of a source, by path or by bytes."""
 
     name: str  # for messages
-    path: Path | None  # where it lies, if its bytes are not here
+    path: Path | None  # the file, if the bytes are not in `data`
     data: bytes = b""
 
 
 class Record(NamedTuple):
-    """One prompt, its images, and what people said about them."""
+    """One prompt, its images, and their ratings."""
 
     where: str
     text: str
     images: list[ImageSource]
     worths: list[float]  # one for each image, higher is better
-    ratings: dict[str, list[float]]  # ranks and scores as they were given
+    ratings: dict[str, list[float]]  # ranks and scores as in the source
     votes: list[float]  # for each image; none if unknown
-    opinions: list[list[float]]  # rankings of the images, one for each person
-    weight: float | None = None  # of its pairs, if it is told
+    opinions: list[list[float]]  # rankings of the images, one per annotator
+    weight: float | None = None  # of its pairs, if it is known
 
     def probability(self, one: int, other: int) -> float | None:
-        """Return the share of people who hold one image for better than another, if it is known."""
+        """Return the share of annotators who prefer one image to another, if it is known."""
         if self.opinions:
             wins = [_win(ranks[other] - ranks[one]) for ranks in self.opinions]
             return sum(wins) / len(wins)
@@ -51,12 +51,12 @@ class Record(NamedTuple):
 
 
 def read_record(row: RawRecord, columns: Columns, folder: Path | None = None) -> Record:
-    """Return the record of a row; raise BrokenRecord or UnlabelledRecord if it holds no preference.
+    """Parse a row into a record; raise BrokenRecord or UnlabelledRecord if it has no preference.
 
     Args:
-        row: The row as the source gave it.
-        columns: Under which names it holds what.
-        folder: Where relative paths of images begin; the row's own folder if not given.
+        row: A row of the source.
+        columns: Column names of the source.
+        folder: Base folder of relative image paths; the row's own folder by default.
     """
     if row.reason:
         raise BrokenRecord(row.reason)
@@ -89,13 +89,13 @@ def _text(row: RawRecord, columns: Columns) -> str:
         raise BrokenRecord("has a text that is not UTF-8") from error
     if not text.strip():
         raise BrokenRecord("has an empty text")
-    return text.strip()  # a text file ends with a line break that belongs to no prompt
+    return text.strip()  # without the line break at the end of a text file
 
 
 def _ordered(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record:
     images = _sides(row, columns, ("chosen", "rejected"), folder)
     votes = _numbers(columns.find("votes", row.values), 2, columns.names_of("votes"))
-    # who published the pair has put the better side first, whichever way the votes are listed
+    # the source orders the pair, the better side first; the order of its votes is undefined
     return Record(row.where, text, images, [1, 0], {}, sorted(votes, reverse=True), [])
 
 
@@ -103,10 +103,10 @@ def _labelled(row: RawRecord, columns: Columns, text: str, folder: Path) -> Reco
     images = _sides(row, columns, ("first", "second"), folder)
     value = columns.find("label", row.values)
     label = _number(value)
-    if value is None or (label is not None and label != label):  # a table writes a gap as NaN
+    if value is None or (label is not None and label != label):  # NaN: an empty cell of a table
         raise UnlabelledRecord
     if label is None or not 0 <= label <= 1:
-        raise BrokenRecord(f"has the label {value!r}, which is no number from 0 to 1")
+        raise BrokenRecord(f"has the label {value!r}, which is not a number from 0 to 1")
     return Record(row.where, text, images, [label, 1 - label], {}, [label, 1 - label], [])
 
 
@@ -123,24 +123,25 @@ def _ranked(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record
     worths = [-rank for rank in ranks] or scores or votes
     if not worths:
         roles = map(columns.names_of, ("ranking", "scores", "votes"))
-        raise BrokenRecord(f"has a list of images and no order under {', '.join(roles)}")
+        raise BrokenRecord(f"has a list of images but no order under {', '.join(roles)}")
     opinions = _opinions(row, columns, len(images))
     return Record(row.where, text, images, worths, ratings, votes, opinions)
 
 
 def _weight(row: RawRecord, columns: Columns) -> float | None:
-    """Return one over the number of records that share the prompt, None where nothing is told."""
+    """Return one over the number of records that share the prompt, None if it is unknown."""
     value = columns.find("examples", row.values)
     if value is None:
         return None
     count = _number(value)
     if count is None or not 1 <= count < inf:
-        raise BrokenRecord(f"has {value!r} under {columns.names_of('examples')}, which is no count")
+        name = columns.names_of("examples")
+        raise BrokenRecord(f"has {value!r} under {name}, which is not a count")
     return 1 / count
 
 
 def _opinions(row: RawRecord, columns: Columns, count: int) -> list[list[float]]:
-    """Return the rankings that single persons gave: lists, or mappings that hold the ranking."""
+    """Return the annotators' rankings: lists, or mappings that contain the ranking."""
     given = columns.find("opinions", row.values) or []
     if not isinstance(given, list):
         raise BrokenRecord(f"has no list of rankings under {columns.names_of('opinions')}")
@@ -161,19 +162,19 @@ def _sides(
 
 
 def _picture(cell: Any, name: str, folder: Path) -> ImageSource:
-    if isinstance(cell, dict):  # how the datasets library stores an image
+    if isinstance(cell, dict):  # the datasets library's format of an image
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
         return ImageSource(name, None, cell)
     if not isinstance(cell, str) or not cell or not _nameable(cell):
-        raise BrokenRecord(f"names its images neither by path nor by bytes ({name})")
+        raise BrokenRecord(f"has neither a path nor bytes for an image ({name})")
     if "://" in cell:
-        raise BrokenRecord(f"names the remote image {cell}; download it first")
+        raise BrokenRecord(f"has the remote image {cell}; download it first")
     return ImageSource(str(folder / cell), folder / cell)
 
 
 def _nameable(path: str) -> bool:
-    """Return whether a file can have this name."""
+    """Return whether a path is a valid file name."""
     try:
         return b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
@@ -181,18 +182,18 @@ def _nameable(path: str) -> bool:
 
 
 def _numbers(values: Any, count: int, name: str) -> list[float]:
-    """Return one finite number for each image, or nothing where nothing is given."""
+    """Return one finite number per image, or an empty list for None."""
     if values is None:
         return []
     numbers = [_number(value) for value in values] if isinstance(values, Sequence) else []
     finite = [number for number in numbers if number is not None and isfinite(number)]
     if len(finite) != count or len(numbers) != count:
-        raise BrokenRecord(f"has not one number for each of {count} images under {name}")
+        raise BrokenRecord(f"does not have one number for each of {count} images under {name}")
     return finite
 
 
 def _number(value: Any) -> float | None:
-    """Return a number that may be written as text, as in a table."""
+    """Parse a number, which a table may store as text."""
     if isinstance(value, int | float):
         return value
     try:

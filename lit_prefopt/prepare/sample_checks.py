@@ -1,4 +1,4 @@
-"""One stored sample, looked at as a run would and more closely."""
+"""Check one stored sample, more strictly than training does."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ RANGES = {"label": 1.0, "weight": float("inf")}  # from 0 to this
 
 
 class SampleLocation(NamedTuple):
-    """Where a sample lies."""
+    """Location of a sample: shard, number and byte range."""
 
     shard: Shard
     sample: int
-    start: int  # byte at which it begins; for the first one the beginning of the tar
+    start: int  # first byte; 0 for the first sample, to include the head of the tar
     stop: int
-    latents: LatentSet | None = None  # what the set of a cached sample says
+    latents: LatentSet | None = None  # manifest of the set of a cached sample
 
 
 class SampleFindings(NamedTuple):
-    """What was found in a sample."""
+    """Findings of a sample's checks."""
 
     name: str
-    broken: str = ""  # why a run would put another one in its place
-    odd: tuple[str, ...] = ()  # members that do not belong into a shard
+    broken: str = ""  # why training would replace it by another one
+    odd: tuple[str, ...] = ()  # unexpected members
     empty: bool = False  # the text
     sizes: tuple[tuple[int, int], ...] = ()  # width and height of each side, best side first
     digest: bytes = b""  # of text and sides
@@ -48,7 +48,7 @@ class SampleFindings(NamedTuple):
 
 
 def latent_set(index: Sequence[Shard]) -> LatentSet:
-    """Return what holds of all samples of cached shards, checked against their files.
+    """Return the common settings of cached shards, checked against their files.
 
     Args:
         index: Cached shards.
@@ -60,11 +60,11 @@ def latent_set(index: Sequence[Shard]) -> LatentSet:
 
 
 def places(index: Sequence[Shard], latents: LatentSet | None) -> Iterator[SampleLocation]:
-    """Yield where every sample of some shards lies.
+    """Yield the location of every sample in the shards.
 
     Args:
         index: The shards.
-        latents: What holds of all samples, where they are cached.
+        latents: The samples' common settings, if they are cached.
     """
     for shard in index:
         for sample in range(len(shard.offsets)):
@@ -73,7 +73,7 @@ def places(index: Sequence[Shard], latents: LatentSet | None) -> Iterator[Sample
 
 
 def look(place: SampleLocation) -> SampleFindings:
-    """Return what there is to say about a stored sample; no member is opened that is no image."""
+    """Check a stored sample and return the findings; only images are opened."""
     data = _bytes(place)
     name = f"{place.shard.name}, sample {place.sample}"
     odd = odd_members(place.shard.name, data)
@@ -102,7 +102,7 @@ def look(place: SampleLocation) -> SampleFindings:
 def _check_cached_sample(
     name: str, members: Mapping[str, Any], latents: LatentSet, odd: tuple[str, ...]
 ) -> SampleFindings:
-    """Return what there is to say about a cached sample."""
+    """Check a cached sample and return the findings."""
     from lit_prefopt.data.latents.latent_reader import parse_latents  # imports torch
 
     sample = parse_latents(name, members)
@@ -126,7 +126,7 @@ def _bytes_of(tensor: Tensor) -> bytes:
 
 
 def odd_members(shard: str, data: bytes) -> tuple[str, ...]:
-    """Return the members that do not belong into a shard: pickles, links, whatever else."""
+    """Return the unexpected members of a shard, such as pickles and links."""
     names = []
     try:
         with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
@@ -138,7 +138,7 @@ def odd_members(shard: str, data: bytes) -> tuple[str, ...]:
                 elif plain and kind not in KNOWN and not kind.endswith(SAFE):
                     names.append(f"{shard}/{member.name}")
     except tarfile.TarError:
-        return tuple(names)  # the sample is broken, which is told where it is unpacked
+        return tuple(names)  # the sample is broken, which is reported when it is unpacked
     return tuple(names)
 
 
@@ -159,7 +159,7 @@ def _side(name: str, data: bytes) -> CheckedImage:
 
 
 def _check_rest(sample: Sample) -> None:
-    """Raise BrokenSample where training would: a mask or a number that cannot be used."""
+    """Check mask and metadata; raise BrokenSample if training would."""
     if sample.mask is not None:
         try:
             decode(sample.mask, "L")
@@ -172,4 +172,4 @@ def _check_numbers(meta: Mapping[str, Any]) -> None:
     for name, most in RANGES.items():
         value = meta.get(name, 1.0)
         if not isinstance(value, int | float) or not 0 <= value <= most:
-            raise BrokenSample(f"has the {name} {value!r}, which is no number from 0 to {most:g}")
+            raise BrokenSample(f"has the {name} {value!r}, not a number from 0 to {most:g}")

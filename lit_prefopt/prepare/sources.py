@@ -1,4 +1,4 @@
-"""From what the user names to rows: which files there are, and which format they have."""
+"""Find the files of a source, detect their format and open them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def open_source(source: str, form: Format, columns: Columns) -> RecordSource:
 
     Args:
         source: A file, a folder, or a pattern of files with * or {000..099}.
-        form: Its format; auto goes by the endings of the files.
-        columns: The names that are looked for.
+        form: Its format; auto detects it from the file extensions.
+        columns: Column names of the source.
     """
     rows, total = _open(source, form, columns)
     return RecordSource(_guarded(source, rows), total)
@@ -52,7 +52,7 @@ def _open(source: str, form: Format, columns: Columns) -> RecordSource:
     kind = SUFFIXES.get(paths[0].suffix.lower(), "") if form == "auto" else form
     if not kind:
         raise InputError(
-            f"{source} has no ending that tells its format; name it, for example --format jsonl."
+            f"{source} has no known file extension; name its format, for example --format jsonl."
         )
     if kind == "parquet":
         return parquet(paths, columns.all())
@@ -65,12 +65,12 @@ def _guarded(source: str, rows: Iterator[RawRecord]) -> Iterator[RawRecord]:
         yield from rows
     except OSError as error:
         raise InputError(
-            f"{source} cannot be read on ({error.strerror}); check the disk."
+            f"{source} cannot be read further ({error.strerror}); check the disk."
         ) from error
 
 
 def _files(source: str, form: str) -> list[Path]:
-    """Return the files of a source, in the order of their names."""
+    """Return the files of a source, sorted by name."""
     folder = Path(source)
     if not folder.is_dir():
         return _matching(source)
@@ -81,13 +81,13 @@ def _files(source: str, form: str) -> list[Path]:
         if files:
             return files
     raise InputError(
-        f"{source} holds neither chosen/ and rejected/ nor {' nor '.join(wanted)} files; name the "
-        "folder that they lie in, or the file itself."
+        f"{source} contains neither chosen/ and rejected/ nor {' nor '.join(wanted)} files; name "
+        "the folder that contains them, or the file itself."
     )
 
 
 def _matching(source: str) -> list[Path]:
-    if Path(source).exists():  # whatever its name looks like
+    if Path(source).exists():  # also if its name looks like a pattern
         return [Path(source)]
     try:
         names = list(braceexpand(source))

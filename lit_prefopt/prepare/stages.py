@@ -1,4 +1,4 @@
-"""From pairs to the stages of a curriculum: the easiest first, each a folder of shards."""
+"""Split pairs into the stages of a curriculum, easiest first, each a folder of shards."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from lit_prefopt.utils.atomic_files import atomic_output, write_atomic
 Cut = Literal["equal-counts", "equal-spacing"]
 Winner = Literal["label", "reward"]
 SUMMARY = "summary.json"
-OUT = -1  # the stage of pairs that are left out
+OUT = -1  # the stage of skipped pairs
 
 
 @dataclass
 class StageSummary:
-    """What became of the pairs."""
+    """Statistics of a split into stages."""
 
     by: By
     read: int = 0
     pairs: list[int] = field(default_factory=list)  # in each stage
     gaps: list[tuple[float, float]] = field(default_factory=list)  # smallest and largest of each
     disagreeing: int = 0  # pairs whose rejected side has the higher score
-    swapped: int = 0  # pairs whose sides changed places therefore
-    even: int = 0  # pairs of two equal scores, left out where the reward decides
+    swapped: int = 0  # those of them whose sides were swapped
+    even: int = 0  # pairs of two equal scores, skipped with `winner: reward`
     small: int = 0  # pairs below `least`
     surplus: int = 0  # pairs beyond `most`
     broken: NamedCount = field(default_factory=NamedCount)
 
     def metadata(self) -> dict[str, Any]:
-        """Return what summary.json holds; nothing of the machine or the hour."""
+        """Return the content of summary.json, independent of machine and time."""
         counts = ("read", "pairs", "disagreeing", "swapped", "even", "small", "surplus")
         return {
             "by": self.by,
@@ -57,7 +57,7 @@ class StageSummary:
         }
 
     def summary(self) -> str:
-        """Return what is printed at the end."""
+        """Return the summary that is printed at the end."""
         rows = enumerate(zip(self.pairs, self.gaps, strict=True), 1)
         what = "ranks" if self.by == "rank" else "scores"
         lines = [
@@ -69,7 +69,7 @@ class StageSummary:
             f"{self.surplus} beyond `most`, {self.even} of two equal scores, "
             f"{self.broken.count} broken",
             f"{self.disagreeing} with the better score on the rejected side, of which "
-            f"{self.swapped} changed sides",
+            f"{self.swapped} were swapped",
         ]
         return "\n".join([*lines, *(f"broken: {line}" for line in self.broken.lines())])
 
@@ -90,28 +90,28 @@ def split_into_stages(
     """Sort pairs by difficulty into the stages of a curriculum, for `CurriculumPairs`.
 
     A large gap between the two sides is easy, a small one hard. OUTPUT/stage-1 gets the easiest
-    pairs, and so on; images are copied as they are. Counts are printed and kept as
-    OUTPUT/summary.json. The output appears when all is written.
+    pairs, and so on; images are copied unchanged. Counts are printed and saved as
+    OUTPUT/summary.json. The output folder appears once it is complete.
 
     Args:
         shards: Folder or URL of pair shards; {000..009} and {a,b} stand for alternatives.
-        output: The folder to be made.
-        stages: How many stages.
-        by: `rank`: the difference of the two sides' ranks among the images of their prompt, as
-            published; the .json of a pair tells it as `rank_gap` and `images`. `gap`: the
-            difference of their scores, from `scores` in the .json, or its `gap`.
-        cut: How score gaps become stages: `equal-counts` gives each stage as many pairs,
-            `equal-spacing` an equal part of the way from the largest to the smallest gap, as the
-            released code does (its `no_chunks` of 6 means 5 stages). Ranks have cuts of their own.
+        output: Output folder.
+        stages: Number of stages.
+        by: Measure of difficulty. `rank`: the difference of the two sides' ranks among the images
+            of their prompt, as published, from `rank_gap` and `images` in the pair's .json.
+            `gap`: the difference of their scores, from `scores` in the .json, or its `gap`.
+        cut: How score gaps become stages: `equal-counts` gives each stage the same number of
+            pairs, `equal-spacing` the same range of gaps, as the released code does (its
+            `no_chunks` of 6 means 5 stages). Ranks are always cut by the published formula.
         winner: Which side is chosen: with `label` the one that is stored as chosen, with `reward`
-            the one with the higher score (or the better rank); then pairs of two equal scores are
-            left out, and so is any `label` in a .json.
-        least: Pairs with a smaller gap are left out; in ranks or in score, as `by` says.
-        most: Keep so many pairs, those with the largest gaps; none: all. The released code keeps
-            150,000 of Pick-a-Pic.
-        broken_share: Largest share of unreadable pairs; 0 stops at the first one.
-        max_count: Most pairs in a shard.
-        max_size: Most bytes in a shard.
+            the one with the higher score (or the better rank); `reward` skips pairs of two equal
+            scores and drops any `label` in a .json.
+        least: Minimum gap; pairs with a smaller one are skipped. In the unit of `by`.
+        most: Maximum number of pairs: those with the largest gaps are kept; all by default. The
+            released code keeps 150,000 of Pick-a-Pic.
+        broken_share: Maximum share of unreadable pairs; 0 stops at the first one.
+        max_count: Maximum number of pairs in a shard.
+        max_size: Maximum size of a shard in bytes.
     """
     _check(stages, least, most, broken_share, Path(output))
     reader = ShardReader(find_shards(shards))
@@ -148,7 +148,7 @@ def cut_gaps(gaps: NDArray[np.float64], stages: int, cut: Cut) -> NDArray[np.int
 
     Args:
         gaps: (pairs,) sizes of the gaps.
-        stages: How many stages.
+        stages: Number of stages.
         cut: See `split_into_stages`.
     """
     if cut == "equal-counts":
@@ -169,10 +169,10 @@ def cut_ranks(gaps: NDArray[np.int64], images: NDArray[np.int64], stages: int) -
 
     Args:
         gaps: (pairs,) differences of the two ranks, from 1 to M - 1.
-        images: (pairs,) M, how many images were ranked.
-        stages: B, how many stages.
+        images: (pairs,) M, the number of ranked images.
+        stages: B, the number of stages.
     """
-    # k = B + 1 - ceil(gap * B / (M - 1)), in whole numbers
+    # k = B + 1 - ceil(gap * B / (M - 1)), in integers
     return stages - -(-gaps * stages // (images - 1))
 
 
@@ -182,16 +182,16 @@ def _check(stages: int, least: float, most: int | None, broken_share: float, out
     check_number("most", most, 1)
     check_number("broken_share", broken_share, 0, 1)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not empty; remove it or name another.")
+        raise InputError(f"{output} exists and is not empty; remove it or choose another folder.")
 
 
 def _measure(
     reader: ShardReader, by: By, broken_share: float, made: StageSummary
 ) -> DifficultyArray:
-    """Return the difficulties of all pairs; what is broken is counted and has none."""
+    """Read the difficulties of all pairs; broken pairs are counted and get NaN."""
     known = DifficultyArray()
     total = sum(reader.counts)
-    for _, sample in progress(_samples(reader), "pairs looked at", total):
+    for _, sample in progress(_samples(reader), "pairs checked", total):
         made.read += 1
         if isinstance(sample, str):
             made.broken.add(sample)
@@ -199,7 +199,7 @@ def _measure(
             continue
         known.add(difficulty(sample, by))
     if not made.read:
-        raise InputError("The shards hold no pair; check the path.")
+        raise InputError("The shards contain no pair; check the path.")
     allowed = max(ALWAYS_ALLOWED, broken_share * made.read) if broken_share else 0
     if made.broken.count > allowed or made.broken.count == made.read:
         raise InputError(
@@ -210,19 +210,20 @@ def _measure(
 
 
 def _count_disagreements(gaps: NDArray[np.float64], made: StageSummary) -> None:
-    """Count the pairs whose scores disagree with their sides; more than half is no accident."""
+    """Count the pairs whose scores disagree with their sides; raise if they are the majority."""
     made.disagreeing = int((gaps < 0).sum())
     if 2 * made.disagreeing > made.read:
         raise InputError(
             f"The scores prefer the rejected side in {made.disagreeing} of {made.read} pairs, so "
-            "their sign is probably reversed; score again with a judge to which higher is better."
+            "their sign is probably reversed; score again with a judge whose higher score is "
+            "better."
         )
 
 
 def _kept(
     gaps: NDArray[np.float64], winner: Winner, least: float, most: int | None, made: StageSummary
 ) -> NDArray[np.bool_]:
-    """Return which pairs are kept, and count the others."""
+    """Return the mask of the pairs to keep, and count the others."""
     kept = np.isfinite(gaps)
     if winner == "reward":
         made.even = int((gaps == 0).sum())
@@ -245,7 +246,7 @@ def _kept(
 def _count(
     where: NDArray[np.int64], gaps: NDArray[np.float64], stages: int, cut: Cut, made: StageSummary
 ) -> None:
-    """Count the pairs of each stage; none may be empty."""
+    """Count the pairs of each stage; raise if one is empty."""
     for stage in range(stages):
         inside = abs(gaps[where == stage])
         if not len(inside):
@@ -253,7 +254,7 @@ def _count(
             if made.by == "gap" and cut == "equal-spacing":
                 cure = "`--cut equal-counts`"
             raise InputError(
-                f"{STAGE_FOLDER.format(stage + 1)} of {stages} would hold no pair; take fewer "
+                f"{STAGE_FOLDER.format(stage + 1)} of {stages} would be empty; use fewer "
                 f"`--stages` or {cure}."
             )
         made.pairs.append(len(inside))
@@ -271,7 +272,7 @@ def _write(
         if where[number] == OUT or isinstance(sample, str):
             continue
         (chosen, rejected), meta = sample.sides, sample.meta
-        if winner == "reward":  # it alone decides, and says nothing of how sure it is
+        if winner == "reward":  # the reward decides, without a probability
             meta = {name: value for name, value in meta.items() if name != "label"}
         if turned[number]:
             chosen, rejected, meta = rejected, chosen, swapped(meta)
@@ -279,7 +280,7 @@ def _write(
 
 
 def _samples(reader: ShardReader) -> Iterator[tuple[int, Sample | str]]:
-    """Yield all samples with their number, or why one cannot be read."""
+    """Yield all samples with their number; a broken one as its error message."""
     number = 0
     for shard, count in enumerate(reader.counts):
         for place in range(count):
@@ -293,7 +294,7 @@ def _samples(reader: ShardReader) -> Iterator[tuple[int, Sample | str]]:
 def _checked(sample: Sample) -> Sample:
     for name, data in zip(SIDES, sample.sides, strict=True):
         try:
-            open_image(data)  # its head alone
+            open_image(data)  # reads the header only
         except BrokenSample as error:
             raise BrokenSample(f"{sample.name}: {name} {error}") from error
     return sample

@@ -1,4 +1,4 @@
-"""Text files with a record a line or an element: JSON, JSON lines, CSV and TSV."""
+"""Read text files of records: JSON, JSON lines, CSV and TSV."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, TextIO
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.source_rows import RawRecord
 
-CHUNK = 1 << 20  # letters that are read at a time
-LARGEST = 64  # times as many in one record; more is a file that is broken there
+CHUNK = 1 << 20  # characters read at a time
+LARGEST = 64  # maximum chunks of one record; more means that the file is broken there
 
 
 def json_lines(path: Path) -> Iterator[RawRecord]:
@@ -25,13 +25,13 @@ def json_lines(path: Path) -> Iterator[RawRecord]:
             try:
                 yield _row(where, json.loads(line), path)
             except (ValueError, RecursionError) as error:
-                yield RawRecord(where, {}, path.parent, f"is no JSON ({error})")
+                yield RawRecord(where, {}, path.parent, f"is not JSON ({error})")
 
 
 def json_file(path: Path) -> Iterator[RawRecord]:
     """Yield the records of a JSON file: a list of them, a single one, or one after the other.
 
-    It is read piece by piece, because published lists are larger than memory should be.
+    It is read in chunks, because published lists may not fit in memory.
     """
     number = 0
     try:
@@ -47,7 +47,7 @@ def json_values(path: Path) -> Iterator[Any]:
     """Yield the elements of a JSON list, or the values that stand one after the other.
 
     Raises:
-        ValueError: The file is no JSON from some place on; what came before was good.
+        ValueError: The file is invalid JSON from some point on; the values before it were yielded.
     """
     with _open(path) as file:
         yield from _values(file)
@@ -65,7 +65,7 @@ def separated(path: Path, delimiter: str) -> Iterator[RawRecord]:
                 return
             except csv.Error as error:
                 where = f"{path}, line {reader.line_num}"
-                yield RawRecord(where, {}, path.parent, f"is no row ({error})")
+                yield RawRecord(where, {}, path.parent, f"is not a valid row ({error})")
                 continue
             if header is None:
                 header = cells
@@ -84,12 +84,12 @@ def _cells(where: str, header: list[str], cells: list[str], path: Path) -> RawRe
 def _row(where: str, value: Any, path: Path) -> RawRecord:
     if isinstance(value, dict):
         return RawRecord(where, value, path.parent)
-    return RawRecord(where, {}, path.parent, "is no mapping of names to values")
+    return RawRecord(where, {}, path.parent, "is not a mapping of names to values")
 
 
 def _open(path: Path, newline: str | None = None) -> TextIO:
     try:
-        # what is not UTF-8 becomes a surrogate here, and is named with its record later
+        # invalid UTF-8 becomes surrogates here, and is reported with its record later
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from error
@@ -108,16 +108,16 @@ def _values(file: TextIO) -> Iterator[Any]:
             try:
                 value, start = decoder.raw_decode(text, start)
             except (json.JSONDecodeError, RecursionError):
-                break  # not whole yet, or broken: the end of the file tells
+                break  # incomplete or broken; decided at the end of the file
             yield value
         text = text[start:]
         if len(text) > LARGEST * CHUNK:
             break
     rest = text.strip(" \t\r\n,")
     if listed and not rest:
-        raise ValueError("breaks off before its list ends")
+        raise ValueError("ends before its list is closed")
     if rest != ("]" if listed else ""):
-        raise ValueError(f"is no JSON from {text.strip()[:40]!r} on")
+        raise ValueError(f"is not JSON from {text.strip()[:40]!r} on")
 
 
 def _skip(text: str, start: int) -> int:

@@ -1,7 +1,7 @@
-"""Tars in webdataset's layout.
+"""Read tars in webdataset's layout.
 
 A sample is KEY.original_prompt.txt, KEY.jpg_0.jpg, KEY.jpg_1.jpg, KEY.label_0.txt, or whatever
-else the columns name: a member is called by what stands between key and last extension.
+else the columns name: the part between key and last extension is the member's name.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ def tar_samples(path: Path, names: Set[str]) -> Iterator[RawRecord]:
     """Yield the samples of a tar.
 
     Args:
-        path: A plain tar whose members lie side by side, sample by sample.
-        names: The names of the members that are looked for; all others are passed over unread.
+        path: An uncompressed tar in which the members of a sample are adjacent.
+        names: Names of the members to read; all others are skipped.
     """
     try:
-        # "r:": what is compressed could unfold to any size
+        # "r:" refuses compressed tars, which could expand to any size
         tar = tarfile.open(path, "r:")  # noqa: SIM115 - closed below
     except (tarfile.TarError, OSError) as error:
         raise InputError(
-            f"{path} cannot be read as a tar ({error}); copy it again, unpacked if it is packed."
+            f"{path} cannot be read as a tar ({error}); copy it again, and decompress it if it is "
+            "compressed."
         ) from error
     last = "its beginning"
     with tar:
@@ -38,18 +39,18 @@ def tar_samples(path: Path, names: Set[str]) -> Iterator[RawRecord]:
                 yield _row(path, str(key), {m.name: m for m in members}, tar, names)
                 last = str(key)
         except (tarfile.TarError, OSError) as error:
-            yield RawRecord(str(path), {}, path.parent, f"breaks off after {last} ({error})")
+            yield RawRecord(str(path), {}, path.parent, f"is truncated after {last} ({error})")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+        tar.members = []  # type: ignore[attr-defined]  # or all headers stay in memory
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and _key(member.name):
             yield member
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        # tarfile takes half a header for the end
+        # tarfile treats half a header as the end
         raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
 
 

@@ -1,4 +1,4 @@
-"""Looking at shards before a run does: what would stop it, what would harm it."""
+"""Validate shards before training: errors that would stop a run, and defects in the data."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ from lit_prefopt.prepare.sample_checks import SampleFindings, latent_set, look, 
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.parallel import map_in_order
 
-SHOWN = 3  # names in a row of the table
+SHOWN = 3  # names listed per row of the table
 
 
 @dataclass
 class ValidationReport:
-    """What was found in a folder of shards."""
+    """Findings of a validation of shards."""
 
     shards: int
     samples: int
     broken_share: float
     resolution: int | None
-    broken: NamedCount = field(default_factory=NamedCount)  # a run puts others in their places
-    odd: NamedCount = field(
-        default_factory=NamedCount
-    )  # pickles and what else does not belong here
-    unlisted: NamedCount = field(default_factory=NamedCount)  # tars that the index does not know
+    broken: NamedCount = field(default_factory=NamedCount)  # a run replaces them by others
+    odd: NamedCount = field(default_factory=NamedCount)  # unexpected members such as pickles
+    unlisted: NamedCount = field(default_factory=NamedCount)  # tars missing in the index
     empty: NamedCount = field(default_factory=NamedCount)  # texts
     duplicates: NamedCount = field(default_factory=NamedCount)
     identical: NamedCount = field(default_factory=NamedCount)  # both sides are the same file
@@ -43,16 +41,16 @@ class ValidationReport:
 
     @property
     def would_stop(self) -> bool:
-        """Whether a run would stop at these shards."""
+        """Whether training would stop with these shards."""
         allowed = max(ALWAYS_ALLOWED, self.broken_share * self.samples) if self.broken_share else 0
         broken = self.broken.count
-        return broken == self.samples or broken > allowed  # the former also where there are none
+        return broken == self.samples or broken > allowed  # the first also if there are none
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the rows of the table: what, how many, and which ones or what it means."""
+        """Yield the rows of the table: finding, count, and details."""
         findings = {
             "broken samples": self.broken,
-            "odd members, never opened": self.odd,
+            "unexpected members, never opened": self.odd,
             f"tars missing in {INDEX}": self.unlisted,
             "empty texts": self.empty,
             "duplicate pairs": self.duplicates,
@@ -66,7 +64,7 @@ class ValidationReport:
         yield "shorter side", str(median), f"median; smallest {smallest}, largest {largest} pixels"
         if self.resolution is not None:
             share = f"{self.sizes.below(self.resolution):.1%}"
-            yield f"below {self.resolution} pixels", share, "of the images would be enlarged"
+            yield f"below {self.resolution} pixels", share, "of the images would be upscaled"
 
 
 def validate(
@@ -75,16 +73,16 @@ def validate(
     broken_share: float = 0.01,
     workers: int | None = None,
 ) -> ValidationReport:
-    """Look at every sample of a folder of shards as a run would, and list what stops or harms one.
+    """Check every sample of a folder of shards, and list errors and defects.
 
-    Nothing is changed. The command ends with exit code 1 where a run would stop: without a fitting
-    index.json, without samples, or with more broken samples than `broken_share` allows.
+    Nothing is changed. The exit code is 1 if training would stop: without a matching index.json,
+    without samples, or with more broken samples than `broken_share` allows.
 
     Args:
         shards: Folder or URL of the shards, with their index.json.
-        resolution: Tell the share of images that are smaller than this, in pixels.
-        broken_share: Largest share of broken samples, as the run has it; 0 stops at the first one.
-        workers: Threads; as many as there are cores if not given.
+        resolution: Report the share of images that are smaller than this, in pixels.
+        broken_share: Maximum share of broken samples, as in training; 0 stops at the first one.
+        workers: Number of threads; by default one per core.
     """
     if not 0 <= broken_share <= 1:
         raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
@@ -102,7 +100,7 @@ def validate(
         _note(report, sample, seen)
     _print(shards, report)
     if latents is not None:
-        Console().print(f"They are {latents.summary}.")
+        Console().print(f"Cached latents: {latents.summary}.")
     return report
 
 
@@ -138,5 +136,5 @@ def _print(shards: str, report: ValidationReport) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    verdict = "A run would stop here." if report.would_stop else "A run would not stop here."
+    verdict = "Training would stop." if report.would_stop else "Training would not stop."
     console.print(verdict)

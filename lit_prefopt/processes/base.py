@@ -1,4 +1,4 @@
-"""What every noise process returns: a stochastic reverse step with its log-density."""
+"""A stochastic reverse step with its log-density."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ReverseStep(NamedTuple):
 
     mean: Tensor  # (B, C, H, W) float32
     sigma: Tensor  # (B, 1, 1, 1) float32
-    clean: Tensor  # (B, C, H, W) float32: the clean latents that the denoiser sees from here
+    clean: Tensor  # (B, C, H, W) float32: predicted clean latents
 
     def sample(self, noise: Tensor) -> Tensor:
         """Return the next latents for this noise, (B, C, H, W)."""
@@ -22,7 +22,7 @@ class ReverseStep(NamedTuple):
     def logp(self, latents: Tensor) -> Tensor:
         """Return the log-density of the next latents, in float32.
 
-        It is a mean over C, H and W and not a sum, as all published code has it.
+        It is a mean over C, H and W, not a sum, as in all published code.
 
         Args:
             latents: (B, C, H, W).

@@ -1,7 +1,7 @@
-"""Latent consistency models (LCM, arXiv 2310.04378): from any noise level to the clean end at once.
+"""Noise process of latent consistency models (LCM, arXiv 2310.04378), with multistep sampling.
 
-A consistency function says of any two points on one path of the reverse process the same clean
-latents. It is made of the denoiser's view of them and, near the clean end, of the point itself.
+A consistency function maps all points on one path of the reverse process to the same clean latents.
+It is a sum of the predicted clean latents and, near the clean end, of the point itself.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SIGMA_DATA = 0.5
 
 
 def boundary(t: Tensor, scaling: float = 10.0) -> tuple[Tensor, Tensor]:
-    """Return c_skip and c_out, the shares of the point itself and of what the denoiser sees.
+    """Return c_skip and c_out, the factors of the point itself and of the predicted latents.
 
-    At t = 0 they are 1 and 0, so that a clean point is its own answer.
+    At t = 0 they are 1 and 0, so that a clean point is mapped to itself.
 
     Args:
         t: Timesteps, of any shape.
-        scaling: How fast the point itself loses its share; all published LCMs have 10.
+        scaling: Factor of the timesteps; all published LCMs have 10.
 
     Returns:
         Two float64 tensors of that shape.
@@ -44,20 +44,20 @@ def pseudo_huber(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
     Args:
         prediction: (..., C, H, W).
         target: (..., C, H, W).
-        delta: Difference at which the square becomes a distance.
+        delta: Difference at which the distance turns from square to absolute.
     """
     difference = prediction.float() - target.float()
     return ((difference.square() + delta**2).sqrt() - delta).mean((-3, -2, -1))
 
 
 class ConsistencyProcess(DiscreteProcess):
-    """The process of an LCM: that of the model it was distilled from, walked in few steps.
+    """Noise process of an LCM: that of the model it was distilled from, sampled in few steps.
 
     Args:
-        config: The checkpoint's scheduler configuration. Of an LCM's own it knows
-            `original_inference_steps`, the number of DDIM steps in which it was distilled (50
-            where it is not said), and `timestep_scaling` (10).
-        prediction: What the denoiser predicts, where the configuration says it wrongly.
+        config: The checkpoint's scheduler configuration, with an LCM's `original_inference_steps`,
+            the number of DDIM steps of its distillation (default 50), and `timestep_scaling`
+            (default 10).
+        prediction: Prediction type of the denoiser, if the configuration states a wrong one.
     """
 
     HAS_DENSITIES: ClassVar[bool] = False
@@ -65,16 +65,16 @@ class ConsistencyProcess(DiscreteProcess):
     def __init__(self, config: dict[str, Any], prediction: str | None = None) -> None:
         super().__init__(config, prediction)
         self.levels = int(config.get("original_inference_steps") or 50)
-        """Number of noise levels at which it was distilled."""
+        """Number of noise levels of the distillation."""
         self.scaling = float(config.get("timestep_scaling") or 10.0)
 
     def draw_levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return a timestep of the distillation and the next cleaner one, both (B,) int64.
 
-        Of 50 levels these are 20 (n + 1) - 1 and 20 less, where the cleanest ends at 0.
+        With 50 levels they are 20 (n + 1) - 1 and 20 less, at least 0.
 
         Args:
-            u: Uniform draws in [0, 1), (B,) float64: they choose n among 0 to 49.
+            u: Uniform draws in [0, 1), (B,) float64, which choose n from 0 to 49.
         """
         apart = self.steps // self.levels
         t = apart * ((u * self.levels).long() + 1) - 1
@@ -84,7 +84,7 @@ class ConsistencyProcess(DiscreteProcess):
         """Return the consistency function, (B, C, H, W) float32.
 
         Args:
-            prediction: What the denoiser said at (latents, t), (B, C, H, W).
+            prediction: Prediction of the denoiser at (latents, t), (B, C, H, W).
             latents: (B, C, H, W).
             t: (B,) int64.
         """
@@ -93,39 +93,39 @@ class ConsistencyProcess(DiscreteProcess):
         return skip * latents.float() + out * self.clean(prediction, latents, t)
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Refuse: a consistency model is no denoiser.
+        """Raise an error: a consistency model has no denoising target.
 
         Raises:
             InputError: Always.
         """
         raise InputError(
-            "A consistency model has no denoising error to learn from or to compare: take a method "
-            "that is made for it, such as ConsistencyDPO, or another backbone."
+            "A consistency model has no denoising errors to train on or to compare: take a method "
+            "for consistency models, such as ConsistencyDPO, or another backbone."
         )
 
     def sampler(self, how: Sampling) -> Sampler:
-        """Return a fresh walk of this model."""
+        """Return a new multistep sampler."""
         return Multistep(self, how)
 
 
 class Multistep(Sampler):
-    """The sampling of LCMs: to the clean end at once, and from there back to a cleaner level.
+    """Multistep sampler of LCMs: predict clean latents, then add noise of a cleaner level.
 
-    Each step but the last adds fresh noise; eta plays no part.
+    Each step but the last adds new noise; eta is not used.
 
     Args:
-        process: The LCM's.
+        process: Noise process of the LCM.
         how: Number of steps.
 
     Raises:
-        InputError: More steps than the levels at which it was distilled.
+        InputError: There are more steps than levels of the distillation.
     """
 
     def __init__(self, process: ConsistencyProcess, how: Sampling) -> None:
         if how.steps > process.levels:
             raise InputError(
                 f"{how.steps} sampling steps are more than the {process.levels} levels of this "
-                "consistency model: set `steps` of the sampling lower, as a rule to 4."
+                "consistency model: lower `steps` of the sampling, usually to 4."
             )
         stock = LCMScheduler(
             num_train_timesteps=process.steps, original_inference_steps=process.levels
@@ -135,7 +135,7 @@ class Multistep(Sampler):
         self.process = process
 
     def draws_noise(self, number: int) -> bool:
-        """Whether another step follows."""
+        """Whether step `number` adds noise: all but the last do."""
         return number + 1 < len(self.timesteps)
 
     def step(
@@ -145,7 +145,8 @@ class Multistep(Sampler):
         clean = self.process.consistent(prediction, latents, self._at(number, latents))
         if not self.draws_noise(number):
             return clean
-        assert noise is not None
+        if noise is None:
+            raise InputError(f"Step {number} adds noise: pass it, as `draws_noise` says.")
         return self.process.add_noise(clean, noise, self._at(number + 1, latents))
 
     def _at(self, number: int, latents: Tensor) -> Tensor:

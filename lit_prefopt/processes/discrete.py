@@ -1,4 +1,4 @@
-"""The noise process of a backbone: what noising, the denoiser's target and a reverse step are."""
+"""Discrete-time noise process: noising, target of the denoiser, reverse steps, sampler."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class DiscreteProcess(nn.Module):
 
     Args:
         config: The checkpoint's scheduler configuration, as diffusers stores it.
-        prediction: What the denoiser predicts, where the configuration says it wrongly.
+        prediction: Prediction type of the denoiser, if the configuration states a wrong one.
 
     Raises:
-        InputError: The denoiser predicts something that cannot be trained here.
+        InputError: The prediction type is not supported.
     """
 
     PREDICTIONS = ("epsilon", "v_prediction")
 
     HAS_DENSITIES: ClassVar[bool] = True
-    """Whether a sampler's steps are reverse steps, whose densities tell policies apart."""
+    """Whether a sampler's steps have a log-density, as on-policy methods need."""
 
     def __init__(self, config: dict, prediction: str | None = None) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class DiscreteProcess(nn.Module):
         self.prediction = self.scheduler.config["prediction_type"]
         if self.prediction not in self.PREDICTIONS:
             raise InputError(
-                f"The checkpoint's scheduler says prediction_type {self.prediction!r}, which "
+                f"The checkpoint's scheduler has prediction_type {self.prediction!r}, which "
                 f"cannot be trained; use a checkpoint with one of {', '.join(self.PREDICTIONS)}."
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return what noising and the target are, by name."""
+        """Return the settings of noising and target by name."""
         levels = fingerprint({"levels": self.scheduler.alphas_cumprod})
         return {"steps": self.steps, "prediction": self.prediction, "levels": levels}
 
@@ -56,13 +56,13 @@ class DiscreteProcess(nn.Module):
         return self.scheduler.add_noise(latents, noise, t)
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return what the denoiser should predict, (B, C, H, W)."""
+        """Return the target of the denoiser, (B, C, H, W)."""
         if self.prediction == "v_prediction":
             return self.scheduler.get_velocity(latents, noise, t)
         return noise
 
     def timesteps(self, steps: int) -> Tensor:
-        """Return the timesteps of a roll-out of so many steps, noisiest first, (steps,) int64."""
+        """Return the timesteps of a roll-out, noisiest first, (steps,) int64."""
         return self.sampler(Sampling(steps)).timesteps
 
     def step(
@@ -70,15 +70,15 @@ class DiscreteProcess(nn.Module):
     ) -> ReverseStep:
         """Return the reverse step of stochastic DDIM (arXiv 2010.02502, Eqs. 12 and 16).
 
-        A t_next below 0 counts as 0: the noise level there is small and not zero, so the last step
-        has a density too, whatever a checkpoint says of its final level.
+        A t_next below 0 counts as 0: the noise level there is small but not zero, so the last step
+        has a density too, whatever final level the checkpoint has.
 
         Args:
-            prediction: What the denoiser said at (latents, t), (B, C, H, W).
+            prediction: Prediction of the denoiser at (latents, t), (B, C, H, W).
             latents: (B, C, H, W).
             t: (B,) int64.
             t_next: (B,) int64, less noisy.
-            eta: Share of DDPM's noise; the density needs it above 0.
+            eta: Share of DDPM's noise; above 0 for a density.
         """
         levels = self.scheduler.alphas_cumprod.double().to(t.device)
         here, there = (levels[x.clamp(min=0)].view(-1, 1, 1, 1) for x in (t, t_next))
@@ -88,10 +88,10 @@ class DiscreteProcess(nn.Module):
         return ReverseStep(there.sqrt().float() * clean + direction * noise, sigma.float(), clean)
 
     def clean(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
-        """Return the clean latents that the denoiser sees from here, (B, C, H, W) float32.
+        """Return the predicted clean latents, (B, C, H, W) float32.
 
         Args:
-            prediction: What the denoiser said at (latents, t), (B, C, H, W).
+            prediction: Prediction of the denoiser at (latents, t), (B, C, H, W).
             latents: (B, C, H, W).
             t: (B,) int64.
         """
@@ -101,14 +101,14 @@ class DiscreteProcess(nn.Module):
     def _noise_and_clean(
         self, prediction: Tensor, latents: Tensor, level: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the noise and the clean latents that a prediction stands for."""
+        """Return the predicted noise and clean latents of a prediction of either type."""
         signal, rest = level.sqrt().float(), (1 - level).sqrt().float()
         if self.prediction == "v_prediction":
             return signal * prediction + rest * latents, signal * latents - rest * prediction
         return prediction, (latents - rest * prediction) / signal
 
     def sampler(self, how: Sampling) -> Sampler:
-        """Return a fresh DDIM walk of this process.
+        """Return a new DDIM sampler of this process.
 
         Latents are not clipped and timesteps start at 1, as in the stock pipeline, whatever
         sampler the checkpoint was saved with.

@@ -1,4 +1,4 @@
-"""Samplers: what the next latents are, once the network has spoken."""
+"""Samplers: compute the next latents from a prediction of the denoiser."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lit_prefopt.processes.settings import Sampling
 
 
 class Sampler(ABC):
-    """One walk from noise to clean latents; what is random about it is handed in.
+    """One sampling run from noise to clean latents; the caller provides all noise.
 
     Args:
-        timesteps: Before each step, noisiest first, (steps,) int64.
+        timesteps: Timestep before each step, noisiest first, (steps,) int64.
     """
 
     def __init__(self, timesteps: Tensor) -> None:
@@ -31,10 +31,10 @@ class Sampler(ABC):
         """Return the next latents, (B, C, H, W).
 
         Args:
-            prediction: What the denoiser said of the latents, (B, C, H, W) float32.
+            prediction: Prediction of the denoiser for the latents, (B, C, H, W) float32.
             latents: (B, C, H, W).
-            number: Which step; 0 is the noisiest.
-            noise: (B, C, H, W) where the step adds any.
+            number: Number of the step; 0 is the noisiest.
+            noise: (B, C, H, W), if the step adds noise.
         """
 
 
@@ -42,7 +42,7 @@ class DDIM(Sampler):
     """DDIM (arXiv 2010.02502), deterministic with eta 0: diffusers' own scheduler.
 
     Args:
-        scheduler: Fresh, and this walk's alone.
+        scheduler: A new scheduler, used by this sampler only.
         how: Number of steps and eta.
     """
 
@@ -52,7 +52,7 @@ class DDIM(Sampler):
         self.scheduler, self.eta = scheduler, how.eta
 
     def draws_noise(self, number: int) -> bool:
-        """Whether eta is above zero."""
+        """Whether step `number` adds noise: eta is above 0."""
         return self.eta > 0
 
     def step(

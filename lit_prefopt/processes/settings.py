@@ -1,4 +1,4 @@
-"""How images are sampled."""
+"""Sampling settings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from lit_prefopt.errors import check_number
 
 @dataclass
 class Sampling:
-    """How images are sampled; two models are compared under the same settings and seeds.
+    """Settings of image sampling; two models are compared with the same settings and seeds.
 
     Args:
-        steps: Number of denoising steps: DDIM's, or an LCM's own multistep sampler's.
+        steps: Number of denoising steps, of DDIM or of an LCM's multistep sampler.
         guidance: Classifier-free guidance scale; 1 is without.
-        eta: Share of DDPM's noise that each step adds; 0 is deterministic DDIM. An LCM's
-            sampler, which adds fresh noise between its steps, has no use for it.
-        batch_size: Images made at a time.
-        height: Height of the images in pixels; the checkpoint's own where it is not given.
-        width: Width of the images in pixels; the checkpoint's own where it is not given.
+        eta: Share of DDPM's noise that each step adds; 0 is deterministic DDIM. Not used by an
+            LCM's sampler, which adds new noise between its steps.
+        batch_size: Images sampled at a time.
+        height: Height of the images in pixels; the checkpoint's native height if not given.
+        width: Width of the images in pixels; the checkpoint's native width if not given.
     """
 
     steps: int = 50
@@ -29,7 +29,7 @@ class Sampling:
     width: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no sampler can use."""
+        """Check the range of all numbers."""
         check_number("steps", self.steps, 1)
         check_number("guidance", self.guidance)
         check_number("eta", self.eta, 0)

@@ -23,12 +23,12 @@ class Prompts(ABC):
         """Return the prompts in a fixed order."""
 
     def entries(self) -> list[PromptEntry]:
-        """Return the prompts with their categories, in the same order; here there are none."""
+        """Return the prompts with their categories, in the same order; by default without any."""
         return [PromptEntry(text) for text in self.texts()]
 
 
 def digest(texts: Iterable[str]) -> str:
-    """Return the SHA-256 of prompts, each with a line's end: that of a plain .txt file of them."""
+    """Return the SHA-256 of prompts, equal to that of a .txt file with one prompt per line."""
     whole = hashlib.sha256()
     for text in texts:
         whole.update(f"{text}\n".encode())

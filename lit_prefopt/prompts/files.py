@@ -1,4 +1,4 @@
-"""Where the prompts of an evaluation come from."""
+"""Prompt files and published prompt sets for evaluation and generation."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ SETS = {
     "drawbench": [f"{_SHEET}/gviz/tq?tqx=out:csv#drawbench.csv"],
     "hpsv2": [f"{_HPSV2}/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")],
 }
-"""Published prompt sets by their short names; they are fetched where their authors keep them."""
+"""Published prompt sets by their short names; downloaded from their authors' repositories."""
 
 
 class PromptFile(Prompts):
-    """Prompts from a file whose ending says what it is, from pair shards, or a published set.
+    """Prompts from a file, from pair shards, or from a published set.
 
-    A .txt file holds one prompt a line; .csv and .tsv files have a column of them; .jsonl files a
-    mapping a line; .json files a list of texts or of mappings, one mapping from each prompt to
-    its facts, or one from each category to its prompts. Anything else is a folder of pair shards.
-    What occurs twice stays twice, what is empty is left out.
+    The file extension sets the format. A .txt file has one prompt per line; .csv and .tsv files
+    a column of prompts; .jsonl files one mapping per line; .json files a list of texts or of
+    mappings, a mapping from prompts to their metadata, or a mapping from categories to lists of
+    prompts. Anything else is a folder of pair shards. Duplicates are kept, empty prompts skipped.
 
     Args:
         path: The file, in UTF-8, or the pair shards as `--data.shards` takes them; a local path
-            or a URL (`…#a.csv` where its own ending does not say what it is); `partiprompts`,
-            `drawbench`, `geneval` or `hpsv2` for the published set; or a list of these. Of several
-            files each is a category, where they name none themselves.
-        column: The key or column that holds the prompts; where not given, the one that is called
-            prompt, caption, original_prompt, text, txt or prompts, in capitals or not.
-        count: How many of its first prompts to take; all where it is not given.
-        category: The key or column that holds the categories, by which an evaluation is split;
-            where not given, the first of category, tag and style that is there.
+            or a URL (append `#a.csv` if it has no file extension); `partiprompts`, `drawbench`,
+            `geneval` or `hpsv2` for the published set; or a list of these. With several files,
+            each file without categories is a category of its own.
+        column: The key or column of the prompts; by default the one named prompt, caption,
+            original_prompt, text, txt or prompts (case-insensitive).
+        count: Number of prompts, from the first one on; by default all.
+        category: The key or column of the categories, for results per category; by default the
+            first of category, tag and style that exists.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Prompts alone, out of whatever holds them: a text, a table, JSON, or pair shards."""
+"""Read prompts from text files, tables, JSON or pair shards."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from lit_prefopt.utils.filesystem import filesystem, is_local, retry
 
 LINES, SHARDS = "txt", "shards"
 FORMATS = (LINES, *READERS)
-TABLES = ("csv", "tsv")  # whose records have no key for an empty cell
+TABLES = ("csv", "tsv")  # their records have no key for an empty cell
 USUAL = (*Columns().prompt, "prompts")
-"""Names under which prompts are looked for where none is given, in capitals or not."""
+"""Default names of the prompt column, case-insensitive."""
 
 KINDS = ("category", "tag", "style")
-"""Names under which their categories are looked for; the first one that is there counts."""
+"""Default names of the category column; the first that exists is used."""
 
 
 def read_prompts(source: str, column: str | None = None, count: int | None = None) -> list[str]:
-    """Return the prompts of a source in their order; empty ones are left out.
+    """Read the prompts of a source in order; empty ones are skipped.
 
     Args:
         source: A .txt, .json, .jsonl, .csv or .tsv file in UTF-8, local or remote, or what
-            `find_shards` takes. A URL that ends otherwise says it at its end: `…?id=7#a.csv`.
-        column: The key or column that holds them; where not given, the usual name that is there.
-        count: How many of the first ones to return; all where not given.
+            `find_shards` takes. A URL without a file extension gets one: `…?id=7#a.csv`.
+        column: The key or column of the prompts; by default the usual name that exists.
+        count: Number of prompts, from the first one on; by default all.
     """
     return [entry.text for entry in read_entries(source, column, count)]
 
@@ -46,19 +46,19 @@ def read_prompts(source: str, column: str | None = None, count: int | None = Non
 def read_entries(
     source: str, column: str | None = None, count: int | None = None, category: str | None = None
 ) -> list[PromptEntry]:
-    """Return the prompts of a source with their categories, in their order.
+    """Read the prompts of a source with their categories, in order.
 
     Args:
         source: As `read_prompts` takes it.
-        column: The key or column that holds the prompts.
-        count: How many of the first ones to return.
-        category: The key or column that holds the categories; where not given, the first of the
-            usual names that is there, if one is.
+        column: The key or column of the prompts.
+        count: Number of prompts, from the first one on.
+        category: The key or column of the categories; by default the first of the usual names
+            that exists, if any.
     """
     kind = _kind(source)
     if kind in (LINES, SHARDS) and (column, category) != (None, None):
         name = "column" if column is not None else "category"
-        raise InputError(f"{source} has no columns: leave `{name}` out.")
+        raise InputError(f"{source} has no columns: omit `{name}`.")
     if kind == SHARDS:
         found = [PromptEntry(text) for text in islice(_of_shards(source), count)]
     else:
@@ -67,7 +67,7 @@ def read_entries(
             every = _lines(path) if kind == LINES else _of_records(path, kind, column, category)
             found = list(islice((entry for entry in every if entry.text), count))
     if not found:
-        raise InputError(f"{source} holds no prompt; name a file or shards with some.")
+        raise InputError(f"{source} contains no prompt; name a file or shards with prompts.")
     return found
 
 
@@ -82,8 +82,8 @@ def _kind(source: str) -> str:
         return kind
     if kind != "tar" and Path(source).is_file():
         raise InputError(
-            f"{source} has an ending that tells no format of prompts; give a file that ends in "
-            ".txt, .json, .jsonl, .csv or .tsv, or a folder of pair shards."
+            f"{source} has an unknown file extension; give a .txt, .json, .jsonl, .csv or .tsv "
+            "file, or a folder of pair shards."
         )
     return SHARDS
 
@@ -96,8 +96,8 @@ def _of_shards(source: str) -> Iterator[str]:
                 text = reader.text(shard, sample).strip()
             except BrokenSample as error:
                 raise InputError(
-                    f"{error}; `lit-prefopt shards validate --shards {source}` names all that is "
-                    "broken."
+                    f"{error}; `lit-prefopt shards validate --shards {source}` lists all "
+                    "broken samples."
                 ) from error
             if text:
                 yield text
@@ -112,7 +112,7 @@ def _lines(path: Path) -> Iterator[PromptEntry]:
 def _of_records(
     path: Path, kind: str, column: str | None, category: str | None
 ) -> Iterator[PromptEntry]:
-    names: dict[str, None] = {}  # of all columns, in the order in which they came
+    names: dict[str, None] = {}  # of all columns, in order of first occurrence
     found = False
     for where, record in _records(path, kind, column):
         name = column or _usual(where, record)
@@ -127,13 +127,13 @@ def _of_records(
         raise _without(str(path), names, column)
     if found and category is not None and category not in names:
         raise InputError(
-            f"{path} has no {category!r}, but {_listed(names)}: name the one with the categories "
-            "as `category`, or leave it out."
+            f"{path} has no {category!r}, but {_listed(names)}: set `category` to the one with the "
+            "categories, or omit it."
         )
 
 
 def _category(where: str, record: Mapping[str, Any], column: str | None) -> str | None:
-    """Return a prompt's category, if it has one."""
+    """Return a prompt's category, or None."""
     known = {name.lower(): name for name in record} if column is None else {column: column}
     name = next((known[kind] for kind in (column, *KINDS) if kind in known), None)
     value = record.get(name) if name is not None else None
@@ -143,27 +143,27 @@ def _category(where: str, record: Mapping[str, Any], column: str | None) -> str 
 def _without(where: str, names: Mapping[str, Any], column: str | None) -> InputError:
     wanted = " or ".join(map(repr, USUAL if column is None else [column]))
     return InputError(
-        f"{where} has no {wanted}, but {_listed(names)}: name the one with the prompts as `column`."
+        f"{where} has no {wanted}, but {_listed(names)}: set `column` to the one with the prompts."
     )
 
 
 def _text(where: str, value: Any, name: str | None) -> str:
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{where} holds no text under {name!r}; name another `column`.")
+        raise InputError(f"{where} has no text under {name!r}; set another `column`.")
     text = value or ""
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a letter
-        raise InputError(f"{where} has a text that is not UTF-8; mend the file.") from error
+    except UnicodeEncodeError as error:  # JSON can contain lone surrogates
+        raise InputError(f"{where} has a text that is not UTF-8; fix the file.") from error
     return text
 
 
 def _records(path: Path, kind: str, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the mapping that holds each prompt, and where it stands."""
+    """Yield the mapping with each prompt, and its location for messages."""
     if kind != "json":
         for row in READERS[kind](path):
             if row.reason:
-                raise InputError(f"{row.where} {row.reason}; mend the file.")
+                raise InputError(f"{row.where} {row.reason}; fix the file.")
             yield row.where, row.values
         return
     try:
@@ -172,18 +172,18 @@ def _records(path: Path, kind: str, column: str | None) -> Iterator[tuple[str, d
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path} {error}; mend the file.") from error
+        raise InputError(f"{path} {error}; fix the file.") from error
 
 
 def _unfolded(where: str, value: Any, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the records of a JSON value: some files map every prompt, or a name, to its facts."""
+    """Yield the records of a JSON value; some files map each prompt, or an id, to its metadata."""
     if isinstance(value, str):
         if column is not None:
-            raise InputError(f"{where} is a text and has no {column!r}; leave `column` out.")
+            raise InputError(f"{where} is a text and has no {column!r}; omit `column`.")
         yield where, {USUAL[0]: value}
         return
     if not isinstance(value, dict):
-        raise InputError(f"{where} is neither a text nor a mapping; mend the file.")
+        raise InputError(f"{where} is neither a text nor a mapping; fix the file.")
     if column is None and _usual(where, value) is None and _holds_lists(value):
         for style, texts in value.items():
             for text in texts:
@@ -201,22 +201,22 @@ def _unfolded(where: str, value: Any, column: str | None) -> Iterator[tuple[str,
         usual = _usual(inside, record)
         if usual is not None:
             raise InputError(
-                f"{inside} may be a prompt itself or hold one under {usual!r}: take the latter as "
-                f"`column: {usual}`, or make a list of the former."
+                f"{inside} may be a prompt itself or contain one under {usual!r}: set "
+                f"`column: {usual}` for the latter, or convert the mapping to a list."
             )
         yield inside, {**record, USUAL[0]: name}
 
 
 def _holds_lists(value: Mapping[str, Any]) -> bool:
-    """Whether a mapping has prompts by category."""
+    """Return whether a mapping has lists of prompts by category."""
     return bool(value) and all(isinstance(texts, list) for texts in value.values())
 
 
 def _usual(where: str, record: Mapping[str, Any]) -> str | None:
-    """Return the usual name that a record has, if it has one."""
+    """Return the usual prompt column that a record has, or None."""
     names = [name for name in record if name.lower() in USUAL]
     if len(names) > 1:
-        raise InputError(f"{where} has {_listed(names)}: name the one to take as `column`.")
+        raise InputError(f"{where} has {_listed(names)}: set `column` to one of them.")
     return names[0] if names else None
 
 
@@ -236,14 +236,14 @@ def _check_encoding(path: Path) -> None:
 
 def _is_text(line: bytes) -> bool:
     try:
-        return "\0" not in line.decode()  # which UTF-16 of plain letters is full of
+        return "\0" not in line.decode()  # UTF-16 text of ASCII letters is full of NUL bytes
     except UnicodeDecodeError:
         return False
 
 
 @contextmanager
 def _at_hand(source: str) -> Iterator[Path]:
-    """Give the path of a file, which lies in a temporary folder for as long if it is remote."""
+    """Yield the local path of a file; a remote one is downloaded to a temporary folder."""
     fs, path = filesystem(source)
     if is_local(fs):
         yield Path(path) if "://" in source else Path(source)
@@ -256,5 +256,5 @@ def _at_hand(source: str) -> Iterator[Path]:
             raise InputError(f"There is no {source}; check the address.") from error
         try:
             yield copy
-        except InputError as error:  # the user knows the address alone
+        except InputError as error:  # name the address, not the temporary file
             raise InputError(str(error).replace(str(copy), source)) from error

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, checked before they are trusted."""
+"""Checkpoint files: written atomically, and checked before loading."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LAST = "last.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name beside it, and renames it once it is on the disk.
+    """Writes a checkpoint to a temporary file beside it, and renames it once it is on the disk.
 
-    Lightning's own way goes through the system's temporary folder; where that is another file
-    system, its last move is a copy that a kill cuts short. It also holds the whole file in memory.
+    Lightning writes to the system's temporary folder; if that is on another file system, its final
+    move is a copy, which a kill truncates. It also keeps the whole file in memory.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; remote paths are left to Lightning, whose uploads are whole."""
+        """Write a checkpoint; remote paths are left to Lightning, whose uploads are atomic."""
         if not isinstance(get_filesystem(path), LocalFileSystem):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -46,9 +46,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if cause is None:
                 raise
             raise InputError(
-                f"{path} could not be written ({cause.strerror}): make room there or name another "
-                "folder by `--trainer.default_root_dir`; the checkpoints before it are whole, go "
-                "on from them by `--ckpt_path last`."
+                f"{path} could not be written ({cause.strerror}): free disk space or choose "
+                "another folder with `--trainer.default_root_dir`; earlier checkpoints are "
+                "complete, resume from them with `--ckpt_path last`."
             ) from error
 
 
@@ -59,7 +59,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint file is complete: all of its parts are there and have their checksums.
+    """Return whether a checkpoint file is complete: all of its parts exist with valid checksums.
 
     Reads the file once.
     """
@@ -71,52 +71,52 @@ def is_complete(path: Path) -> bool:
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """Return the whole checkpoint of the latest step in a folder, None if there is none.
+    """Return the complete checkpoint of the latest step in a folder, or None.
 
-    Damaged ones are told and left where they are.
+    Damaged ones are logged and kept.
     """
     for path in sorted(folder.glob("*.ckpt"), key=_age):
         if is_complete(path):
             return path
-        log.warning(f"{path} is damaged or was cut short; the checkpoint before it is taken.")
+        log.warning(f"{path} is damaged or truncated; the previous checkpoint is used.")
     return None
 
 
 def _age(path: Path) -> tuple[float, bool, float]:
-    """Order checkpoints from new to old; of one step, `last.ckpt` was written last."""
+    """Return a sort key, newest first; within a step, `last.ckpt` was written last."""
     return -_step(path), path.name != LAST, -path.stat().st_mtime
 
 
 def _step(path: Path) -> float:
     if not zipfile.is_zipfile(path):
-        return float("inf")  # asked first, found damaged and told
-    # mapped, so that no weights are read
+        return float("inf")  # tried first, then logged as damaged
+    # memory-mapped, so that no weights are read
     checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return float(checkpoint["global_step"])
 
 
 def last_checkpoint(folder: Path, *, fitting: bool) -> str:
-    """Return what `--ckpt_path last` means: the newest whole checkpoint of a run.
+    """Return the checkpoint of `--ckpt_path last`: the newest complete one of a run.
 
-    A kill may come between a step's numbered checkpoint and `last.ckpt`. A run that goes on is
-    given the newest as its `last.ckpt`, as it would have been, so that the numbered one is
-    replaced in its time.
+    A kill may come between a step's numbered checkpoint and `last.ckpt`. When a run is resumed, the
+    newest becomes its `last.ckpt`, as without the kill, so that the numbered one is replaced later
+    as usual.
 
     Args:
-        folder: Where the run's checkpoints lie.
-        fitting: Whether the run goes on, or is only looked at.
+        folder: Folder of the run's checkpoints.
+        fitting: Whether the run is resumed, or only read.
 
     Raises:
-        InputError: None of them is whole.
+        InputError: None of them is complete.
     """
     held = sorted(folder.glob("*.ckpt"))
     if any(path.is_dir() for path in held):
-        return "last"  # sharded checkpoints are folders, which Lightning chooses by their dates
+        return "last"  # sharded checkpoints are folders, which Lightning selects by date
     newest = newest_complete(folder)
     if newest is None:
         raise InputError(
-            f"No checkpoint in {folder} is whole ({', '.join(p.name for p in held)}): remove them "
-            "and begin anew without `--ckpt_path`."
+            f"No checkpoint in {folder} is complete ({', '.join(p.name for p in held)}): remove "
+            "them and start again without `--ckpt_path`."
         )
     last = folder / LAST
     if not fitting or newest == last or not last.exists():
@@ -126,7 +126,7 @@ def last_checkpoint(folder: Path, *, fitting: bool) -> str:
 
 
 def _same_file(source: Path, target: Path) -> None:
-    """Let `target` be `source` in one go, without a copy where the file system can."""
+    """Replace `target` by `source` atomically, by a hard link if the file system supports it."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         os.link(source, temporary)
@@ -136,13 +136,13 @@ def _same_file(source: Path, target: Path) -> None:
 
 
 def check_complete(path: Path) -> None:
-    """Refuse a damaged checkpoint, and name the newest whole one beside it.
+    """Raise InputError for a damaged checkpoint, with the newest complete one beside it.
 
     Raises:
-        InputError: The file is no whole checkpoint.
+        InputError: The file is not a complete checkpoint.
     """
     if path.is_dir() or is_complete(path):
         return
     other = newest_complete(path.parent)
-    cure = f"go on from {other}" if other else "begin anew without `--ckpt_path`"
-    raise InputError(f"{path} is damaged or was cut short; {cure}.")
+    cure = f"resume from {other}" if other else "start again without `--ckpt_path`"
+    raise InputError(f"{path} is damaged or truncated; {cure}.")

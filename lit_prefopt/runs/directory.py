@@ -1,4 +1,4 @@
-"""One directory per run: its name, what lies in it, and the refusal to write into another's."""
+"""The run's directory: its name, its recipe, and checks against overwriting another run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lit_prefopt.utils.atomic_files import write_atomic
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
-ELSEWHERE = ("ckpt_path", "trainer.default_root_dir")  # where, not what
+ELSEWHERE = ("ckpt_path", "trainer.default_root_dir")  # locations, which are not part of the recipe
 ABSENT = "(absent)"
 
 
@@ -33,44 +33,44 @@ def run_directory(config: Namespace) -> Path:
 
 
 def check_run_directory(root: Path, ckpt_path: str | None, *, fitting: bool) -> str | None:
-    """Refuse to write into another run's directory, and to go on from nothing or from half a file.
+    """Check that a run neither overwrites another run nor resumes from a bad checkpoint.
 
     Args:
         root: The run's directory.
-        ckpt_path: What the command line said: `last`, a path, or nothing.
-        fitting: Whether the run is going to write checkpoints.
+        ckpt_path: `--ckpt_path`: `last`, a path, or None.
+        fitting: Whether the run will write checkpoints.
 
     Returns:
-        The checkpoint to go on from: for `last`, the newest whole one.
+        The checkpoint to resume from: for `last`, the newest complete one.
 
     Raises:
-        InputError: One of the three.
+        InputError: The directory belongs to another run, or the checkpoint is missing or damaged.
     """
     held = sorted((root / CHECKPOINTS).glob("*.ckpt"))
     if ckpt_path == "last":
         if not held:
             raise InputError(
-                f"{root / CHECKPOINTS} holds no checkpoint to go on from: name the run's directory "
-                "by `--trainer.default_root_dir FOLDER`, or leave `--ckpt_path` away to begin."
+                f"{root / CHECKPOINTS} contains no checkpoint: name the run's directory with "
+                "`--trainer.default_root_dir FOLDER`, or omit `--ckpt_path` to start a new run."
             )
         return last_checkpoint(root / CHECKPOINTS, fitting=fitting)
     own = ckpt_path is not None
     if ckpt_path not in (None, "best", "hpc", "registry"):
         checkpoint = Path(str(ckpt_path)).resolve()
         if not checkpoint.exists():
-            raise InputError(f"{ckpt_path} does not exist; name a checkpoint, or say `last`.")
+            raise InputError(f"{ckpt_path} does not exist; name a checkpoint, or use `last`.")
         check_complete(checkpoint)
         own = root.resolve() in checkpoint.parents
     if fitting and held and not own and _first_rank():
         raise InputError(
-            f"{root} holds another run: go on with it by `--ckpt_path last`, or give this one a "
-            "folder of its own by `--trainer.default_root_dir FOLDER`."
+            f"{root} contains another run: resume it with `--ckpt_path last`, or choose another "
+            "folder with `--trainer.default_root_dir FOLDER`."
         )
     return ckpt_path
 
 
 def logger_arguments(config: Namespace, root: Path) -> dict[str, Any]:
-    """Return what the Trainer is given beside the recipe: its directory and the default logger."""
+    """Return the Trainer's additional arguments: its directory and the default logger."""
     arguments: dict[str, Any] = {"default_root_dir": str(root)}
     if config.trainer.logger in (None, True):
         arguments["logger"] = TensorBoardLogger(
@@ -80,14 +80,14 @@ def logger_arguments(config: Namespace, root: Path) -> dict[str, Any]:
 
 
 def set_checkpoint_folder(trainer: Trainer, root: Path) -> None:
-    """Let checkpoints without a directory of their own go into the run's."""
+    """Set the run's directory for checkpoint callbacks without their own."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(root.resolve() / CHECKPOINTS)
 
 
 def _first_rank() -> bool:
-    """Whether this process was not started by another rank (it runs before there is a Trainer)."""
+    """Return whether this is rank zero (before a Trainer exists)."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
@@ -104,18 +104,18 @@ class RunDirectory(SaveConfigCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the recipe beside the weights, as text."""
+        """Store the recipe as text in the checkpoint."""
         checkpoint["recipe"] = self.recipe
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say where the recipe differs from the checkpoint's; the recipe holds."""
+        """Log the differences between the recipe and the checkpoint's."""
         if trainer.state.fn == "fit" and "recipe" in checkpoint:
             changes = differences(checkpoint["recipe"], self.recipe)
             if changes:
                 lines = "\n".join(f"  {change}" for change in changes)
-                rank_zero_info(f"The recipe differs from the checkpoint's, and holds:\n{lines}")
+                rank_zero_info(f"The recipe differs from the checkpoint's and is used:\n{lines}")
 
     @property
     def recipe(self) -> str:
@@ -124,7 +124,7 @@ class RunDirectory(SaveConfigCallback):
 
 
 def differences(old: str, new: str) -> list[str]:
-    """Return what differs between two resolved recipes, one line `key: old → new` each.
+    """Return the differences of two resolved recipes, one line `key: old → new` each.
 
     Args:
         old: A recipe as YAML.

@@ -1,4 +1,4 @@
-"""From a checkpoint back to backbone and module."""
+"""Load backbone and module from a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lit_prefopt.learner import Learner
 
 
 def load(path: str | Path, pretrained: str | None = None) -> Learner:
-    """Return the module of a checkpoint: method or judge, with the trained weights in it.
+    """Load the module of a checkpoint: method or judge, with the trained weights.
 
-    The recipe inside the checkpoint names classes that are imported and built. Load only what you
-    would also run; weights from elsewhere come as diffusers folders or LoRA files. VAE and text
-    encoders are loaded too, where the training did without them.
+    The recipe inside the checkpoint names classes that are imported and built, so load only
+    checkpoints that you trust; use diffusers folders or LoRA files for other weights. VAE and
+    text encoders are loaded too, even if the training ran without them.
 
     Args:
-        path: A checkpoint that `lit-prefopt fit` wrote.
-        pretrained: Where the backbone's frozen parts lie now, if not where the recipe says.
+        path: A checkpoint of `lit-prefopt fit`.
+        pretrained: New location of the backbone's frozen parts, if they were moved.
 
     Raises:
-        InputError: The file is no such checkpoint.
+        InputError: The file is not such a checkpoint.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if "recipe" not in checkpoint:
-        raise InputError(f"{path} holds no recipe: name a checkpoint that `lit-prefopt fit` wrote.")
+        raise InputError(f"{path} contains no recipe: name a checkpoint of `lit-prefopt fit`.")
     recipe = yaml.safe_load(checkpoint["recipe"])
     parser = LightningArgumentParser()
     parser.add_subclass_arguments(Backbone, "backbone")

@@ -1,4 +1,4 @@
-"""Where a run stands between two optimizer steps."""
+"""Position of a run between two optimizer steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 
 
 def pending_batches(trainer: Trainer) -> int:
-    """Return how many batches were trained on since the last optimizer step.
+    """Return the number of batches since the last optimizer step.
 
-    Their gradients live nowhere but in memory: a checkpoint that counts them would lose them.
+    Their gradients exist only in memory: a checkpoint that counts these batches would lose them.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     done: int = progress.current.processed
@@ -23,10 +23,10 @@ def pending_batches(trainer: Trainer) -> int:
 
 @contextmanager
 def counters_at_last_step(trainer: Trainer) -> Iterator[None]:
-    """Let the run's counters stand right after the last optimizer step inside the block.
+    """Reset the run's counters to the last optimizer step inside the block.
 
     Since then neither weights nor optimizer have changed, so a checkpoint taken here is exact; the
-    batches behind it are trained on once more.
+    later batches are repeated on resume.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     count, kept = pending_batches(trainer), progress.state_dict()
@@ -34,7 +34,7 @@ def counters_at_last_step(trainer: Trainer) -> Iterator[None]:
     for counts in (progress.total, progress.current):
         counts.completed -= count
         counts.processed -= count
-        counts.ready = counts.started = counts.processed  # nor is a batch that failed begun
+        counts.ready = counts.started = counts.processed  # a failed batch counts as not started
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""How the weights lie on several devices: whole on each (Lightning's DDP), or in shards."""
+"""Distributed strategies that shard weights, gradients or optimizer states: FSDP2 and ZeRO."""
 
 from typing import TYPE_CHECKING
 

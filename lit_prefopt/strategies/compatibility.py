@@ -1,4 +1,4 @@
-"""Strategies of Lightning's under which these trainings would go wrong."""
+"""Reject Lightning's strategies under which training would be incorrect."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from lit_prefopt.errors import InputError
 CURES = {
     "deepspeed": (
         "trains what mixed precision should keep in float32 in bf16, and divides gradients twice "
-        "by `accumulate_grad_batches`: take `--trainer hardware/zero2.yaml` (or zero3, "
+        "by `accumulate_grad_batches`: use `--trainer hardware/zero2.yaml` (or zero3, "
         "zero3-offload), which does neither"
     ),
     "fsdp": (
-        "wants one precision and one `requires_grad` for all weights of a shard, where frozen and "
-        "trained ones lie side by side here: take `--trainer hardware/fsdp.yaml`, which is FSDP2"
+        "needs one precision and one `requires_grad` for all weights of a shard, but here frozen "
+        "and trained weights are mixed: use `--trainer hardware/fsdp.yaml`, which is FSDP2"
     ),
     "modelparallel": (
-        "leaves open what is sharded: take `--trainer hardware/fsdp.yaml`, which is FSDP2"
+        "does not define what is sharded: use `--trainer hardware/fsdp.yaml`, which is FSDP2"
     ),
 }
 
 
 def check_strategy(name: str) -> None:
-    """Refuse a strategy that has a better one here.
+    """Raise InputError for a strategy that this library replaces.
 
     Args:
         name: Its registered name, such as `deepspeed_stage_2`, or the name of its class.
 
     Raises:
-        InputError: It begins with one of these names.
+        InputError: The name has one of these prefixes.
     """
     for beginning, why in CURES.items():
         if name.lower().startswith(beginning):

@@ -1,4 +1,4 @@
-"""What strategies that shard have in common: checkpoints as whole as those of one device."""
+"""Base class of sharding strategies: full checkpoints, equal to those of a single device."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ MOMENTS: tuple[Moment, ...] = ("exp_avg", "exp_avg_sq")
 
 
 class FullStateStrategy(ParallelStrategy):
-    """Shards weights and moments in training, and writes and reads them as if it did not.
+    """Shards weights and moments in training, and reads and writes unsharded checkpoints.
 
-    A checkpoint is the file that a run on one device writes: the trained weights and AdamW's
-    moments, each whole. So any strategy on any number of ranks goes on from it, it is read without
-    unpickling, and `export` takes it. They are collected one by one on rank zero's host, which
-    needs room for 12 bytes per trained weight. When training ends, rank zero holds the module
-    whole, on the CPU, for exports and the evaluation.
+    A checkpoint is the same file as that of a single device: the full trained weights and AdamW's
+    moments. So any strategy on any number of ranks can resume from it, it is read without
+    unpickling, and `export` accepts it. Tensors are gathered one by one on rank zero's host, which
+    needs 12 bytes of memory per trained weight. When training ends, rank zero has the full module
+    on the CPU, for export and evaluation.
     """
 
-    # What a subclass says -----------------------------------------------------------------------
+    # Defined by subclasses ----------------------------------------------------------------------
 
     @abstractmethod
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        """Return a weight as the forward sees it, whole; all ranks call this together."""
+        """Return a full weight as used in the forward; a collective call."""
 
     @abstractmethod
     def full_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
-        """Return one of its moments, whole; all ranks call this together."""
+        """Return a full moment of a weight; a collective call."""
 
     @abstractmethod
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set a weight, and what the optimizer steps from."""
+        """Set a weight, and the optimizer's copy of it."""
 
     @abstractmethod
     def set_moment(self, parameter: nn.Parameter, name: Moment, value: Tensor) -> None:
-        """Set one of its moments, which exists."""
+        """Set an existing moment of a weight."""
 
     @abstractmethod
     def states(self) -> list[dict[str, Any]]:
@@ -56,30 +56,30 @@ class FullStateStrategy(ParallelStrategy):
 
     @abstractmethod
     def init_states(self, step: Tensor) -> None:
-        """Let moments of zero exist, after so many steps."""
+        """Initialize moments of zero, at a given step."""
 
     @abstractmethod
     def unshard(self) -> None:
-        """Leave the module whole on rank zero's CPU."""
+        """Gather the full module on rank zero's CPU."""
 
     # Checkpoints --------------------------------------------------------------------------------
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Let Lightning hand the optimizer's state over."""
+        """Whether Lightning restores the optimizer's state: yes."""
         return True
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return what is trained, by name."""
+        """Return the trained parameters by name."""
         assert self.lightning_module is not None
         return trained(self.lightning_module)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return what is trained, whole on rank zero and nothing elsewhere."""
+        """Return the full trained weights on rank zero, and an empty dict elsewhere."""
         return self._collected(self.trained(), self.full_parameter)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return AdamW's state as torch's own would be, on rank zero."""
+        """Return AdamW's state in torch's own format, on rank zero."""
         parameters = dict(enumerate(self.trained().values()))
         states = [state for state in self.states() if state]
         moments = {
@@ -90,7 +90,7 @@ class FullStateStrategy(ParallelStrategy):
         plain = {key: value for key, value in group.items() if key != "params"}
         state = {
             number: {
-                "step": states[0]["step"].to("cpu", copy=True),  # shared, it would count for all
+                "step": states[0]["step"].to("cpu", copy=True),  # not shared
                 **{name: moments[name][number] for name in MOMENTS},
             }
             for number in (parameters if states and self.is_global_zero else ())
@@ -106,18 +106,18 @@ class FullStateStrategy(ParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return what the file holds."""
+        """Read a checkpoint file."""
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take up what is trained."""
+        """Load the trained weights."""
         for name, parameter in self.trained().items():
             self.set_parameter(parameter, checkpoint["state_dict"][name])
 
     @torch.no_grad()
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take up AdamW's state, of whatever strategy wrote it."""
+        """Load AdamW's state, written by any strategy."""
         [saved], [optimizer] = checkpoint["optimizer_states"], self.optimizers
         [group], [own] = saved["param_groups"], optimizer.param_groups
         own.update({key: value for key, value in group.items() if key != "params"})
@@ -125,7 +125,7 @@ class FullStateStrategy(ParallelStrategy):
             return
         if any(set(state) != {"step", *MOMENTS} for state in saved["state"].values()):
             raise InputError(
-                "The checkpoint's optimizer is not AdamW, the only one that can be sharded: go on "
+                "The checkpoint's optimizer is not AdamW, the only one that can be sharded: resume "
                 "without a sharding strategy."
             )
         self.init_states(saved["state"][0]["step"])
@@ -136,7 +136,7 @@ class FullStateStrategy(ParallelStrategy):
     def _collected(
         self, parameters: Mapping[Any, nn.Parameter], whole: Callable[[nn.Parameter], Tensor]
     ) -> dict[Any, Tensor]:
-        """Return what all ranks together know of each parameter, on rank zero's host."""
+        """Gather a full tensor of each parameter on rank zero's host."""
         held = {}
         for key, parameter in parameters.items():
             value = whole(parameter).detach()
@@ -147,31 +147,31 @@ class FullStateStrategy(ParallelStrategy):
     # The run ------------------------------------------------------------------------------------
 
     def check_run(self, trainer: Trainer) -> None:
-        """Refuse what is no training.
+        """Raise InputError unless this is a training run.
 
         Raises:
             InputError: It is a validation, a test or a prediction.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             raise InputError(
-                f"{type(self).__name__} is for `fit`: leave it away here, its checkpoints are read "
+                f"{type(self).__name__} is only for `fit`: omit it here, its checkpoints are read "
                 "without it."
             )
 
     def on_train_end(self) -> None:
-        """Hand the module back whole."""
+        """Gather the full module."""
         self.unshard()
 
 
 def check_adamw(optimizer: Optimizer) -> None:
-    """Refuse optimizers that do not act on each weight by itself, or keep states of other forms.
+    """Raise InputError for optimizers that are not elementwise or have states of other shapes.
 
     Raises:
         InputError: It is not torch's AdamW.
     """
     if type(optimizer) is not torch.optim.AdamW:
         raise InputError(
-            f"{type(optimizer).__name__} cannot be sharded, only AdamW can: set `--model.optimizer "
-            "AdamW` (its moments are divided among the ranks), or take `--trainer "
+            f"{type(optimizer).__name__} cannot be sharded, only AdamW: set `--model.optimizer "
+            "AdamW` (its moments are sharded), or use `--trainer "
             "hardware/ddp.yaml`."
         )

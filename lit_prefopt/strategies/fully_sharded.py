@@ -1,4 +1,4 @@
-"""PyTorch's FSDP2: weights, gradients and moments in shards, collected block by block."""
+"""PyTorch's FSDP2: sharded weights, gradients and moments, gathered block by block."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lit_prefopt.strategies.full_state import FullStateStrategy, Moment, check_a
 
 
 class FullySharded(FullStateStrategy, ModelParallelStrategy):
-    """FSDP2: the denoiser's and its frozen copy's weights are divided among all devices.
+    """FSDP2: shards the weights of the denoiser and of its frozen copy over all devices.
 
-    They are collected block by block when they are needed. It takes the optimizer AdamW alone.
+    They are gathered block by block when needed. The optimizer must be AdamW.
 
     Args:
-        timeout: How long a rank waits for the others before it gives up.
-        process_group_backend: What they talk by; nccl on GPUs where it is not given.
+        timeout: Time-out of collective operations.
+        process_group_backend: Communication backend; by default nccl on GPUs.
     """
 
     def __init__(
@@ -42,29 +42,29 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
         self._before: list[tuple[nn.Module, str, nn.Module]] = []
 
     def setup_environment(self) -> None:
-        """Take all ranks of all nodes for shards; Lightning would take one per node."""
+        """Shard over all ranks of all nodes; Lightning's default is one shard per node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Move everything to the devices, and see that nothing trained was left whole."""
+        """Move the module to the devices, and check that all trained weights are sharded."""
         self.check_run(trainer)
         whole = [name for name, p in self.trained().items() if not isinstance(p, DTensor)]
         if whole:
             raise InputError(
-                f"{whole[0]} is trained here, and FullySharded divides nothing but a denoiser: "
-                "take `--trainer hardware/ddp.yaml`."
+                f"{whole[0]} is trained here, but FullySharded shards only a denoiser: "
+                "use `--trainer hardware/ddp.yaml`."
             )
         super().setup(trainer)
         for optimizer in self.optimizers:
             check_adamw(optimizer)
 
     def shard(self, owner: nn.Module, name: str) -> None:
-        """Divide a network among the devices, block by block; once.
+        """Shard a network over the devices, block by block; once.
 
         Args:
-            owner: The module that has it.
-            name: Its attribute.
+            owner: The module that contains it.
+            name: Name of its attribute.
         """
         net = getattr(owner, name)
         if net is None or isinstance(net, FSDPModule):
@@ -73,18 +73,18 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
         mesh: DeviceMesh = self.device_mesh["data_parallel"]
         for block in blocks(net):
             fully_shard(block, mesh=mesh)
-        # The outermost too: it would stay whole after a validation, and whoever asked for its
-        # parameters then would get others than the optimizer's.
+        # The outermost too: it would stay unsharded after a validation, and its parameters would
+        # then differ from the optimizer's.
         fully_shard(net, mesh=mesh, reshard_after_forward=True)
 
     # Weights and moments ------------------------------------------------------------------------
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        """Return a weight, put together of all ranks' shards."""
+        """Return a weight, gathered from all ranks' shards."""
         return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.data
 
     def full_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
-        """Return a moment, put together of all ranks' shards."""
+        """Return a moment, gathered from all ranks' shards."""
         return self.optimizers[0].state[parameter][name].full_tensor()
 
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -100,14 +100,14 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
         return [self.optimizers[0].state.get(p, {}) for p in self.trained().values()]
 
     def init_states(self, step: Tensor) -> None:
-        """Let moments of zero exist."""
+        """Initialize moments of zero."""
         for p in self.trained().values():
             moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             self.optimizers[0].state[p] = {"step": step.clone(), **moments}
 
     @torch.no_grad()
     def unshard(self) -> None:
-        """Put networks without hooks in the place of the divided ones, with all weights."""
+        """Replace sharded networks by copies without hooks, with the full weights."""
         for owner, name, plain in self._before:
             net = getattr(owner, name)
             state = {
@@ -120,7 +120,7 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
-    """Return what is collected at a time, inner blocks first: as diffusers' models tell.
+    """Return the blocks to shard, inner ones first, from diffusers' `_repeated_blocks`.
 
     Args:
         net: A denoiser.
@@ -139,7 +139,7 @@ def _fill(shard: Tensor, value: Tensor) -> None:
 
 
 def _without_weights(net: nn.Module) -> nn.Module:
-    """Return a copy whose weights take no memory."""
+    """Return a copy with weights on the meta device."""
     light: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
         for p in net.parameters()

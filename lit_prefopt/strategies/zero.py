@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO (arXiv 1910.02054), with the numbers of a run without it."""
+"""DeepSpeed's ZeRO (arXiv 1910.02054), with the same losses as DDP."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NEVER = 1_000_000_000
 
 
 class ZeROPrecision(DeepSpeedPrecision):
-    """Mixed precision as everywhere else: float32 weights under autocast, batches as they are.
+    """Mixed precision as in other strategies: float32 weights under autocast, unchanged batches.
 
-    DeepSpeed's own casts the whole module to bf16, LoRA included, and Lightning's the batch, noise
-    levels included.
+    DeepSpeed's own precision casts the whole module to bf16, including the LoRA, and Lightning's
+    casts the batch, including noise levels.
 
     Args:
         precision: `32-true` or `bf16-mixed`.
@@ -36,28 +36,28 @@ class ZeROPrecision(DeepSpeedPrecision):
     def __init__(self, precision: str) -> None:
         if precision not in ("32-true", "bf16-mixed"):
             raise InputError(
-                f"ZeRO trains in bf16-mixed or 32-true, not in {precision}: set "
+                f"ZeRO supports bf16-mixed or 32-true, not {precision}: set "
                 "`--trainer.precision bf16-mixed`."
             )
-        super().__init__("32-true")  # what DeepSpeed is told of it
+        super().__init__("32-true")  # the precision that DeepSpeed gets
         self.mixed = precision == "bf16-mixed"
         self.reading: Callable[[], AbstractContextManager] = nullcontext
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Return the module as it is: frozen parts have a precision of their own."""
+        """Return the module unchanged: frozen parts have their own precision."""
         return module
 
     def convert_input(self, data: Any) -> Any:
-        """Return the batch as it is."""
+        """Return the batch unchanged."""
         return data
 
     def tensor_init_context(self) -> AbstractContextManager:
-        """Make tensors as they are asked for."""
+        """Return a context without effect."""
         return nullcontext()
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
-        """Compute in bf16 where that is safe, and find every weight."""
+        """Run the forward under bf16 autocast, with gathered weights."""
         from deepspeed.accelerator import get_accelerator
 
         device = get_accelerator().device_name()
@@ -66,18 +66,18 @@ class ZeROPrecision(DeepSpeedPrecision):
 
 
 class ZeRO(FullStateStrategy, DeepSpeedStrategy):
-    """DeepSpeed's ZeRO: what several devices hold of the same thing is divided among them.
+    """DeepSpeed's ZeRO: shards optimizer states, gradients and weights over the devices.
 
-    Weights, moments and sums of gradients stay float32 and frozen weights in their own precision,
-    so losses are those of DDP. It takes the optimizer AdamW alone.
+    Weights, moments and accumulated gradients are float32 and frozen weights keep their precision,
+    so losses are those of DDP. The optimizer must be AdamW.
 
     Args:
-        stage: 1 divides the moments, 2 the gradients too, 3 also all weights, frozen ones included,
-            which are then collected layer by layer.
-        offload_optimizer: Keep moments and the weights that they step on the host, and step there.
-        offload_parameters: With stage 3, keep the divided weights on the host.
-        bucket: Elements that are sent at a time; less takes less memory.
-        timeout: How long a rank waits for the others before it gives up.
+        stage: 1 shards the moments, 2 also the gradients, 3 also all weights, including frozen
+            ones, which are then gathered layer by layer.
+        offload_optimizer: Keep moments and optimizer weights on the host, and step there.
+        offload_parameters: With stage 3, keep the sharded weights on the host.
+        bucket: Elements per communication; fewer need less memory.
+        timeout: Time-out of collective operations.
     """
 
     def __init__(
@@ -90,23 +90,23 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
     ) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise InputError(
-                "ZeRO wants DeepSpeed: `pip install lit-prefopt[deepspeed]`, or take `--trainer "
+                "ZeRO needs DeepSpeed: `pip install lit-prefopt[deepspeed]`, or use `--trainer "
                 "hardware/fsdp.yaml`."
             )
         if offload_parameters and stage != 3:
-            raise InputError("offload_parameters wants stage 3: set it, or leave them on the GPU.")
+            raise InputError("offload_parameters needs stage 3: set `stage` to 3, or omit it.")
         super().__init__(
             stage=stage,
             offload_optimizer=offload_optimizer,
             offload_parameters=offload_parameters,
             allgather_bucket_size=bucket,
             reduce_bucket_size=bucket,
-            logging_batch_size_per_gpu=1,  # else Lightning would open the data for it
+            logging_batch_size_per_gpu=1,  # or Lightning would open the data for it
             timeout=timeout,
         )
         self.stage = stage
         self.config: dict[str, Any]
-        # torch's AdamW steps on the host as well, and needs no compiler as DeepSpeed's own does
+        # torch's AdamW also steps on the host, without the compiler that DeepSpeed's needs
         self.config["zero_force_ds_cpu_optimizer"] = False
         self.config["steps_per_print"] = NEVER
 
@@ -114,7 +114,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
 
     @property
     def precision_plugin(self) -> Precision:
-        """The precision."""
+        """Precision plugin of this strategy."""
         return super().precision_plugin
 
     @precision_plugin.setter
@@ -125,34 +125,34 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
 
     def _format_config(self) -> None:
         super()._format_config()
-        self.config["gradient_accumulation_steps"] = 1  # Lightning divides the loss already
+        self.config["gradient_accumulation_steps"] = 1  # Lightning already divides the loss
         if getattr(self.precision_plugin, "mixed", False):
-            # within a step DeepSpeed turns every other autocast off
+            # within a step, DeepSpeed disables every other autocast
             autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
             self.config["torch_autocast"] = autocast
 
     @property
     def handles_gradient_accumulation(self) -> bool:
-        """Let Lightning count: it steps at the end of an epoch too."""
+        """Return False, so that Lightning counts: it also steps at the end of an epoch."""
         return False
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Add the gradients of the block to those before, for a step to come."""
+        """Accumulate the gradients of the block without a step."""
         self.deepspeed_engine.set_gradient_accumulation_boundary(False)
         yield
 
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
-        """Step after this batch."""
+        """Take an optimizer step after this batch."""
         self.deepspeed_engine.set_gradient_accumulation_boundary(True)
         return super().optimizer_step(optimizer, closure, model, **kwargs)
 
     # Weights and moments ------------------------------------------------------------------------
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        """Return a weight as the forward sees it."""
+        """Return a weight as used in the forward."""
         if self.stage < 3:
             return parameter.data
         import deepspeed
@@ -161,13 +161,13 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
             return parameter.detach().clone()
 
     def full_moment(self, parameter: nn.Parameter, name: Moment) -> Tensor:
-        """Return a moment, put together of all ranks' shards."""
+        """Return a moment, gathered from all ranks' shards."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         return safe_get_full_optimizer_state(parameter, name)
 
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set a weight, and the copy of it that the optimizer steps from."""
+        """Set a weight, and the optimizer's copy of it."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
@@ -190,7 +190,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
             safe_set_local_optimizer_state(parameter, self._mine(parameter, value), name)
 
     def _mine(self, parameter: Any, value: Tensor) -> Tensor:
-        """Return this rank's shard of a whole tensor; the last ones are filled up with zeros."""
+        """Return this rank's shard of a full tensor, padded with zeros."""
         size = parameter.ds_tensor.ds_numel
         padded = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
         return padded[size * self.global_rank :][:size]
@@ -201,7 +201,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
         return [inner.state.get(flat, {}) for flat in self._flats]
 
     def init_states(self, step: Tensor) -> None:
-        """Let moments of zero exist."""
+        """Initialize moments of zero."""
         sharded = self._sharded
         for flat in self._flats:
             moments = {"exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
@@ -212,12 +212,12 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
 
     @property
     def _sharded(self) -> Any:
-        """DeepSpeed's optimizer, which is untyped."""
+        """DeepSpeed's optimizer (untyped)."""
         return self.deepspeed_engine.optimizer
 
     @property
     def _flats(self) -> list[Tensor]:
-        """What torch's AdamW steps on: this rank's shards of all weights, end to end."""
+        """Flat parameters of torch's AdamW: this rank's shards of all weights, concatenated."""
         name = (
             "single_partition_of_fp32_groups" if self.stage < 3 else "fp32_partitioned_groups_flat"
         )
@@ -226,16 +226,16 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
     # The run ------------------------------------------------------------------------------------
 
     def setup_environment(self) -> None:
-        """Refuse other devices than GPUs, and let the ranks find each other."""
+        """Check that the devices are GPUs, and set up the process group."""
         if not isinstance(self.accelerator, CUDAAccelerator):
             raise InputError(
-                "ZeRO wants CUDA GPUs, and this run has none: set `--trainer.accelerator gpu` "
-                "where there are some, or take `--trainer hardware/ddp.yaml`."
+                "ZeRO needs CUDA GPUs, and this run has none: set `--trainer.accelerator gpu` "
+                "if there are some, or use `--trainer hardware/ddp.yaml`."
             )
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Divide everything."""
+        """Set up DeepSpeed's engine and shards."""
         self.check_run(trainer)
         super().setup(trainer)
         if self.stage == 3 and isinstance(self.precision_plugin, ZeROPrecision):
@@ -243,9 +243,9 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
 
     @contextmanager
     def _reading(self) -> Generator[None, None, None]:
-        """Collect weights that are looked at without a call of their layer.
+        """Gather weights that are read outside their layer's forward.
 
-        DeepSpeed does it within a step alone, but roll-outs and grids are made between steps.
+        DeepSpeed does so only within a step, but roll-outs and grids are sampled between steps.
         """
         assert self.lightning_module is not None
         every: list[Any] = [module._parameters for module in self.lightning_module.modules()]
@@ -263,7 +263,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
 
     @torch.no_grad()
     def unshard(self) -> None:
-        """Collect all weights on rank zero, and take DeepSpeed's hooks off."""
+        """Gather all weights on rank zero, and remove DeepSpeed's hooks."""
         assert self.lightning_module is not None
         owners = [m for m in self.lightning_module.modules() if m._parameters]
         for owner in owners if self.stage == 3 else ():

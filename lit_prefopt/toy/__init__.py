@@ -1,4 +1,4 @@
-"""The embedded default: a world of scenes, its exact judge, its models and their trainings."""
+"""The toy world, for tests and demos: scenes, exact judge, models and their training."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Puts the parts that the four toy trainings made into one Stable Diffusion folder."""
+"""Assemble the components of the toy trainings into a Stable Diffusion folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def save_pipeline(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler | LCMScheduler,
 ) -> None:
-    """Write a whole pipeline of these parts, without a safety checker; the scheduler says which."""
+    """Write a pipeline of these components without a safety checker; its class by the scheduler."""
     lcm = isinstance(scheduler, LCMScheduler)
     kind = LatentConsistencyModelPipeline if lcm else StableDiffusionPipeline
     kind(
@@ -57,7 +57,7 @@ def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT))
 
     Args:
         parts: Folder with `vae/`, `text_encoder/` and `tokenizer/`.
-        unet: Folder of the UNet; without one, the pipeline is what a fresh UNet is trained on.
+        unet: Folder of the UNet; by default a new one, to be trained.
         output: The pipeline's folder.
     """
     source, target = Path(parts), Path(output)

@@ -1,10 +1,11 @@
-"""The toy world's Stable Diffusion: very small, real, and shipped in the package; and its LCM."""
+"""The toy world's Stable Diffusion, shipped in the package, and its latent consistency model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from lit_prefopt.backbones import LatentConsistency, LoRA, StableDiffusion
+from lit_prefopt.backbones import LatentConsistency, StableDiffusion
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.settings import Sampling
 
@@ -14,38 +15,19 @@ TOY_LCM_SAMPLING = Sampling(steps=4, guidance=2.0, batch_size=64)
 
 
 class ToyDiffusion(StableDiffusion):
-    """The shipped Stable Diffusion of the toy world: 32 x 32 pixels, a UNet of 4 M parameters.
+    """The shipped Stable Diffusion of the toy world: 32 x 32 pixels, a UNet of 4 M parameters."""
 
-    Args:
-        lora: Train an adapter of this form; all weights of the UNet where it is not given.
-        reference: `initial` for the weights that training starts from (with LoRA the UNet without
-            its adapter, else a frozen copy), `none`, or a folder with another UNet.
-        denoiser: What training starts from: a folder with another UNet, or a .json configuration
-            for one with fresh weights; the shipped UNet where it is not given.
-        gradient_checkpointing: Compute activations twice instead of keeping them.
-        encoders: Load VAE and text encoder; trainings on `CachedPairs` need neither.
-    """
-
-    def __init__(
-        self,
-        lora: LoRA | None = None,
-        reference: str = "initial",
-        denoiser: str | None = None,
-        gradient_checkpointing: bool = False,
-        encoders: bool = True,
-    ) -> None:
-        super().__init__(
-            str(CHECKPOINT), denoiser, lora, reference, gradient_checkpointing, encoders=encoders
-        )
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(str(CHECKPOINT), **kwargs)
 
     @property
     def checkpoint(self) -> str:
-        """What the weights are called, wherever the package lies."""
+        """Name of the weights, independent of the package's path."""
         return "the toy world"
 
     @property
     def sampling(self) -> Sampling:
-        """Few steps; eta 1 and a low guidance keep the samples of one prompt different."""
+        """Few steps; eta 1 and low guidance keep the samples of a prompt diverse."""
         return TOY_SAMPLING
 
 
@@ -54,38 +36,16 @@ class ToyConsistency(LatentConsistency):
 
     Args:
         pretrained: Folder of the LCM's pipeline, as `make toy-lcm` writes it; the shipped Stable
-            Diffusion where it is not given, to distil it.
-        guidance_width: Width of the guidance embedding that is added to a UNet without one.
-        lora: Train an adapter of this form; all weights of the UNet where it is not given.
-        reference: `initial` for the weights that training starts from (with LoRA the UNet without
-            its adapter, else a frozen copy), `none`, or a folder with another UNet.
-        gradient_checkpointing: Compute activations twice instead of keeping them.
-        encoders: Load VAE and text encoder; trainings on `CachedPairs` need neither.
+            Diffusion, to distil it, if not given.
     """
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        guidance_width: int | None = None,
-        lora: LoRA | None = None,
-        reference: str = "initial",
-        gradient_checkpointing: bool = False,
-        encoders: bool = True,
-    ) -> None:
+    def __init__(self, pretrained: str | None = None, **kwargs: Any) -> None:
         if pretrained is not None and not Path(pretrained).is_dir():
             raise InputError(
-                f"{pretrained} is no folder: distil the toy world's LCM by `make toy-lcm`, or name "
-                "the folder of one as `--backbone.pretrained`."
+                f"{pretrained} is not a folder: distil the toy world's LCM with `make toy-lcm`, or "
+                "name its folder as `--backbone.pretrained`."
             )
-        super().__init__(
-            pretrained or str(CHECKPOINT),
-            teacher=str(CHECKPOINT),
-            guidance_width=guidance_width,
-            lora=lora,
-            reference=reference,
-            gradient_checkpointing=gradient_checkpointing,
-            encoders=encoders,
-        )
+        super().__init__(pretrained or str(CHECKPOINT), teacher=str(CHECKPOINT), **kwargs)
 
     @property
     def sampling(self) -> Sampling:

@@ -1,4 +1,4 @@
-"""Training of the toy world's CLIP: a text and an image tower, and their tokenizer."""
+"""Train the toy world's CLIP: a text and an image tower, and their tokenizer."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from lit_prefopt.toy.tokenizer import save_tokenizer, toy_tokenizer
 
 
 class ToyCLIPTraining(LightningModule):
-    """Trains a small transformers CLIPModel on toy pictures and saves its parts.
+    """Trains a small transformers CLIPModel on toy images and saves its components.
 
-    It writes `text_encoder/` and `tokenizer/` as a Stable Diffusion folder holds them, and `clip/`,
-    the whole model with its processor, which serves as the toy world's learned judge.
+    It writes `text_encoder/` and `tokenizer/` in the layout of a Stable Diffusion folder, and
+    `clip/`, the whole model with its processor, which is the toy world's learned judge.
 
     Args:
-        output: Folder that the three are written to.
+        output: Output folder of the three.
         lr: Peak of the one-cycle learning rate.
         hidden: Width of both towers; the UNet's cross-attention dimension is the same.
         layers: Layers of each tower.
@@ -76,25 +76,25 @@ class ToyCLIPTraining(LightningModule):
         ).train()
 
     def training_step(self, batch: ImagePairs) -> Tensor:
-        """Return the contrastive loss, in which pictures of one scene do not repel each other."""
+        """Return the contrastive loss, without negatives of the same scene."""
         logits, same = self._logits(batch)
         loss = contrastive_loss(logits, same)
         self.log("train/loss", loss, prog_bar=True)
         return scale_last_step(loss, self._trainer)
 
     def validation_step(self, batch: ImagePairs) -> None:
-        """Log how often a picture finds its own text among those of the batch."""
+        """Log the retrieval accuracy of texts by images within the batch."""
         logits, same = self._logits(batch)
         found = same.gather(1, logits.argmax(1, keepdim=True)).float().mean()
         size = len(batch.texts)
         self.log("val/retrieval", found, prog_bar=True, batch_size=size, sync_dist=True)
 
     def _logits(self, batch: ImagePairs) -> tuple[Tensor, Tensor]:
-        """Return the scaled similarity of pictures and texts, and which texts say the same."""
+        """Return the scaled similarity of images and texts, and which texts are equivalent."""
         tokens = self.tokenizer(
             batch.texts, padding="max_length", truncation=True, return_tensors="pt"
         ).to(self.device)
-        # no attention mask, as in Stable Diffusion: causal attention never sees the padding
+        # no attention mask, as in Stable Diffusion: causal attention excludes the padding
         output = self.clip(input_ids=tokens.input_ids, pixel_values=batch.images[:, 0])
         numbers: dict[Scene, int] = {}
         scenes = [parse(text).upright() for text in batch.texts]
@@ -122,7 +122,7 @@ class ToyCLIPTraining(LightningModule):
 
 
 def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
-    """Return CLIP's symmetric loss without the negatives that are none.
+    """Compute CLIP's symmetric loss without false negatives.
 
     Args:
         logits: (B, B) scaled similarity of pictures (rows) and texts, true pairs on the diagonal.
@@ -135,7 +135,7 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
 
 
 def toy_processor() -> CLIPImageProcessor:
-    """Return what turns a picture file into the toy CLIP's input: RGB in [-1, 1]."""
+    """Return the image processor of the toy CLIP: RGB in [-1, 1]."""
     half = [0.5, 0.5, 0.5]
     square = {"height": SIZE, "width": SIZE}
     return CLIPImageProcessor(size=square, crop_size=square, image_mean=half, image_std=half)

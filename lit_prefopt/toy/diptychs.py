@@ -29,10 +29,10 @@ OF_OBJECTS = ("colour", "shape", "size")
 class ToyAttributes(Corruption):
     """Changes one attribute of one object of a toy caption.
 
-    What the right panel shows lies on the same side of the held-out split as the prompt.
+    The corrupted caption is in the same split (train or held-out) as the prompt.
 
     Args:
-        attributes: Which ones; a caption with two objects says nothing of their size.
+        attributes: The attributes; captions with two objects do not contain their size.
     """
 
     WANTS = "an attribute that can be changed"
@@ -41,13 +41,13 @@ class ToyAttributes(Corruption):
         unknown = set(attributes) - set(OF_OBJECTS)
         if unknown or not attributes:
             raise InputError(
-                f"The attributes to be changed are {', '.join(attributes) or 'none'}; choose some "
-                f"of {', '.join(OF_OBJECTS)}."
+                f"The attributes to change are {', '.join(attributes) or 'none'}; choose from "
+                f"{', '.join(OF_OBJECTS)}."
             )
         self.attributes = tuple(attributes)
 
     def corrupt(self, prompt: str, generator: Generator) -> CorruptedPrompt | None:
-        """Return the prompt, and one whose scene differs in one attribute."""
+        """Return the prompt, and a caption whose scene differs in one attribute."""
         scene = parse(prompt)
         named = [a for a in self.attributes if a in scene.attributes and neighbours(scene, a)]
         if not named:
@@ -59,7 +59,7 @@ class ToyAttributes(Corruption):
 
 @cache
 def neighbours(scene: Scene, attribute: str) -> tuple[Scene, ...]:
-    """Return the scenes of the same split that differ in that attribute of one object alone."""
+    """Return the scenes of the same split that differ only in that attribute of one object."""
     side = split(scene.caption())
     return tuple(s for s in changes(scene, attribute) if split(s.caption()) == side)
 
@@ -74,7 +74,7 @@ def diptych_pictures(
     caption_dropout: float = 0.0,
     of: Split = "train",
 ) -> ImagePairs:
-    """Return batch number `step` of the diptychs that belong to `seed`; see `ToyDiptychWeb`."""
+    """Render batch number `step` of the diptychs of a seed; see `ToyDiptychWeb`."""
     generator = Generator().manual_seed((seed % 2**31) * 2**32 + step)
     draw = partial(torch.rand, count, generator=generator)
     change = ToyAttributes()
@@ -108,20 +108,20 @@ def diptych_pictures(
 
 
 class ToyDiptychWeb(ToyWeb):
-    """Pictures of two panels, 32 x 64 pixels, that a base learns to draw diptychs from.
+    """Images of two panels, 32 x 64 pixels, to train a base model for diptychs.
 
     The panels share a scene, its jitter and its flaw; the right one differs in at most one
-    attribute of one object. A base that fills in the second panel of a picture instead would need
-    an inpainting UNet of nine channels, and no checkpoint of the toy world has one.
+    attribute of one object. Inpainting the second panel instead would need a UNet of nine
+    channels, which no checkpoint of the toy world has.
 
     Args:
         batch_size: Pictures in a batch.
         steps: Batches in an epoch, on each rank.
-        wrong_caption: Share of pictures whose right panel is like the left one after all.
+        wrong_caption: Share of images whose right panel is equal to the left one.
         flawed_picture: Share of pictures of which both panels are blurred, dim or displaced.
         two_objects: Share of pictures with two objects in each panel.
         caption_dropout: Share of captions replaced by "", which guidance needs.
-        seed: Everything random is drawn from it.
+        seed: Seed of all random draws.
         workers: Processes that render; 0 renders in the training process.
         val_steps: Batches of clean pictures with held-out captions for validation; 0 for none.
     """

@@ -1,4 +1,4 @@
-"""What goes wrong with pictures of the imperfect web: blur, dim light, objects out of place."""
+"""Flaws of the toy world's training images: blur, dim light, displaced objects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Return images under a Gaussian blur of `sigma` (B,) pixels; 0 leaves them as they are."""
+    """Blur images with a Gaussian of `sigma` (B,) pixels; 0 leaves them unchanged."""
     batch, channels, height, width = images.shape
     offsets = torch.arange(-4.0, 5.0)
     kernel = (-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]).square()).exp()
@@ -20,7 +20,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def dim(images: Tensor, light: Tensor) -> Tensor:
-    """Return images at `light` (B,) of their brightness; 1 leaves them as they are."""
+    """Scale the brightness of images by `light` (B,); 1 leaves them unchanged."""
     return (images + 1) * light[:, None, None, None] - 1
 
 

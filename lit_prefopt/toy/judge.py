@@ -1,8 +1,8 @@
-"""The exact judge of the toy world: how well a picture shows the scene of its caption.
+"""Exact judge of the toy world: score how well an image shows the scene of its caption.
 
 Objects have a hue and backgrounds have none, so hue alone separates them: a pixel half covered by
-an object has half its hue, blurred or not. Every score is continuous, so that two samples that
-are nearly alike still have an order.
+an object has half its hue, blurred or not. Every score is continuous, so that two similar samples
+still have an order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ATTRIBUTES = ("colour", "shape", "size", "place", "background", "cleanness", "re
 
 
 class _PixelClasses(NamedTuple):
-    """What the judge makes out in a picture, before it looks at the caption."""
+    """Classification of an image's pixels, independent of the caption."""
 
     colours: Tensor  # (B, 6, 32, 32): share of each pixel that has that object colour
     grounds: Tensor  # (B, 3): share of the border that has that background
@@ -31,21 +31,21 @@ class _PixelClasses(NamedTuple):
 
 
 class ToyJudge(Judge):
-    """Scores pictures of the toy world exactly, attribute by attribute, without any training."""
+    """Scores images of the toy world exactly, attribute by attribute, without training."""
 
     def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        """Return the mean over the attributes that each caption names, (B,) in [0, 1].
+        """Return the mean score over the attributes in each caption, (B,) in [0, 1].
 
         Args:
             images: (B, 3, 32, 32) in [-1, 1].
             texts: B captions.
-            t: Ignored; step-aware judges take the timestep here.
+            t: Ignored.
         """
         return torch.stack(list(self.attributes(images, texts).values())).nanmean(0)
 
     @torch.no_grad()
     def attributes(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Return one score per attribute, (B,) in [0, 1]; NaN where the caption does not say it.
+        """Return one score per attribute, (B,) in [0, 1]; NaN if the caption does not contain it.
 
         Args:
             images: (B, 3, 32, 32) in [-1, 1].
@@ -82,14 +82,14 @@ def _checked(images: Tensor, texts: Sequence[str]) -> list[Scene]:
         raise InputError(f"{len(images)} images and {len(texts)} texts; give one text per image")
     if not torch.isfinite(images).all():
         raise InputError(
-            "the images hold NaN or infinite pixels; look for the step that made them, often a"
+            "the images contain NaN or infinite pixels; find the step that produced them, often a"
             " VAE in float16, or a learning rate that is too high"
         )
     return [parse(text) for text in texts]
 
 
 def _classify_pixels(rgb: Tensor) -> _PixelClasses:
-    """Sort the pixels into the colours of the toy world; rgb in [0, 1]."""
+    """Classify the pixels by the colours of the toy world; rgb in [0, 1]."""
     objects, grounds = palette(COLOURS).to(rgb), palette(BACKGROUNDS).to(rgb)
     hues = objects - objects.mean(1, keepdim=True)  # (6, 3): the palette without its grey part
     hue = rgb - rgb.mean(1, keepdim=True)
@@ -97,9 +97,9 @@ def _classify_pixels(rgb: Tensor) -> _PixelClasses:
     along = torch.einsum("bchw,kc->bkhw", hue, F.normalize(hues, dim=1))
     share = (12 * along / strength.clamp(min=0.05)).softmax(1)
     cover = share * strength / hues.norm(dim=1)[:, None, None]
-    # a picture that is dim throughout is unclean but shows its objects at full size
+    # a uniformly dim image is unclean but shows its objects at full size
     peak = F.avg_pool2d(cover.sum(1, keepdim=True), 3).amax((2, 3), keepdim=True).clamp(0.4, 1)
-    # more contrast around one half: faint tints vanish, and areas stay what they are
+    # more contrast around one half: faint tints vanish, and areas do not change
     amount = cover.sum(1, keepdim=True) / peak
     colours = share * ((amount - 0.15) / 0.7).clamp(0, 1)
     rest = _outside(1 - colours.sum(1))  # (B, N)
@@ -112,7 +112,7 @@ def _classify_pixels(rgb: Tensor) -> _PixelClasses:
 
 
 def _outside(field: Tensor) -> Tensor:
-    """Return the outermost three pixels of (..., 32, 32) in one row, (..., N)."""
+    """Return the border of three pixels of (..., 32, 32) in one row, (..., N)."""
     edges = (field[..., :3, :], field[..., -3:, :], field[..., 3:-3, :3], field[..., 3:-3, -3:])
     return torch.cat([edge.flatten(-2) for edge in edges], -1)
 
@@ -125,10 +125,10 @@ def _nearest(rgb: Tensor, colours: Tensor) -> Tensor:
 
 
 def _objects(colours: Tensor, plan: SceneLayout) -> Tensor:
-    """Return the masks of the two objects, (B, 2, 32, 32); of a single one, all that has a hue.
+    """Return the masks of the two objects, (B, 2, 32, 32); a single object is all hued pixels.
 
-    Where an object's colour is missing, its mask is whatever is neither background nor the other
-    object: so its shape and place can be right although its colour is wrong.
+    If an object's colour is missing, its mask is everything except the background and the other
+    object, so its shape and place can be right although its colour is wrong.
     """
     every = colours.sum(1, keepdim=True)
     own = colours.gather(1, plan.colours[..., None, None].expand(-1, -1, SIZE, SIZE))
@@ -139,29 +139,29 @@ def _objects(colours: Tensor, plan: SceneLayout) -> Tensor:
 
 
 def _centroids(masks: Tensor, areas: Tensor) -> Tensor:
-    """Return the centres of gravity, (B, 2, 2), as x to the right and y down."""
+    """Return the centroids, (B, 2, 2), as x to the right and y down."""
     grid = torch.arange(SIZE, device=masks.device) + 0.5
     x, y = masks.sum(-2) @ grid, masks.sum(-1) @ grid
     return torch.stack([x, y], -1) / areas.clamp(min=1)[..., None]
 
 
 def _there(area: Tensor, full: float = 30.0) -> Tensor:
-    """Return 1 where there is enough of an object to speak of its shape or place, else less."""
+    """Return 1 if an object is large enough to have a shape and a place, else less."""
     return (area / full).clamp(0, 1)
 
 
 def _colour(colours: Tensor, plan: SceneLayout, present: Tensor) -> Tensor:
-    """Return the share of the objects' area in the right colours, less what is missing."""
+    """Score the share of the objects' area in the right colours, minus missing area."""
     areas = colours.sum((-1, -2))
     own = areas.gather(1, plan.colours) * present
-    # the smaller of the two sizes is enough: how large it is belongs to another attribute
+    # the smaller of the two sizes suffices: the size is another attribute
     full = (0.6 * plan.areas).clamp(min=1, max=35)
     found = ((own / full).clamp(max=1) * present).sum(1) / present.sum(1)
     return found * own.sum(1) / areas.sum(1).clamp(min=1)
 
 
 def _shape(masks: Tensor, areas: Tensor, centres: Tensor, plan: SceneLayout) -> Tensor:
-    """Return how well each mask fits its shape, against the other shapes of that area."""
+    """Score the fit of each mask to its shape, against the other shapes of that area."""
     ideal = shape_masks(centres, areas)  # (B, 2, 4, 32, 32)
     both = torch.minimum(ideal, masks[:, :, None]).sum((-1, -2))
     # |A or B| = |A| + |B| - |A and B|
@@ -183,18 +183,18 @@ def _place(centres: Tensor, areas: Tensor, plan: SceneLayout) -> Tensor:
 
 
 def _relation(centres: Tensor, areas: Tensor, relation: Sequence[int]) -> Tensor:
-    """Return how nearly the first object lies in the named direction from the second."""
+    """Score the direction from the second object to the first."""
     ways = torch.tensor([DIRECTIONS[name] for name in RELATIONS], device=centres.device)
     apart = centres[:, 0] - centres[:, 1]
     cosine = F.cosine_similarity(apart, ways[list(relation)].float(), dim=-1)
-    # objects that lie on each other have no direction
+    # overlapping objects have no direction
     clear = (apart.norm(dim=-1) / 6).clamp(max=1)
     right = (((1 + cosine) / 2) ** 3 / 0.92).clamp(max=1)
     return right * clear * _there(areas.amin(1))
 
 
 def _cleanness(seen: _PixelClasses) -> Tensor:
-    """Return 1 for a picture whose only mixed pixels are the rims of its objects."""
+    """Score cleanness: 1 if only the rims of objects have mixed pixels."""
     area = seen.colours.sum((1, 2, 3))
     rim = 5.4 * area.sqrt()
     return (-((seen.dirt - rim).clamp(min=0) / 80)).exp()

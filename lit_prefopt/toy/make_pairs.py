@@ -1,8 +1,8 @@
-"""Makes the toy world's preference pairs: the base's own samples, ranked by the exact judge.
+"""Generate the toy world's preference pairs: the base's own samples, ranked by the exact judge.
 
     python -m lit_prefopt.toy.make_pairs --output FOLDER
 
-makes the shipped shards again.
+regenerates the shipped shards.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def make_pairs(
     """Write the best and the worst of some samples for each caption.
 
     Args:
-        backbone: Makes the samples.
-        output: Folder of shards to be made.
-        of: Which captions: `train` or `held-out`.
+        backbone: The sampled model.
+        output: Output folder of shards.
+        of: Split of the captions: `train` or `held-out`.
         count: Number of captions, and of pairs.
         samples: Samples per caption.
-        seed: Seed of the first sample; the others follow.
+        seed: Seed of the first sample, incremented for each further one.
     """
     judge, texts = ToyJudge(), prompts(count, of)
     at_once = TOY_SAMPLING.batch_size // samples
@@ -62,11 +62,11 @@ def main(
     train: int = 1024,
     validation: int = 256,
 ) -> None:
-    """Make the toy world's pairs.
+    """Generate the toy world's pairs.
 
     Args:
         output: Folder for `train/` and `validation/`.
-        checkpoint: Folder of the pipeline that makes the samples.
+        checkpoint: Folder of the sampled pipeline.
         train: Pairs on training captions.
         validation: Pairs on held-out captions.
     """

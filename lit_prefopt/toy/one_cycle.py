@@ -1,4 +1,4 @@
-"""The learning-rate schedule of the toy trainings."""
+"""One-cycle learning-rate schedule of the toy trainings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def one_cycle(
     """Return AdamW under a one-cycle schedule (arXiv 1708.07120) over the whole run.
 
     Args:
-        parameters: What is trained.
+        parameters: Parameters to train.
         lr: Peak of the learning rate, after a tenth of the steps.
         weight_decay: Decoupled weight decay.
         steps: Optimizer steps of the run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_prefopt.datamodules import (
     CurriculumPairs,
@@ -22,9 +22,9 @@ class ToyPrompts(Prompts):
     """Captions of the toy world in a fixed order.
 
     Args:
-        count: How many.
-        of: `train`, `held-out` for captions that no training has seen, or `validation` for those
-            of them that are not among the first 256, to choose settings by.
+        count: Number of captions.
+        of: `train`, `held-out` for captions that are not used in training, or `validation` for
+            held-out ones after the first 256, to tune settings on.
     """
 
     def __init__(self, count: int = 256, of: Split | Literal["validation"] = "held-out") -> None:
@@ -35,7 +35,7 @@ class ToyPrompts(Prompts):
         return unused(self.count) if self.of == "validation" else prompts(self.count, self.of)
 
     def entries(self) -> list[PromptEntry]:
-        """Return the captions, by the number of their objects."""
+        """Return the captions, with the number of their objects as category."""
         kinds = ("one object", "two objects")
         return [PromptEntry(text, kinds[parse(text).relation is not None]) for text in self.texts()]
 
@@ -44,22 +44,20 @@ class ToyPairs(PairShards):
     """The shipped pairs: 1,024 for training, 256 on held-out captions for validation.
 
     Args:
-        shards: Other pairs to train on, as `PairShards` takes them.
         batch_size: Pairs in a batch of one rank.
-        caption_dropout: Share of the training pairs whose prompt is left empty.
-        workers: Processes that read and decode, for each rank; 0 does it in the main process.
-        seed: Seed of the order and whatever else is drawn for a sample.
-        validation_pairs: How many pairs validation uses at most; none: all.
+        caption_dropout: Share of the training pairs whose prompt is replaced by the empty one.
+        workers: Processes of each rank that read and decode; 0 reads in the main process.
+        shards: Other pairs to train on, as `PairShards` takes them.
     """
 
     def __init__(
         self,
         batch_size: int = 64,
+        *,
         caption_dropout: float = 0.1,
         workers: int = 0,
-        seed: int = 0,
-        validation_pairs: int | None = None,
         shards: str | list[str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             shards=shards or str(PAIRS / "train"),
@@ -69,69 +67,59 @@ class ToyPairs(PairShards):
             flip=False,  # a flip would make captions wrong
             caption_dropout=caption_dropout,
             workers=workers,
-            seed=seed,
-            validation_pairs=validation_pairs,
+            **kwargs,
         )
 
 
 class ToyPairGroups(PairGroups):
-    """The shipped training pairs' captions and chosen images, to generate against.
+    """Captions and chosen images of the shipped training pairs, for self-play.
 
     Args:
-        group_size: Prompts that are generated together, whole or not at all.
-        count: How many of the pairs to take; all where it is not given.
-        seed: Seed from which everything random about a prompt is drawn.
+        group_size: Prompts of a group, which is generated whole or not at all.
     """
 
-    def __init__(self, group_size: int = 64, count: int | None = None, seed: int = 0) -> None:
-        super().__init__(str(PAIRS / "train"), group_size, count, seed)
+    def __init__(self, *, group_size: int = 64, **kwargs: Any) -> None:
+        super().__init__(str(PAIRS / "train"), group_size=group_size, **kwargs)
 
 
 class ToySampleGroups(SampleGroups):
-    """The shipped pairs, to make something else of each.
+    """The shipped pairs, to encode or corrupt each.
 
     Args:
         of: `train`, or `validation` for those on held-out captions.
-        group_size: Pairs that are worked on together, whole or not at all.
-        count: How many of the pairs to take; all where it is not given.
-        seed: Seed from which everything random about a pair is drawn.
+        group_size: Pairs of a group, which is processed whole or not at all.
     """
 
     def __init__(
         self,
         of: Literal["train", "validation"] = "train",
+        *,
         group_size: int = 64,
-        count: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(str(PAIRS / of), group_size, count, seed)
+        super().__init__(str(PAIRS / of), group_size=group_size, **kwargs)
 
 
 class ToyStages(CurriculumPairs):
     """Pairs of the toy world in stages; validation on the shipped held-out pairs.
 
     Args:
-        stages: What `lit-prefopt shards stages` wrote, or a list of the stages, the easiest first.
         stage_steps: Optimizer steps of a stage.
         batch_size: Pairs in a batch of one rank.
-        caption_dropout: Share of the training pairs whose prompt is left empty.
-        workers: Processes that read and decode, for each rank; 0 does it in the main process.
-        seed: Seed of the order and whatever else is drawn for a sample.
-        validation_pairs: How many pairs validation uses at most; none: all.
+        caption_dropout: Share of the training pairs whose prompt is replaced by the empty one.
+        workers: Processes of each rank that read and decode; 0 reads in the main process.
     """
 
     def __init__(
         self,
-        stages: str | list[str],
+        *,
         stage_steps: int = 20,
         batch_size: int = 64,
         caption_dropout: float = 0.1,
         workers: int = 0,
-        seed: int = 0,
-        validation_pairs: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            stages=stages,
             stage_steps=stage_steps,
             validation=str(PAIRS / "validation"),
             batch_size=batch_size,
@@ -139,8 +127,7 @@ class ToyStages(CurriculumPairs):
             flip=False,  # a flip would make captions wrong
             caption_dropout=caption_dropout,
             workers=workers,
-            seed=seed,
-            validation_pairs=validation_pairs,
+            **kwargs,
         )
 
 
@@ -151,12 +138,7 @@ class ToyCollections(PromptCollections):
         batch_size: Pairs in a batch of one rank.
         batches: Batches between two collections.
         round_size: Prompts that each rank rolls out at a time.
-        collection: What each rank collects anew (pairs; where whole roll-outs are kept, prompts);
-            as much as its batches hold where it is not given.
-        keep: The most that each rank holds; nothing from earlier collections where it is not given.
-        count: How many captions there are.
-        validation_pairs: How many held-out pairs are used at most; none: all.
-        seed: Seed of the order and of the roll-outs.
+        count: Number of captions.
     """
 
     def __init__(
@@ -164,21 +146,15 @@ class ToyCollections(PromptCollections):
         batch_size: int = 32,
         batches: int = 8,
         round_size: int = 16,
-        collection: int | None = None,
-        keep: int | None = None,
         count: int = 2048,
-        validation_pairs: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             prompts=ToyPrompts(count, "train"),
             batch_size=batch_size,
             batches=batches,
             round_size=round_size,
-            collection=collection,
-            keep=keep,
             validation=str(PAIRS / "validation"),
             resolution=32,
-            validation_pairs=validation_pairs,
-            seed=seed,
+            **kwargs,
         )

@@ -1,4 +1,4 @@
-"""Pictures of toy scenes: 32×32, anti-aliased, a whole batch at once."""
+"""Render toy scenes: 32×32 pixels, anti-aliased, in batches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 from lit_prefopt.toy.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene
 
 SIZE = 32
-# hues about 60 degrees apart over backgrounds without any hue, so that the judge tells an
-# object from the background, and one colour from another, by hue alone
+# hues about 60 degrees apart over backgrounds without any hue, so that hue alone separates
+# objects from the background, and one colour from another
 _RGB = {
     "red": (0.95, 0.10, 0.10),
     "yellow": (0.95, 0.85, 0.05),
@@ -35,7 +35,7 @@ DIRECTIONS = dict(zip(RELATIONS, ((-1, 0), (1, 0), (0, -1), (0, 1)), strict=True
 
 
 class SceneLayout(NamedTuple):
-    """Scenes in numbers; a scene with one object has its second far outside the picture."""
+    """Scenes as tensors; a single object's second slot is far outside the image."""
 
     background: Tensor  # (B,) int64
     colours: Tensor  # (B, 2) int64
@@ -51,7 +51,7 @@ def palette(names: Sequence[str]) -> Tensor:
 
 
 def layout(scenes: Sequence[Scene]) -> SceneLayout:
-    """Return where the objects of the scenes belong, without any variation."""
+    """Return the nominal layout of the scenes, without variation."""
     rows = torch.tensor([_row(scene) for scene in scenes])
     objects = rows[:, 2:].view(-1, 2, 5)
     return SceneLayout(
@@ -67,13 +67,13 @@ def layout(scenes: Sequence[Scene]) -> SceneLayout:
 def render(
     scenes: Sequence[Scene], generator: Generator | None = None, displace: Tensor | None = None
 ) -> Tensor:
-    """Return pictures of the scenes, (B, 3, 32, 32) float32 in [-1, 1].
+    """Render images of the scenes, (B, 3, 32, 32) float32 in [-1, 1].
 
     Args:
-        scenes: What to draw.
-        generator: Varies position and size a little, below what the judge minds; None draws
-            every scene exactly as it is meant.
-        displace: (B, 2, 2) pixels by which the objects stand beside their place.
+        scenes: The scenes.
+        generator: Varies position and size slightly, within the judge's tolerance; None renders
+            the nominal layout.
+        displace: (B, 2, 2) displacement of the objects in pixels.
     """
     plan = layout(scenes)
     areas, centres = plan.areas, plan.centres
@@ -92,7 +92,7 @@ def render(
 
 
 def shape_masks(centres: Tensor, areas: Tensor) -> Tensor:
-    """Return how far each pixel is covered by each shape of that centre and area.
+    """Return the coverage of each pixel by each shape of that centre and area.
 
     Args:
         centres: (..., 2) centroids in pixels.

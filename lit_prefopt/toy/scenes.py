@@ -1,6 +1,6 @@
-"""The scenes of the toy world and the captions that name them.
+"""Scenes of the toy world and their captions.
 
-A caption and its scene say the same: `parse` is the inverse of `Scene.caption`.
+Captions and scenes are equivalent: `parse` is the inverse of `Scene.caption`.
 
     a large red circle on the left of a black background
     a red circle above a blue square on a white background
@@ -18,7 +18,7 @@ from typing import Literal
 from lit_prefopt.errors import InputError
 
 Split = Literal["train", "held-out"]
-TESTED = 256  # held-out captions that figures are told on
+TESTED = 256  # held-out captions for reported results
 
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -38,7 +38,7 @@ _GRAMMAR = re.compile(
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One coloured shape; size and place are said of single objects only."""
+    """One coloured shape; only single objects have size and place."""
 
     colour: str
     shape: str
@@ -58,7 +58,7 @@ class Scene:
     relation: str | None = None
 
     def caption(self) -> str:
-        """Return the one sentence that names this scene."""
+        """Return the caption of this scene."""
         if self.relation is None:
             (item,) = self.objects
             where = f"{_AT[item.place or '']} {item.place} of"
@@ -69,13 +69,13 @@ class Scene:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Names of what the caption says, in the order of the judge."""
+        """Names of the attributes in the caption, in the judge's order."""
         if self.relation is None:
             return ("colour", "shape", "size", "place", "background")
         return ("colour", "shape", "background", "relation")
 
     def upright(self) -> Scene:
-        """Return the scene of the same picture that speaks from the left or from above."""
+        """Return the equivalent scene with the relation "left of" or "above"."""
         if self.relation not in ("right of", "below"):
             return self
         return Scene(self.background, self.objects[::-1], _OPPOSITE[self.relation])
@@ -83,7 +83,7 @@ class Scene:
 
 @cache
 def parse(caption: str) -> Scene:
-    """Return the scene that a caption names."""
+    """Parse a caption into its scene."""
     found = _GRAMMAR.fullmatch(caption)
     if found is not None:
         size, colour, shape, place, relation, _, colour2, shape2, background = found.groups()
@@ -104,19 +104,19 @@ def all_scenes() -> list[Scene]:
 
 
 def split(caption: str) -> Split:
-    """Return on which side a caption lies; about one in ten is held out from every training."""
+    """Return the split of a caption; about one in ten is held out from all trainings."""
     digest = hashlib.blake2s(caption.encode(), digest_size=4).digest()
     return "held-out" if int.from_bytes(digest, "big") % 10 == 0 else "train"
 
 
 def prompts(count: int, of: Split = "train", two_objects: float = 0.75, seed: int = 0) -> list[str]:
-    """Return captions of one split in a fixed random order, none of them twice.
+    """Return distinct captions of one split in a fixed random order.
 
     Args:
-        count: How many captions.
+        count: Number of captions.
         of: The split, "train" or "held-out".
         two_objects: Share of captions with two objects.
-        seed: Another seed gives another choice and order.
+        seed: Seed of the choice and the order.
     """
     double = round(count * two_objects)
     chosen: list[str] = []
@@ -125,17 +125,17 @@ def prompts(count: int, of: Split = "train", two_objects: float = 0.75, seed: in
         if wanted > len(pool):
             raise InputError(
                 f"the toy world has {len(pool)} {of} captions with {1 + two} object(s), not"
-                f" {wanted}: ask for fewer or change two_objects"
+                f" {wanted}: lower count or change two_objects"
             )
         chosen += sorted(pool, key=lambda text: _rank(text, seed))[:wanted]
     return sorted(chosen, key=lambda text: _rank(text, seed))
 
 
 def unused(count: int) -> list[str]:
-    """Return held-out captions that no list of 256 or fewer held-out `prompts` holds.
+    """Return held-out captions that are in no list of 256 or fewer held-out `prompts`.
 
-    To choose settings by: what is chosen on them can be told honestly on the others. Nearly all of
-    them have two objects.
+    They are for tuning settings, so that results on the other captions are unbiased. Nearly all
+    of them have two objects.
 
     Args:
         count: How many, in a fixed random order.
@@ -144,7 +144,7 @@ def unused(count: int) -> list[str]:
     every = [*captions("held-out", False), *captions("held-out", True)]
     left = sorted((text for text in every if text not in tested), key=lambda x: _rank(x, 0))
     if count > len(left):
-        raise InputError(f"{len(left)} held-out captions are unused, not {count}: ask for fewer")
+        raise InputError(f"{len(left)} held-out captions are unused, not {count}: lower count")
     return left[:count]
 
 
@@ -157,7 +157,7 @@ def captions(of: Split, two_objects: bool) -> tuple[str, ...]:
 
 @cache
 def changes(scene: Scene, attribute: str) -> tuple[Scene, ...]:
-    """Return the scenes that differ from this one in that attribute alone, on one object."""
+    """Return the scenes that differ from this one only in that attribute of one object."""
     if attribute == "background":
         return tuple(replace(scene, background=b) for b in BACKGROUNDS if b != scene.background)
     if attribute == "relation":

@@ -1,4 +1,4 @@
-"""A real CLIP tokenizer whose vocabulary is the grammar of the toy world."""
+"""CLIP tokenizer with the vocabulary of the toy world's grammar."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 def toy_tokenizer(length: int) -> CLIPTokenizer:
     """Return a tokenizer with one token for each word of the grammar.
 
-    Any other text works too, in bytes, but no toy text encoder has learned those.
+    Any other text is tokenized in bytes, but toy text encoders are not trained on those.
 
     Args:
-        length: Number of tokens that texts are padded or cut to.
+        length: Number of tokens to which texts are padded or truncated.
     """
     words = {word for scene in all_scenes() for word in scene.caption().split()}
     merges = merges_of(words)
@@ -33,7 +33,7 @@ def toy_tokenizer(length: int) -> CLIPTokenizer:
 
 
 def merges_of(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Return byte-pair merges, the commonest pair first, that end with one token a word."""
+    """Return byte-pair merges, the most common pair first, that give one token per word."""
     split = [[*word[:-1], word[-1] + _END] for word in sorted(words)]
     merges: list[tuple[str, str]] = []
     while counts := Counter(pair for pieces in split for pair in pairwise(pieces)):
@@ -44,7 +44,7 @@ def merges_of(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the tokenizer, also as the vocab.json and merges.txt that older readers expect."""
+    """Write the tokenizer, also as vocab.json and merges.txt for older versions of transformers."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 

@@ -1,4 +1,4 @@
-"""Training of the toy world's VAE: 32×32 pictures to 8×8 latents of four channels."""
+"""Train the toy world's VAE: 32×32 images to 8×8 latents of four channels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from lit_prefopt.toy.one_cycle import one_cycle
 
 
 class ToyVAETraining(LightningModule):
-    """Trains a small diffusers AutoencoderKL on toy pictures and saves it in diffusers' format.
+    """Trains a small diffusers AutoencoderKL on toy images and saves it in diffusers' format.
 
-    The scaling factor is set from the latents seen at the end, so that they have deviation 1.
+    The scaling factor is set from the last latents, so that they have deviation 1.
 
     Args:
-        output: Folder that the trained VAE is written to.
+        output: Output folder of the trained VAE.
         lr: Peak of the one-cycle learning rate.
-        kl_weight: Weight of the KL term (mean over latent elements) beside the mean absolute and
-            the mean squared error.
-        rim_weight: By how much more the error counts near the rims of objects, where it is what
-            tells a cross from a circle; most of a picture is flat and soon learned.
-        channels: Width of each resolution, from 32×32 down; every one but the last halves the size.
+        kl_weight: Weight of the KL term (mean over latent elements), added to the mean absolute
+            and the mean squared error.
+        rim_weight: Additional weight of the error near the rims of objects, which distinguish a
+            cross from a circle; most of an image is flat and quickly learned.
+        channels: Width of each resolution, from 32×32 down; each one except the last halves the
+            size.
     """
 
     latent_square: Tensor
@@ -97,6 +98,6 @@ class ToyVAETraining(LightningModule):
 
 
 def rims(images: Tensor) -> Tensor:
-    """Return 1 where a picture differs from its 5×5 surroundings, else 0: (B, 1, H, W)."""
+    """Return 1 where an image differs from its 5×5 neighbourhood, else 0: (B, 1, H, W)."""
     around = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), "replicate"), 5, stride=1)
     return ((images - around).abs().amax(1, keepdim=True) > 0.05).float()

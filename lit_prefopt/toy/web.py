@@ -1,4 +1,4 @@
-"""The imperfect web: captioned pictures of toy scenes, many of them wrong or flawed."""
+"""Imperfect web data of the toy world: captioned images, many of them wrong or flawed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def web_pictures(
     caption_dropout: float = 0.0,
     of: Split = "train",
 ) -> ImagePairs:
-    """Return batch number `step` of the web that belongs to `seed`; see `ToyWeb`."""
-    # the two numbers in one: 2**32 steps are more than any run has
+    """Render batch number `step` of a seed's web; see `ToyWeb`."""
+    # both numbers in one seed: no run has 2**32 steps
     generator = Generator().manual_seed((seed % 2**31) * 2**32 + step)
     draw = partial(torch.rand, count, generator=generator)
     pick = torch.randint(2**31, (count, 3), generator=generator).tolist()
@@ -39,7 +39,7 @@ def web_pictures(
         pool = captions(of, two)
         texts.append(pool[one % len(pool)])
         scene = parse(texts[-1])
-        # the picture is wrong, not the caption: a held-out caption never gets in
+        # the image is changed, not the caption: held-out captions never occur
         scenes.append(_changed(scene, other, third) if wrong else scene)
     sigma, light, displacement = draw_flaws(count, flawed_picture, generator)
     images = dim(blur(render(scenes, generator, displacement), sigma), light)
@@ -60,11 +60,11 @@ def _changed(scene: Scene, which: int, how: int) -> Scene:
 
 
 class ToyWeb(LightningDataModule):
-    """The toy world's training pictures, one side each, rendered while the training runs.
+    """The toy world's training images, one side each, rendered during training.
 
-    Real image models learn from a web whose captions lie and whose pictures are poor, and that is
-    what leaves a preference method something to win. Batch number s depends on the seed and s
-    alone, so a resumed run sees the batches that an uninterrupted one would have seen.
+    Real image models are trained on web data with wrong captions and poor images, which leaves
+    room for improvement by preference methods. Batch number s depends only on the seed and s, so
+    a resumed run has the same batches as an uninterrupted one.
 
     Args:
         batch_size: Pictures in a batch.
@@ -73,13 +73,13 @@ class ToyWeb(LightningDataModule):
         flawed_picture: Share of pictures that are blurred, dim or displaced.
         two_objects: Share of pictures with two objects.
         caption_dropout: Share of captions replaced by "", which guidance needs.
-        seed: Everything random is drawn from it.
+        seed: Seed of all random draws.
         workers: Processes that render; 0 renders in the training process.
         val_steps: Batches of clean pictures with held-out captions for validation; 0 for none.
     """
 
     pictures = staticmethod(web_pictures)
-    """Makes one batch."""
+    """Function that renders one batch."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class ToyWeb(LightningDataModule):
         if not all(0 <= share <= 1 for share in shares):
             raise InputError(f"the shares of ToyWeb are {shares}; choose each between 0 and 1")
         if batch_size < 1 or steps < 1:
-            raise InputError("ToyWeb makes no batch; set batch_size and steps to at least 1")
+            raise InputError("ToyWeb has no batches; set batch_size and steps to at least 1")
         self.batch_size, self.steps = batch_size, steps
         self.workers = workers
         self.val_steps = val_steps
@@ -112,15 +112,15 @@ class ToyWeb(LightningDataModule):
                 caption_dropout=caption_dropout,
             )
         )
-        # a fixed seed: runs with different seeds are validated on the same pictures
+        # a fixed seed: runs with different seeds are validated on the same images
         self._val = _WebBatches(partial(draw, seed=0, of="held-out"))
 
     def train_dataloader(self) -> _ResumedBatches:
-        """Return the batches from where the run stands to the end of its epoch."""
+        """Return the remaining batches of the epoch."""
         return _ResumedBatches(self)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Return clean pictures with held-out captions, the same at every validation."""
+        """Return clean images with held-out captions, the same at every validation."""
         if not self.val_steps:
             return []
         return DataLoader(self._val, batch_size=None, sampler=range(self.val_steps))
@@ -131,7 +131,7 @@ class ToyWeb(LightningDataModule):
 
 
 class _WebBatches(Dataset[ImagePairs]):
-    """Batch s is a function of s."""
+    """Map-style dataset of batches, each a function of its number."""
 
     def __init__(self, batch: partial[ImagePairs]) -> None:
         self.batch = batch
@@ -141,10 +141,10 @@ class _WebBatches(Dataset[ImagePairs]):
 
 
 class _ResumedBatches:
-    """One epoch's batches of this rank, from where Lightning's batch counter stands.
+    """Batches of one epoch on this rank, starting at Lightning's batch counter.
 
-    Not a DataLoader, so that Lightning puts no sampler of its own around it: the ranks already
-    read different batches.
+    Not a DataLoader, so that Lightning does not replace its sampler: the ranks already read
+    different batches.
     """
 
     def __init__(self, web: ToyWeb) -> None:
@@ -155,7 +155,8 @@ class _ResumedBatches:
 
     def __iter__(self) -> Iterator[ImagePairs]:
         trainer = self.web.trainer
-        assert trainer is not None, "ToyWeb has no trainer yet; hand it to Trainer.fit"
+        if trainer is None:
+            raise InputError("ToyWeb has no Trainer yet: give it to `Trainer.fit(module, data)`.")
         done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         end = (done // len(self) + 1) * len(self)
         ranks = trainer.world_size
@@ -163,11 +164,11 @@ class _ResumedBatches:
         return iter(self.web.batches(range(first, last, ranks)))
 
     def state_dict(self) -> dict[str, int]:
-        """Return nothing but a guard: the position follows from Lightning's own counter."""
+        """Return the epoch's length, for a check; the position is Lightning's batch counter."""
         return {"steps": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Refuse an epoch of another length, in which the counter would mean another place."""
+        """Raise InputError if the epoch's length differs, which would change the position."""
         if state != self.state_dict():
             raise InputError(
                 f"the checkpoint was made with {state['steps']} steps an epoch, not {len(self)};"

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Write files atomically: complete or absent."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import BinaryIO
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file under a temporary name beside it, and give it its name at the end."""
+    """Write a file atomically, by a temporary file beside it and a rename."""
     with atomic_file(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that gets its name when the block ends well.
+    """Open a temporary file beside `path`, renamed when the block ends without an error.
 
-    Its bytes are on the disk before it has its name, so that neither a kill nor a power cut leaves
-    half a file under it; what an error leaves is removed.
+    It is synced to the disk before the rename, so that neither a kill nor a power cut leaves a
+    partial file; after an error it is removed.
 
     Args:
-        path: The file to be made; one that exists is replaced in one go.
+        path: The output file; an existing one is replaced atomically.
     """
     path = Path(path)
     file, temporary = tempfile.mkstemp(prefix=temporary_prefix(path), dir=path.parent)
@@ -33,7 +33,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
+        os.chmod(temporary, 0o644)  # mkstemp sets 0o600
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -43,11 +43,11 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_output(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Lend a temporary path for a file or folder, which gets its name when the block ends well.
+    """Yield a temporary path of a file or folder, renamed when the block ends without an error.
 
     Args:
-        path: The name that it gets.
-        replace: Whether something may go by it already, which then gives way at the end.
+        path: The final path.
+        replace: Whether to replace an existing file or folder at the end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # a sibling, hence on the same file system: the rename at the end is atomic
@@ -57,25 +57,25 @@ def atomic_output(path: Path, replace: bool = False) -> Iterator[Path]:
         files = [temporary] if temporary.is_file() else temporary.rglob("*")
         for file in files:
             if file.is_file():
-                file.chmod(0o644)  # safetensors' files are for their owner alone
+                file.chmod(0o644)  # safetensors sets 0o600
         if replace and path.exists():
             os.rename(path, Path(folder) / "before")
         os.rename(temporary, path)
 
 
 def temporary_prefix(path: Path) -> str:
-    """Return how the names of a file's temporaries begin."""
+    """Return the prefix of a file's temporary files."""
     return f".{path.name}."
 
 
 def remove_temporaries(folder: Path, pattern: str) -> None:
-    """Remove what a killed process left of files whose names match `pattern`."""
+    """Remove a killed process's temporary files of names that match `pattern`."""
     for left in folder.glob(temporary_prefix(Path(pattern)) + "*"):
         left.unlink(missing_ok=True)
 
 
 def _settle(folder: Path) -> None:
-    """Let the new name reach the disk too, where folders can be opened (not on Windows)."""
+    """Sync a folder's entries to the disk, if folders can be opened (not on Windows)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

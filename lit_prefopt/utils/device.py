@@ -1,4 +1,4 @@
-"""What the device can do and what it holds at the most, measured."""
+"""Measure a device's matmul speed and peak memory; detect out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def matmul_dtype(precision: str) -> torch.dtype:
-    """Return what matrix products run in under one of the Trainer's precisions."""
+    """Return the dtype of matrix products under one of the Trainer's precisions."""
     return PRECISIONS.get(str(precision).split("-")[0], torch.float32)
 
 
 def matmul_peak(
     dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None, repeats: int = 5
 ) -> float:
-    """Return TFLOP/s of a large square matrix product of random numbers, the best of some.
+    """Measure TFLOP/s of a large square matrix product of random numbers, the best of some.
 
     Args:
-        dtype: Of the matrices.
-        device: Where they lie; the first GPU if there is one.
-        repeats: How many are timed.
+        dtype: Dtype of the matrices.
+        device: Device of the matrices; by default the first GPU, if there is one.
+        repeats: Number of timed products.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, together = (8192, 10) if device.type == "cuda" else (2048, 1)
@@ -43,22 +43,22 @@ def matmul_peak(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peak be counted from now."""
+    """Reset the memory peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # where it is forbidden, the peak is the whole process's
+        with suppress(OSError):  # without permission, the peak is since the process started
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the peak since then: of the GPU's tensors, or of the process without a GPU."""
+    """Return the memory peak since the reset: of the GPU's tensors, or of the process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -66,7 +66,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no room for a tensor."""
+    """Return whether an error means that a device or the host is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     message = str(error)

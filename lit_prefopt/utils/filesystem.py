@@ -1,4 +1,4 @@
-"""One door to files, local or remote, that never runs a command and does not wait for ever."""
+"""Access to local and remote files, with time-outs and retries, without shell commands."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lit_prefopt.errors import InputError
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-TIMEOUT = 60.0  # seconds without a single byte
+TIMEOUT = 60.0  # seconds without a byte
 ATTEMPTS = 8
 FIRST_WAIT = 1.0  # seconds; doubled after each attempt, up to a minute
-FINAL = (401, 403, 405, 410)  # answers that will not change; aiohttp says 400 of broken ones, too
-# of this machine: to ask the server again does not help
+FINAL = (401, 403, 405, 410)  # permanent errors; aiohttp also uses 400 for broken responses
+# local errors, for which a retry does not help
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 BUGS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a path or URL, and the path inside of it."""
+    """Return the file system of a path or URL, and the path inside it."""
     if url.startswith("pipe:"):
-        raise InputError(f"{url} would run a command; copy the shards to a folder and name that.")
+        raise InputError(f"{url} would run a command; copy the shards to a folder first.")
     try:
         return fsspec.core.url_to_fs(url, **_options(url.split(":", 1)[0]))
     except ImportError as error:
@@ -39,24 +39,24 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             raise InputError(
                 f"{url} needs s3fs; install it with `pip install 'lit-prefopt[s3]'`."
             ) from error
-        raise InputError(f"{url} cannot be opened ({error}); install what it names.") from error
+        raise InputError(f"{url} cannot be opened ({error}); install that package.") from error
     except ValueError as error:
         text = str(error).rstrip(".")
         raise InputError(f"{url} cannot be opened ({text}); give a folder or a URL.") from error
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Return whether the file system is this machine's own."""
+    """Return whether a file system is the local one."""
     return isinstance(fs, LocalFileSystem)
 
 
 def retry(url: str, action: Callable[[], T]) -> T:
-    """Return what an action returns, which is tried again while its failures may pass.
+    """Return the result of an action, which is retried after transient failures.
 
     Args:
-        url: What is fetched, for the sentence that ends the last attempt. A file that does not
-            exist is left to the caller as FileNotFoundError.
-        action: Fetches it; an error's own `cost` says how many attempts it counts for.
+        url: The resource, for the error message. A missing file raises FileNotFoundError.
+        action: Fetches the resource; an error's attribute `cost` is the number of attempts that it
+            counts for.
     """
     left = ATTEMPTS
     for attempt in count(1):
@@ -64,7 +64,7 @@ def retry(url: str, action: Callable[[], T]) -> T:
             return action()
         except (FileNotFoundError, NotADirectoryError, InputError, *BUGS):
             raise
-        except Exception as error:  # each protocol has a family of its own
+        except Exception as error:  # each protocol has its own types
             reason = shorten(str(error) or type(error).__name__, 200)
             left -= getattr(error, "cost", 1)
             if left <= 0 or not _may_pass(error):
@@ -73,7 +73,7 @@ def retry(url: str, action: Callable[[], T]) -> T:
                     "the connection, then resume."
                 ) from error
             log.warning("%s cannot be fetched (%s); attempt %d.", url, reason, attempt)
-        # not the global generator, which training may draw from
+        # not the global generator, which training may use
         jitter = random.SystemRandom().uniform(0.5, 1)
         time.sleep(min(60, FIRST_WAIT * 2 ** (attempt - 1)) * jitter)
     raise AssertionError("unreachable")
@@ -85,7 +85,7 @@ def _may_pass(error: Exception) -> bool:
         or getattr(error, "errno", None) in LOCAL
     ):
         return False
-    response = getattr(error, "response", None)  # where httpx and requests keep the answer
+    response = getattr(error, "response", None)  # the response in httpx and requests
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
     return status not in FINAL
 
@@ -94,9 +94,9 @@ def _options(scheme: str) -> dict[str, Any]:
     if scheme in ("http", "https"):
         from aiohttp import ClientTimeout
 
-        # aiohttp's own limit is five minutes for a whole file, too short for a large shard
+        # aiohttp's default limit is five minutes per file, too short for a large shard
         timeout = ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
-        headers = {"Accept-Encoding": "identity"}  # sizes and offsets are those of the plain tar
+        headers = {"Accept-Encoding": "identity"}  # sizes and offsets refer to the uncompressed tar
         return {"get_client": _client, "client_kwargs": {"timeout": timeout, "headers": headers}}
     if scheme == "s3":
         return {"config_kwargs": {"connect_timeout": TIMEOUT, "read_timeout": TIMEOUT}}
@@ -104,10 +104,10 @@ def _options(scheme: str) -> dict[str, Any]:
 
 
 async def _client(**options: Any) -> Any:
-    """Return a client that leaves no connection open.
+    """Return a client without keep-alive connections.
 
-    A forked worker has a copy of its parent's connections, and by closing them it deafens the
-    parent, whose next request would wait for the time-out.
+    A forked worker inherits its parent's connections, and if it closes them, the parent's next
+    request waits for the time-out.
     """
     from aiohttp import ClientSession, TCPConnector
 

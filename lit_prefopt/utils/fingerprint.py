@@ -1,4 +1,4 @@
-"""Short texts that two networks share only if they have the same weights."""
+"""Fingerprint of a network's weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def fingerprint(net: nn.Module | Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of a network, or of weights by name; dtypes count."""
+    """Return the fingerprint of a network, or of weights by name, including dtypes."""
     tensors = net.state_dict() if isinstance(net, nn.Module) else net
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):

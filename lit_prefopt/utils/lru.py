@@ -1,4 +1,4 @@
-"""A small memory for things that are dear to make: blocks of a plan, open files."""
+"""LRU cache for expensive values: blocks of a plan, open files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ V = TypeVar("V")
 
 
 class LRUCache(Generic[K, V]):
-    """The values that were asked for last, made at the first call.
+    """LRU cache that computes missing values.
 
     Args:
-        size: How many values are kept.
-        make: Makes the value of a key.
-        drop: Called with a value that has to go.
+        size: Maximum number of values.
+        make: Computes the value of a key.
+        drop: Called with an evicted value.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class LRUCache(Generic[K, V]):
         self.values: OrderedDict[K, V] = OrderedDict()
 
     def __call__(self, key: K) -> V:
-        """Return the value of the key."""
+        """Return the value of a key, computed on a miss."""
         if key not in self.values:
             self.values[key] = self.make(key)
         self.values.move_to_end(key)

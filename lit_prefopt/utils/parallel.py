@@ -1,4 +1,4 @@
-"""Working on several cores, with the results in order and a bounded memory."""
+"""Parallel map on several cores, with ordered results and bounded memory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lit_prefopt.errors import InputError
 A = TypeVar("A")
 B = TypeVar("B")
 
-AHEAD = 4  # items under way for each worker
+AHEAD = 4  # queued items per worker
 
 
 def map_in_order(
     function: Callable[[A], B], items: Iterable[A], workers: int | None
 ) -> Iterator[B]:
-    """Yield the results of all items, in their order.
+    """Map a function over items in threads, and yield the results in order.
 
-    Threads, no processes: decoding, hashing and reading release the interpreter's lock, no image is
-    copied between processes, and nothing has to be imported again. What holds the lock is about
-    0.2 ms for an image, writing included, so that 5,000 images/s are the limit on any machine.
+    Threads instead of processes: decoding, hashing and reading release the GIL, images are not
+    copied between processes, and no worker imports modules again. The GIL is held for about
+    0.2 ms per image, including writing, so the limit is 5,000 images/s on any machine.
 
     Args:
-        function: What is done to an item, in any of the threads.
-        items: Taken as they are needed, `AHEAD` for each worker.
-        workers: Threads; none: one for each core that this process may use.
+        function: Function of an item, called in any thread.
+        items: Consumed lazily, `AHEAD` per worker.
+        workers: Number of threads; by default one per available core.
     """
     workers = cores() if workers is None else workers
     if workers < 1:
@@ -47,7 +47,7 @@ def map_in_order(
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux

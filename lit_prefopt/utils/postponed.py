@@ -1,47 +1,40 @@
-"""Postpone the import of bitsandbytes, which diffusers and peft import wherever it is installed."""
+"""Postpone the import of bitsandbytes, which diffusers imports wherever it is installed."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
-from importlib.machinery import ModuleSpec
 from typing import Any
 
 
 class PostponedModule:
-    """Stands for a module, which is imported with the first access to one of its names.
+    """Lazy module, imported on the first access to one of its attributes.
 
     Args:
-        spec: The module's spec.
+        name: The module's name.
     """
 
-    def __init__(self, spec: ModuleSpec) -> None:
-        self.__spec__ = spec
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        module = self.__spec__.name
-        if sys.modules.get(module) is self:  # type: ignore[comparison-overlap]
-            del sys.modules[module]
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(self._name), name)
 
 
 def postpone_bitsandbytes() -> None:
-    """Import diffusers' quantizers and peft with a bitsandbytes that is imported on first use.
+    """Import diffusers' quantizers with a lazy bitsandbytes.
 
-    It takes a second to import, and runs that quantize nothing need none of it.
+    bitsandbytes takes a second to import, and is needed only for quantization by diffusers.
     """
-    name = "bitsandbytes"
-    if name in sys.modules or "diffusers.quantizers.bitsandbytes.utils" in sys.modules:
+    quantizers = "diffusers.quantizers.bitsandbytes.utils"
+    if quantizers in sys.modules or "bitsandbytes" in sys.modules:
         return
-    spec = importlib.util.find_spec(name)
-    if spec is None:
+    utils: Any = importlib.import_module("diffusers.utils.import_utils")
+    if not getattr(utils, "_bitsandbytes_available", False):
         return
-    modules: dict[str, Any] = sys.modules
-    modules[name] = stand_in = PostponedModule(spec)
+    utils._bitsandbytes_available = False  # while the quantizers' module is imported
     try:
-        importlib.import_module("diffusers.quantizers.bitsandbytes.utils")
-        importlib.import_module("peft")
+        module: Any = importlib.import_module(quantizers)
     finally:
-        if modules.get(name) is stand_in:
-            del modules[name]
+        utils._bitsandbytes_available = True
+    module.bnb = PostponedModule("bitsandbytes")

@@ -1,4 +1,4 @@
-"""From the host to a device without waiting for it."""
+"""Copy tensors to a device without synchronizing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host on a device; whatever the device is doing goes on meanwhile.
+    """Copy a CPU tensor to a device without synchronizing (pinned, non-blocking).
 
-    Only from pinned memory is a copy to a GPU queued like a kernel. `tensor.to(device)` of ordinary
-    memory, and `torch.tensor(numbers, device=device)`, wait for all that was queued before.
+    A copy to a GPU is queued like a kernel only from pinned memory. `tensor.to(device)` from
+    pageable memory, and `torch.tensor(numbers, device=device)`, wait for all queued work.
 
     Args:
-        tensor: On the host, or already there.
-        device: Where it is wanted.
+        tensor: A tensor on the host, or already on the device.
+        device: The target device.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

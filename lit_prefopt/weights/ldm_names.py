@@ -1,4 +1,4 @@
-"""What the original Stable Diffusion code calls the layers that diffusers calls otherwise."""
+"""Key names of the original Stable Diffusion (LDM) code for diffusers' layers."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ BLOCK = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(\w+?)\.(\d+)\.(.+)")
 
 
 def unet_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a UNet's original names by diffusers' names, of modules or of parameters.
+    """Map diffusers' names of a UNet's modules or parameters to the original names.
 
-    Original blocks are counted through, each with one residual layer, its attention if it has
-    one, and at a block's end the change of size; so all names are needed to know one.
+    Original blocks are numbered consecutively, each with one residual layer and its attention if
+    it has one, or with a resampling layer; so a single name can be mapped only with all others.
 
     Args:
         names: All names, in diffusers' spelling.
@@ -79,7 +79,7 @@ def vae_name(name: str, blocks: int) -> str:
 
     Args:
         name: Its name in diffusers.
-        blocks: How many blocks the decoder has; the original code counts them from the image.
+        blocks: Number of the decoder's blocks, which the original code numbers in reverse.
     """
     if found := re.match(r"decoder\.up_blocks\.(\d+)", name):
         name = f"decoder.up_blocks.{blocks - 1 - int(found[1])}{name[found.end() :]}"
@@ -88,12 +88,12 @@ def vae_name(name: str, blocks: int) -> str:
 
 
 def open_clip_name(name: str) -> str:
-    """Return OpenCLIP's name of a text encoder's parameter, without `text_model.` before it."""
+    """Return OpenCLIP's name of a text encoder's parameter, given without `text_model.`."""
     return _exchanged(name, OPEN_CLIP_WORDS)
 
 
 def _exchanged(name: str, words: dict[str, str]) -> str:
-    """Return the name with whole words exchanged, longer ones first."""
+    """Replace whole words in a name, longer ones first."""
     for ours in sorted(words, key=len, reverse=True):
         name = re.sub(rf"(?<![^.]){re.escape(ours)}(?![^.])", words[ours], name)
     return name
@@ -121,7 +121,7 @@ def _unet_name(name: str, layers: int, attended: set[str]) -> str:
 
 
 def _replaced(name: str, table: dict[str, str]) -> str:
-    """Return the name with its beginning (whole words) exchanged by the table."""
+    """Replace the prefix of a name (whole words) by the table."""
     for ours, theirs in table.items():
         if name == ours or name.startswith(f"{ours}."):
             return theirs + name[len(ours) :]

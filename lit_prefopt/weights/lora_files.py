@@ -1,4 +1,4 @@
-"""LoRA files of others, in diffusers' or kohya's layout, brought to one form."""
+"""Read LoRA files in diffusers' or kohya's layout."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KOHYA_PARTS = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
 }
-"""What a kohya key begins with, and the part of a pipeline that it belongs to."""
+"""Prefixes of kohya's keys, with the pipeline component that they belong to."""
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-"""The name that diffusers gives a LoRA file."""
+"""File name of a LoRA in diffusers."""
 
 
 class LoRALayer(NamedTuple):
@@ -44,45 +44,45 @@ class LoRALayer(NamedTuple):
 
     @property
     def delta(self) -> Tensor:
-        """What is added to the layer's weight, (outputs, inputs * height * width) float32."""
+        """Update of the layer's weight, (outputs, inputs * height * width) float32."""
         product = self.up.flatten(1).float() @ self.down.flatten(1).float()
         return product * (self.alpha / self.rank)
 
 
 class LoRAFile(NamedTuple):
-    """A LoRA as it was read, not yet matched with a model.
+    """A LoRA as read from its file, not yet matched with a model.
 
-    The layers' names are flat (`down_blocks_0_attentions_1_...`), because kohya's layout knows no
-    dots; which layer of a model they mean, `match_lora` says.
+    The layers' names are flat (`down_blocks_0_attentions_1_...`), because kohya's layout has no
+    dots; `match_lora` maps them to the layers of a model.
     """
 
     source: str
     layers: dict[tuple[str, str], LoRALayer]  # by part (`unet`, `text_encoder`, ...) and flat name
 
     def without(self, part: str) -> LoRAFile:
-        """Return it without the layers of one part."""
+        """Return a copy without the layers of one component."""
         return self._replace(layers={key: x for key, x in self.layers.items() if key[0] != part})
 
 
 def read_lora(path: str | Path) -> LoRAFile:
-    """Return the LoRA of a .safetensors file in diffusers' or kohya's layout.
+    """Read a LoRA from a .safetensors file in diffusers' or kohya's layout.
 
     Args:
         path: The file, or a folder with `pytorch_lora_weights.safetensors` in it.
 
     Raises:
-        InputError: It is no such file, or holds more than plain LoRA weights.
+        InputError: The file is missing or not a plain LoRA.
     """
     file = Path(path)
     file = file / WEIGHTS if file.is_dir() else file
     tensors, metadata = read_safetensors(file)
     if not any("lora" in key for key in tensors):
-        raise InputError(f"{file} holds no LoRA: name a file of LoRA weights.")
+        raise InputError(f"{file} contains no LoRA: name a file of LoRA weights.")
     for kind in ("dora_scale", "lora_magnitude_vector", "lora_mid"):
         if any(kind in key for key in tensors):
             raise InputError(
-                f"{file} holds `{kind}`, which is more than a plain LoRA: merge it into its model "
-                "with the program that made it, and give the merged model instead."
+                f"{file} contains `{kind}`, which is not a plain LoRA: merge it into its model "
+                "with the program that wrote it, and use the merged model instead."
             )
     kohya = any(key.startswith(tuple(KOHYA_PARTS)) for key in tensors)
     layers = _kohya_layers(file, tensors) if kohya else _diffusers_layers(file, tensors, metadata)
@@ -90,7 +90,7 @@ def read_lora(path: str | Path) -> LoRAFile:
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and metadata of a .safetensors file, or say in a sentence why not."""
+    """Read tensors and metadata of a .safetensors file."""
     if not file.is_file():
         raise InputError(f"{file} does not exist; name a .safetensors file.")
     try:
@@ -98,30 +98,30 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: stream.get_tensor(key) for key in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{file} is no safetensors file: give the weights in that format; pickled ones (.ckpt, "
-            ".pt, .bin of others) are never opened."
+            f"{file} is not a safetensors file: convert the weights to that format; pickled files "
+            "(.ckpt, .pt, .bin of others) are never opened."
         ) from error
 
 
 def flat_name(name: str) -> str:
-    """Return a module's name as kohya's layout spells it."""
+    """Return a module's name in kohya's layout."""
     return name.replace(".", "_")
 
 
 def _kohya_layers(file: Path, tensors: dict[str, Tensor]) -> dict[tuple[str, str], LoRALayer]:
-    """Return the layers of `lora_unet_NAME.lora_down.weight`, `.lora_up.weight`, `.alpha`."""
+    """Parse the layers of `lora_unet_NAME.lora_down.weight`, `.lora_up.weight`, `.alpha`."""
     halves: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         prefix = next((p for p in KOHYA_PARTS if key.startswith(p)), None)
         name, _, half = key.partition(".")
         if prefix is None:
-            raise InputError(f"{file} holds {key!r}, which is not in kohya's layout as the rest.")
+            raise InputError(f"{file} contains {key!r}, which is not in kohya's layout.")
         halves.setdefault((KOHYA_PARTS[prefix], name.removeprefix(prefix)), {})[half] = tensor
     layers = {}
     for (part, name), found in halves.items():
         alpha = found.pop("alpha", None)
         if alpha is not None and alpha.numel() != 1:
-            raise InputError(f"{file} is damaged: the alpha of its layer {name!r} is no number.")
+            raise InputError(f"{file} is damaged: the alpha of its layer {name!r} is not a number.")
         down, up = _pair(file, name, found, "lora_down.weight", "lora_up.weight")
         layers[part, name] = LoRALayer(down, up, len(down) if alpha is None else float(alpha))
     return layers
@@ -133,8 +133,8 @@ def _diffusers_layers(
     """Return the layers of `unet.NAME.lora.down.weight`, `unet.NAME.lora_A.weight` and older."""
     if any(key.startswith("base_model.") for key in tensors):
         raise InputError(
-            f"{file} is a peft adapter, whose alpha lies in another file: load it with peft and "
-            "write it anew with diffusers' `save_lora_weights`."
+            f"{file} is a peft adapter, whose alpha is in another file: load it with peft and "
+            "save it with diffusers' `save_lora_weights`."
         )
     adapters = _adapter_metadata(file, metadata)
     parts: dict[str, dict[str, Tensor]] = {}
@@ -156,7 +156,7 @@ def _diffusers_layers(
 
 
 def _adapter_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """Return what the file's metadata says of its adapters."""
+    """Return the adapter configurations in the file's metadata."""
     try:
         return dict(json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")))
     except (ValueError, TypeError) as error:
@@ -172,11 +172,11 @@ def _peft_names(file: Path, part: str, state: dict[str, Tensor]) -> dict[str, Te
             return convert_unet_state_dict_to_peft(state)
         return convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
     except ValueError as error:
-        raise InputError(f"{file} is in no LoRA layout that diffusers or kohya write.") from error
+        raise InputError(f"{file} is not in diffusers' or kohya's LoRA layout.") from error
 
 
 def _alpha(config: dict[str, Any], name: str, rank: int) -> float:
-    """Return a layer's alpha by the file's adapter metadata; its rank where there is none."""
+    """Return a layer's alpha from the adapter metadata; by default its rank."""
     patterns = config.get("alpha_pattern") or {}
     alpha = float(patterns.get(get_pattern_key(patterns, name), config.get("lora_alpha", rank)))
     return alpha * rank**0.5 if config.get("use_rslora") else alpha
@@ -185,13 +185,13 @@ def _alpha(config: dict[str, Any], name: str, rank: int) -> float:
 def _pair(
     file: Path, name: str, found: dict[str, Tensor], down: str, up: str
 ) -> tuple[Tensor, Tensor]:
-    """Return the two halves of a layer, and refuse anything else that goes by its name."""
+    """Return the two matrices of a layer; raise InputError for any other tensors of its name."""
     if set(found) != {down, up}:
         raise InputError(
-            f"{file} holds {', '.join(sorted(found))} for its layer {name!r} instead of {down} and "
-            f"{up}: it is damaged, or more than a plain LoRA."
+            f"{file} contains {', '.join(sorted(found))} for its layer {name!r} instead of {down} "
+            f"and {up}: use a plain LoRA that is not damaged."
         )
     shapes = found[down].shape, found[up].shape
     if min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1] or shapes[0][0] == 0:
-        raise InputError(f"{file} is damaged: the two halves of its layer {name!r} do not fit.")
+        raise InputError(f"{file} is damaged: the two matrices of its layer {name!r} do not fit.")
     return found[down], found[up]

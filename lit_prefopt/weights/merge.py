@@ -1,4 +1,4 @@
-"""LoRA layers, matched with a model's and added to its weights."""
+"""Match LoRA layers with a model's, and merge them into its weights."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Parts = Mapping[Part, nn.Module]
 
 
 def merge_lora(unet: nn.Module, text_encoders: Sequence[nn.Module], lora: LoRAFile) -> None:
-    """Add a LoRA to the weights of a UNet and of its text encoders, in place.
+    """Merge a LoRA into the weights of a UNet and of its text encoders, in place.
 
-    The sum is made in float32 and brought back to the weights' own dtype.
+    The sum is computed in float32 and cast to the weights' dtype.
 
     Args:
         unet: The UNet that the LoRA was trained on, or one of its family.
-        text_encoders: The pipeline's text encoders, in its order; none if only the UNet is meant.
-        lora: What `read_lora` returned.
+        text_encoders: The pipeline's text encoders, in its order; empty for the UNet alone.
+        lora: A LoRA from `read_lora`.
 
     Raises:
-        InputError: The LoRA has a layer that these networks have not.
+        InputError: The LoRA has a layer that these networks do not have.
     """
     parts = pipeline_parts(unet, text_encoders)
     for (part, name), layer in match_lora(parts, lora).items():
@@ -37,26 +37,26 @@ def merge_lora(unet: nn.Module, text_encoders: Sequence[nn.Module], lora: LoRAFi
 
 
 def pipeline_parts(unet: nn.Module, text_encoders: Sequence[nn.Module]) -> dict[Part, nn.Module]:
-    """Return the parts that a LoRA may speak of, by their names in a pipeline."""
+    """Return the components that a LoRA may change, by their names in a pipeline."""
     names = ("unet", "text_encoder", "text_encoder_2")
     return dict(zip(names, (unet, *text_encoders), strict=False))
 
 
 def match_lora(parts: Parts, lora: LoRAFile) -> dict[tuple[Part, str], LoRALayer]:
-    """Return a LoRA's layers by part and by the name of the module that each belongs to.
+    """Map a LoRA's layers to the modules of a model, by component and module name.
 
     Args:
-        parts: The networks (on the meta device will do) by their names in a pipeline.
-        lora: What `read_lora` returned.
+        parts: The networks (possibly on the meta device) by their names in a pipeline.
+        lora: A LoRA from `read_lora`.
 
     Raises:
-        InputError: A layer is unknown, of another shape, or named twice.
+        InputError: A layer is unknown, of another shape, or a duplicate.
     """
     known = {part: _spellings(part, net) for part, net in parts.items()}
     if missing := {part for part, _ in lora.layers} - set(known):
         raise InputError(
-            f"{lora.source} also changes the {' and the '.join(sorted(missing))}, which cannot be "
-            "kept here: export a whole pipeline, or give a LoRA of the "
+            f"{lora.source} also changes the {' and the '.join(sorted(missing))}, which "
+            "this output does not contain: export a complete pipeline, or use a LoRA of the "
             f"{' and '.join(known)} alone."
         )
     strange = [key for key in lora.layers if key[1] not in known[key[0]]]
@@ -71,14 +71,14 @@ def match_lora(parts: Parts, lora: LoRAFile) -> dict[tuple[Part, str], LoRALayer
     for (part, flat), layer in lora.layers.items():
         name = known[part][flat]
         if (part, name) in matched:
-            raise InputError(f"{lora.source} names the layer {name!r} twice; remove one of them.")
+            raise InputError(f"{lora.source} contains {name!r} twice; remove one of them.")
         _check_shape(lora.source, name, parts[part].get_submodule(name), layer)
         matched[part, name] = layer
     return matched
 
 
 def _spellings(part: Part, net: nn.Module) -> dict[str, str]:
-    """Return the layers that can have an adapter, by every flat name that is in use for them."""
+    """Map all flat names in use to the layers that can have an adapter."""
     names = [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     if part == "unet":
         original = unet_names(names)
@@ -93,7 +93,7 @@ def _check_shape(source: str, name: str, module: nn.Module, layer: LoRALayer) ->
     outputs, inputs = len(weight), weight[0].numel()
     if (len(layer.up), layer.down[0].numel()) != (outputs, inputs):
         raise InputError(
-            f"{source} is a LoRA of another model family: it turns {layer.down[0].numel()} values "
-            f"into {len(layer.up)} where {name!r} of this model turns {inputs} into {outputs}; "
+            f"{source} is a LoRA of another model family: it maps {layer.down[0].numel()} values "
+            f"to {len(layer.up)}, while {name!r} of this model maps {inputs} to {outputs}; "
             "name the base that it was trained on."
         )

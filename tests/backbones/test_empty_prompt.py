@@ -14,7 +14,7 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.helpers.judges import SEEDS, TEXTS, Brightness
+from tests.helpers.judges import SEEDS, SMALL_SPO, TEXTS, Brightness
 
 Encoded = dict[str, list[int]]
 
@@ -43,7 +43,7 @@ def same(one: Prompt, other: Prompt) -> bool:
 
 def test_a_run_embeds_it_once(family: StableDiffusion) -> None:
     how = Sampling(steps=4, guidance=3.0, eta=1.0)
-    module = SPO(family, AdamW(1e-3), Brightness(), 10.0, 0.1, how, 2, 1, 0, 0.0)
+    module = SPO(family, AdamW(1e-3), judge=Brightness(), sampling=how, **SMALL_SPO)
     rows = encoded(family)
     for _ in range(2):
         steps = module.collect(TEXTS, SEEDS)

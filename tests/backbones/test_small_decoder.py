@@ -15,7 +15,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.methods import SPO
 from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
-from tests.helpers.judges import Brightness
+from tests.helpers.judges import SMALL_SPO, Brightness
 from tests.helpers.tiny import tiny_decoder
 
 LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
@@ -49,7 +49,7 @@ def test_the_judge_sees_its_images(
     folder = tiny_xl_folder if family is StableDiffusionXL else tiny_folder
     backbone = family(folder, lora=LoRA(4), decoder=decoder)
     how = Sampling(steps=4, eta=1.0, batch_size=1)
-    module = SPO(backbone, AdamW(1e-3), Brightness(), 10.0, 0.1, how, 2, 1, 0, 0.0)
+    module = SPO(backbone, AdamW(1e-3), judge=Brightness(), sampling=how, **SMALL_SPO)
     scores = module.judge_latents(LATENTS, ["a", "b"], torch.zeros(2))
     torch.testing.assert_close(scores, backbone.preview(LATENTS).mean((1, 2, 3)))
     assert (scores - backbone.decode(LATENTS).mean((1, 2, 3))).abs().min() > 1e-3
@@ -96,10 +96,10 @@ def test_a_decoder_of_other_latents_is_refused(
 def test_what_is_no_small_decoder_is_refused(tiny_folder: str, decoder: str) -> None:
     for other in (tiny_folder, f"{tiny_folder}/vae", f"{decoder}/nowhere", "nobody/nothing"):
         with pytest.raises(
-            InputError, match=f"{other} holds no AutoencoderTiny, or cannot be reached: name"
+            InputError, match=f"{other} has no AutoencoderTiny, or cannot be reached: name"
         ):
             StableDiffusion(tiny_folder, decoder=other)
     [weights] = Path(decoder).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:3000])
-    with pytest.raises(InputError, match="holds no vae that can be loaded"):
+    with pytest.raises(InputError, match="has no vae that can be loaded"):
         StableDiffusion(tiny_folder, decoder=decoder)

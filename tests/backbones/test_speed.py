@@ -19,7 +19,7 @@ from tests.helpers.batches import images
 
 def moved(backbone: StableDiffusion, steps: int = 2) -> list[float]:
     """Train for a few steps and return the losses."""
-    module = DiffusionDPO(backbone, AdamW(1e-4), 500.0)
+    module = DiffusionDPO(backbone, AdamW(1e-4), beta=500.0)
     module.train()
     optimizer = module.optimizer.build(trained(module).values())
     losses = []

@@ -155,3 +155,9 @@ def test_prompts_without_frames_and_with_them_do_not_mix() -> None:
 def test_another_family_is_refused(tiny_folder: str) -> None:
     with pytest.raises(InputError, match="is a StableDiffusionPipeline and not"):
         StableDiffusionXL(tiny_folder)
+
+
+def test_prompts_of_another_family_are_refused(backbone: StableDiffusionXL) -> None:
+    prompt = backbone.embed(["a cat"])._replace(pooled=None)
+    with pytest.raises(InputError, match="SDXL needs pooled prompts"):
+        backbone.predict(torch.zeros(1, 4, 8, 8), torch.tensor([3]), prompt)

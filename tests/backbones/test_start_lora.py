@@ -49,7 +49,7 @@ def test_policy_and_reference_start_from_it(
     pipeline = stock[family].from_pretrained(folder)
     pipeline.load_lora_weights(file)
     backbone = family(folder, lora=lora, start_lora=file)
-    module = DiffusionDPO(backbone, AdamW(1e-3), 10.0)
+    module = DiffusionDPO(backbone, AdamW(1e-3), beta=10.0)
     pairs = module.form_pairs(image_pairs())
     noised = module.add_noise(pairs)
     told = backbone.denoiser_kwargs(noised.prompt, noised.latents)

@@ -132,7 +132,7 @@ def test_the_newest_whole_checkpoint_is_the_last(
     assert last_checkpoint(tmp_path, fitting=False) == str(tmp_path / "000002.ckpt")
     assert "000004.ckpt is damaged" in caplog.text
     (tmp_path / "000002.ckpt").write_bytes((tmp_path / "000002.ckpt").read_bytes()[:-100])
-    with pytest.raises(InputError, match="No checkpoint in .* is whole"):
+    with pytest.raises(InputError, match="No checkpoint in .* is complete"):
         last_checkpoint(tmp_path, fitting=True)
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_named(
     for name in ("step=2.ckpt", "last.ckpt"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(SystemExit, match=r"step=2.ckpt is damaged.*go on from .*step=1.ckpt"):
+    with pytest.raises(SystemExit, match=r"step=2.ckpt is damaged.*resume from .*step=1.ckpt"):
         main(["fit", *recipe, "--ckpt_path", str(folder / "step=2.ckpt")])
     main(["fit", *recipe, "--ckpt_path", "last"])
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 4

@@ -135,7 +135,7 @@ def test_what_would_stop_the_evaluation_stops_the_run_at_its_start(
 
 def test_an_empty_prompt_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("\n \n")
-    with pytest.raises(InputError, match="holds no prompt"):
+    with pytest.raises(InputError, match="contains no prompt"):
         PromptFile(str(tmp_path / "none.txt")).texts()
 
 

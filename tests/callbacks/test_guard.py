@@ -76,7 +76,7 @@ def test_warn_says_what_was_seen_and_goes_on(recipe: list[str]) -> None:
 @pytest.mark.parametrize("factor", [pytest.param(math.nan, marks=pytest.mark.slow), 1e6])
 def test_skip_leaves_the_step_out(recipe: list[str], factor: float) -> None:
     arguments = [*guarded(recipe, "skip", step=6, factor=factor), *ACCUMULATE]
-    with pytest.warns(UserWarning, match="Step 6: .*this step is left out"):
+    with pytest.warns(UserWarning, match="Step 6: .*this step is skipped"):
         main(["fit", *arguments])
     assert same(WEIGHTS[5], WEIGHTS[6])
     assert not same(WEIGHTS[6], WEIGHTS[7])
@@ -95,7 +95,7 @@ def test_a_run_that_only_skips_is_stopped(recipe: list[str], tmp_path: Path) -> 
 
 def test_rewind_goes_back_to_the_last_checkpoint_and_on(recipe: list[str]) -> None:
     average = ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]
-    with pytest.warns(UserWarning, match="Step 6: .* goes back to the weights of .*last.ckpt"):
+    with pytest.warns(UserWarning, match="Step 6: .* is rewound to the weights of .*last.ckpt"):
         main(["fit", *guarded(recipe, "rewind", step=6), *average, *ACCUMULATE])
     assert same(WEIGHTS[4], WEIGHTS[6])
     assert not same(WEIGHTS[5], WEIGHTS[6])
@@ -135,7 +135,7 @@ def test_a_run_resumed_after_a_rewind_goes_on_exactly(recipe: list[str], tmp_pat
 
 
 def test_stop_ends_the_run_with_a_sentence(recipe: list[str], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="Step 3: .*bf16-mixed.* go on by `--ckpt_path last`"):
+    with pytest.raises(SystemExit, match="Step 3: .*bf16-mixed.* resume with `--ckpt_path last`"):
         main(["fit", *guarded(recipe, "stop", step=3)])
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2

@@ -46,7 +46,7 @@ def test_steps_that_are_none_are_refused(recipe: list[str], steps: list[str]) ->
 
 
 def test_more_steps_than_the_recipe_has_are_refused(recipe: list[str]) -> None:
-    with pytest.raises(InputError, match="ask for fewer by `--steps`"):
+    with pytest.raises(InputError, match="lower `--steps`"):
         estimate([*recipe, "--trainer.max_steps", "1", "--steps", "1"])
 
 

@@ -57,7 +57,7 @@ def test_another_runs_folder_is_not_continued(recipes: list[str], tmp_path: Path
         main([*recipes, "--output", str(out)])
     (out / "round-0" / "arguments.json").unlink()
     (out / "round-0" / "letter.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="was not made by `lit-prefopt rounds`"):
+    with pytest.raises(SystemExit, match="was not written by `lit-prefopt rounds`"):
         main([*recipes, "--output", str(out)])
 
 

@@ -53,12 +53,12 @@ def test_the_limits_are_limits():
 
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF"])
 def test_other_formats_are_refused(form: str):
-    with pytest.raises(BrokenSample, match="no png, jpg or webp"):
+    with pytest.raises(BrokenSample, match="not a png, jpg or webp"):
         decode(picture(1, form=form))
 
 
 def test_what_is_no_image_or_half_of_one_is_refused():
-    with pytest.raises(BrokenSample, match="no png, jpg or webp"):
+    with pytest.raises(BrokenSample, match="not a png, jpg or webp"):
         decode(b"GIF89a or so")
     noise = np.random.RandomState(0).randint(0, 255, (64, 64, 3)).astype(np.uint8)
     buffer = BytesIO()
@@ -193,7 +193,7 @@ def test_a_draft_shows_the_same_place():
 
 def test_a_broken_best_side_is_named_in_draft_mode_too():
     sample = Sample("a.tar/1", "text", [b"no image", jpeg(ramp((400, 240)))], None, {})
-    with pytest.raises(BrokenSample, match="a.tar/1: chosen is no png, jpg or webp image"):
+    with pytest.raises(BrokenSample, match="a.tar/1: chosen is not a png, jpg or webp image"):
         load_sample(sample, Augment((32, 32), draft=True), 1, SIDES)
 
 

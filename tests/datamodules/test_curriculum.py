@@ -192,7 +192,7 @@ def test_what_cannot_be_a_curriculum_is_refused(stages, tmp_path):
     with ShardWriter(tmp_path / "empty"):
         pass
     for wrong, sentence in {
-        (f"{stages}/stage-1", str(tmp_path / "empty")): "empty holds no pair; leave it out",
+        (f"{stages}/stage-1", str(tmp_path / "empty")): "empty has no pairs; leave it out",
         (f"{stages}/stage-1", f"{stages}/stage-1"): "pairs-000000.tar is in two stages",
         (str(tmp_path / "nowhere"),): "no folder .*nowhere",
         str(tmp_path): "has no stage-1 with an index.json; name a folder that",
@@ -211,5 +211,5 @@ def test_a_run_that_ends_before_the_last_stage_says_so(stages, tmp_path, caplog)
     with caplog.at_level("INFO"):
         train(curriculum(stages), tmp_path / "run", max_epochs=-1, max_steps=4)
     said = [record.message for record in caplog.records if "stage" in record.message]
-    assert "3 stages of 3 steps with 3, 8, 17 pairs; after them training goes on with all." in said
+    assert "3 stages of 3 steps with 3, 8, 17 pairs; training then continues with all." in said
     assert "max_steps 4 ends the run in stage 2 of 3." in said

@@ -154,7 +154,7 @@ def test_several_folders_make_one_set(make_shards):
 
 def test_wrong_numbers_are_refused_at_the_start(make_shards):
     folder = make_shards(5)
-    with pytest.raises(ValueError, match="holds 5 pairs, less than one batch of 6 on each of 1"):
+    with pytest.raises(ValueError, match="has 5 pairs, less than one batch of 6 on each of 1"):
         data(folder, batch_size=6).train_dataloader()
     for wrong in ({"batch_size": 0}, {"resolution": 0}, {"shards_per_block": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is 0; give at least 1"):

@@ -25,7 +25,7 @@ from tests.helpers.runs import ROOT
 
 
 def dpo(folder: str, **options: Any) -> DiffusionDPO:
-    module = DiffusionDPO(StableDiffusion(folder, **options), AdamW(1e-3), 5000.0)
+    module = DiffusionDPO(StableDiffusion(folder, **options), AdamW(1e-3), beta=5000.0)
     module.train()
     return module
 
@@ -118,7 +118,7 @@ def test_what_is_done_already_is_not_advised(tiny_folder: str) -> None:
     backbone = StableDiffusion(
         tiny_folder, lora=LoRA(4), gradient_checkpointing=True, dtype="bfloat16"
     )
-    module = DiffusionDPO(backbone, AdamW8bit(1e-3), 5000.0)
+    module = DiffusionDPO(backbone, AdamW8bit(1e-3), beta=5000.0)
     assert savings(module, first_row(images(2))) == []
 
 
@@ -136,8 +136,8 @@ def test_out_of_memory_is_told_in_a_sentence_with_what_would_help(
     with pytest.raises(SystemExit) as stop:
         main(["fit", *recipe, *callback])
     first, *lines = str(stop.value.code).splitlines()
-    wanted = f"for {4 * 2**50} bytes more: by its shapes the recipe takes 0.0"
-    assert first.startswith(f"lit-prefopt: Memory does not suffice {wanted}")
+    wanted = f"for {4 * 2**50} bytes more: by tensor shapes the recipe needs 0.0"
+    assert first.startswith(f"lit-prefopt: Out of memory {wanted}")
     assert "trained weights 0.00" in first
     named = [line.split("`")[1].split()[0] for line in lines]
     assert set(named) >= {
@@ -164,6 +164,6 @@ def test_a_real_shortage_ends_with_the_same_sentence(recipe: list[str]) -> None:
     command = [sys.executable, "-m", "lit_prefopt.cli", "fit", *recipe, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "lit-prefopt: Memory does not suffice" in done.stderr
+    assert "lit-prefopt: Out of memory" in done.stderr
     assert "Traceback" not in done.stderr
     assert "--backbone.gradient_checkpointing true" in done.stderr

@@ -77,7 +77,7 @@ def test_judges_have_names_of_their_own() -> None:
 
 
 def test_a_judge_that_gives_no_number_is_refused() -> None:
-    with pytest.raises(InputError, match="mend the judge"):
+    with pytest.raises(InputError, match="fix the judge"):
         Scorers(Wrong()).score_images(torch.ones(1, 3, 4, 4), ["a"])
 
 

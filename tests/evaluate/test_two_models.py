@@ -235,7 +235,7 @@ def test_names_without_a_model(tiny_folder: str, other: str, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"--model\.base"):
         load_model(other)
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="no safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         load_model(str(tmp_path / "broken.safetensors"), tiny_folder)
 
 
@@ -245,7 +245,7 @@ def test_models_of_different_families_are_refused(
     plain = load_model(tiny_folder)
     with pytest.raises(InputError, match="sdxl.*compare two models of one family"):
         check_alike(plain, load_model(tiny_xl_folder))
-    with pytest.raises(InputError, match="latent consistency model.*sampler of its own"):
+    with pytest.raises(InputError, match="latent consistency model.*its own sampler"):
         check_alike(plain, load_model(tiny_lcm_folder))
 
 
@@ -281,7 +281,7 @@ def test_a_stopped_evaluation_ends_with_the_same_bytes(
 
 def test_no_prompt_and_long_prompts(tiny_folder: str, tmp_path: Path) -> None:
     """The tiny tokenizer spells words letter by letter and reads 16 tokens."""
-    with pytest.raises(InputError, match=r"no prompt .*--data\.prompts"):
+    with pytest.raises(InputError, match=r"no prompts to generate.*--data\.prompts"):
         evaluate(tiny_folder, tiny_folder, tmp_path / "out", texts=[])
     texts = ["a cat", "a very long story about a cat", "a very long story about a dog"]
     with pytest.warns(UserWarning, match="2 of 3 prompts are longer") as told:

@@ -28,8 +28,8 @@ def test_a_run_from_the_cache_is_the_run_from_the_images(
     blind = [*on("CachedPairs", cached, 2), "--backbone.encoders", "false"]
     with caplog.at_level("INFO"):
         main(["fit", *recipe(tiny_folder, b, *blind)])
-    assert "There will be no sample grids" in caplog.text
-    assert f"those of the cached pairs are {tiny_folder}'s" in caplog.text
+    assert "Sample grids are disabled" in caplog.text
+    assert f"the pairs were cached with those of {tiny_folder}." in caplog.text
     one, other = logged(a), logged(b)
     for name in ("train/loss", "train/error", "val/accuracy", "val/error"):
         assert one[name] == pytest.approx(other[name], rel=1e-4), name
@@ -74,7 +74,7 @@ def test_what_needs_the_encoders_says_so(
     with pytest.raises(InputError, match="LatentCache needs the VAE"):
         cache(backbone, shards, tmp_path / "c")
     with pytest.raises(InputError, match="StepAwarePreference, which looks at images"):
-        StepAwarePreference(backbone, AdamW(1e-3), tiny_clip_folder, None)
+        StepAwarePreference(backbone, AdamW(1e-3), pretrained=tiny_clip_folder, processor=None)
 
 
 def test_without_encoders_the_rest_is_the_same(tiny_folder: str, tiny_xl_folder: str) -> None:

@@ -104,11 +104,11 @@ def test_toy_attributes_change_one_thing_on_the_same_side_of_the_split(of: str) 
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="choose some of swap"):
+    with pytest.raises(InputError, match="choose from swap"):
         MisspeltText(("mirror",))
-    with pytest.raises(InputError, match="choose some of colour"):
+    with pytest.raises(InputError, match="choose from colour"):
         ToyAttributes(("mood",))
-    with pytest.raises(InputError, match="says nothing else for cat"):
+    with pytest.raises(InputError, match="has no replacement for cat"):
         WordSwap({"cat": ["Cat"]})
     with pytest.raises(InputError, match="any word"):
         WordSwap({})

@@ -98,7 +98,7 @@ def test_what_is_left_out_is_counted(
         "2 pairs",
         "1 that are long",
         "1 without a text in quotes in the prompt",
-        "1 with prompts longer than the text encoder reads",
+        "1 with prompts longer than the text encoder's context",
     ):
         assert words in said
     sheet = Image.open(tmp_path / "out-sheet.png")
@@ -108,7 +108,7 @@ def test_what_is_left_out_is_counted(
 
 def test_one_sentence_where_all_halves_are_alike(tiny_folder: str, tmp_path: Path) -> None:
     never = {"filters": [MinimumChange()], "change": ChangeMask(threshold=1.0)}
-    with pytest.raises(InputError, match=r"Not one pair .*3 with halves that are alike"):
+    with pytest.raises(InputError, match=r"No pair .*3 with halves that are alike"):
         generate(tiny_folder, tmp_path / "out", **never)
 
 
@@ -140,8 +140,8 @@ def test_both_panels_follow_the_edges(tiny_folder: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"template": "two panels of {left}"}, "does not say where"),
-        ({"template": "{left} {wrong} {right}"}, "does not say where"),
+        ({"template": "two panels of {left}"}, "has no place for"),
+        ({"template": "{left} {wrong} {right}"}, "has no place for"),
         ({"sampling": Sampling(width=36)}, "cannot be cut into two panels"),
         ({"seam": 16}, "cannot be cut into two panels"),
         ({"per_prompt": 0}, "per_prompt is 0"),

@@ -129,7 +129,7 @@ def test_not_one_pair_is_told_with_the_reasons(tiny_folder: str, tmp_path: Path)
     from lit_prefopt.prompts.files import PromptFile
 
     groups = PromptGroups(PromptFile(str(tmp_path / "prompts.txt")), group_size=2)
-    with pytest.raises(InputError, match="Not one pair was made .*3 too dull"):
+    with pytest.raises(InputError, match="No pair was generated .*3 too dull"):
         trainer.predict(model, groups, return_predictions=False)
     assert not (tmp_path / "out").exists()
 

@@ -52,7 +52,7 @@ def test_what_is_kept_is_the_posterior_of_both_sides(
     kept = samples(cached)
     assert [one.text for one in kept] == [f"picture number {n}" for n in range(24)]
     assert kept[6].meta == {"gap": 6 / 24}
-    module = PairShards(shards, 4, 32, validation=shards, workers=0)
+    module = PairShards(shards, 4, resolution=32, validation=shards, workers=0)
     module.setup("validate")
     batch = next(iter(module.val_dataloader()))
     mean, deviation = (
@@ -76,7 +76,7 @@ def test_its_batches_are_those_of_the_images(
     """Same order, seeds, mirrorings, dropped captions and draws of the VAE, in two epochs."""
     backbone = frozen(tiny_folder)
     options = {"caption_dropout": 0.3, "seed": 1, "validation": shards}
-    images = PairShards(shards, 4, 32, flip=True, workers=0, **options)
+    images = PairShards(shards, 4, resolution=32, flip=True, workers=0, **options)
     images.setup("fit")
     latents = data(cached, **options | {"validation": cached}, workers=workers)
     loaders = (images.train_dataloader(), latents.train_dataloader())
@@ -102,7 +102,7 @@ def test_masks_and_labels_come_along(tiny_folder: str, shards: str, tmp_path: Pa
             meta = {"label": 0.25 * n, "weight": 2.0}
             writer.add(sample.text, *sample.sides, meta, mask if n % 2 else None)
     folder = cache(frozen(tiny_folder), str(tmp_path / "pairs"), tmp_path / "out")
-    images = PairShards(str(tmp_path / "pairs"), 4, 32, workers=0)
+    images = PairShards(str(tmp_path / "pairs"), 4, resolution=32, workers=0)
     images.setup("fit")
     [one], [other] = images.train_dataloader(), data(folder, seed=0).train_dataloader()
     assert other.masks.shape == (4, 1, 8, 8)
@@ -193,11 +193,13 @@ def test_it_is_validated_and_indexed_like_other_shards(
 def test_the_wrong_sort_of_shards_ends_with_a_sentence(
     cached: str, tiny_folder: str, shards: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="holds latents: `--data CachedPairs` trains on them"):
-        PairShards(cached, 4, 32, workers=0).setup("fit")
-    with pytest.raises(InputError, match="holds images: cache them by"):
+    with pytest.raises(
+        InputError, match="contains latents: train on them with `--data CachedPairs`"
+    ):
+        PairShards(cached, 4, resolution=32, workers=0).setup("fit")
+    with pytest.raises(InputError, match="contains images: cache them with"):
         data(shards)
-    with pytest.raises(InputError, match="holds latents"):
+    with pytest.raises(InputError, match="contains latents"):
         cache(frozen(tiny_folder), cached, tmp_path / "out")
     with pytest.raises(InputError, match="set `views` to 1, or `crop` to random"):
         LatentCache(frozen(tiny_folder), "x", 32, views=2)
@@ -208,7 +210,7 @@ def test_the_wrong_sort_of_shards_ends_with_a_sentence(
     for path in Path(cached).iterdir():
         if path.suffix == ".tar" or path.name == "index.json":
             (bare / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match="no generation.json: copy the whole folder"):
+    with pytest.raises(InputError, match="no generation.json: copy the whole output folder"):
         data(str(bare))
     means = cache(frozen(tiny_folder), shards, tmp_path / "means", deviation=False)
     with pytest.raises(InputError, match=r"cached differently \(flip, deviation\)"):
@@ -219,7 +221,7 @@ def test_sdxl_from_the_cache(tiny_xl_folder: str, shards: str, tmp_path: Path) -
     """Two encoders, a pooled prompt, the picture's frame, and zeros for the empty prompt."""
     whole = StableDiffusionXL(tiny_xl_folder, reference="none")
     folder = cache(StableDiffusionXL(tiny_xl_folder, reference="none"), shards, tmp_path / "out")
-    images = PairShards(shards, 4, 32, workers=0, caption_dropout=0.4)
+    images = PairShards(shards, 4, resolution=32, workers=0, caption_dropout=0.4)
     images.setup("fit")
     latents = data(folder, seed=0, caption_dropout=0.4)
     module = SupervisedFineTuning(whole, AdamW(1e-3)).eval()

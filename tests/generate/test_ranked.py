@@ -180,9 +180,9 @@ def test_several_judges(tiny_folder: str, tmp_path: Path) -> None:
 
 
 def test_images_that_score_alike_are_no_pairs(tiny_folder: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Not one pair was made .*3 prompts without a pair"):
+    with pytest.raises(InputError, match="No pair was generated .*3 prompts without a pair"):
         generate(tiny_folder, tmp_path / "a", Constant(0.5))
-    with pytest.raises(InputError, match=r"Constant gave \(5,\) scores.*mend the judge"):
+    with pytest.raises(InputError, match=r"Constant returned \(5,\) scores.*fix the judge"):
         generate(tiny_folder, tmp_path / "b", Constant(float("nan")))
 
 
@@ -196,7 +196,7 @@ def test_judges_see_full_precision(tiny_folder: str, tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         ({"images": 1}, "images is 1; give a number from 2"),
-        ({"rank_gap": 4}, "Ranks of 4 images are at most 3 apart, not 4; make more"),
+        ({"rank_gap": 4}, "Ranks of 4 images are at most 3 apart, not 4; raise"),
         ({"rank_gap": 0}, "rank_gap is 0"),
         ({"pairs_per_prompt": 0}, "pairs_per_prompt is 0"),
         ({"weights": [1.0, 2.0]}, "There are 2 `weights` for 1 judges"),

@@ -56,7 +56,7 @@ def test_the_table_holds_what_the_reference_says(
         for weight in backbone.parameters():
             if weight.requires_grad:
                 weight += (0.2 if lora else 0.01) * torch.randn_like(weight)
-    module = DiffusionDPO(backbone, AdamW(1e-3), 5000.0).eval()
+    module = DiffusionDPO(backbone, AdamW(1e-3), beta=5000.0).eval()
     module_data = reading(cached, tables)
     seen = []
     loader = module_data.train_dataloader()
@@ -84,7 +84,7 @@ def test_held_out_pairs_have_the_draws_of_validation(
     cached: str, tables: tuple[str, str], tiny_folder: str
 ) -> None:
     """With the table's seed they are those of a validation without any table."""
-    module = DiffusionDPO(StableDiffusion(tiny_folder), AdamW(1e-3), 5000.0).eval()
+    module = DiffusionDPO(StableDiffusion(tiny_folder), AdamW(1e-3), beta=5000.0).eval()
     plain = data(cached, validation=cached, seed=0).val_dataloader()
     for batch, other in zip(reading(cached, tables).val_dataloader(), plain, strict=True):
         assert batch.seeds.tolist() == other.seeds.tolist()
@@ -234,14 +234,18 @@ def test_other_weights_pairs_and_methods_are_refused(
     plain = cache(frozen(tiny_folder), shards, tmp_path / "plain")
     with pytest.raises(SystemExit, match="were computed on other pairs, or on pairs that"):
         main(small(tiny_folder, plain, tables, tmp_path / "run"))
-    with pytest.raises(InputError, match="holds no reference errors"):
+    with pytest.raises(InputError, match="has no reference errors"):
         reading(cached, (str(tmp_path), tables[1]))
     module = SPINDiffusion(
-        StableDiffusion(tiny_folder), AdamW(1e-3), 2000.0, True, Sampling(2, 1.0, 1.0)
+        StableDiffusion(tiny_folder),
+        AdamW(1e-3),
+        beta=2000.0,
+        exact=True,
+        sampling=Sampling(2, 1.0, 1.0),
     )
     assert not module.takes_reference_errors
     exact = ["--model", "SPINDiffusion", "--model.exact", "true"]
-    with pytest.raises(SystemExit, match="SPINDiffusion asks its reference for other things"):
+    with pytest.raises(SystemExit, match="SPINDiffusion needs more of its reference"):
         main(small(tiny_folder, cached, tables, tmp_path / "run", *exact))
 
 

@@ -59,7 +59,9 @@ def generate(folder: str, output: Path, **options: object) -> list[Sample]:
     backbone = StableDiffusion(folder, reference="none")
     model = DiptychGenerator(backbone, str(output), **settings | options)
     trainer = Trainer(accelerator="cpu", devices=1, callbacks=[], **QUIET)
-    trainer.predict(model, PromptGroups(Texts(TEXTS), 3, seed=1), return_predictions=False)
+    trainer.predict(
+        model, PromptGroups(Texts(TEXTS), group_size=3, seed=1), return_predictions=False
+    )
     reader = ShardReader(read_index(str(output)))
     return [reader(s, n) for s, count in enumerate(reader.counts) for n in range(count)]
 

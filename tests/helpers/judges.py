@@ -11,6 +11,16 @@ from lit_prefopt.judges import Judge
 
 TEXTS, SEEDS = ["a cat", "two dogs"], torch.tensor([3, 8])
 
+SMALL_SPO = {
+    "beta": 10.0,
+    "eps": 0.1,
+    "candidates": 2,
+    "first": 1,
+    "inner": 0,
+    "threshold": 0.0,
+}
+"""Settings of a small SPO, but for judge and sampling."""
+
 
 class Brightness(Judge):
     """The brighter the better; it notes what it was asked."""

@@ -29,7 +29,7 @@ def main(shards: str, output: str, checkpoint: str | None = None) -> None:
         enable_progress_bar=False,
     )
     recorder = Recorder()
-    data = PairShards(shards, 2, 8, validation=shards, workers=1, seed=1)
+    data = PairShards(shards, 2, resolution=8, validation=shards, workers=1, seed=1)
     trainer.fit(recorder, data, ckpt_path=checkpoint, weights_only=True)
     held_out = [key for batch in recorder.held_out for key in batch.keys]
     seen = {"trained": seen_keys(recorder), "held_out": held_out}

@@ -23,7 +23,12 @@ def main(folder: str, pipeline: str, clip: str) -> None:
     backbone = StableDiffusion(pipeline, reference="none")
     times = (0, 500)
     module = StepAwarePreference(
-        backbone, SGD(0.1), clip, None, guidance=3.0, validation_timesteps=times
+        backbone,
+        SGD(0.1),
+        pretrained=clip,
+        processor=None,
+        guidance=3.0,
+        validation_timesteps=times,
     )
     module.clip.load_state_dict(torch.load(Path(folder) / "start.pt", weights_only=True))
     rank = int(os.environ["RANK"])

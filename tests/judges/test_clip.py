@@ -103,14 +103,14 @@ def test_a_file_of_another_model_is_refused(folder: str, tmp_path: Path) -> None
 
 
 def test_what_is_no_clip_is_refused(folder: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere holds no CLIP .*--config configs/toy/clip.yaml"):
+    with pytest.raises(InputError, match="nowhere has no CLIP .*--config configs/toy/clip.yaml"):
         CLIPJudge(str(tmp_path / "nowhere")).clip  # noqa: B018
     tokenizer = tiny_tokenizer(tmp_path / "text")
     CLIPTextModel(tiny_text_config(tokenizer)).save_pretrained(tmp_path / "text")
-    with pytest.raises(InputError, match="text holds no CLIP that can be loaded"):
+    with pytest.raises(InputError, match="text has no CLIP that can be loaded"):
         CLIPJudge(str(tmp_path / "text")).clip  # noqa: B018
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty holds no tokenizer .*it knows no words"):
+    with pytest.raises(InputError, match="empty has no tokenizer .*its vocabulary is empty"):
         CLIPJudge(folder, str(tmp_path / "empty")).tokenizer  # noqa: B018
-    with pytest.raises(InputError, match="text holds no image processor"):
+    with pytest.raises(InputError, match="text has no image processor"):
         CLIPJudge(folder, str(tmp_path / "text")).image_processor  # noqa: B018

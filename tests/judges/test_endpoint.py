@@ -155,20 +155,20 @@ def test_passing_faults_are_asked_again() -> None:
 
 
 NONSENSE = {
-    "html": ((200, b"<html>"), r"answered '<html>', which is no JSON with `scores`"),
-    "list": ((200, b"[1, 2, 3]"), r"which is no JSON with `scores`"),
-    "none": ((200, b'{"scores": null}'), r"which is no JSON with `scores`"),
-    "empty": ((200, b""), r"answered '', which is no JSON"),
-    "deep": ((200, b"[" * 100_000), r"which is no JSON with `scores`"),
-    "text": ((200, b'{"scores": "abc"}'), r"gave 0 numbers for 3 images"),
-    "words": ((200, b'{"scores": [1, "2", true]}'), r"gave 1 numbers for 3 images"),
-    "few": (good(2), r"gave 2 numbers for 3 images"),
-    "many": (good(4), r"gave 4 numbers for 3 images"),
-    "nan": ((200, b'{"scores": [1, NaN, 2]}'), r"gave a score that is not finite"),
-    "infinite": ((200, b'{"scores": [1, 2, -Infinity]}'), r"gave a score that is not finite"),
-    "huge": ((200, b'{"scores": [1, 2, 1e200]}'), r"gave a score that is not finite"),
-    "not-found": ((404, b"{}"), r"answered with status 404"),
-    "refused": ((400, b"{}"), r"answered with status 400"),
+    "html": ((200, b"<html>"), r"returned '<html>', which is not JSON with `scores`"),
+    "list": ((200, b"[1, 2, 3]"), r"which is not JSON with `scores`"),
+    "none": ((200, b'{"scores": null}'), r"which is not JSON with `scores`"),
+    "empty": ((200, b""), r"returned '', which is not JSON"),
+    "deep": ((200, b"[" * 100_000), r"which is not JSON with `scores`"),
+    "text": ((200, b'{"scores": "abc"}'), r"returned 0 numbers for 3 images"),
+    "words": ((200, b'{"scores": [1, "2", true]}'), r"returned 1 numbers for 3 images"),
+    "few": (good(2), r"returned 2 numbers for 3 images"),
+    "many": (good(4), r"returned 4 numbers for 3 images"),
+    "nan": ((200, b'{"scores": [1, NaN, 2]}'), r"returned a score that is not finite"),
+    "infinite": ((200, b'{"scores": [1, 2, -Infinity]}'), r"returned a score that is not finite"),
+    "huge": ((200, b'{"scores": [1, 2, 1e200]}'), r"returned a score that is not finite"),
+    "not-found": ((404, b"{}"), r"returned status 404"),
+    "refused": ((400, b"{}"), r"returned status 400"),
 }
 
 
@@ -185,7 +185,7 @@ def test_nonsense_is_refused_at_once(case: str) -> None:
 
 def test_redirects_are_not_followed() -> None:
     with answering(good()) as (other, asked), answering((302, other.encode())) as (url, _):
-        with pytest.raises(InputError, match=r"answered with status 302"):
+        with pytest.raises(InputError, match=r"returned status 302"):
             ask(url)
         assert not asked
 
@@ -218,7 +218,7 @@ def test_time_outs() -> None:
 
     for fault in (slow, trickle):
         with answering(fault) as (url, asked):
-            with pytest.raises(InputError, match=r"did not answer \(.*\): look at the"):
+            with pytest.raises(InputError, match=r"did not respond \(.*\): check the"):
                 ask(url, timeout=0.2, retries=1)
             assert len(asked) == 2
 
@@ -240,14 +240,14 @@ def test_a_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_cannot_be_an_address() -> None:
     for url in ("file:///etc/passwd", "localhost:8000", "http://", "ftp://host/"):
-        with pytest.raises(InputError, match="is no address of a judge"):
+        with pytest.raises(InputError, match="is not a judge.s address"):
             Endpoint(url)
-    with pytest.raises(InputError, match="judge at host holds a password") as error:
+    with pytest.raises(InputError, match="judge at host contains a password") as error:
         Endpoint("http://me:secret@host/")
     assert "secret" not in str(error.value)
     with pytest.raises(InputError, match="timeout is 0"):
         Endpoint("http://127.0.0.1:1", timeout=0)
-    with pytest.raises(InputError, match=r"did not answer"):
+    with pytest.raises(InputError, match=r"did not respond"):
         Endpoint("http://127.0.0.1:1", retries=1, pause=0.01).prepare()
 
 
@@ -255,7 +255,7 @@ def test_the_example_refuses_bad_batches() -> None:
     with running(JudgeServer(Bright())) as url:
         judge = Endpoint(url, retries=0)
         for texts, images in ((["a"], []), (["a"], ["no base64!"]), (["a"], ["AAAA"])):
-            with pytest.raises(InputError, match="answered with status 400"):
+            with pytest.raises(InputError, match="returned status 400"):
                 judge._request_scores(texts, images, None)
         assert judge.score(torch.zeros(1, 3, 8, 8), ["a"]).tolist() == pytest.approx([1], abs=0.01)
 
@@ -274,5 +274,5 @@ def test_a_server_that_dies_stops_the_run_with_a_sentence() -> None:
         assert judge.score(image, [scene.caption()]).item() > 0.9
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with pytest.raises(InputError, match=r"did not answer .*run again when it scores"):
+        with pytest.raises(InputError, match=r"did not respond .*run again when it works"):
             judge.score(image, [scene.caption()])

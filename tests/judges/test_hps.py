@@ -95,7 +95,9 @@ def test_the_longer_side_counts_and_the_rest_is_black() -> None:
 def test_what_is_no_hps_is_refused(small: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no file .*none.pt: name the weights, which hu"):
         HPSv2(str(tmp_path / "none.pt"), pretrained=small).prepare()
-    with pytest.raises(InputError, match=r"HPS_v2_compressed.pt of huggingface.co/xswu/HPSv2 cann"):
+    with pytest.raises(
+        InputError, match=r"HPS_v2_compressed.pt of huggingface.co/xswu/HPSv2 is not"
+    ):
         HPSv2(version="v2", pretrained=small).prepare()
     state = open_clip_weights()
     del state["ln_final.bias"]
@@ -114,7 +116,7 @@ def test_what_is_no_hps_is_refused(small: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"list.pt cannot be read as weights"):
         HPSv2(str(tmp_path / "list.pt"), pretrained=small).prepare()
     torch.save(open_clip_weights(), tmp_path / "whole.pt")
-    with pytest.raises(InputError, match=r"nowhere holds no CLIP"):
+    with pytest.raises(InputError, match=r"nowhere has no CLIP"):
         HPSv2(str(tmp_path / "whole.pt"), pretrained=str(tmp_path / "nowhere")).prepare()
 
 

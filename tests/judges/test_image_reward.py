@@ -118,10 +118,12 @@ def test_long_prompts_are_cut(words: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_image_reward_is_refused(words: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ImageReward.pt of huggingface.co/THUDM/ImageReward can"):
+    with pytest.raises(
+        InputError, match=r"ImageReward.pt of huggingface.co/THUDM/ImageReward is not"
+    ):
         ImageReward(tokenizer=words).prepare()
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match=r"other.pt is no ImageReward \(without 'blip.visual_enc"):
+    with pytest.raises(InputError, match=r"other.pt is not ImageReward \(without 'blip.visual_enc"):
         ImageReward(str(tmp_path / "other.pt"), words).prepare()
     state = image_reward_weights()
     del state["blip.text_encoder.encoder.layer.1.crossattention.self.key.weight"]
@@ -132,8 +134,8 @@ def test_what_is_no_image_reward_is_refused(words: str, tmp_path: Path) -> None:
     name = "blip.text_encoder.embeddings.word_embeddings.weight"
     state[name] = state[name][: WORDS // 2]
     torch.save(state, tmp_path / "few.pt")
-    with pytest.raises(InputError, match=r"holds no tokenizer .*it knows 34 tokens, and the model"):
+    with pytest.raises(InputError, match=r"has no tokenizer .*it has 34 tokens, and the model"):
         ImageReward(str(tmp_path / "few.pt"), words).prepare()
     torch.save(image_reward_weights(), tmp_path / "whole.pt")
-    with pytest.raises(InputError, match=r"nowhere holds no tokenizer"):
+    with pytest.raises(InputError, match=r"nowhere has no tokenizer"):
         ImageReward(str(tmp_path / "whole.pt"), str(tmp_path / "nowhere")).prepare()

@@ -115,9 +115,9 @@ def test_measured_calibration(shards: str) -> None:
         ({"judges": []}, "A mixture needs judges"),
         ({"judges": [Bright()], "weights": [1.0, 2.0]}, "There are 2 `weights` for 1 judges"),
         ({"judges": [Bright()], "weights": [-1.0]}, "weights is -1.0"),
-        ({"judges": [Bright()], "means": [1.0]}, "by their means and deviations: state both"),
+        ({"judges": [Bright()], "means": [1.0]}, "needs means and deviations: give both"),
         ({"judges": [Bright()], "means": [1.0], "deviations": [0.0]}, "deviations is 0.0"),
-        ({"judges": [Bright()], "means": [1.0, 2.0], "deviations": [1.0]}, "a number for each"),
+        ({"judges": [Bright()], "means": [1.0, 2.0], "deviations": [1.0]}, "one number for each"),
         ({"judges": [Bright()]}, "name pair shards as `measured_on`"),
     ],
 )
@@ -127,14 +127,14 @@ def test_bad_mixtures(arguments: dict[str, Any], said: str) -> None:
 
 
 def test_what_shows_only_when_it_scores(shards: str) -> None:
-    with pytest.raises(InputError, match="Broken gave .* 4 of them no number"):
+    with pytest.raises(InputError, match="Broken returned .* 4 of them not finite"):
         WeightedJudges([Bright(), Broken()]).score(IMAGES, TEXTS)
 
     class Same(Judge):
         def score(self, images: Tensor, *_: Any) -> Tensor:
             return torch.ones(len(images))
 
-    with pytest.raises(InputError, match="a judge says the same of all"):
+    with pytest.raises(InputError, match="A judge has equal scores for all"):
         CalibratedJudges([Same()], measured_on=shards).score(IMAGES, TEXTS)
     with pytest.raises(InputError):
         CalibratedJudges([Bright()], measured_on="nowhere").prepare()
@@ -148,7 +148,7 @@ def test_a_metric_is_the_mean_of_all_that_it_was_shown() -> None:
     metric.reset()
     metric.update(IMAGES[:1].bfloat16(), TEXTS[:1])
     assert metric.compute().item() == -1
-    with pytest.raises(InputError, match="Broken gave"):
+    with pytest.raises(InputError, match="Broken returned"):
         JudgeMetric(Broken()).update(IMAGES, TEXTS)
 
 

@@ -291,5 +291,5 @@ def test_a_judge_that_gives_nonsense(make: Make) -> None:
         def score(self, images: Tensor, texts: Sequence[str], t: Tensor | None = None) -> Tensor:
             return torch.full((len(images),), torch.nan)
 
-    with pytest.raises(InputError, match="mend the judge"):
+    with pytest.raises(InputError, match="fix the judge"):
         make(judge=Broken()).training_step(batch(2), 0)

@@ -222,8 +222,16 @@ def test_what_does_not_go_together_is_refused(
             dpo(lcm(), w=w)
     with pytest.raises(InputError, match="delta is 0"):
         dpo(lcm(), delta=0.0)
-    with pytest.raises(InputError, match="no reverse steps"):
+    with pytest.raises(InputError, match="reverse steps of a consistency model have no density"):
         Rollout(lcm(), Sampling(steps=4, eta=1.0))
-    other = DiffusionDPO(lcm(), AdamW(1e-3), 5000.0)
+    other = DiffusionDPO(lcm(), AdamW(1e-3), beta=5000.0)
     with pytest.raises(InputError, match="no denoising error"):
         loss_of(other)
+
+
+def test_a_teacher_needs_a_guidance_scale(lcm: Make) -> None:
+    backbone = lcm()
+    prompt = backbone.embed(["a cat"])
+    t = torch.tensor([999])
+    with pytest.raises(InputError, match="guidance scale per prompt: give it as"):
+        backbone.teacher_step(torch.zeros(1, 4, 8, 8), t, t - 20, prompt)

@@ -63,5 +63,5 @@ def test_the_stage_is_logged(recipe: list[str], stages: Path, tmp_path: Path) ->
 
 
 def test_pairs_without_stages_are_refused(recipe: list[str]) -> None:
-    with pytest.raises(SystemExit, match="CurriculumDPO learns from pairs in stages: give `--data"):
+    with pytest.raises(SystemExit, match="CurriculumDPO trains on pairs in stages: give `--data"):
         main(["fit", *recipe, "--model", "CurriculumDPO"])

@@ -234,8 +234,8 @@ def test_step_zero(make, family, lora: LoRA | None, tiny_folder: str, tiny_xl_fo
 
 def test_discounted_offline_timesteps(backbone: StableDiffusion) -> None:
     """With gamma below 1, Diffusion-DPO draws noisy timesteps more often; 1 changes nothing."""
-    plain = DiffusionDPO(backbone, AdamW(1e-3), 5000.0)
-    tilted = DiffusionDPO(backbone, AdamW(1e-3), 5000.0, gamma=0.9)
+    plain = DiffusionDPO(backbone, AdamW(1e-3), beta=5000.0)
+    tilted = DiffusionDPO(backbone, AdamW(1e-3), beta=5000.0, gamma=0.9)
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     assert torch.equal(plain.draw_timesteps(u), (u * 1000).long())
     drawn = tilted.draw_timesteps(u)
@@ -252,8 +252,8 @@ def test_discounted_offline_timesteps(backbone: StableDiffusion) -> None:
         ({"gamma": 0.0}, "gamma is 0.0; give a number above 0 up to 1"),
         ({"gamma": 1.1}, "gamma is 1.1; give a number above 0 up to 1"),
         ({"sampling": Sampling(steps=4, eta=0.0)}, "deterministic sampler"),
-        ({"kept": 6}, "6 kept of 5 trajectories cannot be"),
-        ({"sides": 1}, "1 sides out of 3 kept"),
+        ({"kept": 6}, "`kept` 6 and `trajectories` 5: set 2 <= `sides`"),
+        ({"sides": 1}, "`sides` is 1, `kept` 3"),
     ],
 )
 def test_bad_settings(backbone: StableDiffusion, change: dict, sentence: str) -> None:
@@ -262,11 +262,11 @@ def test_bad_settings(backbone: StableDiffusion, change: dict, sentence: str) ->
 
 
 def test_one_trajectory_has_no_rival(backbone: StableDiffusion) -> None:
-    with pytest.raises(InputError, match="at least 2 sides"):
+    with pytest.raises(InputError, match="trajectories is 1; give a number from 2"):
         d3po(backbone, trajectories=1)
 
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0], [float("nan")] * 3])
 def test_a_judge_that_gives_nonsense(backbone: StableDiffusion, scores: list[float]) -> None:
-    with pytest.raises(InputError, match="mend the judge"):
+    with pytest.raises(InputError, match="fix the judge"):
         dense(backbone, judge=Broken(scores)).collect(TEXTS, SEEDS)

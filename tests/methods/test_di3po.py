@@ -91,7 +91,7 @@ def test_a_run_learns_inside_the_masks(tiny_folder: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--data.flip", "true"], "must not be mirrored"),
+        (["--data.flip", "true"], "would mirror the text"),
         (["--model.masked", "true"], "no pair of a batch has a mask.png"),
     ],
 )

@@ -14,6 +14,8 @@ from torch import Tensor
 from lit_prefopt import losses
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.backbones.unet import UNetBackbone
+from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO, SupervisedFineTuning
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import AdamW
@@ -43,7 +45,7 @@ def any_backbone(
 
 
 def dpo(backbone: StableDiffusion, beta: float = 5000.0, **options: object) -> DiffusionDPO:
-    return DiffusionDPO(backbone, AdamW(1e-3), beta, **options)
+    return DiffusionDPO(backbone, AdamW(1e-3), beta=beta, **options)
 
 
 def one_step(module: PreferenceDiffusionModule, lr: float = 1e-3) -> None:
@@ -216,3 +218,30 @@ def test_ranked_lists_pass(backbone: StableDiffusion) -> None:
     ratios = module.log_ratios(pairs)
     assert ratios.values.shape == (3, 3)
     assert module.losses(ratios, pairs).shape == (3,)
+
+
+class WithoutErrors(DiffusionDPO):
+    """A method whose log-ratios come without errors."""
+
+    def log_ratios(self, pairs: Pairs) -> LogRatios:
+        return super().log_ratios(pairs)._replace(policy_error=None, overlap=None)
+
+
+@pytest.mark.parametrize("option", ["anchor", "chosen_protection"])
+def test_losses_that_need_errors_say_so(backbone: StableDiffusion, option: str) -> None:
+    module = WithoutErrors(backbone, AdamW(1e-3), beta=1.0, **{option: 0.5})
+    with pytest.raises(InputError, match=f"`{option}` needs `policy_error`.*`log_ratios`"):
+        module.training_step(image_pairs(), 0)
+    plain = WithoutErrors(backbone, AdamW(1e-3), beta=1.0)
+    assert math.isfinite(plain.training_step(image_pairs(), 0))
+
+
+def test_a_subclass_keeps_the_cache_of_reference_errors() -> None:
+    assert WithoutErrors.takes_reference_errors
+
+
+def test_options_go_by_name(backbone: StableDiffusion) -> None:
+    with pytest.raises(TypeError, match="beta"):
+        DiffusionDPO(backbone, AdamW(1e-3), 1.0)
+    with pytest.raises(TypeError, match="betta"):
+        DiffusionDPO(backbone, AdamW(1e-3), beta=1.0, betta=1.0)

@@ -181,3 +181,10 @@ def test_data_from_the_opponent_leave_nothing_to_learn(backbone: StableDiffusion
 def test_without_noise_a_step_has_no_density(backbone: StableDiffusion) -> None:
     with pytest.raises(InputError, match="eta"):
         spin(backbone, exact=True, sampling=Sampling(steps=2, eta=0.0))
+
+
+@pytest.mark.parametrize("option", [{"anchor": 0.1}, {"chosen_protection": 0.5}, {"gamma": 0.9}])
+def test_exact_steps_have_no_errors(backbone: StableDiffusion, option: dict[str, float]) -> None:
+    spin(backbone, **option)
+    with pytest.raises(InputError, match="`exact` compares steps.*set `exact` to false"):
+        spin(backbone, exact=True, **option)

@@ -173,7 +173,7 @@ def test_a_clipped_ratio_pulls_no_more(backbone: StableDiffusion) -> None:
     ("change", "sentence"),
     [
         ({"sampling": Sampling(steps=4, eta=0.0)}, "deterministic sampler"),
-        ({"candidates": 1}, "has no rival"),
+        ({"candidates": 1}, "set it to 2 or more"),
         ({"first": 4}, "does not fit into 4 steps"),
     ],
 )
@@ -184,5 +184,5 @@ def test_bad_settings(backbone: StableDiffusion, change: dict, sentence: str) ->
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0], [float("nan")] * 6])
 def test_a_judge_that_gives_nonsense(backbone: StableDiffusion, scores: list[float]) -> None:
-    with pytest.raises(InputError, match="mend the judge"):
+    with pytest.raises(InputError, match="fix the judge"):
         spo(backbone, judge=Broken(scores)).collect(TEXTS, SEEDS)

@@ -64,10 +64,10 @@ def broken_pictures(folder: Path) -> dict[str, str]:
     return {
         "cut.jpg": "cannot be decoded (image file is truncated",
         "cut.png": "cannot be decoded",
-        "cut.webp": "is no png, jpg or webp image",
-        "text.png": "is no png, jpg or webp image",
-        "empty.png": "is no png, jpg or webp image",
-        "folder.png": "is no file",
+        "cut.webp": "is not a png, jpg or webp image",
+        "text.png": "is not a png, jpg or webp image",
+        "empty.png": "is not a png, jpg or webp image",
+        "folder.png": "is not a regular file",
         "wide.png": "is too large with 1000000 x 4 pixels",
         "gone.png": "cannot be read (No such file or directory)",
     }
@@ -99,23 +99,23 @@ def test_a_broken_image_of_a_list_costs_only_its_own_pairs(source: Path, tmp_pat
         ({"prompt": "a cat", "chosen": "1.png"}, "line 1 has no image under 'rejected'"),
         ({"prompt": "a cat", "rejected": "1.png"}, "line 1 has no image under 'chosen'"),
         ({"prompt": "a cat", "jpg_0": "1.png", "label": 1}, "no image under 'jpg_1' or 'image_1'"),
-        ({"prompt": "a cat", "chosen": 1, "rejected": 2}, "neither by path nor by bytes"),
-        (pair() | {"chosen": "\ud800.png"}, "neither by path nor by bytes"),
-        (pair() | {"chosen": "a\0.png"}, "neither by path nor by bytes"),
+        ({"prompt": "a cat", "chosen": 1, "rejected": 2}, "neither a path nor bytes"),
+        (pair() | {"chosen": "\ud800.png"}, "neither a path nor bytes"),
+        (pair() | {"chosen": "a\0.png"}, "neither a path nor bytes"),
         (pair() | {"chosen": "https://a.b/c.png"}, "remote image https://a.b/c.png; download it"),
         ({**ranked(), "images": "1.png"}, "has no list of images under 'images'"),
         (ranked(), "no order under 'ranking', 'scores', 'votes'"),
-        (ranked(ranking=[1, 2]), "not one number for each of 4 images under 'ranking'"),
-        (ranked(scores=[1, 2, 3, float("nan")]), "not one number for each of 4 images"),
+        (ranked(ranking=[1, 2]), "not have one number for each of 4 images under 'ranking'"),
+        (ranked(scores=[1, 2, 3, float("nan")]), "not have one number for each of 4 images"),
         (ranked(ranking=[1, 2, 3, 4], opinions=[[1, 2]]), "images under 'opinions'"),
         ({"prompt": "a", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": 2}, "has the label 2,"),
-        ([1], "is no mapping"),
+        ([1], "is not a mapping"),
     ],
 )
 def test_broken_records_are_named_and_the_conversion_goes_on(
     source: Path, tmp_path: Path, record: object, message: str
 ):
-    with pytest.raises(InputError, match=f"gives no pair: 1 broken; .*{message}"):
+    with pytest.raises(InputError, match=f"has no usable pair: 1 broken; .*{message}"):
         convert(write(source, record), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     summary = convert(write(source, record, pair()), str(tmp_path / "out"))
@@ -129,7 +129,7 @@ def test_bytes_that_are_no_utf8_cost_one_record(source: Path, tmp_path: Path):
     summary = convert(str(source), str(tmp_path / "out"))
     assert summary.pairs == 1
     assert "line 1 has a text that is not UTF-8" in summary.broken.names[0]
-    assert "line 3 is no JSON" in summary.broken.names[1]
+    assert "line 3 is not JSON" in summary.broken.names[1]
     assert "\\udcff.png cannot be read" in summary.broken.names[2]
 
 
@@ -205,7 +205,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(source: Path, tmp_path: Pa
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(InputError, match="cannot be written .*free some space"):
+        with pytest.raises(InputError, match="cannot be written .*free disk space"):
             convert(str(source), str(tmp_path / "out"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -63,7 +63,7 @@ def test_broken_samples_get_their_place(make_shards: Maker, tmp_path: Path):
 
 
 def test_bad_wishes_are_refused(shards: str, tmp_path: Path):
-    with pytest.raises(InputError, match="let it end in .png, .jpg or .webp"):
+    with pytest.raises(InputError, match="use .png, .jpg or .webp"):
         preview(shards, str(tmp_path / "sheet.txt"))
     with pytest.raises(InputError, match="count is 0"):
         preview(shards, str(tmp_path / "sheet.png"), count=0)

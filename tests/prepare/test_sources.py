@@ -109,7 +109,7 @@ def test_broken_rows_of_a_table_are_named(source: Path, tmp_path: Path):
     )
     summary = convert(str(path), str(tmp_path / "out"))
     assert summary.pairs == 1
-    reasons = ("has no image under 'rejected'", "has 4 cells", "not UTF-8", "is no row")
+    reasons = ("has no image under 'rejected'", "has 4 cells", "not UTF-8", "is not a valid row")
     assert [r in n for r, n in zip(reasons, summary.broken.names, strict=True)] == [True] * 4
     assert "table.csv, line 3" in summary.broken.names[0]
 
@@ -140,7 +140,9 @@ def test_broken_parquet_is_named(source: Path, tmp_path: Path):
     with pytest.raises(InputError, match="cannot be read as parquet"):
         convert(str(path), str(tmp_path / "out"))
     pq.write_table(pa.table({"words": ["a cat"], "left": [b""]}), path)
-    with pytest.raises(InputError, match="has the columns words, left and none that is looked for"):
+    with pytest.raises(
+        InputError, match="has the columns words, left and none of the expected ones"
+    ):
         convert(str(path), str(tmp_path / "out"))
     data = path.read_bytes()
     path.write_bytes(data.replace(b"words", b"\xff\xfe\xfdds"))
@@ -194,12 +196,12 @@ def test_broken_tars_are_named(tmp_path: Path):
     (folder / "3.tar").write_bytes((folder / "0.tar").read_bytes()[: 512 * 10 + 100])
     summary = convert(str(folder), str(tmp_path / "out"))
     assert sides(tmp_path / "out") == CATS[:1]
-    assert "1.tar breaks off after its beginning" in summary.broken.names[0]
+    assert "1.tar is truncated after its beginning" in summary.broken.names[0]
     assert "2.tar/third has a text that is not UTF-8" in summary.broken.names[1]
-    assert "3.tar breaks off" in summary.broken.names[-1]
+    assert "3.tar is truncated" in summary.broken.names[-1]
     with tarfile.open(folder / "0.tar", "w:gz") as tar:
         add(tar, "x.txt", b"x")
-    with pytest.raises(InputError, match="cannot be read as a tar .*unpacked"):
+    with pytest.raises(InputError, match="cannot be read as a tar .*decompress"):
         convert(str(folder / "0.tar"), str(tmp_path / "none"))
 
 
@@ -236,14 +238,14 @@ def test_what_is_missing_in_a_folder_is_named(tmp_path: Path):
     summary = convert(str(folder), str(tmp_path / "out"))
     assert sides(tmp_path / "out") == CATS[:1]
     reasons = ("bird has no image under 'rejected'", "cow has no image under 'chosen'")
-    reasons += ("dog has several chosen images", "hen has no text")
+    reasons += ("dog has more than one chosen image", "hen has no text")
     assert [r in n for r, n in zip(reasons, summary.broken.names, strict=True)] == [True] * 4
 
 
 def test_formats_are_named_where_the_ending_does_not_tell(source: Path, tmp_path: Path):
     strange = tmp_path / "pairs.data"
     strange.write_text(json.dumps(pair()))
-    with pytest.raises(InputError, match="name it, for example --format jsonl"):
+    with pytest.raises(InputError, match="name its format, for example --format jsonl"):
         convert(str(strange), str(tmp_path / "out"))
     assert convert(str(strange), str(tmp_path / "out"), format="jsonl").pairs == 1
 
@@ -254,7 +256,7 @@ def test_formats_are_named_where_the_ending_does_not_tell(source: Path, tmp_path
         ("gone.jsonl", "gone.jsonl cannot be read .no such file"),
         ("gone-*.jsonl", "cannot be read .no such file"),
         ("{broken.jsonl", "cannot be read .no such file"),
-        ("", "holds neither chosen/ and rejected/ nor parquet nor tar files"),
+        ("", "contains neither chosen/ and rejected/ nor parquet nor tar files"),
     ],
 )
 def test_missing_sources_are_refused(tmp_path: Path, name: str, message: str):
@@ -269,9 +271,9 @@ def test_json_that_breaks_off_costs_the_rest(
     one.write_text(json.dumps([pair(1, 2), pair(2, 3)])[:-9])
     summary = convert(str(one), str(tmp_path / "out"))
     assert sides(tmp_path / "out") == CATS[:1]
-    assert "one.json, record 2 is no JSON from '{" in summary.broken.names[0]
+    assert "one.json, record 2 is not JSON from '{" in summary.broken.names[0]
     monkeypatch.setattr(tables_module, "CHUNK", 2)  # what never ends is not read to the end
     one.write_text('["' + "x" * 1000)
-    with pytest.raises(InputError, match="gives no pair: 1 broken; .*is no JSON from '\"xxx"):
+    with pytest.raises(InputError, match="has no usable pair: 1 broken; .*is not JSON from '\"xxx"):
         convert(str(one), str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()

@@ -138,7 +138,9 @@ def test_broken_pairs_are_named_and_left_out(tmp_path: Path):
     source = pairs(tmp_path / "in", *scored(0.1, 0.2, 0.3, 0.4, 0.5), broken=1)
     made = split_into_stages(source, str(tmp_path / "out"), stages=2, by="gap")
     assert numbers(tmp_path / "out") == [[3, 4], [0, 2]]
-    assert made.broken.names == ["pairs-000000.tar/000000001: chosen is no png, jpg or webp image"]
+    assert made.broken.names == [
+        "pairs-000000.tar/000000001: chosen is not a png, jpg or webp image"
+    ]
     with pytest.raises(InputError, match="Broken: 1 of 5 pairs, more than the 0.0"):
         split_into_stages(source, str(tmp_path / "no"), stages=2, by="gap", broken_share=0.0)
 
@@ -150,9 +152,9 @@ RANKED = {"rank_gap": 1, "images": 4}
     ("metas", "options", "sentence"),
     [
         ([{}], {}, "000000000 has no `rank_gap` and `images` in its .json; generate ranked pairs"),
-        ([{"rank_gap": 4, "images": 4}], {}, "rank_gap 4 among 4 images, where it lies from 1"),
-        ([{"rank_gap": True, "images": 4}], {}, "rank_gap True among 4"),
-        ([{"rank_gap": "1", "images": 4}], {}, "rank_gap '1' among 4"),
+        ([{"rank_gap": 4, "images": 4}], {}, "rank_gap 4 for 4 images, but it must be between"),
+        ([{"rank_gap": True, "images": 4}], {}, "rank_gap True for 4"),
+        ([{"rank_gap": "1", "images": 4}], {}, "rank_gap '1' for 4 images"),
         ([{}], {"by": "gap"}, "neither `scores` of its chosen and rejected side nor a `gap`"),
         ([{"gap": float("nan")}], {"by": "gap"}, "neither `scores`"),
         ([{"gap": 10**400}], {"by": "gap"}, "neither `scores`"),
@@ -160,12 +162,12 @@ RANKED = {"rank_gap": 1, "images": 4}
         (
             [RANKED] * 3,
             {"stages": 2},
-            "stage-1 of 2 would hold no pair; take fewer `--stages` or more images of each prompt",
+            "stage-1 of 2 would be empty; use fewer `--stages` or more images of each prompt",
         ),
-        (scored(1, 2), {"by": "gap", "stages": 3}, "stage-3 of 3 would hold no pair.*more pairs"),
+        (scored(1, 2), {"by": "gap", "stages": 3}, "stage-3 of 3 would be empty.*more pairs"),
         (scored(1, 1), {"by": "gap", "stages": 2, "cut": "equal-spacing"}, "`--cut equal-counts`"),
         (scored(1, 1), {"by": "gap", "least": 2.0}, "None of 2 pairs is left: 2 .* `--least`"),
-        ([], {}, "hold no pair"),
+        ([], {}, "contain no pair"),
         ([RANKED], {"stages": 0}, "stages is 0"),
         ([RANKED], {"least": -1.0}, "least is -1"),
         ([RANKED], {"most": 0}, "most is 0"),
@@ -185,5 +187,7 @@ def test_the_command_and_a_folder_that_is_taken(tmp_path: Path, capsys: Any):
     main([*command, "--stages", "2"])
     assert numbers(tmp_path / "out") == [[1], [0]]
     assert "2 of 2 pairs" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="out exists and is not empty; remove it or name another"):
+    with pytest.raises(
+        SystemExit, match="out exists and is not empty; remove it or choose another"
+    ):
         main([*command, "--stages", "2"])

@@ -59,7 +59,7 @@ def test_ties_are_counted_and_dropped(source: Path, tmp_path: Path):
     assert (summary.pairs, summary.ties, summary.kept_ties) == (5, 3, 0)
     summary = convert(str(source), str(tmp_path / "two"), ties="drop", pairs="best-worst")
     assert (summary.pairs, summary.ties) == (2, 1)
-    with pytest.raises(ValueError, match="gives no pair: 1 ties"):
+    with pytest.raises(ValueError, match="has no usable pair: 1 ties"):
         convert(write(source, labelled(0.5)), str(tmp_path / "none"))
 
 

@@ -56,7 +56,7 @@ def test_good_shards_have_no_finding(make_shards: Maker, capsys: pytest.CaptureF
     assert (report.shards, report.samples, report.would_stop) == (4, 20, False)
     assert {row[1] for row in list(report.rows())[:7]} == {"0"}
     assert report.sizes.smallest_median_largest() == (10, 10, 10)
-    assert "A run would not stop here" in capsys.readouterr().out
+    assert "Training would not stop" in capsys.readouterr().out
 
 
 def test_a_missing_and_a_stale_index(make_shards: Maker):
@@ -81,12 +81,15 @@ def test_a_tar_that_the_index_does_not_know(make_shards: Maker):
     ("sample", "reason"),
     [
         (member("bad", chosen=picture(1, (64, 64), "JPEG")[:-40]), "chosen cannot be decoded"),
-        (member("bad", rejected=b"text"), "rejected is no png, jpg or webp image"),
+        (member("bad", rejected=b"text"), "rejected is not a png, jpg or webp image"),
         ({"bad.txt": b"a", "bad.chosen.png": picture(1)}, "has no rejected image"),
         (member("bad") | {"bad.txt": b"\xff"}, "has a prompt that is not UTF-8"),
-        (member("bad") | {"bad.json": b"{"}, "has a .json that is no JSON"),
-        (member("bad") | {"bad.mask.png": b"x"}, "mask is no png, jpg or webp image"),
-        (member("bad", meta={"label": 1.5}), "has the label 1.5, which is no number from 0 to 1"),
+        (member("bad") | {"bad.json": b"{"}, "has a .json that is not JSON"),
+        (member("bad") | {"bad.mask.png": b"x"}, "mask is not a png, jpg or webp image"),
+        (
+            member("bad", meta={"label": 1.5}),
+            "has the label 1.5, not a number from 0 to 1",
+        ),
         (member("bad", meta={"weight": -1}), "has the weight -1"),
         (member("bad", meta={"weight": "2"}), "has the weight '2'"),
     ],
@@ -165,7 +168,7 @@ def test_sizes(tmp_path: Path):
     report = validate(make(tmp_path / "shards", *good(1), wide), resolution=16)
     assert report.unequal.names == ["hand.tar/wide"]
     assert report.sizes.below(16) == 0.75
-    assert ("below 16 pixels", "75.0%", "of the images would be enlarged") in set(report.rows())
+    assert ("below 16 pixels", "75.0%", "of the images would be upscaled") in set(report.rows())
 
 
 def test_the_number_of_workers_changes_no_finding(tmp_path: Path):
@@ -185,7 +188,7 @@ def test_the_exit_code_tells_whether_a_run_would_stop(
     assert exit_.value.code == 1
     out = capsys.readouterr().out
     assert "pairs-000000.tar/000000000" in out
-    assert "A run would stop here" in out
+    assert "Training would stop" in out
     with pytest.raises(SystemExit, match="has no index.json"):
         main(["shards", "validate", "--shards", str(Path(bad).parent)])
 

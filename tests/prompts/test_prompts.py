@@ -72,33 +72,48 @@ def test_a_stated_column_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "column", "sentence"),
     [
-        ("a.txt", "\n \n", None, "a.txt holds no prompt; name a file or shards with some"),
-        ("a.json", "[]", None, "holds no prompt"),
-        ("a.json", "{}", None, "holds no prompt"),
-        ("a.csv", "prompt,id\n,3\n", "prompt", "has no 'prompt', but 'id': name the one"),
-        ("a.json", '[{"prompt": ""}]', None, "holds no prompt"),
-        ("a.csv", "", None, "holds no prompt"),
+        ("a.txt", "\n \n", None, "a.txt contains no prompt; name a file or shards with prompts"),
+        ("a.json", "[]", None, "contains no prompt"),
+        ("a.json", "{}", None, "contains no prompt"),
+        (
+            "a.csv",
+            "prompt,id\n,3\n",
+            "prompt",
+            "has no 'prompt', but 'id': set `column` to the one",
+        ),
+        ("a.json", '[{"prompt": ""}]', None, "contains no prompt"),
+        ("a.csv", "", None, "contains no prompt"),
         ("a.txt", "a fox\na m\u00fcller".encode("latin-1"), None, "a.txt, line 2, is not UTF-8"),
         ("a.json", '["a fox"]'.encode("utf-16"), None, "a.json, line 1, is not UTF-8"),
         ("a.tsv", "prompt\na fox".encode("utf-16-le"), None, "a.tsv, line 1, is not UTF-8"),
-        ("a.json", "a fox\n", None, "a.json is no JSON from 'a fox' on; mend the file"),
-        ("a.json", '["one", "two"', None, "a.json breaks off before its list ends; mend the file"),
-        ("a.json", '["one", {', None, "is no JSON from '{' on"),
+        ("a.json", "a fox\n", None, "a.json is not JSON from 'a fox' on; fix the file"),
+        ("a.json", '["one", "two"', None, "a.json ends before its list is closed; fix the file"),
+        ("a.json", '["one", {', None, "is not JSON from '{' on"),
         ("a.json", '["one", 2]', None, "record 2 is neither a text nor a mapping"),
-        ("a.jsonl", '{"prompt": "a"}\n{"pro', None, "a.jsonl, line 2 is no JSON"),
-        ("a.jsonl", '"a fox"', None, "line 1 is no mapping of names to values; mend the file"),
+        ("a.jsonl", '{"prompt": "a"}\n{"pro', None, "a.jsonl, line 2 is not JSON"),
+        ("a.jsonl", '"a fox"', None, "line 1 is not a mapping of names to values; fix the file"),
         ("a.csv", "prompt\na fox, red\n", None, "line 2 has 2 cells where the header names 1"),
-        ("a.json", '[{"prompt": ["a"]}]', None, "record 1 holds no text under 'prompt'"),
-        ("a.csv", "x,y\n1,2\n", None, "no 'prompt' or 'caption' or .*, but 'x', 'y': name the one"),
-        ("a.json", '[{"x": "1"}, {"y": 2}]', "x", "record 2 has no 'x', but 'y': name the one"),
+        ("a.json", '[{"prompt": ["a"]}]', None, "record 1 has no text under 'prompt'"),
+        (
+            "a.csv",
+            "x,y\n1,2\n",
+            None,
+            "no 'prompt' or 'caption' or .*, but 'x', 'y': set `column` to the one",
+        ),
+        (
+            "a.json",
+            '[{"x": "1"}, {"y": 2}]',
+            "x",
+            "record 2 has no 'x', but 'y': set `column` to the one",
+        ),
         ("a.jsonl", '{"prompt": "a"}\n{"x": 1}', None, "line 2 has no 'prompt' or .*, but 'x'"),
         ("a.json", '["half a letter: \\ud83d"]', None, "record 1 has a text that is not UTF-8"),
         ("a.json", '[{"prompt": "a", "Caption": "b"}]', None, "record 1 has 'prompt', 'Caption'"),
-        ("a.json", json.dumps({"1": RECORDS[0]}), None, "itself or hold one under 'caption'"),
+        ("a.json", json.dumps({"1": RECORDS[0]}), None, "itself or contain one under 'caption'"),
         ("a.json", '["a fox"]', "prompt", "record 1 is a text and has no 'prompt'"),
-        ("a.txt", "a fox", "prompt", "a.txt has no columns: leave `column` out"),
-        ("a.yaml", "- a fox", None, "a.yaml has an ending that tells no format of prompts"),
-        ("a", "a fox", None, "has an ending that tells no format"),
+        ("a.txt", "a fox", "prompt", "a.txt has no columns: omit `column`"),
+        ("a.yaml", "- a fox", None, "a.yaml has an unknown file extension"),
+        ("a", "a fox", None, "has an unknown file extension"),
     ],
 )
 def test_what_cannot_be_read_is_said(
@@ -129,7 +144,7 @@ def test_files_and_shards_at_a_url(tmp_path: Path, make_shards: Callable[..., st
         server.faults[name] = [503]
         assert PromptFile(f"{server.url}/{name}").texts() == TEXTS
         assert PromptFile(f"{server.url}/pairs").texts() == [f"prompt {i}" for i in range(5)]
-        with pytest.raises(InputError, match=rf"^{server.url}/broken.json is no JSON"):
+        with pytest.raises(InputError, match=rf"^{server.url}/broken.json is not JSON"):
             PromptFile(f"{server.url}/broken.json").texts()
         with pytest.raises(InputError, match=rf"There is no {server.url}/none.txt; check the addr"):
             PromptFile(f"{server.url}/none.txt").texts()
@@ -179,7 +194,7 @@ def test_a_sample_without_a_prompt_is_named(
 
 @pytest.mark.parametrize(
     ("header", "reason"),
-    [(b"000000000.", "sample 0, is no part of a tar"), (b"000000001.", "sample 1, has no prompt")],
+    [(b"000000000.", "sample 0, is not part of a tar"), (b"000000001.", "sample 1, has no prompt")],
 )
 def test_a_damaged_header_is_named(
     make_shards: Callable[..., str], header: bytes, reason: str
@@ -236,10 +251,12 @@ def test_a_column_of_categories_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text(SETS["parti.tsv"])
     found = PromptFile(str(tmp_path / "a.tsv"), category="Challenge").entries()
     assert [entry.category for entry in found] == ["Basic", "Colour", "Basic"]
-    with pytest.raises(InputError, match="no 'Style'.*as `category`, or leave it out"):
+    with pytest.raises(
+        InputError, match="no 'Style'.*set `category` to the one with the categories, or omit it"
+    ):
         PromptFile(str(tmp_path / "a.tsv"), category="Style").texts()
     (tmp_path / "a.txt").write_text("a red fox")
-    with pytest.raises(InputError, match="leave `category` out"):
+    with pytest.raises(InputError, match="omit `category`"):
         PromptFile(str(tmp_path / "a.txt"), category="Style").texts()
 
 

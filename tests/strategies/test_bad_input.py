@@ -62,7 +62,7 @@ def test_lightnings_deepspeed(
 @pytest.mark.parametrize("name", ["fsdp", "fsdp_cpu_offload", "FSDPStrategy"])
 def test_the_first_fsdp(name: str, recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = says(capsys, *recipe, "--trainer.strategy", name)
-    assert "frozen and trained ones lie side by side" in said
+    assert "frozen and trained weights are mixed" in said
     assert "`--trainer hardware/fsdp.yaml`" in said
 
 
@@ -73,24 +73,24 @@ def test_no_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_gpu(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "ZeRO wants CUDA GPUs" in says(capsys, *recipe, "--trainer", "hardware/zero2.yaml")
+    assert "ZeRO needs CUDA GPUs" in says(capsys, *recipe, "--trainer", "hardware/zero2.yaml")
 
 
 def test_parameters_of_stage_2_stay() -> None:
-    with pytest.raises(InputError, match="offload_parameters wants stage 3"):
+    with pytest.raises(InputError, match="offload_parameters needs stage 3"):
         ZeRO(stage=2, offload_parameters=True)
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "16-true"])
 def test_precisions_that_zero_has_not(precision: Any) -> None:
-    with pytest.raises(InputError, match="bf16-mixed or 32-true, not in"):
+    with pytest.raises(InputError, match="bf16-mixed or 32-true, not"):
         Trainer(accelerator="cpu", strategy=CPUZeRO(), precision=precision)
 
 
 @pytest.mark.parametrize("config", [AdamW8bit(1e-3), Lion8bit(1e-3), Adafactor(1e-3)])
 def test_optimizers_that_cannot_be_sharded(config: OptimizerConfig) -> None:
     parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
-    with pytest.raises(InputError, match="cannot be sharded, only AdamW can"):
+    with pytest.raises(InputError, match="cannot be sharded, only AdamW"):
         check_adamw(config.build(parameters))
     check_adamw(AdamW(1e-3, fused=True).build(parameters))
 
@@ -119,7 +119,7 @@ def test_callbacks_that_zero_has_nothing_for(
 def test_sharding_is_for_training(strategy: Any) -> None:
     trainer = Trainer(accelerator="cpu", strategy=strategy, logger=False)
     trainer.state.fn = TrainerFn.TESTING
-    with pytest.raises(InputError, match="is for `fit`: leave it away here"):
+    with pytest.raises(InputError, match="is only for `fit`: omit it here"):
         strategy.setup(trainer)
 
 

@@ -96,7 +96,7 @@ def test_the_guard_goes_back_in_shards_as_it_does_without(runs: Path) -> None:
         torch.load(runs / f"guarded-{name}" / "seen-0.pt", weights_only=True)
         for name in ("ddp", "fsdp")
     )
-    backs = (runs / "output.txt").read_text().count("the run goes back to the weights of")
+    backs = (runs / "output.txt").read_text().count("the run is rewound to the weights of")
     assert backs >= 2
     assert backs % 2 == 0
     assert ours["losses"] == pytest.approx(ddp["losses"], abs=1e-4)

@@ -50,7 +50,7 @@ def test_prompts_are_distinct_and_repeatable() -> None:
     assert len(set(chosen)) == 200
     assert all(split(text) == "held-out" for text in chosen)
     assert sum(parse(text).relation is not None for text in chosen) == 150
-    with pytest.raises(ValueError, match="ask for fewer or change two_objects"):
+    with pytest.raises(ValueError, match="lower count or change two_objects"):
         prompts(1000, "held-out", two_objects=0.5)
 
 

@@ -140,7 +140,7 @@ def test_a_lora_of_another_family_is_refused(
 ) -> None:
     small = Family(StableDiffusionPipeline, tiny_folder)
     large = Family(StableDiffusionXLPipeline, tiny_xl_folder)
-    with pytest.raises(InputError, match="another model family: it turns 32 values into 32"):
+    with pytest.raises(InputError, match="another model family: it maps 32 values to 32"):
         merged(large, write_lora(small, tmp_path / "small"))
     with pytest.raises(InputError, match="32 of its 64 layers are not in this model"):
         merged(small, write_lora(large, tmp_path / "large"))
@@ -158,16 +158,16 @@ def test_what_is_no_plain_lora_is_refused(tiny_folder: str, tmp_path: Path) -> N
     with pytest.raises(InputError, match="does not exist"):
         read_lora(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("not at all")
-    with pytest.raises(InputError, match="no safetensors file"):
+    with pytest.raises(InputError, match="not a safetensors file"):
         read_lora(tmp_path / "text.safetensors")
     save_file({"conv_in.weight": torch.ones(2)}, tmp_path / "unet.safetensors")
-    with pytest.raises(InputError, match="holds no LoRA"):
+    with pytest.raises(InputError, match="contains no LoRA"):
         read_lora(tmp_path / "unet.safetensors")
     key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     one = torch.ones(4)
     for number, (message, changes) in enumerate(
         {
-            "more than a plain LoRA": {f"{key}.lora_magnitude_vector": one},
+            "a plain LoRA": {f"{key}.lora_magnitude_vector": one},
             "instead of A.weight and B.weight": {f"{key}.lora.up.weight": None},
             "do not fit": {f"{key}.lora.up.weight": torch.ones(32, 3)},
             "is a peft adapter": {"base_model.model.x.lora_A.weight": one},

@@ -1,4 +1,4 @@
-"""The reference's errors at fixed draws, as a table beside the pairs."""
+"""Table of the reference's denoising errors at fixed draws."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TABLE = "errors.safetensors"
 
 
 class ErrorTable:
-    """Reads single rows of what `lit-prefopt predict --config sd15-reference-cache` made.
+    """Reads single rows of a table from `lit-prefopt predict --config sd15-reference-cache`.
 
     The file has `errors`, (pairs, draws, K) float32, and `t`, (pairs, draws) int32, in the order in
-    which the pairs are stored; a row of a pair that could not be read is NaN. It is mapped into
-    memory, so that all processes of a machine share what they have read of it.
+    which the pairs are stored; the row of an unreadable pair is NaN. It is memory-mapped, so that
+    all processes of a machine share its pages.
 
     Args:
-        folder: The local folder that was made.
+        folder: Local folder of the table.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -38,21 +38,21 @@ class ErrorTable:
                 self.pairs, self.draws, self.sides = file.get_slice("errors").get_shape()
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
-                f"{folder} holds no reference errors ({error}): make them by `lit-prefopt predict "
+                f"{folder} has no reference errors ({error}): run `lit-prefopt predict "
                 "--config sd15-reference-cache`, in a local folder."
             ) from error
         self.seed = int(self.settings["seed"])
         self._file: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what travels to a worker: no open file."""
+        """Return the state for a worker, without the open file."""
         return {**self.__dict__, "_file": None}
 
     def errors(self, index: int, name: str) -> Tensor:
         """Return the errors of a pair at all draws, (draws, K); raise BrokenSample if unknown.
 
         Args:
-            index: Place of the pair among all, as they are stored.
+            index: Index of the pair in stored order.
             name: Name of the pair, for the message.
         """
         [row] = self._rows("errors", index, index + 1)
@@ -72,12 +72,12 @@ class ErrorTable:
 
 
 def draw_seed(seed: int, index: int, draw: int) -> int:
-    """Return the seed of a draw of a pair: that of an epoch that reads them in stored order.
+    """Return the seed of a draw of a pair, equal to that of an epoch in stored order.
 
     Args:
         seed: Seed of the table.
-        index: Place of the pair among all, as they are stored.
-        draw: Number of the draw, which takes the epoch's place.
+        index: Index of the pair in stored order.
+        draw: Number of the draw, used as the epoch.
     """
     return sample_seed(seed, draw, index)
 
@@ -86,9 +86,9 @@ def write_table(folder: Path, errors: Tensor, t: Tensor) -> None:
     """Write a table into a folder.
 
     Args:
-        folder: It is there already.
+        folder: An existing folder.
         errors: (pairs, draws, K) float32.
         t: (pairs, draws); below 0 for a pair that could not be read.
     """
     save_file({"errors": errors.contiguous(), "t": t.to(torch.int32)}, folder / TABLE)
-    (folder / TABLE).chmod(0o644)  # safetensors' files are for their owner alone
+    (folder / TABLE).chmod(0o644)  # safetensors sets 0o600

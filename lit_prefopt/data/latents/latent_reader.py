@@ -1,6 +1,6 @@
-"""Cached samples: what VAE and text encoders made of a pair, as a member of its shard.
+"""Read cached samples: latents and prompt embeddings of a pair, as a member of its shard.
 
-A sample has 000001.txt and 000001.json as a pair of images has them, and in the images' place
+A sample has 000001.txt and 000001.json like a pair of images, and instead of the images
 000001.cache.safetensors with
 
     mean, deviation  (V, K, C, H, W): the VAE's posterior of V views of K sides, in its precision
@@ -8,7 +8,7 @@ A sample has 000001.txt and 000001.json as a pair of images has them, and in the
     frames           (V, K, 6) int64: see `batches.Prompt`
     masks            (V, 1, H, W) float32, where the pair has a mask
 
-`deviation`, `pooled` and `masks` are there or not. Mirrored views follow those that are not.
+`deviation`, `pooled` and `masks` are optional. Mirrored views follow the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NEEDED = ("mean", "hidden", "frames")
 
 
 class LatentSample(NamedTuple):
-    """One cached sample as it is stored."""
+    """One cached sample as stored."""
 
     name: str  # "shard.tar/000001"
     text: str
@@ -38,7 +38,7 @@ class LatentSample(NamedTuple):
 
     @property
     def sizes(self) -> list[Size]:
-        """Width and height of the picture behind each side, best side first."""
+        """Original width and height of each side, best side first."""
         return [(int(w), int(h)) for h, w in self.tensors["frames"][0, :, :2].tolist()]
 
 
@@ -47,21 +47,21 @@ class LatentReader(ShardReader):
 
     KIND: ClassVar[str] = LATENTS
     CURE: ClassVar[str] = (
-        "cache them by `lit-prefopt predict --config sd15-cache --data.shards FOLDER`, or train on "
-        "them by `--data PairShards`"
+        "cache them with `lit-prefopt predict --config sd15-cache --data.shards FOLDER`, or train "
+        "on them with `--data PairShards`"
     )
 
     def parse(self, name: str, members: Mapping[str, Any]) -> LatentSample:
-        """Return the sample that these members make."""
+        """Parse a cached sample from its members."""
         return parse_latents(name, members)
 
 
 def parse_latents(name: str, members: Mapping[str, Any]) -> LatentSample:
-    """Return the sample that these members make; raise BrokenSample if it cannot be used.
+    """Parse a cached sample from its members; raise BrokenSample if it cannot be used.
 
     Args:
         name: Name of the sample, for messages.
-        members: Bytes by extension, as `unpack` returns them; unknown ones are left alone.
+        members: Bytes by extension, as `unpack` returns them; unknown ones are ignored.
     """
     described = parse(name, members, sides=())
     if CACHED not in members:
@@ -83,7 +83,7 @@ def parse_latents(name: str, members: Mapping[str, Any]) -> LatentSample:
         and (masks is None or masks.shape == (mean.shape[0], 1, *mean.shape[3:]))
     )
     if not fits:
-        raise BrokenSample("has latents whose shapes do not fit each other")
+        raise BrokenSample("has latents of inconsistent shapes")
     return LatentSample(name, described.text, tensors, described.meta)
 
 

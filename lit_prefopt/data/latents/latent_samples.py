@@ -27,14 +27,14 @@ class CachedSample(NamedTuple):
     label: float
     weight: float
     key: str
-    errors: Tensor | None = None  # (E, K): the reference's
+    errors: Tensor | None = None  # (E, K), of the reference
 
 
 class LatentSampleLoader:
     """Load cached samples; the draws of a sample's seed choose the view.
 
-    The coin that would have mirrored an image chooses the view, so that of a middle crop that is
-    kept plain and mirrored the same one is chosen as from images, by the same seed.
+    The draw that would flip an image chooses the view, so that with a middle crop stored plain and
+    mirrored the same view is chosen as from images with the same seed.
 
     Args:
         reader: Reads a sample by (shard number, sample number).
@@ -56,19 +56,19 @@ class LatentSampleLoader:
         self.caption_dropout, self.held_out = caption_dropout, held_out
 
     def load(self, ref: SampleRef) -> CachedSample:
-        """Return the view of a sample that its seed chooses."""
+        """Load the view of a sample that its seed chooses."""
         stored = self.reader(ref.shard, ref.sample)
         return self.view(stored, sample_seed(self.seed, ref.epoch, ref.position))
 
     def view(self, stored: LatentSample, seed: int) -> CachedSample:
-        """Return the view that a seed chooses; raise BrokenSample if the sample is broken."""
+        """Choose a view by a seed; raise BrokenSample if the sample is broken."""
         text = prompt_of(stored)
         try:
             tensors = self.latents.check(stored).tensors
         except BrokenSample as error:
             raise BrokenSample(f"{stored.name} {error}") from error
         drawn, views = AugmentDraws.from_seed(seed), len(tensors["mean"])
-        # the mirrored views are the later ones, and images are mirrored by the smaller half
+        # the mirrored views are last, and images are flipped for draws in the lower half
         view = 0 if self.held_out else views - 1 - int(drawn.flip * views)
         dropped = not self.held_out and drawn.drop < self.caption_dropout
         hidden, pooled = tensors["hidden"], tensors.get("pooled")
@@ -87,12 +87,12 @@ class LatentSampleLoader:
         )
 
     def collate(self, samples: list[CachedSample], broken: tuple[str, ...] = ()) -> LatentPairs:
-        """Return the batch of some samples; for the arguments see `SampleLoader`."""
+        """Collate samples into a batch; for the arguments see `SampleLoader`."""
         means = torch.stack([sample.tensors["mean"] for sample in samples])
         pooled = [sample.pooled for sample in samples if sample.pooled is not None]
         errors = [sample.errors for sample in samples if sample.errors is not None]
         masks = None
-        if any("masks" in sample.tensors for sample in samples):  # without one, all may differ
+        if any("masks" in sample.tensors for sample in samples):  # others may differ everywhere
             ones = torch.ones(1, *means.shape[-2:])
             masks = torch.stack([sample.tensors.get("masks", ones) for sample in samples])
         return LatentPairs(
@@ -117,13 +117,13 @@ class LatentSampleLoader:
 
 
 class FixedDrawLoader(LatentSampleLoader):
-    """Load cached samples at fixed draws, each with the reference's errors at it.
+    """Load cached samples at fixed draws, with the reference's errors at each.
 
     The n-th epoch uses the draw n modulo their number; held-out samples have the errors of all.
 
     Args:
         reader: Reads a sample by (shard number, sample number).
-        table: The reference's errors, and from which seeds they were drawn.
+        table: The reference's errors with the seeds of their draws.
         latents: What holds of all samples.
         caption_dropout: Share of the samples whose prompt is left empty.
         held_out: Take the first view always, and leave no prompt empty.
@@ -142,7 +142,7 @@ class FixedDrawLoader(LatentSampleLoader):
         self.starts = [sum(reader.counts[:shard]) for shard in range(len(reader.counts))]
 
     def load(self, ref: SampleRef) -> CachedSample:
-        """Return a sample at the draw of its epoch."""
+        """Load a sample at the draw of its epoch."""
         index = self.starts[ref.shard] + ref.sample
         draw = 0 if self.held_out else ref.epoch % self.table.draws
         stored = self.reader(ref.shard, ref.sample)

@@ -1,4 +1,4 @@
-"""What holds of all samples of some cached shards: who made them, of what, and the empty prompt."""
+"""Manifest of cached shards: common settings, origin, and the empty prompt."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lit_prefopt.data.shards.format import GENERATION_FILE, Shard
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, retry
 
-NOTES = "notes"  # its part that tells and does not decide
-EMPTY = "empty.safetensors"  # the empty prompt, once for the whole set
+NOTES = "notes"  # its informative part, which need not match
+EMPTY = "empty.safetensors"  # the empty prompt of the whole set
 
 
 @dataclass
 class LatentSet:
-    """What holds of all samples of some cached shards.
+    """Common settings of all samples of cached shards.
 
     Args:
-        settings: What decided what was made, by name.
-        notes: What else is told of how it was made.
+        settings: Settings that determine the content, by name.
+        notes: Further information about the origin.
         empty: The empty prompt, one row.
-        identity: A text that two sets share only if they were made alike of the same pairs.
+        identity: A string equal for two sets only if settings and pairs are equal.
     """
 
     settings: dict[str, Any]
@@ -41,14 +41,14 @@ class LatentSet:
         *("encoders", "latent_channels", "scaling_factor", "pixels_per_latent", "prompt_width"),
         *("pooled_width", "dtype", "resolution", "crop", "flip", "views", "deviation"),
     )
-    """The settings that folders of one run have in common."""
+    """Settings that must match in all folders of one run."""
 
     @classmethod
     def from_shards(cls, shards: Sequence[Shard]) -> LatentSet:
-        """Return what the folders of these shards say.
+        """Read the settings of these shards' folders.
 
         Raises:
-            InputError: They say nothing, or different things.
+            InputError: Settings are missing or differ.
         """
         folders = list(dict.fromkeys(shard.folder for shard in shards))
         found = [_read_metadata(folder) for folder in folders]
@@ -58,28 +58,28 @@ class LatentSet:
             if differing:
                 raise InputError(
                     f"{folders[0]} and {folder} were cached differently ({', '.join(differing)}): "
-                    "train on one of them, or cache both by the same recipe."
+                    "train on one of them, or cache both with the same recipe."
                 )
         decisive = [{n: v for n, v in one.items() if n != NOTES} for one in found]
-        # not the sizes of the shards: latents of other pairs take as many bytes
+        # not the sizes of the shards: latents of other pairs have the same size
         text = json.dumps(decisive, sort_keys=True)
         identity = blake2s(text.encode(), digest_size=8).hexdigest()
         return cls(decisive[0], first.get(NOTES, {}), _read_empty(folders[0]), identity)
 
     @property
     def summary(self) -> str:
-        """What made them, in words."""
+        """Description of the latents."""
         settings, form = self.settings, str(self.settings.get("dtype"))
         views = f"{settings['views']} {'random' if settings['crop'] == 'random' else 'middle'} crop"
-        mirrored = ", mirrored as well" if settings["flip"] else ""
-        kept = "" if settings["deviation"] else ", means alone"
+        mirrored = ", also mirrored" if settings["flip"] else ""
+        kept = "" if settings["deviation"] else ", means only"
         return (
             f"latents of {self.notes.get('checkpoint')} at {settings['resolution']} pixels in "
             f"{form}: {views}{'s' if settings['views'] > 1 else ''} of each pair{mirrored}{kept}"
         )
 
     def check(self, sample: LatentSample) -> LatentSample:
-        """Return a sample that is of this set; raise BrokenSample, without its name, if not."""
+        """Check that a sample belongs to this set; raise BrokenSample (without its name) if not."""
         settings, mean = self.settings, sample.tensors["mean"]
         side = settings["resolution"] // settings["pixels_per_latent"]
         shape = (
@@ -90,11 +90,11 @@ class LatentSet:
         )
         form = (mean.shape[0], *mean.shape[2:]), str(mean.dtype).removeprefix("torch.")
         if form != (shape, settings["dtype"]):
-            raise BrokenSample("holds other latents than its set says: cache it again")
+            raise BrokenSample("differs from the latents of its set: cache it again")
         if settings["deviation"] != ("deviation" in sample.tensors):
-            raise BrokenSample("holds other latents than its set says: cache it again")
+            raise BrokenSample("differs from the latents of its set: cache it again")
         if sample.tensors["hidden"].shape != self.empty.hidden.shape[1:]:
-            raise BrokenSample("holds a prompt of another form than its set: cache it again")
+            raise BrokenSample("has a prompt of another shape than its set: cache it again")
         return sample
 
 
@@ -103,12 +103,12 @@ def _read_metadata(folder: str) -> dict[str, Any]:
     try:
         metadata: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{folder}/{GENERATION_FILE} is no JSON: copy it again.") from error
+        raise InputError(f"{folder}/{GENERATION_FILE} is not JSON: copy it again.") from error
     missing = [name for name in LatentSet.SHARED if name not in metadata]
     if missing:
         raise InputError(
-            f"{folder}/{GENERATION_FILE} does not tell the {missing[0]} of its latents: "
-            "cache them again, by `lit-prefopt predict`."
+            f"{folder}/{GENERATION_FILE} has no {missing[0]} of its latents: "
+            "cache them again with `lit-prefopt predict`."
         )
     return metadata
 
@@ -123,7 +123,7 @@ def _fetched(folder: str, name: str) -> bytes:
         data: bytes = retry(f"{folder}/{name}", lambda: fs.cat_file(f"{path}/{name}"))
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder} holds cached latents and no {name}: copy the whole folder that "
-            "`lit-prefopt predict` made."
+            f"{folder} contains cached latents but no {name}: copy the whole output folder of "
+            "`lit-prefopt predict`."
         ) from error
     return data

@@ -1,9 +1,9 @@
-"""Aspect-ratio buckets: batches of one shape, in an order that any number of ranks can slice.
+"""Aspect-ratio buckets: batches of one shape, in an order independent of the number of ranks.
 
-The order of a plan is walked through, each sample joins the queue of its bucket, and a queue that
-holds a group of samples leaves as a whole. So groups come in the order in which they are complete.
-As in the plan, nothing is made but the blocks that are asked for: how many samples of each bucket
-a block holds is known from its shards before it is shuffled.
+Samples join the queue of their bucket in the order of a plan, and a queue with a full group of
+samples is emitted as a group. So groups come in the order in which they are complete.
+As in the plan, blocks are computed lazily: the number of samples of each bucket in a block is
+known from its shards before it is shuffled.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from lit_prefopt.data.order.plan import Ints, Plan
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.lru import LRUCache
 
-LEFT_OUT = -1  # the bucket of samples that are not used
+LEFT_OUT = -1  # the bucket of unused samples
 Buckets = NDArray[np.int16]
 
 
 class BucketTable(NamedTuple):
-    """What is known of an epoch without shuffling it."""
+    """Counts of an epoch's samples and groups, known without shuffling."""
 
     samples: Ints  # (blocks + 1, buckets): samples of a bucket before a block
-    groups: Ints  # (blocks + 1,): groups that are complete before a block
+    groups: Ints  # (blocks + 1,): complete groups before a block
 
 
 class BucketBlock(NamedTuple):
-    """One block in its order, without what is left out."""
+    """One block in its order, without unused samples."""
 
     places: NDArray[np.int64]  # (samples, 2): shard number, sample number
     members: list[Ints]  # by bucket: rows of `places`
-    complete: Ints  # (groups, 2): bucket, and how many groups of it came before
+    complete: Ints  # (groups, 2): bucket, and number of earlier groups of it
 
 
 class BucketPlan:
-    """The order of a plan, dealt out in groups of samples that share a bucket.
+    """The order of a plan, in groups of samples that share a bucket.
 
-    Less than one group of each bucket is left over in an epoch.
+    Less than one group of each bucket is dropped in an epoch.
 
     Args:
-        plan: The order that is walked through.
+        plan: The underlying order.
         buckets: For each shard the bucket numbers of its samples; LEFT_OUT for those not to use.
         shapes: Width and height of each bucket.
         group: Samples of a group: the batch size of a rank.
@@ -67,7 +67,7 @@ class BucketPlan:
 
     @property
     def kept(self) -> int:
-        """How many samples have a bucket."""
+        """Number of samples with a bucket."""
         return int(self._counts.sum())
 
     def buckets_of(self, shard: int) -> Buckets:
@@ -77,7 +77,7 @@ class BucketPlan:
     def slice(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
         """Return (shard number, sample number) of the positions start to stop of an epoch."""
         if not 0 <= start <= stop <= self.samples:
-            raise IndexError(f"[{start}, {stop}) leaves the {self.samples} samples of an epoch")
+            raise IndexError(f"[{start}, {stop}) is outside the {self.samples} samples of an epoch")
         places: list[tuple[int, int]] = []
         for number in range(start // self.group, -(-stop // self.group)):
             first = number * self.group
@@ -86,11 +86,11 @@ class BucketPlan:
         return places
 
     def bucket(self, epoch: int, position: int) -> int:
-        """Return the number of the bucket that a position's images are brought to."""
+        """Return the bucket number of a position."""
         return self._groups((epoch, position // self.group))[0]
 
     def fingerprint(self) -> str:
-        """Return a short text that two plans share only if they have the same order."""
+        """Return a fingerprint of the order."""
         parts = f"{self.plan.fingerprint()}/{self.group}/{self.shapes}/".encode()
         return blake2s(parts + self._buckets.astype("<i2").tobytes(), digest_size=8).hexdigest()
 
@@ -134,16 +134,16 @@ class BucketPlan:
 def bucket_shapes(resolution: int, step: int) -> list[Size]:
     """Return the widths and heights of the buckets, tall ones first.
 
-    No bucket has more pixels than the square, so none needs more memory; none is longer than twice
-    its width or wider than twice its height.
+    No bucket has more pixels than the square, so none needs more memory; aspect ratios are between
+    1:2 and 2:1.
 
     Args:
         resolution: Width and height of the square one.
-        step: All widths and heights are multiples of it.
+        step: Divisor of all widths and heights.
     """
     if step < 1 or resolution % step:
         raise InputError(
-            f"resolution {resolution} is no multiple of bucket_step {step}; change one of them."
+            f"resolution {resolution} is not a multiple of bucket_step {step}; change one of them."
         )
     wide = []
     for width in range(resolution + step, 2 * resolution, step):
@@ -155,7 +155,7 @@ def bucket_shapes(resolution: int, step: int) -> list[Size]:
 
 
 def nearest(sizes: NDArray[np.integer], shapes: Sequence[Size]) -> Buckets:
-    """Return the bucket whose aspect ratio is nearest to each size's, by the ratio of the two.
+    """Return the bucket with the nearest aspect ratio for each size, by the ratio of the two.
 
     Args:
         sizes: (samples, 2) widths and heights.
@@ -164,7 +164,7 @@ def nearest(sizes: NDArray[np.integer], shapes: Sequence[Size]) -> Buckets:
     wide, high = np.maximum(sizes.astype(np.int64), 1).T ** 2
     buckets = np.zeros(len(sizes), np.int16)
     for (w1, h1), (w2, h2) in zip(shapes, shapes[1:], strict=False):
-        # beyond the geometric mean of the two ratios; whole numbers, so that all ranks agree
+        # beyond the geometric mean of the two ratios; in integers, so that all ranks agree
         buckets += wide * (h1 * h2) >= high * (w1 * w2)
     return buckets
 
@@ -172,16 +172,16 @@ def nearest(sizes: NDArray[np.integer], shapes: Sequence[Size]) -> Buckets:
 def choose_buckets(
     sizes: Sequence[NDArray[np.integer]], shapes: Sequence[Size], group: int, min_side: int = 0
 ) -> tuple[list[Buckets], list[Size]]:
-    """Return the buckets of all samples, and the shapes that are worth having.
+    """Assign buckets to all samples, and return them with the shapes in use.
 
-    A shape with less than one group of samples would never leave its queue: its samples go to the
-    next one.
+    A shape with less than one group of samples would never be emitted: its samples go to the next
+    one.
 
     Args:
         sizes: For each shard the (samples, 2) widths and heights of the best sides.
         shapes: Width and height of each bucket, tall ones first.
         group: Samples of a group.
-        min_side: Samples with a shorter side are left out.
+        min_side: Samples with a shorter side are not used.
     """
     shapes = list(shapes)
     while True:
@@ -196,6 +196,6 @@ def choose_buckets(
 
 
 def _count(buckets: Sequence[Buckets], kinds: int) -> Ints:
-    """Return how many samples of each bucket each shard holds: (shards, buckets)."""
+    """Count the samples of each bucket in each shard: (shards, buckets)."""
     counts = [np.bincount(shard[shard >= 0], minlength=kinds) for shard in buckets]
     return np.asarray(counts, np.int64).reshape(-1, kinds)

@@ -1,9 +1,9 @@
-"""The plan: who reads which sample when, as pure functions of (seed, epoch) and the shards' sizes.
+"""Shuffled order of samples as pure functions of (seed, epoch) and the shards' sizes.
 
 An epoch has one global order. Its shards are permuted, then samples are shuffled inside blocks of
-a few shards. The order is never made as a whole: a reader asks for a stretch of it and only the
-blocks that the stretch touches are made. Ranks slice this one order, so it does not depend on
-their number.
+a few shards. The order is computed lazily: a reader requests a range of positions, and only the
+blocks of this range are computed. Ranks slice this one order, so it does not depend on their
+number.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Ints = NDArray[np.int64]
 
 
 class ShardLayout(NamedTuple):
-    """How the shards of one epoch lie behind each other."""
+    """Order of the shards in one epoch."""
 
     shards: Ints  # the permuted shard numbers
     starts: Ints  # (shards + 1,): position of each one's first sample, and the end
 
 
 class SampleOrder(Protocol):
-    """What a loader asks of a plan; positions count samples."""
+    """Interface of a plan for a loader; positions count samples."""
 
     samples: int  # of an epoch
     seed: int
@@ -51,10 +51,10 @@ class Plan:
     """The order in which samples are read.
 
     Args:
-        counts: How many samples each shard holds.
+        counts: Number of samples in each shard.
         seed: Seed of the run.
-        shards_per_block: How many shards are shuffled among each other.
-        shuffle: Whether to shuffle at all; if not, every epoch has the stored order.
+        shards_per_block: Number of shards that are shuffled together.
+        shuffle: Whether to shuffle; if not, every epoch has the stored order.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Plan:
         self.samples = int(self.counts.sum())
         self.seed, self.shards_per_block, self.shuffle = seed, shards_per_block, shuffle
         self._layouts: LRUCache[int, ShardLayout] = LRUCache(2, self._make_layout)
-        # a stretch of one batch touches two blocks as a rule
+        # a batch usually touches at most two blocks
         self._blocks: LRUCache[tuple[int, int], Ints] = LRUCache(3, self._make_block)
 
     def slice(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
         """Return (shard number, sample number) of the positions start to stop of an epoch."""
         if not 0 <= start <= stop <= self.samples:
-            raise IndexError(f"[{start}, {stop}) leaves the {self.samples} samples of an epoch")
+            raise IndexError(f"[{start}, {stop}) is outside the {self.samples} samples of an epoch")
         places: list[tuple[int, int]] = []
         starts = self._layouts(epoch).starts[:: self.shards_per_block]
         while start < stop:
@@ -83,11 +83,11 @@ class Plan:
         return places
 
     def bucket(self, epoch: int, position: int) -> int:
-        """Return the number of a position's bucket: here all share one."""
+        """Return the bucket number of a position: always 0, since all share one."""
         return 0
 
     def layout(self, epoch: int) -> ShardLayout:
-        """Return how the shards of an epoch lie behind each other."""
+        """Return the order of the shards in an epoch."""
         return self._layouts(epoch)
 
     def block(self, epoch: int, number: int) -> tuple[Ints, Ints]:
@@ -122,17 +122,17 @@ class Plan:
     def _order(self, n: int, *name: str | int) -> Ints:
         if not self.shuffle:
             return np.arange(n)
-        # raw bits, sorted: numpy promises to keep these from version to version, unlike shuffle()
+        # sorted raw bits: numpy guarantees them across versions, unlike shuffle()
         bits = np.random.PCG64(stable_seed(*name, self.seed)).random_raw(n)
         return np.argsort(bits, kind="stable")
 
 
 class RankSplit(NamedTuple):
-    """How one global batch is dealt out: each rank takes a stretch of it."""
+    """Split of a global batch: each rank takes a contiguous range."""
 
     rank: int
-    world: int  # how many ranks there are
-    batch_size: int  # samples of one rank
+    world: int  # number of ranks
+    batch_size: int  # samples per rank
 
     @property
     def global_batch(self) -> int:
@@ -146,10 +146,10 @@ class RankSplit(NamedTuple):
 
 
 def replacement_positions(position: int, samples: int, global_batch: int) -> Iterator[int]:
-    """Yield the position itself, then those that may stand in for it, each once.
+    """Yield the position itself, then the positions of its replacements, each once.
 
-    They are the same slot of the next global batches (so they belong to the same rank), around
-    the end of the epoch, then the slot beside it, and so on.
+    These are the same slot of the next global batches (so they belong to the same rank), wrapping
+    at the end of the epoch, then the adjacent slot, and so on.
     """
     global_batch = min(global_batch, samples)
     batches = samples // global_batch

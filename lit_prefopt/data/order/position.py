@@ -1,8 +1,8 @@
-"""Where a run stands in its data, and how it goes on after a stop.
+"""Position in the data stream, for mid-epoch resume.
 
-Lightning counts batches and trusts the loader to start at the right one. Batches are as large as
-all ranks together make them, so what counts here is samples: the place at which a run stopped is
-an epoch and a position in that epoch's order, whatever number of ranks goes on from there.
+Lightning counts batches and expects the loader to start at the right one. The size of a global
+batch depends on the number of ranks, so positions here count samples: a run stops at an epoch and
+a position in its order, from which any number of ranks can resume.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class ResumePoint(NamedTuple):
-    """A known point of a run: so many batches had been processed when it stood there."""
+    """A known point of a run: the processed batches at an epoch and position."""
 
     processed: int = 0
     epoch: int = 0
@@ -19,7 +19,7 @@ class ResumePoint(NamedTuple):
 
 
 class EpochPosition(NamedTuple):
-    """What is still to be read of an epoch."""
+    """The remaining part of an epoch."""
 
     epoch: int
     position: int
@@ -27,7 +27,7 @@ class EpochPosition(NamedTuple):
 
 
 class EpochProgress:
-    """The way of a run through its epochs.
+    """Progress of a run through its epochs.
 
     Args:
         samples: Samples of an epoch.
@@ -42,15 +42,15 @@ class EpochProgress:
         self.resume_point = ResumePoint()
 
     def done(self, position: int) -> int:
-        """Return how many batches of an epoch lie behind a position.
+        """Return the number of batches of an epoch before a position.
 
-        What remains is counted from the end, since a position that was reached with other batches
-        need not be a multiple of ours.
+        The remaining batches are counted from the end, since a position that was reached with
+        another batch size need not be a multiple of this one.
         """
         return min(self.batches, self.whole - (self.samples - position) // self.global_batch)
 
     def position_after(self, processed: int) -> EpochPosition:
-        """Return where a run stands after so many batches."""
+        """Return the position after a number of processed batches."""
         since = processed - self.resume_point.processed
         left = self.batches - self.done(self.resume_point.position)
         if since < left:

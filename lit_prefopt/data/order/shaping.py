@@ -1,4 +1,4 @@
-"""The order of the training pairs, and the shapes that they are brought to."""
+"""Order and image shapes of the training pairs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lit_prefopt.data.order.plan import Plan, RankSplit, SampleOrder
 from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.errors import InputError
 
-SAMPLES = 256  # that are looked at where the sizes are not known beforehand
-CURE = "blurred images teach blur; leave them out by `min_side`, or lower `resolution`"
+SAMPLES = 256  # number of checked pairs if the sizes are not known in advance
+CURE = "training on upscaled images causes blur; exclude them by `min_side`, or lower `resolution`"
 
 
 class ShapeSettings(NamedTuple):
-    """What is wanted of the images' sizes."""
+    """Settings of image sizes and buckets."""
 
     resolution: int
     aspect_buckets: bool = False
@@ -35,7 +35,7 @@ class ShapeSettings(NamedTuple):
 
     @property
     def shapes(self) -> list[Size]:
-        """All widths and heights that there may be."""
+        """All possible widths and heights."""
         if self.aspect_buckets:
             return bucket_shapes(self.resolution, self.bucket_step)
         return [self.square]
@@ -48,21 +48,21 @@ def make_order(
 
     Args:
         shards: The shards.
-        plan: The order in which their samples come.
-        shaping: What is wanted of the images' sizes.
-        batch_size: Pairs of a batch, which share a bucket.
+        plan: The order of their samples.
+        shaping: Settings of image sizes and buckets.
+        batch_size: Pairs per batch, which share a bucket.
     """
     if not shaping.aspect_buckets and not shaping.min_side:
         return plan, [shaping.square]
     sizes = [_known(shard) for shard in shards]
-    # without buckets any sample follows any other, whatever the batch size
+    # without buckets the order does not depend on the batch size
     group = batch_size if shaping.aspect_buckets else 1
     buckets, shapes = choose_buckets(sizes, shaping.shapes, group, shaping.min_side)
     return BucketPlan(plan, buckets, shapes, group), shapes
 
 
 def warn_if_enlarged(shards: Sequence[Shard], order: SampleOrder, shapes: Sequence[Size]) -> bool:
-    """Warn of images that have to be enlarged; return whether their sizes are known.
+    """Warn about upscaled images; return whether their sizes are known.
 
     Args:
         shards: The shards.
@@ -77,7 +77,7 @@ def warn_if_enlarged(shards: Sequence[Shard], order: SampleOrder, shapes: Sequen
 
 
 def log_dropped(order: SampleOrder, ranks: RankSplit) -> None:
-    """Say how many pairs an epoch leaves out, and why."""
+    """Log the number of pairs that an epoch drops, and why."""
     stored = order.plan.samples if isinstance(order, BucketPlan) else order.samples
     kept = order.kept if isinstance(order, BucketPlan) else order.samples
     if kept < stored:
@@ -85,18 +85,18 @@ def log_dropped(order: SampleOrder, ranks: RankSplit) -> None:
     dropped = kept - order.samples // ranks.global_batch * ranks.global_batch
     if dropped:
         rank_zero_info(
-            f"Each epoch leaves out {dropped} of {kept} pairs, others every time: they fill no "
-            f"batch of {ranks.global_batch}."
+            f"Each epoch drops {dropped} of {kept} pairs, different ones each time, which do not "
+            f"fill a batch of {ranks.global_batch}."
         )
 
 
 def warn_enlarged(sizes: Iterable[NDArray[np.int32]], targets: Iterable[NDArray[np.int64]]) -> None:
-    """Warn of the share of pairs whose best side has to be enlarged.
+    """Warn about the share of pairs whose best side is upscaled.
 
     Args:
         sizes: For each shard the (samples, 2) widths and heights of the best sides.
-        targets: For each shard the (samples, 2) widths and heights that they are brought to;
-            zeros for samples that are not used.
+        targets: For each shard the (samples, 2) target widths and heights; zeros for unused
+            samples.
     """
     count = used = 0
     for stored, target in zip(sizes, targets, strict=True):
@@ -104,20 +104,20 @@ def warn_enlarged(sizes: Iterable[NDArray[np.int32]], targets: Iterable[NDArray[
         used += int((target > 0).all(axis=1).sum())
     if count:
         rank_zero_warn(
-            f"{count / used:.1%} of the {used} training pairs have a best side that has to be "
-            f"enlarged: {CURE}."
+            f"{count / used:.1%} of the {used} training pairs have a best side that is "
+            f"upscaled: {CURE}."
         )
 
 
 class EnlargedCounter:
-    """Counts the pairs whose best side was enlarged, from the frames of the first batches."""
+    """Counts the pairs with an upscaled best side, from the frames of the first batches."""
 
     def __init__(self) -> None:
         self.pairs = self.enlarged = 0
         self.warned = False
 
     def count(self, frames: Tensor) -> None:
-        """Note the frames (B, K, 6) of a batch; warn once when enough were seen."""
+        """Count the frames (B, K, 6) of a batch; warn once when there are enough."""
         if self.warned:
             return
         stored, shown = frames[:, 0, :2], frames[:, 0, 4:]
@@ -127,12 +127,12 @@ class EnlargedCounter:
             self.warn()
 
     def warn(self) -> None:
-        """Warn of what was counted, once."""
+        """Warn about the count, once."""
         if self.enlarged and not self.warned:
             rank_zero_warn(
                 f"{self.enlarged / self.pairs:.1%} of the first {self.pairs} training pairs have a "
-                f"best side that has to be enlarged: {CURE} (`min_side` wants an index that was "
-                "made by `lit-prefopt shards index`)."
+                f"best side that is upscaled: {CURE} (`min_side` needs an index from "
+                "`lit-prefopt shards index`)."
             )
         self.warned = True
 
@@ -140,8 +140,8 @@ class EnlargedCounter:
 def _known(shard: Shard) -> NDArray[np.int32]:
     if shard.sizes is None:
         raise InputError(
-            f"{shard.folder} has an index without the sizes of the images, which `aspect_buckets` "
-            f"and `min_side` want; make it again with `lit-prefopt shards index {shard.folder}`."
+            f"{shard.folder} has an index without image sizes, which `aspect_buckets` "
+            f"and `min_side` need; make it again with `lit-prefopt shards index {shard.folder}`."
         )
     return shard.sizes
 
@@ -150,6 +150,6 @@ def _targets(
     order: SampleOrder, shapes: Sequence[Size], shard: int, count: int
 ) -> NDArray[np.int64]:
     if isinstance(order, BucketPlan):
-        # the row of zeros is that of LEFT_OUT
+        # the row of zeros is for LEFT_OUT
         return np.asarray([*shapes, (0, 0)])[order.buckets_of(shard)]
     return np.broadcast_to(np.asarray(shapes[0]), (count, 2))

@@ -1,4 +1,4 @@
-"""Which shards a path, URL or pattern names."""
+"""Find shards by paths, URLs and patterns."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ALL = ""
 
 
 def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
-    """Return the shards that paths, URLs and patterns name, in their order.
+    """Return the shards of paths, URLs and patterns, in order.
 
     Args:
-        patterns: Folders that hold shards and their index.json, or single .tar files of such
-            folders. {000..009} and {a,b} stand for each of their alternatives, `*` for anything
-            where the file system can list a folder (http cannot). What is named twice comes once.
+        patterns: Folders with shards and their index.json, or single .tar files of such folders.
+            {000..009} and {a,b} expand to their alternatives, `*` matches anything if the file
+            system can list a folder (http cannot). Duplicates are removed.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
-        raise InputError("No shards are named; give a folder or a URL.")
-    folders: dict[str, list[str]] = {}  # the tars that are named; ALL: every one
+        raise InputError("No shards are given; give a folder or a URL.")
+    folders: dict[str, list[str]] = {}  # the named tars; ALL: every one
     for path in (path for pattern in patterns for path in _expand(pattern)):
         folder, _, name = path.rpartition("/")
         if name.endswith(".tar"):
@@ -37,7 +37,7 @@ def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
 
 
 def _expand(pattern: str) -> Iterable[str]:
-    if os.path.exists(pattern):  # a name may hold braces
+    if os.path.exists(pattern):  # a name may contain braces
         return [pattern]
     try:
         paths = list(braceexpand(pattern))
@@ -54,11 +54,11 @@ def _glob(pattern: str) -> list[str]:
         found = sorted(fs.glob(path))
     except (OSError, NotImplementedError) as error:
         raise InputError(
-            f"{pattern} cannot be searched ({error}); write out a range such as {{000..009}}."
+            f"{pattern} cannot be searched ({error}); use a range such as {{000..009}}."
         ) from error
     if not found:
         raise InputError(
-            f"{pattern} matches nothing; check it, or write out a range such as {{000..009}}."
+            f"{pattern} matches nothing; check it, or use a range such as {{000..009}}."
         )
     return [fs.unstrip_protocol(path) if "://" in pattern else path for path in found]
 

@@ -1,4 +1,4 @@
-"""What an index says of a shard, and the check of what somebody else's index says."""
+"""Format of shards and of their index.json, which is checked when it is parsed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lit_prefopt.errors import InputError
 INDEX = "index.json"
 STAGE_FOLDER = "stage-{}"  # folders of `shards stages`, counted from 1
 GENERATION_FILE = (
-    "generation.json"  # beside it, where a generator made the folder: what decided its content
+    "generation.json"  # beside it in a generator's output: the settings that determine the content
 )
 VERSION = 1
 SIDES = ("chosen", "rejected")  # best side first
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-IMAGES, LATENTS = "images", "latents"  # what samples may hold
-CACHED = "cache.safetensors"  # extension of the member that holds latents in place of images
+IMAGES, LATENTS = "images", "latents"  # kinds of samples
+CACHED = "cache.safetensors"  # extension of the member with latents instead of images
 
 
 class Shard(NamedTuple):
-    """One tar, the byte at which each of its samples begins, and how large its images are."""
+    """One tar, with the offsets of its samples and the sizes of their images."""
 
-    name: str  # a file name, no path
+    name: str  # a file name without a folder
     size: int  # of the tar, in bytes
     offsets: NDArray[np.int64]  # (samples,)
     folder: str = ""  # path or URL of the folder
-    sizes: NDArray[np.int32] | None = None  # (samples, 2): see `dump`; unknown where not given
+    sizes: NDArray[np.int32] | None = None  # (samples, 2): see `dump`; None if unknown
     kind: str = IMAGES  # or LATENTS
 
     @property
@@ -47,29 +47,29 @@ class Shard(NamedTuple):
 
 
 def dump(shards: Iterable[Shard]) -> str:
-    """Return the text of an index.
+    """Serialize an index.
 
-    It is JSON: `version` (1) and `shards`, each with `name`, `size`, `offsets` and, where they are
-    known, `sizes`: [width, height] of each sample's best side as it stands upright, [0, 0] for a
-    broken one. `sizes` came later; an index without them is as valid. Shards of cached latents
-    say so by `"kind": "latents"`.
+    It is JSON: `version` (1) and `shards`, each with `name`, `size`, `offsets` and, if known,
+    `sizes`: [width, height] of each sample's upright best side, [0, 0] for a broken one. `sizes`
+    was added later; an index without them is valid. Shards of cached latents have
+    `"kind": "latents"`.
     """
     rows = ",\n".join(json.dumps(_row(shard), separators=(",", ":")) for shard in shards)
     return f'{{"version":{VERSION},"shards":[\n{rows}\n]}}\n'
 
 
 def parse(folder: str, text: bytes) -> list[Shard]:
-    """Return the shards that an index names, after a check of all its numbers.
+    """Parse an index and check all its numbers.
 
     Args:
-        folder: Path or URL of the folder that the index lies in.
+        folder: Path or URL of the index's folder.
         text: The content of index.json.
     """
     try:
-        # row by row into arrays: ten million samples as Python's own numbers would be gigabytes
+        # row by row into arrays: ten million samples as Python ints would take gigabytes
         content = json.loads(text, object_hook=_with_arrays)
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
-        raise stale_index_error(folder, "is no JSON") from error
+        raise stale_index_error(folder, "is not JSON") from error
     if not isinstance(content, dict) or not isinstance(content.get("shards"), list):
         raise stale_index_error(folder, "lists no shards")
     if content.get("version") != VERSION:
@@ -80,7 +80,7 @@ def parse(folder: str, text: bytes) -> list[Shard]:
 
 
 def stale_index_error(folder: str, what: str) -> InputError:
-    """Return the sentence about an index that does not fit its folder."""
+    """Return the error for an index that does not match its folder."""
     return InputError(
         f"{folder}/{INDEX} {what}; make it again with `lit-prefopt shards index {folder}`."
     )
@@ -96,7 +96,7 @@ def _row(shard: Shard) -> dict[str, Any]:
 def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
     for key in ("offsets", "sizes"):
         if isinstance(row.get(key), list):
-            # what is ragged stays a list, which is refused later
+            # a ragged row stays a list, which is rejected later
             with suppress(ValueError, OverflowError):
                 row[key] = np.asarray(row[key])
     return row
@@ -108,7 +108,7 @@ def _parse_row(folder: str, row: Any) -> Shard:
     except (TypeError, KeyError, AttributeError) as error:
         raise stale_index_error(folder, "has a shard without name, size or offsets") from error
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise stale_index_error(folder, f"names the shard {name!r}, which is no plain file name")
+        raise stale_index_error(folder, f"has the shard {name!r}, which is not a plain file name")
     if not _rising(offsets, size):
         raise stale_index_error(folder, f"has offsets that do not fit {name}")
     if sizes is not None and not _plausible(sizes, len(offsets)):
@@ -117,7 +117,7 @@ def _parse_row(folder: str, row: Any) -> Shard:
         sizes = sizes.astype(np.int32).reshape(-1, 2)
     kind = row.get("kind", IMAGES)
     if kind not in (IMAGES, LATENTS):
-        raise stale_index_error(folder, f"says that {name} holds {kind!r}, which is not known")
+        raise stale_index_error(folder, f"has the kind {kind!r} for {name}, which is unknown")
     return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind)
 
 

@@ -1,8 +1,8 @@
-"""The index of a folder of shards: where every sample lies, so that reading can start anywhere.
+"""Index of a folder of shards: the offsets of all samples, for random access.
 
 A shard is a plain tar in webdataset's layout: 000001.txt, 000001.chosen.jpg, 000001.rejected.jpg,
-and optionally 000001.json and 000001.mask.png, side by side. `index.json` lies beside the tars. In
-a shard of cached latents 000001.cache.safetensors stands in the images' place.
+and optionally 000001.json and 000001.mask.png, adjacent. `index.json` is beside the tars. A
+shard of cached latents has 000001.cache.safetensors instead of the images.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ BEST = [f"{SIDES[0]}.{extension}" for extension in EXTENSIONS]
 
 
 def read_index(folder: str | Path) -> list[Shard]:
-    """Return the shards of a folder after a check that the index still fits them.
+    """Read the index of a folder, and check that it still matches the shards.
 
     Args:
-        folder: Path or URL of a folder that holds shards and their index.json.
+        folder: Path or URL of a folder with shards and their index.json.
     """
     folder = str(folder).rstrip("/")
     fs, path = filesystem(folder)
@@ -52,25 +52,25 @@ def read_index(folder: str | Path) -> list[Shard]:
             f"{folder} has no {INDEX}; make it with `lit-prefopt shards index {folder}`."
         ) from error
     shards = parse(folder, text)
-    if is_local(fs):  # sizes of remote shards are looked at when they are fetched
+    if is_local(fs):  # sizes of remote shards are checked when they are fetched
         _check_sizes(fs, folder, path, shards)
     return shards
 
 
 def write_index(folder: str | Path, shards: Iterable[Shard]) -> None:
-    """Write the index of a local folder, whole or not at all."""
+    """Write the index of a local folder atomically."""
     write_atomic(Path(folder) / INDEX, dump(shards))
 
 
 def index_shards(folder: str) -> None:
-    """Write the index.json of a folder of tars: where every sample lies, and how large it is.
+    """Write the index.json of a folder of tars: offsets and image sizes of all samples.
 
     Args:
         folder: A local folder of plain, uncompressed tars in webdataset's layout.
     """
     tars = sorted(Path(folder).glob("*.tar"))
     if not tars:
-        raise InputError(f"{folder} holds no .tar file; name the folder that the shards are in.")
+        raise InputError(f"{folder} contains no .tar file; name the folder of the shards.")
     shards = [scan_shard(tar) for tar in tars]
     write_index(folder, shards)
     samples = sum(len(shard.offsets) for shard in shards)
@@ -78,22 +78,22 @@ def index_shards(folder: str) -> None:
 
 
 def scan_shard(tar: Path) -> Shard:
-    """Return where the samples of a tar lie, found by walking through its headers."""
+    """Scan the headers of a tar and return the offsets of its samples."""
     try:
         with tarfile.open(tar, "r:") as members:  # "r:": a compressed tar has no byte offsets
             found = list(_samples(tar, members))
         with tar.open("rb") as file:
             file.seek(members.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                # tarfile takes half a header for the end, and the samples behind it were lost
+                # tarfile treats half a header as the end, and would lose the samples after it
                 raise tarfile.ReadError(f"no header and no end at byte {members.offset}")
     except (tarfile.TarError, OSError) as error:
         raise InputError(
-            f"{tar} cannot be read as a tar ({error}); copy it again, unpacked if it is compressed."
+            f"{tar} cannot be read as a tar ({error}); copy it again, and decompress it."
         ) from error
     offsets = np.asarray([sample.offset for sample in found], np.int64)
     size, folder = tar.stat().st_size, str(tar.parent)
-    # in a mixed shard a run names the samples that are not of its kind
+    # in a mixed shard, training reports the samples of the other kind
     if found and all(sample.cached for sample in found):
         return Shard(tar.name, size, offsets, folder, kind=LATENTS)
     sizes = np.asarray([sample.size for sample in found], np.int32).reshape(-1, 2)
@@ -101,16 +101,16 @@ def scan_shard(tar: Path) -> Shard:
 
 
 def sample_key(name: str) -> str | None:
-    """Return the key of the sample that a member belongs to, None for one that belongs to none."""
+    """Return the sample key of a member, or None if it belongs to no sample."""
     key: str | None = split_name(name)[0]
-    return None if key is None or name.startswith("__") else key  # __*: webdataset's own notes
+    return None if key is None or name.startswith("__") else key  # __*: webdataset's metadata
 
 
 @dataclass
 class _SampleSpan:
     offset: int
-    size: Size = (0, 0)  # of the best side, as far as it was found
-    cached: bool = False  # whether it holds latents
+    size: Size = (0, 0)  # of the best side, if it was found
+    cached: bool = False  # whether it has latents
 
 
 def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
@@ -123,7 +123,7 @@ def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
             continue
         if key != last and key in samples:
             raise InputError(
-                f"{tar}: the members of sample {key} do not lie side by side; "
+                f"{tar}: the members of sample {key} are not adjacent; "
                 "make the tar again with `tar --sort=name`."
             )
         sample = samples.setdefault(key, _SampleSpan(member.offset))
@@ -142,6 +142,6 @@ def _check_sizes(
     sizes = {Path(entry["name"]).name: entry["size"] for entry in fs.ls(path, detail=True)}
     for shard in shards:
         if shard.name not in sizes:
-            raise stale_index_error(folder, f"names {shard.name}, which is missing")
+            raise stale_index_error(folder, f"lists {shard.name}, which is missing")
         if sizes[shard.name] != shard.size:
             raise stale_index_error(folder, f"is older than {shard.name}, whose size has changed")

@@ -1,4 +1,4 @@
-"""Reading one sample out of the middle of a shard."""
+"""Read single samples of shards by random access."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPEN_FILES = 32  # several blocks' worth of shards
 
 
 class Sample(NamedTuple):
-    """One sample as it is stored."""
+    """One sample as stored."""
 
     name: str  # "shard.tar/000001"
     text: str
@@ -39,14 +39,14 @@ class ShardReader:
     Args:
         shards: The shards, as `read_index` returns them.
         sides: Names of the images of a sample, best side first.
-        cache: Where remote shards are kept once they were fetched; none: the user's own folder.
+        cache: Cache folder of remote shards; by default the user's own.
     """
 
     KIND: ClassVar[str] = IMAGES
-    """What the samples hold."""
+    """Kind of the samples."""
 
-    CURE: ClassVar[str] = "`--data CachedPairs` trains on them, and images are wanted here"
-    """What to do with shards that hold something else."""
+    CURE: ClassVar[str] = "train on them with `--data CachedPairs`, or use shards of images here"
+    """Remedy for shards of another kind."""
 
     def __init__(
         self,
@@ -60,26 +60,26 @@ class ShardReader:
 
     @property
     def counts(self) -> list[int]:
-        """How many samples each shard holds."""
+        """Number of samples in each shard."""
         return [len(shard.offsets) for shard in self.shards]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what travels to a worker: no open files."""
+        """Return the state for a worker, without open files."""
         return {"shards": self.shards, "sides": self.sides, "cache": self.cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start in a worker, with no file open."""
+        """Restore the state in a worker, without open files."""
         self.__dict__.update(state)
         self._forget()
 
     def check(self) -> Self:
-        """Refuse shards that hold something else, before one of them is read."""
+        """Check the kind of all shards before reading."""
         for shard in self.shards:
             self._check_kind(shard)
         return self
 
     def __call__(self, shard: int, sample: int) -> Any:
-        """Return a sample; raise BrokenSample, which names it, if it cannot be used."""
+        """Read a sample; raise BrokenSample with its name if it cannot be used."""
         self._check_kind(self.shards[shard])
         members = self.members(shard, sample)
         name = f"{self.shards[shard].name}/{members['__key__']}"
@@ -89,11 +89,11 @@ class ShardReader:
             raise BrokenSample(f"{name} {error}") from error
 
     def parse(self, name: str, members: Mapping[str, Any]) -> Any:
-        """Return the sample that these members make, here a `Sample`."""
+        """Parse a sample from its members."""
         return parse(name, members, self.sides)
 
     def members(self, shard: int, sample: int) -> dict[str, Any]:
-        """Return the bytes of a sample of whatever kind, by extension, and its `__key__`."""
+        """Read the members of a sample of any kind: bytes by extension, and its `__key__`."""
         source = self.shards[shard]
         data = self._bytes(shard, *source.span(sample))
         try:
@@ -102,16 +102,16 @@ class ShardReader:
             raise BrokenSample(f"{source.name}, sample {sample}, {error}") from error
 
     def fingerprint(self, samples: int) -> str:
-        """Return a short text that two lists share only if they have the same shards.
+        """Return a fingerprint of the shards.
 
         Args:
-            samples: How many of their samples are meant, from the first one on.
+            samples: Number of samples to include, from the first one on.
         """
         shards = [(shard.name, shard.size, len(shard.offsets)) for shard in self.shards]
         return blake2s(json.dumps([shards, samples]).encode(), digest_size=8).hexdigest()
 
     def text(self, shard: int, sample: int) -> str:
-        """Return a sample's prompt alone: of its images no more than the headers are read."""
+        """Read only a sample's prompt, skipping its images."""
         source = self.shards[shard]
         start, stop = source.span(sample)
         with self._at(shard, start) as file:
@@ -126,7 +126,7 @@ class ShardReader:
 
     def _check_kind(self, shard: Shard) -> None:
         if shard.kind != self.KIND:
-            raise InputError(f"{shard.folder} holds {shard.kind}: {self.CURE}.")
+            raise InputError(f"{shard.folder} contains {shard.kind}: {self.CURE}.")
 
     def _bytes(self, number: int, start: int, stop: int) -> bytes:
         with self._at(number, start) as file:
@@ -137,8 +137,8 @@ class ShardReader:
 
     @contextmanager
     def _at(self, number: int, start: int) -> Iterator[BinaryIO]:
-        """Give the file of a shard, to be read from there on."""
-        if self._process != os.getpid():  # a forked worker must not move its parent's files
+        """Yield the file of a shard, positioned at an offset."""
+        if self._process != os.getpid():  # a forked worker shares file positions with its parent
             self._forget()
         try:
             file = self._files(number)
@@ -154,14 +154,14 @@ class ShardReader:
         if not is_local(fs):
             self._close_removed()
             return self.cache.open(shard)
-        file = open(path, "rb")  # noqa: SIM115 - closed when it has to make room
+        file = open(path, "rb")  # noqa: SIM115 - closed on eviction
         if os.fstat(file.fileno()).st_size != shard.size:
             file.close()
             raise _changed(shard)
         return file
 
     def _close_removed(self) -> None:
-        """Close what the cache has removed: only then does the disk get its room back."""
+        """Close files that the cache has removed, which frees their disk space."""
         for number, file in list(self._files.values.items()):
             if not os.fstat(file.fileno()).st_nlink:
                 self._files.values.pop(number).close()
@@ -173,22 +173,22 @@ class ShardReader:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """Return the members of one sample by their extension, and its `__key__`."""
+    """Parse the tar members of one sample: bytes by extension, and its `__key__`."""
     try:
         samples = list(group_members(_members(data)))
-    except Exception as error:  # whatever tarfile makes of a broken header
+    except Exception as error:  # tarfile raises many types for broken headers
         raise BrokenSample(_damaged(error)) from error
     if len(samples) != 1:
-        raise BrokenSample(f"holds {len(samples)} samples where the index says one")
+        raise BrokenSample(f"has {len(samples)} samples instead of one as in the index")
     return samples[0]
 
 
 def parse(name: str, members: Mapping[str, Any], sides: Sequence[str] = SIDES) -> Sample:
-    """Return the sample that these members make.
+    """Parse a sample from its members.
 
     Args:
         name: Name of the sample, for messages.
-        members: Bytes by extension, as `unpack` returns them; unknown ones are left alone.
+        members: Bytes by extension, as `unpack` returns them; unknown ones are ignored.
         sides: Names of the images of a sample, best side first.
     """
     text = _prompt(members)
@@ -206,7 +206,7 @@ def _prompt(members: Mapping[str, Any]) -> str:
 
 
 def _text(file: BinaryIO, stop: int) -> bytes | None:
-    """Return the .txt of the sample that begins here and ends before `stop`, if it has one."""
+    """Read the .txt of the sample from the current offset to `stop`, or return None."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None and member.offset < stop:
             plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
@@ -220,12 +220,12 @@ def _text(file: BinaryIO, stop: int) -> bytes | None:
 
 def _damaged(error: Exception) -> str:
     return (
-        f"is no part of a tar ({error}): the shard is damaged or was changed after it was indexed"
+        f"is not part of a tar ({error}): the shard is damaged or was changed after it was indexed"
     )
 
 
 def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    # "r:" and plain files only: a compressed or sparse member could unfold to any size
+    # "r:" and plain files only: a compressed or sparse member could expand to any size
     with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
         for member in tar:
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
@@ -246,9 +246,9 @@ def _meta(data: bytes) -> dict[str, Any]:
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BrokenSample("has a .json that is no JSON") from error
+        raise BrokenSample("has a .json that is not JSON") from error
     if not isinstance(meta, dict):
-        raise BrokenSample("has a .json that is no mapping")
+        raise BrokenSample("has a .json that is not a mapping")
     return meta
 
 

@@ -1,7 +1,7 @@
-"""Remote shards on the local disk: fetched once by all processes of a machine, in bounded space.
+"""Disk cache of remote shards: shared by all processes of a machine, with bounded size.
 
-fsspec's own caches know no bound, no lock between processes and no size that a file should have,
-and they write under the final name; so what is here is a thin layer over `fsspec.get_file`.
+fsspec's own caches have no size limit, no lock between processes and no check of file sizes, and
+they write to the final name; so this is a thin layer over `fsspec.get_file`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, is_local, retry
 
-POLL = 0.1  # seconds between two looks for room
-LOCK = "cache.lock"  # held while the cache is counted or changed
+POLL = 0.1  # seconds between two checks for space
+LOCK = "cache.lock"  # held while the cache is measured or changed
 
 
 class ShardCache:
-    """A folder of fetched shards; those that were opened longest ago make room for new ones.
+    """A folder of fetched shards, with eviction of the least recently opened ones.
 
     Args:
-        folder: Where they are kept; none: `lit-prefopt` in $XDG_CACHE_HOME or ~/.cache.
-        limit: Most bytes that they take, those on their way included.
+        folder: Cache folder; by default `lit-prefopt` in $XDG_CACHE_HOME or ~/.cache.
+        limit: Maximum size in bytes, including running downloads.
     """
 
     def __init__(self, folder: str | Path | None = None, limit: int = 64_000_000_000) -> None:
@@ -38,11 +38,11 @@ class ShardCache:
         self.limit = limit
 
     def check(self, shards: Sequence[Shard], shards_per_block: int) -> None:
-        """Refuse a bound that would fetch the same shards again and again.
+        """Check that the limit does not cause repeated downloads of the same shards.
 
         Args:
             shards: The shards of a run.
-            shards_per_block: How many of them are read at a time.
+            shards_per_block: Number of shards read at a time.
         """
         folders = {shard.folder for shard in shards}
         remote = {folder for folder in folders if not is_local(filesystem(folder)[0])}
@@ -50,7 +50,7 @@ class ShardCache:
             return
         self._make_folder()
         sizes = sorted((s.size for s in shards if s.folder in remote), reverse=True)
-        # at the seam of two blocks some processes read the one and some the other
+        # at the boundary of two blocks, processes read from both
         needed = sum(sizes[: 2 * shards_per_block])
         if needed > self.limit:
             raise InputError(
@@ -59,9 +59,9 @@ class ShardCache:
             )
 
     def open(self, shard: Shard) -> BinaryIO:
-        """Return a shard for reading, which is fetched first if it is not there.
+        """Open a shard for reading, and fetch it first if needed.
 
-        An open shard stays readable when it has to go: its bytes live as long as the file is open.
+        An open shard stays readable after its eviction, until the file is closed.
         """
         path = self.folder / f"{_key(shard)}.tar"
         file = _opened(path, shard.size)
@@ -77,8 +77,8 @@ class ShardCache:
         self._reserve(part, shard)
         try:
             retry(shard.url, lambda: _download(shard, part))
-            file = part.open("rb")  # before others can see it and take its room
-            with FileLock(self.folder / LOCK):  # else who counts now may count it twice
+            file = part.open("rb")  # before others can see and evict it
+            with FileLock(self.folder / LOCK):  # or a concurrent measurement may count it twice
                 os.replace(part, path)
         except FileNotFoundError as error:
             raise InputError(
@@ -94,11 +94,11 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"{self.folder} cannot be made ({error}); name another folder by `cache`."
+                f"{self.folder} cannot be created ({error}); choose another folder with `cache`."
             ) from error
 
     def _reserve(self, part: Path, shard: Shard) -> None:
-        """Make room for a shard; its part's name holds the bytes that it will need."""
+        """Reserve space for a shard; the name of its partial file contains its size."""
         if shard.size > self.limit:
             raise InputError(
                 f"{shard.url} has {shard.size} bytes, more than the {self.limit} of the cache; "
@@ -109,13 +109,13 @@ class ShardCache:
                 if self._evict(self.limit - shard.size):
                     part.touch()
                     return
-            time.sleep(POLL)  # others are fetching; what they have fetched can go
+            time.sleep(POLL)  # wait for other downloads, which can be evicted when finished
 
     def _evict(self, most: int) -> bool:
-        """Remove the shards that were opened longest ago until no more bytes than that are taken.
+        """Evict the least recently opened shards until the cache is within a size.
 
         Returns:
-            False where those that are on their way take more already.
+            False if running downloads alone exceed it.
         """
         taken = sum(self._reserved())
         if taken > most:
@@ -132,8 +132,8 @@ class ShardCache:
             key, size, _ = part.name.split(".")
             try:
                 with FileLock(self._lock(self.folder / key), timeout=0):
-                    part.unlink(missing_ok=True)  # of a process that was killed
-            except Timeout:  # on its way
+                    part.unlink(missing_ok=True)  # of a killed process
+            except Timeout:  # being downloaded
                 yield int(size)
 
     def _lock(self, path: Path) -> Path:
@@ -141,32 +141,32 @@ class ShardCache:
 
 
 def default_folder() -> Path:
-    """Return the folder of the cache where none is named."""
+    """Return the default cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "lit-prefopt"
 
 
 class _WrongSizeError(Exception):
-    """What came is not what was indexed; a transfer cut short looks the same, so it may pass."""
+    """The size differs from the index; retried, because the transfer may have been cut short."""
 
     cost = 3  # attempts: each may be a whole transfer
 
     def __init__(self, size: Any, shard: Shard) -> None:
         super().__init__(
-            f"it has {size} bytes and not {shard.size}: it was cut short or has changed since it "
-            f"was indexed, then `lit-prefopt shards index {shard.folder}` helps"
+            f"it has {size} bytes instead of {shard.size}: it was cut short, or the shard "
+            f"has changed and needs `lit-prefopt shards index {shard.folder}`"
         )
 
 
 class _SizeLimit(Callback):
-    """Stops a transfer that will not have the size that it should have."""
+    """Stops a transfer whose size differs from the expected one."""
 
     def __init__(self, shard: Shard) -> None:
         super().__init__()
         self.shard = shard
 
     def relative_update(self, inc: int = 1) -> None:
-        """Note some bytes; the answer was a good one, so its size is that of the shard."""
+        """Count bytes; the response was successful, so its size is that of the shard."""
         super().relative_update(inc)
         if self.size not in (None, self.shard.size) or self.value > self.shard.size:
             raise _WrongSizeError(self.size or self.value, self.shard)
@@ -181,7 +181,7 @@ def _download(shard: Shard, part: Path) -> None:
 
 
 def _key(shard: Shard) -> str:
-    """Return a name that changes with the index, so that an old content is never taken."""
+    """Return a cache key that depends on the index, so that stale content is never used."""
     name = f"{shard.url}\0{shard.size}\0".encode()
     return blake2s(name + shard.offsets.astype("<i8").tobytes(), digest_size=16).hexdigest()
 
@@ -192,7 +192,7 @@ def _opened(path: Path, size: int) -> BinaryIO | None:
     except FileNotFoundError:
         return None
     if os.fstat(file.fileno()).st_size == size:
-        with suppress(PermissionError):  # of another user, who shares the folder
+        with suppress(PermissionError):  # owned by another user of a shared folder
             os.utime(file.fileno())  # opened last, removed last
         return file
     file.close()
@@ -203,5 +203,5 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for path in folder.glob("*.tar"):
         try:
             yield path, path.stat()
-        except FileNotFoundError:  # another process made room
+        except FileNotFoundError:  # evicted by another process
             continue

@@ -1,6 +1,6 @@
-"""Tar members in webdataset's layout, without webdataset's import of torch.
+"""Read and write tar members in webdataset's layout, without importing torch.
 
-The members of a sample lie side by side and share a key: `000001.txt`, `000001.chosen.jpg`, ...
+The members of a sample are adjacent and share a key: `000001.txt`, `000001.chosen.jpg`, ...
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MODE = 0o644
 
 
 def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
-    """Return the key and the extensions of a member's name, both None where it has no extension.
+    """Split a member's name into key and extensions, both None without an extension.
 
     Args:
         name: A name such as `folder/000001.chosen.jpg`, which gives `folder/000001`, `chosen.jpg`.
@@ -25,13 +25,13 @@ def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
 
 
 def group_members(members: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, str | bytes]]:
-    """Yield samples: the bytes of their members by extension in lower case, and their key.
+    """Group members into samples: bytes by lower-case extension, and the key.
 
     Args:
         members: Names and contents in the order of the tar.
 
     Raises:
-        ValueError: A sample holds an extension twice.
+        ValueError: A sample has an extension twice.
     """
     sample: dict[str, str | bytes] = {}
     for name, data in members:
@@ -43,7 +43,7 @@ def group_members(members: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, st
             sample = {}
         sample.setdefault(KEY, key)
         if extension.lower() in sample:
-            raise ValueError(f"{name}: there is a second member of this name in the sample")
+            raise ValueError(f"{name}: the sample has a second member of this name")
         sample[extension.lower()] = data
     if sample:
         yield sample

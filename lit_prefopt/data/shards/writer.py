@@ -1,4 +1,4 @@
-"""Writing shards: whole or not at all, and byte for byte the same when made again."""
+"""Write shards atomically and reproducibly, byte for byte."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Side = bytes | Image.Image | NDArray[np.uint8]
 
 
 class ShardWriter:
-    """Writes pairs into a new folder of shards, which appears when all is written.
+    """Writes pairs into a new folder of shards, which appears once it is complete.
 
     Args:
-        output: The folder to be made.
-        max_count: Most samples in a shard.
-        max_size: Most bytes in a shard; a single larger sample gets a shard of its own.
-        image_format: How images that come decoded are stored: png, jpg or webp.
-        kind: What the samples hold, `images` or `latents`.
+        output: Output folder.
+        max_count: Maximum number of samples in a shard.
+        max_size: Maximum size of a shard in bytes; a single larger sample gets its own shard.
+        image_format: Format of images that are given decoded: png, jpg or webp.
+        kind: Kind of the samples, `images` or `latents`.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class ShardWriter:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> ShardWriter:
-        """Make the temporary folder beside the output."""
+        """Create the temporary folder beside the output."""
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise InputError(f"{self.output} exists and is not empty; remove it or name another.")
+            raise InputError(f"{self.output} exists and is not empty; remove it or choose another.")
         self.output.parent.mkdir(parents=True, exist_ok=True)
         name = f".{self.output.name}."
         # a sibling, hence on the same file system: the rename at the end is atomic
         self.folder = Path(tempfile.mkdtemp(prefix=name, dir=self.output.parent))
-        self.folder.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        self.folder.chmod(0o755)  # mkdtemp sets 0o700
         return self
 
     def __exit__(
@@ -71,7 +71,7 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Complete the folder and give it its name, or remove it after an error."""
+        """Complete and rename the folder, or remove it after an error."""
         try:
             self._close_shard()
             if kind is None:
@@ -91,11 +91,11 @@ class ShardWriter:
         """Append a pair.
 
         Args:
-            prompt: The text that both images were made for.
+            prompt: The prompt of both images.
             chosen: The better image: encoded as png, jpg or webp, or decoded.
             rejected: The worse image.
-            meta: What else is known about the pair; goes to its .json.
-            mask: White where the two sides are meant to differ.
+            meta: Further data of the pair, stored in its .json.
+            mask: White where the two sides should differ.
         """
         sample = {"txt": prompt.encode()}
         sizes = []
@@ -106,20 +106,20 @@ class ShardWriter:
         if meta:
             sample["json"] = json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
         if mask is not None:
-            # the mask's name says png, so another encoding is turned into one
+            # masks are stored as png, so other encodings are converted
             sample["mask.png"] = encode(_decoded(mask), "png")[0]
         self.add_members(sample, sizes[0])
 
     def add_members(
         self, members: Mapping[str, bytes], best: Size, shard: int | None = None
     ) -> None:
-        """Append a sample of whatever kind.
+        """Append a sample of any kind.
 
         Args:
-            members: Bytes by extension, in the order in which they are written.
-            best: Width and height of the best side's picture; (0, 0) where they are not known.
-            shard: Number of its shard, however large that gets; they must rise. Where it is not
-                given, shards are as large as they may be.
+            members: Bytes by extension, in the order of writing.
+            best: Width and height of the best side; (0, 0) if unknown.
+            shard: Number of its shard, in ascending order, without a size limit. By default
+                shards are filled up to their limits.
         """
         self._write(members, best, shard)
 
@@ -128,7 +128,7 @@ class ShardWriter:
             return encode(side, self.image_format)
         except BrokenSample as error:
             where = f"The {name} image of sample {self.samples}"
-            raise InputError(f"{where} {error}; repair it or leave the pair out.") from error
+            raise InputError(f"{where} {error}; repair or remove the pair.") from error
 
     def _write(self, members: Mapping[str, bytes], best: Size, shard: int | None) -> None:
         if self._file is not None and self._is_full(members, shard):
@@ -143,7 +143,7 @@ class ShardWriter:
     def _is_full(self, members: Mapping[str, bytes], shard: int | None) -> bool:
         if shard is not None:
             return shard_number(self._name) != shard
-        # a header of 512 bytes and up to 511 of padding for each member
+        # a header of 512 bytes and up to 511 bytes of padding per member
         size = sum(len(data) + 1023 for data in members.values())
         full = len(self._offsets) >= self.max_count
         return bool(full or self._tar.offset + size > self.max_size)
@@ -167,16 +167,16 @@ class ShardWriter:
 
 
 def shard_number(name: str) -> int:
-    """Return the number in the name that a writer gave a shard."""
+    """Return the number in a shard's name."""
     return int(name.removeprefix("pairs-").removesuffix(".tar"))
 
 
 def encode(image: Side, image_format: str = "png") -> tuple[bytes, str]:
-    """Return an image's bytes and extension; bytes that are encoded already stay as they are.
+    """Encode an image and return bytes and extension; encoded bytes are returned unchanged.
 
     Args:
-        image: The image: encoded, or decoded as (H, W, 3) uint8 or as PIL holds it.
-        image_format: How a decoded image is encoded: png, jpg or webp.
+        image: The image: encoded, or decoded as (H, W, 3) uint8 or a PIL image.
+        image_format: Format for a decoded image: png, jpg or webp.
     """
     if isinstance(image, bytes):
         return image, FORMATS[str(open_image(image).format)]
@@ -184,7 +184,7 @@ def encode(image: Side, image_format: str = "png") -> tuple[bytes, str]:
         image = Image.fromarray(image)
     formats = {extension: name for name, extension in FORMATS.items()}
     if image_format not in formats:
-        raise InputError(f"{image_format} is no known format; take one of {', '.join(formats)}.")
+        raise InputError(f"{image_format} is an unknown format; use one of {', '.join(formats)}.")
     buffer = BytesIO()
     image.save(buffer, formats[image_format], quality=95, lossless=False)
     return buffer.getvalue(), image_format

@@ -1,4 +1,4 @@
-"""The reward by round: a table, a plot, and the same prompts' pictures round after round."""
+"""Report of all rounds: table and plot of the reward, and images of the same prompts by round."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lit_prefopt.evaluate.console import picture_name
 from lit_prefopt.evaluate.statistics import Interval, paired_statistics
 from lit_prefopt.utils.atomic_files import write_atomic
 
-MARGIN, CAPTION = 80, 16  # pixels of the sheet beside and between its pictures
+MARGIN, CAPTION = 80, 16  # pixels of the sheet beside and between its images
 
 
 class RoundRow(NamedTuple):
-    """One round against the model that the first round started from, on the same prompts."""
+    """One round compared with the initial model, on the same prompts."""
 
     name: str
     reward: float
@@ -37,12 +37,12 @@ def write_round_report(folders: Sequence[Path], output: Path) -> None:
 
     Args:
         folders: The rounds, each with its `evaluation/`.
-        output: Where the three are written.
+        output: Output folder.
     """
     results = [folder / "evaluation" for folder in folders]
     if not all((folder / "per_prompt.jsonl").exists() for folder in results):
         print(
-            f"Rounds: {output}. There is no evaluation to compare them by; add one by "
+            f"Rounds: {output}. They have no evaluation to compare them by; add one with "
             "`--fit_arguments+=--trainer.callbacks+=Evaluation`, with its judge and prompts."
         )
         return
@@ -54,7 +54,7 @@ def write_round_report(folders: Sequence[Path], output: Path) -> None:
     _plot(base, rows, output / "rounds.png")
     _sheet(results, output / "samples.png")
     Console().print(_table(base, rows))
-    print(f"Evidence: {output}/rounds.json, rounds.png, samples.png")
+    print(f"Results: {output}/rounds.json, rounds.png, samples.png")
 
 
 def _rewards(results: Sequence[Path]) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
@@ -63,15 +63,15 @@ def _rewards(results: Sequence[Path]) -> tuple[NDArray[np.float64], list[NDArray
     keys = [[(row["text"], row["seed"]) for row in rows] for rows in found]
     if any(one != keys[0] for one in keys):
         raise InputError(
-            f"{results[0].parent.parent} holds rounds that were evaluated on different prompts or "
-            "seeds: evaluate each by `lit-prefopt test` with the same ones."
+            f"The rounds in {results[0].parent.parent} were evaluated on different prompts or "
+            "seeds: evaluate each with `lit-prefopt test` and the same ones."
         )
     start = _by_prompt(found[0], "reward_reference")
     return start, [_by_prompt(rows, "reward_policy") for rows in found]
 
 
 def _by_prompt(rows: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
-    """Return the mean of each prompt's images, (N,); a row without a number is a prompt."""
+    """Return the mean of each prompt's images, (N,); a row without a number is its own prompt."""
     numbers = [row.get("prompt", place) for place, row in enumerate(rows)]
     _, places = np.unique(numbers, return_inverse=True)
     rewards = np.array([row[name] for row in rows], np.float64)
@@ -100,7 +100,7 @@ def _table(base: float, rows: Sequence[RoundRow]) -> Table:
 
 
 def _plot(base: float, rows: Sequence[RoundRow], path: Path) -> None:
-    # here, since it is slow to import; the figure itself, since pyplot would look for a display
+    # imported here, since it is slow; Figure instead of pyplot, which looks for a display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -119,7 +119,7 @@ def _plot(base: float, rows: Sequence[RoundRow], path: Path) -> None:
 
 
 def _sheet(results: Sequence[Path], path: Path, width: int = 128) -> None:
-    """Write a picture with a column per prompt: the start's image, then each round's."""
+    """Write a sheet with a column per prompt: the initial model's image, then each round's."""
     first = results[0] / "images"
     lines = [("start", sorted(first.glob(picture_name("*", "reference"))))]
     for folder in results:

@@ -1,4 +1,4 @@
-"""An evaluation as one page: HTML that needs no other file, no network and no server."""
+"""HTML report of an evaluation: one self-contained file without network access."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def report(folder: str, other: str | None = None) -> None:
-    """Make an evaluation's page again: `report.html` beside its `evaluation.json`.
+    """Write an evaluation's HTML report again: `report.html` beside its `evaluation.json`.
 
     Args:
-        folder: The evaluation's, such as `runs/quickstart/evaluation`.
+        folder: Folder of the evaluation, such as `runs/quickstart/evaluation`.
         other: Folder of another evaluation on the same prompts and seeds; its policy is shown
-            beside this one's, and the two are compared.
+            beside this one's, with a comparison.
     """
     print(f"Written: {write_page(Path(folder), None if other is None else Path(other))}")
 
@@ -45,9 +45,10 @@ def write_page(folder: Path, other: Path | None = None, max_bytes: int = MAX_BYT
     """Write `report.html` into the folder of an evaluation, and return its path.
 
     Args:
-        folder: Holds `evaluation.json`, and `per_prompt.jsonl` and pictures where there are any.
+        folder: Folder with `evaluation.json`, and optionally `per_prompt.jsonl` and images.
         other: Another evaluation on the same prompts and seeds, or None.
-        max_bytes: Size of all pictures inside the page; the best, the worst and a spread are kept.
+        max_bytes: Maximum size of all images in the page; the best, the worst and an even spread
+            are kept.
     """
     results = read_results(folder)
     third = None if other is None else read_results(other)
@@ -78,13 +79,13 @@ def write_page(folder: Path, other: Path | None = None, max_bytes: int = MAX_BYT
         "data": script_data(results, also, pictures, lines),
     }
     path = folder / PAGE
-    # half of a surrogate pair is no character, but JSON can hold it
+    # JSON can contain lone surrogates, which cannot be encoded
     write_atomic(path, render(context).encode("utf-8", "replace"))
     return path
 
 
 def render(context: dict[str, Any]) -> str:
-    """Return the page; every string of the context is escaped, in text, attributes and JSON."""
+    """Render the page; every string of the context is escaped in text, attributes and JSON."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -95,22 +96,22 @@ def render(context: dict[str, Any]) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"fixed": fixed, "signed": signed, "percent": percent}
     style, script = ((TEMPLATES / f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    # of the one script that the page's policy lets run
+    # hash of the one script that the page's content security policy allows
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"style": Markup(style), "script": Markup(script), "script_hash": digest}
     return environment.get_template("page.html").render(context | own)
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many decimals and a true minus sign."""
+    """Format a number with a fixed number of decimals and a typographic minus sign."""
     return "" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many decimals and its sign."""
+    """Format a number with a fixed number of decimals and its sign."""
     return "" if value is None else f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def percent(value: float | None) -> str:
-    """Return a share in percent."""
+    """Format a share in percent."""
     return "" if value is None else f"{100 * value:.1f} %"

@@ -1,4 +1,4 @@
-"""What a page tells of an evaluation: its table, its plots, and the rows behind its pictures."""
+"""Data of the HTML report: its table, its plots, and the rows of its images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 class TableRow(NamedTuple):
-    """One line of the page's table; what the evaluation does not tell is None."""
+    """One line of the page's table; missing values are None."""
 
     name: str
     attribute: bool  # of the judge above it
@@ -38,18 +38,18 @@ class TableRow(NamedTuple):
     win_rate: float | None
     win_rate_ci: Interval | None
     digits: int  # decimals
-    reach: float  # what the ends of its judge's axis stand for
+    reach: float  # value at the ends of its judge's axis
 
     @property
     def verdict(self) -> str:
-        """Whether the interval lies on one side of zero."""
+        """Whether the interval excludes zero, and on which side."""
         if self.difference_ci is None:
             return "unknown"
         low, high = self.difference_ci
         return "better" if low > 0 else "worse" if high < 0 else "undecided"
 
     def at(self, value: float) -> float:
-        """Return where a difference lies on the axis, in percent; zero is in the middle."""
+        """Return a difference's position on the axis in percent; zero is in the middle."""
         return round(50 + 50 * max(-1.0, min(1.0, value / self.reach)), 2)
 
 
@@ -60,19 +60,19 @@ def match_rows(results: SavedResults, other: SavedResults) -> list[ResultRow]:
     )
     if wanted.keys() != found.keys():
         raise InputError(
-            f"{results.folder} and {other.folder} were made with different prompts or seeds: "
-            "evaluate both by `lit-prefopt test` with the same ones."
+            f"{results.folder} and {other.folder} have different prompts or seeds: "
+            "evaluate both with `lit-prefopt test` and the same ones."
         )
     if not set(results.judges) & set(other.judges):
         raise InputError(
-            f"{results.folder} and {other.folder} have no judge in common: evaluate both by "
-            "`lit-prefopt test` with the same ones."
+            f"{results.folder} and {other.folder} have no judge in common: evaluate both with "
+            "`lit-prefopt test` and the same ones."
         )
     return [found[row.text, row.seed, row.image] for row in results.rows]
 
 
 def model_names(results: SavedResults, other: SavedResults | None) -> dict[str, str]:
-    """Return the models' names; two evaluations' policies are told apart by their runs."""
+    """Return the models' names; policies of two evaluations are named by their runs."""
     names = mapping(results.summary.get("models"))
     result = {key: str(names[key]) for key in ("reference", "policy") if names.get(key)}
     if other is not None:
@@ -81,7 +81,7 @@ def model_names(results: SavedResults, other: SavedResults | None) -> dict[str, 
 
 
 def table_rows(results: SavedResults) -> list[TableRow]:
-    """Return every judge's line, each followed by its attributes'."""
+    """Return the table's rows: every judge, followed by its attributes."""
     summary, result = results.summary, []
     judges = mapping(summary.get("judges"))
     if not judges and number(summary.get("difference")) is not None:
@@ -117,13 +117,13 @@ def _line(name: str, values: dict[str, Any], attribute: bool, reach: float) -> T
 
 
 def _digits(ends: Interval | None) -> int:
-    """Return so many decimals that an interval's width is seen, at least three."""
+    """Return the number of decimals that resolves an interval's width, at least three."""
     half = abs(ends[1] - ends[0]) / 2 if ends else 0.0
     return 3 if half == 0 else min(6, max(3, -math.floor(math.log10(half))))
 
 
 def outcomes(results: SavedResults) -> dict[str, int]:
-    """Return for how many prompts the policy is better, equal and worse, by the first judge."""
+    """Count the prompts on which the policy is better, equal and worse, by the first judge."""
     found = np.sign(_differences(results, results.judges[0]))
     names = {"better": 1, "equal": 0, "worse": -1}
     return {name: int((found == sign).sum()) for name, sign in names.items()} if len(found) else {}
@@ -134,7 +134,7 @@ def _differences(results: SavedResults, judge: str) -> NDArray[np.float64]:
 
 
 def categories(results: SavedResults, judge: str) -> list[page_plots.MeanDifference]:
-    """Return the categories' differences, the largest first."""
+    """Return the differences by category, the largest first."""
     result = []
     for name, values in mapping(results.summary.get("categories")).items():
         own = mapping(mapping(values).get(judge))
@@ -148,7 +148,7 @@ def draw_plots(results: SavedResults, lines: Sequence[TableRow]) -> list[dict[st
     """Return the plots, each with its title and the number of its judge.
 
     Args:
-        results: Tells what is drawn.
+        results: The evaluation.
         lines: As `table_rows` returns them.
     """
     result = []
@@ -166,7 +166,7 @@ def draw_plots(results: SavedResults, lines: Sequence[TableRow]) -> list[dict[st
     found = [interval(point) for point in points] if isinstance(points, list) else []
     known = [point for point in found if point is not None]
     if known:
-        result.append(_plot("While it learned", page_plots.curve("v", known), None))
+        result.append(_plot("During training", page_plots.curve("v", known), None))
     return result
 
 
@@ -188,12 +188,12 @@ def _plot(title: str, drawing: str, judge: int | None) -> dict[str, Any]:
 def compare_policies(
     results: SavedResults, also: Sequence[ResultRow], lines: Sequence[TableRow]
 ) -> list[TableRow]:
-    """Return how this policy compares with the other's, by the judges that both have.
+    """Compare this policy with another evaluation's, by the judges that both have.
 
     Args:
         results: This policy's.
         also: The other's rows, in the same order.
-        lines: Tell how many decimals a judge's numbers have.
+        lines: Give the decimals of a judge's numbers.
     """
     digits = {line.name: line.digits for line in lines if not line.attribute}
     paired_rows = [
@@ -213,7 +213,7 @@ def compare_policies(
 
 
 def labelled_values(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Yield what is pinned, or measured besides, as a line for each value."""
+    """Yield settings and further measurements as labels and values."""
     for key, value in values.items():
         ends = interval(value)
         label = f"{before}{key}"
@@ -240,13 +240,13 @@ def script_data(
     pictures: Sequence[Pictures],
     lines: Sequence[TableRow],
 ) -> dict[str, Any]:
-    """Return what the page's script shows, one entry a row.
+    """Return the data of the page's script, one entry per row.
 
     Args:
         results: This policy's.
         also: Another's rows in the same order, or none.
         pictures: The rows' pictures.
-        lines: Tell how many decimals a judge's numbers have.
+        lines: Give the decimals of a judge's numbers.
     """
     digits = {line.name: line.digits for line in lines if not line.attribute}
     rows = []

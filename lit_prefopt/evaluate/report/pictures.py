@@ -1,4 +1,4 @@
-"""The pictures inside a page: encoded, and no more of them than it can bear."""
+"""Images of the HTML report, as data URIs up to a total size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-MAX_BYTES = 24_000_000  # of all pictures of a page, in base64
-SMALL = 128  # pixels; up to here a picture is kept as it is
+MAX_BYTES = 24_000_000  # of all images of a page, in base64
+SMALL = 128  # pixels; images up to this size are kept losslessly
 LONGEST = 640  # pixels of the longer side of a larger one
 
-Pictures = tuple[str | None, ...]  # data URIs of one row, or None where there is no picture
+Pictures = tuple[str | None, ...]  # data URIs of one row, or None without an image
 
 
 def embed(
@@ -22,14 +22,14 @@ def embed(
     differences: Sequence[float | None],
     max_bytes: int = MAX_BYTES,
 ) -> list[Pictures]:
-    """Return the rows' pictures as data URIs, as many as fit.
+    """Return the rows' images as data URIs, as many as fit.
 
     First come the best, the worst and an even spread of the rest, in turn, until the next row's
     pictures would not fit.
 
     Args:
-        files: Of each row, the pictures of the models; None where there is none.
-        differences: Of each row, the policy's score less the reference's.
+        files: For each row, the models' images; None if there is none.
+        differences: For each row, the policy's score minus the reference's.
         max_bytes: Size of all data URIs together.
     """
     result: list[Pictures] = [tuple(None for _ in row) for row in files]
@@ -44,10 +44,10 @@ def embed(
 
 
 def order_by_interest(differences: Sequence[float | None]) -> list[int]:
-    """Return every row's number once: best, worst and one between, in turn.
+    """Return all row numbers ordered by interest: best, worst and one between, in turn.
 
     Args:
-        differences: By which rows are good or bad; those without come last.
+        differences: Score differences of the rows; rows without one come last.
     """
     known = [place for place, value in enumerate(differences) if value is not None]
     worst = sorted(known, key=lambda place: (differences[place], place))
@@ -58,7 +58,7 @@ def order_by_interest(differences: Sequence[float | None]) -> list[int]:
 
 
 def _spread(count: int) -> Iterator[int]:
-    """Yield 0 to count - 1 so that any first part of them is spread evenly."""
+    """Yield 0 to count - 1 in an order of which any prefix is evenly spread."""
     bits = max(count - 1, 0).bit_length()
     for step in range(1 << bits):
         flipped = int(f"{step:0{bits}b}"[::-1], 2) if bits else 0
@@ -67,7 +67,7 @@ def _spread(count: int) -> Iterator[int]:
 
 
 def _data_uri(path: Path) -> str | None:
-    """Return a picture without its metadata, or None where it cannot be read.
+    """Encode an image without its metadata, or return None if it cannot be read.
 
     Small ones stay exact, larger ones become WebP.
     """

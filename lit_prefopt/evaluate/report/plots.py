@@ -1,4 +1,4 @@
-"""The plots of a page, as SVG that takes its colours and its font from the page."""
+"""Plots of the HTML report, as SVG with the page's colours and font."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lit_prefopt.evaluate.statistics import Interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Each stands for a variable of the page's style sheet: light and dark share one drawing.
+# Each is replaced by a variable of the page's style sheet: light and dark share one drawing.
 INK, MUTED, LINE, ACCENT = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "lit-prefopt",  # the same evidence gives the same page
-    "text.parse_math": False,  # a category may hold a dollar sign
+    "svg.hashsalt": "lit-prefopt",  # the same results give the same page
+    "text.parse_math": False,  # a category may contain a dollar sign
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -39,7 +39,7 @@ WIDTH, LABEL = 4.6, 26  # inches; characters of a label
 
 
 class MeanDifference(NamedTuple):
-    """A mean difference, with its interval, of what the label names."""
+    """A labelled mean difference with its interval."""
 
     label: str
     value: float
@@ -47,7 +47,7 @@ class MeanDifference(NamedTuple):
 
 
 def histogram(name: str, differences: NDArray[np.float64]) -> str:
-    """Draw how the prompts' differences are spread.
+    """Draw a histogram of the prompts' differences.
 
     Args:
         name: Tells this drawing from the page's others.
@@ -56,9 +56,9 @@ def histogram(name: str, differences: NDArray[np.float64]) -> str:
 
     def draw(axes: Axes) -> None:
         moved = differences[differences != 0]
-        # a few far away would press all the others into two bars
+        # clip outliers, which would compress all others into two bars
         reach = float(np.quantile(np.abs(moved), 0.98))
-        # zero lies between two bars and ties are left out: no bar holds prompts of both kinds
+        # zero is between two bars and ties are excluded: no bar mixes wins and losses
         half = min(20, max(4, round(len(differences) ** 0.5)))
         edges = np.linspace(-reach, reach, 2 * half + 1)
         counts, _ = np.histogram(moved.clip(-reach, reach), edges)
@@ -75,7 +75,7 @@ def histogram(name: str, differences: NDArray[np.float64]) -> str:
 
 
 def intervals(name: str, rows: Sequence[MeanDifference]) -> str:
-    """Draw a mean difference and its interval on each line.
+    """Draw mean differences and their intervals, one per line.
 
     Args:
         name: Tells this drawing from the page's others.
@@ -99,7 +99,7 @@ def intervals(name: str, rows: Sequence[MeanDifference]) -> str:
 
 
 def levels(name: str, rows: Sequence[tuple[str, float, float]]) -> str:
-    """Draw where the reference stands and where the policy, on each line.
+    """Draw the means of reference and policy, one pair per line.
 
     Args:
         name: Tells this drawing from the page's others.
@@ -121,7 +121,7 @@ def levels(name: str, rows: Sequence[tuple[str, float, float]]) -> str:
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
-    """Draw the held-out accuracy over the training's steps.
+    """Draw the held-out accuracy over the training steps.
 
     Args:
         name: Tells this drawing from the page's others.
@@ -141,7 +141,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
 
 
 def _label(text: str) -> str:
-    """Return a label that fits beside a plot, on one line."""
+    """Shorten a label to one line beside a plot."""
     line = " ".join(text.split())
     return line if len(line) <= LABEL else line[: LABEL - 1] + "…"
 
@@ -150,19 +150,19 @@ def _svg(name: str, height: float, description: str, draw: Callable[[Any], None]
     """Return a drawing as an <svg> element.
 
     Args:
-        name: Begins the identifiers inside it, which a page has once.
+        name: Prefix of the identifiers inside it, unique in the page.
         height: In inches.
-        description: What is read out in its place.
+        description: Text for screen readers.
         draw: Draws into the axes.
     """
-    # here, since it is slow to import; the figure itself, since pyplot would look for a display
+    # imported here, since it is slow; Figure instead of pyplot, which looks for a display
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     stream = io.StringIO()
     with rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # matplotlib's own font may lack a letter, the page's not
+        warnings.simplefilter("ignore")  # matplotlib's font may lack a character
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot(facecolor="none")

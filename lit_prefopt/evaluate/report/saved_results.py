@@ -1,4 +1,4 @@
-"""What an evaluation left in its folder, read so that a page or a comparison can be made of it."""
+"""Read an evaluation's saved results, for reports and comparisons."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.statistics import Interval
 
-ONLY_JUDGE = "reward"  # the name of a judge that the evaluation does not name
+ONLY_JUDGE = "reward"  # the name of an unnamed judge
 Scores = dict[str, float | None]
 
 
 class ResultRow(NamedTuple):
-    """One image of each model for one prompt, and what was said of them."""
+    """One image of each model for one prompt, with their scores."""
 
     text: str
     seed: int | None
@@ -33,7 +33,7 @@ class ResultRow(NamedTuple):
     picture_policy: Path | None
 
     def difference(self, judge: str) -> float | None:
-        """Return the policy's score less the reference's, or None where one is missing."""
+        """Return the policy's score minus the reference's, or None if one is missing."""
         reference, policy = self.reference.get(judge), self.policy.get(judge)
         return None if reference is None or policy is None else policy - reference
 
@@ -48,7 +48,7 @@ class SavedResults(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the evaluation is called: its policy's run or file, or else its own run."""
+        """Name of the evaluation: its policy's run or file, or else its own run."""
         policy = Path(str(mapping(self.summary.get("models")).get("policy", "")))
         run = policy.parents[1] if policy.suffix == ".ckpt" and len(policy.parts) > 2 else policy
         folder = self.folder.resolve()
@@ -56,15 +56,15 @@ class SavedResults(NamedTuple):
 
 
 def read_results(folder: Path) -> SavedResults:
-    """Return what an evaluation left, of today's format or an earlier one.
+    """Read an evaluation's results, in the current format or an earlier one.
 
     Args:
-        folder: Holds `evaluation.json` and, for what was said of each prompt, `per_prompt.jsonl`.
+        folder: Folder with `evaluation.json` and, for the rows, `per_prompt.jsonl`.
     """
     path = folder / "evaluation.json"
     if not path.is_file():
         raise InputError(
-            f"{folder} holds no evaluation.json; name the folder of an evaluation, such as "
+            f"{folder} contains no evaluation.json; name the folder of an evaluation, such as "
             "runs/quickstart/evaluation."
         )
     summary = mapping(_parsed(path.read_text(encoding="utf-8"), path))
@@ -72,18 +72,18 @@ def read_results(folder: Path) -> SavedResults:
     lines = folder / "per_prompt.jsonl"
     rows = []
     if lines.is_file():
-        written = lines.read_text(encoding="utf-8").split("\n")  # a prompt may hold U+2028
+        written = lines.read_text(encoding="utf-8").split("\n")  # a prompt may contain U+2028
         records = [mapping(_parsed(line, lines)) for line in written if line.strip()]
         rows = [_row(folder, number, record, judges) for number, record in enumerate(records)]
     return SavedResults(folder, summary, judges, rows)
 
 
 def by_prompt(rows: list[ResultRow], values: list[float | None]) -> NDArray[np.float64]:
-    """Return the mean of the values of each prompt's images, (P,), without what is missing.
+    """Return the mean of the values of each prompt's images, (P,), without missing ones.
 
     Args:
-        rows: Say to which prompt each value belongs.
-        values: One a row; None where there is none.
+        rows: Give the prompt of each value.
+        values: One per row; None if it is missing.
     """
     found: dict[int, list[float]] = {}
     for row, value in zip(rows, values, strict=True):
@@ -93,13 +93,13 @@ def by_prompt(rows: list[ResultRow], values: list[float | None]) -> NDArray[np.f
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number as it is, and None for anything else."""
+    """Return a finite number unchanged, and None for anything else."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if real and math.isfinite(value) else None
 
 
 def interval(value: Any) -> Interval | None:
-    """Return an interval as it is, and None for anything else."""
+    """Return an interval unchanged, and None for anything else."""
     ends = [number(end) for end in value] if isinstance(value, list | tuple) else []
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return None
@@ -107,16 +107,16 @@ def interval(value: Any) -> Interval | None:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Return a mapping as it is, and an empty one for anything else."""
+    """Return a mapping unchanged, and an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
 def _parsed(text: str, path: Path) -> Any:
     try:
-        return json.loads(text, parse_constant=lambda _: None)  # NaN is no JSON, but Python's
+        return json.loads(text, parse_constant=lambda _: None)  # NaN is not valid JSON
     except ValueError as error:
         raise InputError(
-            f"{path} is not whole ({error}); make the evaluation again by `lit-prefopt test`."
+            f"{path} is incomplete ({error}); run the evaluation again with `lit-prefopt test`."
         ) from error
 
 
@@ -149,8 +149,8 @@ def _numbers(value: Any) -> Scores:
 
 
 def _picture(folder: Path, place: int, record: dict[str, Any], model: str) -> Path | None:
-    """Return where a row's picture lies, if it is there and inside the evaluation's folder."""
-    # what an evaluation called them that does not name them
+    """Return the path of a row's image, if it exists inside the evaluation's folder."""
+    # default names of an earlier format
     named = record.get(f"picture_{model}", f"images/{place:05d}-{model}.png")
     if not isinstance(named, str):
         return None

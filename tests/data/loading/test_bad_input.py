@@ -40,8 +40,8 @@ def folder_of(path: Path, change: Callable[[Members], Members], samples: int = 8
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed("chosen", b"GIF89a"), "chosen is no png, jpg or webp image"),
-        (changed("chosen", picture(1, (90, 90))[:90]), "chosen (cannot be decoded|is no png)"),
+        (changed("chosen", b"GIF89a"), "chosen is not a png, jpg or webp image"),
+        (changed("chosen", picture(1, (90, 90))[:90]), "chosen (cannot be decoded|is not a png)"),
         (changed("rejected", png_header(1_000_000, 64)), "rejected is too large"),
         (changed("txt", b"\xff\xfe"), "prompt that is not UTF-8"),
         (changed("txt", b" \n"), "empty prompt .*write one, or leave the pair out"),
@@ -63,7 +63,9 @@ def test_a_shard_of_the_same_size_and_other_content_is_noticed(make_shards):
     shard = folder / "pairs-000000.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[700:] + content[:700])
-    assert re.search("no part of a tar .*changed after it was indexed", sentence(data(str(folder))))
+    assert re.search(
+        "not part of a tar .*changed after it was indexed", sentence(data(str(folder)))
+    )
 
 
 def test_a_shard_that_grew_after_the_start_is_noticed(make_shards):
@@ -104,5 +106,5 @@ def test_a_command_in_the_place_of_a_url_is_not_run(tmp_path: Path):
 
 
 def test_more_than_there_is_cannot_be_a_batch(make_shards):
-    with pytest.raises(InputError, match="holds 5 pairs, less than one batch of 6 on each of 1"):
+    with pytest.raises(InputError, match="has 5 pairs, less than one batch of 6 on each of 1"):
         data(make_shards(5), batch_size=6).train_dataloader()

@@ -83,7 +83,7 @@ def test_a_broken_sample_is_replaced_and_named(make_shards, workers: int):
     changed = [(a, b) for a, b in zip(whole, batches, strict=True) if a.keys != b.keys]
     [(before, after)] = changed
     [slot] = [n for n in range(4) if before.keys[n] != after.keys[n]]
-    name = "pairs-000001.tar/000000007: chosen is no png, jpg or webp image"
+    name = "pairs-000001.tar/000000007: chosen is not a png, jpg or webp image"
     assert before.keys[slot] in name
     assert after.broken == (name,)
     assert module.broken == [name]

@@ -128,7 +128,7 @@ def test_sdxl_gets_its_usual_shapes():
 
 def test_a_resolution_that_is_no_multiple_of_the_step_is_refused():
     for step in (0, 48, 1024):
-        with pytest.raises(InputError, match="is no multiple of bucket_step"):
+        with pytest.raises(InputError, match="is not a multiple of bucket_step"):
             bucket_shapes(512, step)
 
 

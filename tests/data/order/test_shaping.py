@@ -127,17 +127,17 @@ def test_small_pairs_are_left_out_exactly_and_resumed(mixed: str, tmp_path: Path
 
 @pytest.mark.parametrize("options", [BUCKETS, {"min_side": 8}])
 def test_an_index_without_sizes_cannot_be_bucketed(mixed: str, options: dict):
-    with pytest.raises(InputError, match="without the sizes .*lit-prefopt shards index"):
+    with pytest.raises(InputError, match="without image sizes.*lit-prefopt shards index"):
         data(without_sizes(mixed), **options)
 
 
 def test_nothing_left_is_said(mixed: str):
-    with pytest.raises(InputError, match="holds 0 pairs, less than one batch"):
+    with pytest.raises(InputError, match="has 0 pairs, less than one batch"):
         data(mixed, min_side=500).train_dataloader()
 
 
 def test_pairs_that_have_to_be_enlarged_are_told_at_the_start(mixed: str):
-    with pytest.warns(UserWarning, match=r"40\.0% of the 45 training pairs .*enlarged.*`min_side`"):
+    with pytest.warns(UserWarning, match=r"40\.0% of the 45 training pairs .*upscaled.*`min_side`"):
         data(mixed, resolution=32).train_dataloader()
     with pytest.warns(UserWarning, match=r"20\.0% of the 45"):  # 40 x 20 is large enough for 24
         data(mixed, **{**BUCKETS, "resolution": 24}).train_dataloader()
@@ -151,7 +151,7 @@ def test_without_sizes_they_are_counted_and_told_once(mixed: str, make_shards):
     loader = data(without_sizes(mixed), resolution=32, batch_size=15).train_dataloader()
     with pytest.warns(UserWarning, match=r"40\.0% of the first 45 training pairs") as told:
         assert len([*loader, *loader]) == 6
-    assert len([one for one in told if "enlarged" in str(one.message)]) == 1
+    assert len([one for one in told if "upscaled" in str(one.message)]) == 1
     many = without_sizes(make_shards(400, 400))
     loader = data(many, resolution=11, batch_size=50).train_dataloader()
     with pytest.warns(UserWarning, match=r"100\.0% of the first 300 training pairs"):
@@ -162,7 +162,7 @@ def test_what_an_epoch_leaves_out_is_said(mixed: str, caplog):
     with caplog.at_level("INFO"):
         data(mixed, **{**BUCKETS, "batch_size": 4, "min_side": 20}).train_dataloader()
     assert "9 of 45 pairs are smaller than `min_side`" in caplog.text
-    assert "leaves out 4 of 36 pairs, others every time" in caplog.text
+    assert "drops 4 of 36 pairs, different ones each time" in caplog.text
 
 
 def test_the_writer_and_the_scan_agree_on_sizes(mixed: str):

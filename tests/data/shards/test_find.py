@@ -55,7 +55,7 @@ def test_patterns_of_urls(folders: Path):
         found = find_shards(f"{server.url}/{{a,c}}/pairs-00000{{0..1}}.tar")
         assert [len(shard.offsets) for shard in found] == [3, 1, 3, 3]
         assert found[0].url == f"{server.url}/a/pairs-000000.tar"
-        with pytest.raises(InputError, match="matches nothing; check it, or write out a range"):
+        with pytest.raises(InputError, match="matches nothing; check it, or use a range"):
             find_shards(f"{server.url}/*")
     memory = fsspec.filesystem("memory")
     memory.put(str(folders), "/patterns", recursive=True)
@@ -79,7 +79,7 @@ def test_what_matches_nothing_is_said(folders: Path, pattern: str, message: str)
 
 
 def test_no_shards_at_all_are_said():
-    with pytest.raises(InputError, match="No shards are named; give a folder or a URL"):
+    with pytest.raises(InputError, match="No shards are given; give a folder or a URL"):
         find_shards([])
 
 

@@ -89,7 +89,7 @@ def test_what_fails_for_a_while_is_fetched_again(server, cache_folder, monkeypat
         ("stall", "(?i)timeout.*attempt 4.; check", 4),
         ("hasty", "attempt [234].; check", None),  # what aiohttp makes of it depends on the moment
         ("short", "attempt [234].; check", None),
-        ("endless", "bytes and not .*cut short or has changed.*shards index.*attempt 2", 2),
+        ("endless", "bytes instead of .*cut short.*has changed.*shards index.*attempt 2", 2),
         (403, "403.*attempt 1.; check", 1),
         (404, "is missing; copy it there, or make the index again", 1),
     ],
@@ -126,7 +126,9 @@ def test_a_shard_that_changed_since_the_index_is_refused(server: Server, cache_f
     reader = ShardReader(read_index(server.url))
     shard = server.folder / FIRST
     shard.write_bytes(shard.read_bytes() + b"more")
-    with pytest.raises(InputError, match="changed since it was indexed"):
+    with pytest.raises(
+        InputError, match="or the shard has changed and needs `lit-prefopt shards index"
+    ):
         reader(0, 0)
     assert only_whole_shards(cache_folder, server)
 
@@ -245,7 +247,9 @@ def test_too_small_a_cache_is_told_at_the_start(server: Server):
 
 def test_a_cache_that_cannot_be_made_or_written_is_said(server: Server, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made .*; name another folder by `cache`"):
+    with pytest.raises(
+        InputError, match="cannot be created .*; choose another folder with `cache`"
+    ):
         data(
             server.url, cache=str(tmp_path / "file" / "x")
         ).train_dataloader().batches.loader.reader(0, 0)
@@ -281,7 +285,7 @@ def test_a_run_resumes_on_remote_shards(server: Server, tmp_path: Path):
 def test_s3_without_its_package_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(InputError, match=r"needs s3fs; install it .*lit-prefopt\[s3\]"):
-        PairShards("s3://bucket/pairs", 4, 8).setup("fit")
+        PairShards("s3://bucket/pairs", 4, resolution=8).setup("fit")
 
 
 def test_the_hub_is_a_file_system_like_any_other():

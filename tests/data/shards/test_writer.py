@@ -96,7 +96,7 @@ def test_an_output_that_holds_something_is_refused_and_an_empty_one_taken(tmp_pa
 
 def test_bytes_that_are_no_image_are_refused(tmp_path: Path):
     with (
-        pytest.raises(ValueError, match="chosen image of sample 0 is no png"),
+        pytest.raises(ValueError, match="chosen image of sample 0 is not a png"),
         ShardWriter(tmp_path / "out") as writer,
     ):
         writer.add("prompt", b"no image", picture(2))

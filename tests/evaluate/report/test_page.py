@@ -306,10 +306,10 @@ def test_another_evaluation_by_other_judges_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="holds no evaluation.json; name the folder"):
+    with pytest.raises(SystemExit, match="contains no evaluation.json; name the folder"):
         main(["report", "--folder", str(tmp_path)])
     (tmp_path / "evaluation.json").write_text('{"prompts": ')
-    with pytest.raises(SystemExit, match="is not whole .* by `lit-prefopt test`"):
+    with pytest.raises(SystemExit, match="is incomplete .* with `lit-prefopt test`"):
         main(["report", "--folder", str(tmp_path)])
 
 
