@@ -19,7 +19,7 @@
 #   global_step (max_steps, checkpoints) comes after more optimizer steps than planned.
 # Lightning refuses this strategy without a GPU. The subclass here changes the device and the
 # setup of the process group alone, so that it runs anywhere; the code of accumulation is
-# Lightning's.
+# Lightning's. DeepSpeed builds an extension first: a C++ compiler must be there.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT

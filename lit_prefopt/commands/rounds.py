@@ -195,6 +195,7 @@ def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:
     if backbone.get("start_lora"):
         raise InputError(
             f"The recipe of `{command}` starts from a LoRA, which every round would merge again: "
-            "merge it once with `lit-prefopt export --to pipeline`, and start from that pipeline."
+            "merge it once with `lit-prefopt export --source FILE --to pipeline --output FOLDER`, "
+            "and start from that pipeline."
         )
     return config

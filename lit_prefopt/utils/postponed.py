@@ -1,40 +1,47 @@
-"""Postpone the import of bitsandbytes, which diffusers imports wherever it is installed."""
+"""Postpone the import of bitsandbytes, which diffusers and peft import wherever it is installed."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 
 class PostponedModule:
-    """Lazy module, imported on the first access to one of its attributes.
+    """Stands for a module, which is imported with the first access to one of its names.
 
     Args:
-        name: The module's name.
+        spec: The module's spec.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, spec: ModuleSpec) -> None:
+        self.__spec__ = spec
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self._name), name)
+        module = self.__spec__.name
+        if sys.modules.get(module) is self:  # type: ignore[comparison-overlap]
+            del sys.modules[module]
+        return getattr(importlib.import_module(module), name)
 
 
 def postpone_bitsandbytes() -> None:
-    """Import diffusers' quantizers with a lazy bitsandbytes.
+    """Import diffusers' quantizers and peft with a bitsandbytes that is imported on first use.
 
-    bitsandbytes takes a second to import, and is needed only for quantization by diffusers.
+    It takes a second to import, and runs that quantize nothing need none of it.
     """
-    quantizers = "diffusers.quantizers.bitsandbytes.utils"
-    if quantizers in sys.modules or "bitsandbytes" in sys.modules:
+    name = "bitsandbytes"
+    if name in sys.modules or "diffusers.quantizers.bitsandbytes.utils" in sys.modules:
         return
-    utils: Any = importlib.import_module("diffusers.utils.import_utils")
-    if not getattr(utils, "_bitsandbytes_available", False):
+    spec = importlib.util.find_spec(name)
+    if spec is None:
         return
-    utils._bitsandbytes_available = False  # while the quantizers' module is imported
+    modules: dict[str, Any] = sys.modules
+    modules[name] = stand_in = PostponedModule(spec)
     try:
-        module: Any = importlib.import_module(quantizers)
+        importlib.import_module("diffusers.quantizers.bitsandbytes.utils")
+        importlib.import_module("peft")
     finally:
-        utils._bitsandbytes_available = True
-    module.bnb = PostponedModule("bitsandbytes")
+        if modules.get(name) is stand_in:
+            del modules[name]

@@ -141,7 +141,8 @@ def _known(shard: Shard) -> NDArray[np.int32]:
     if shard.sizes is None:
         raise InputError(
             f"{shard.folder} has an index without image sizes, which `aspect_buckets` "
-            f"and `min_side` need; make it again with `lit-prefopt shards index {shard.folder}`."
+            "and `min_side` need; make it again with "
+            f"`lit-prefopt shards index --folder {shard.folder}`."
         )
     return shard.sizes
 

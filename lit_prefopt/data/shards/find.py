@@ -72,6 +72,6 @@ def _chosen(folder: str, names: list[str]) -> list[Shard]:
     if missing:
         raise InputError(
             f"{folder} has no {missing[0]} in its index; check the pattern, or make the index "
-            f"again with `lit-prefopt shards index {folder}`."
+            f"again with `lit-prefopt shards index --folder {folder}`."
         )
     return [by_name[name] for name in dict.fromkeys(names)]

@@ -82,7 +82,7 @@ def parse(folder: str, text: bytes) -> list[Shard]:
 def stale_index_error(folder: str, what: str) -> InputError:
     """Return the error for an index that does not match its folder."""
     return InputError(
-        f"{folder}/{INDEX} {what}; make it again with `lit-prefopt shards index {folder}`."
+        f"{folder}/{INDEX} {what}; make it again with `lit-prefopt shards index --folder {folder}`."
     )
 
 

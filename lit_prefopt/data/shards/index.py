@@ -49,7 +49,7 @@ def read_index(folder: str | Path) -> list[Shard]:
         if is_local(fs) and not fs.isdir(path):
             raise InputError(f"There is no folder {folder}; check the path.") from error
         raise InputError(
-            f"{folder} has no {INDEX}; make it with `lit-prefopt shards index {folder}`."
+            f"{folder} has no {INDEX}; make it with `lit-prefopt shards index --folder {folder}`."
         ) from error
     shards = parse(folder, text)
     if is_local(fs):  # sizes of remote shards are checked when they are fetched

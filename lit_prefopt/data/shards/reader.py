@@ -255,5 +255,5 @@ def _meta(data: bytes) -> dict[str, Any]:
 def _changed(shard: Shard) -> InputError:
     return InputError(
         f"{shard.url} has changed since it was indexed; "
-        f"make the index again with `lit-prefopt shards index {shard.folder}`."
+        f"make the index again with `lit-prefopt shards index --folder {shard.folder}`."
     )

@@ -83,7 +83,7 @@ class ShardCache:
         except FileNotFoundError as error:
             raise InputError(
                 f"{shard.url} is missing; copy it there, or make the index again with "
-                f"`lit-prefopt shards index {shard.folder}`."
+                f"`lit-prefopt shards index --folder {shard.folder}`."
             ) from error
         finally:
             part.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ class _WrongSizeError(Exception):
     def __init__(self, size: Any, shard: Shard) -> None:
         super().__init__(
             f"it has {size} bytes instead of {shard.size}: it was cut short, or the shard "
-            f"has changed and needs `lit-prefopt shards index {shard.folder}`"
+            f"has changed and needs `lit-prefopt shards index --folder {shard.folder}`"
         )
 
 
