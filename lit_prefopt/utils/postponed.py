@@ -10,7 +10,7 @@ from typing import Any
 
 
 class PostponedModule:
-    """Stands for a module, which is imported with the first access to one of its names.
+    """Lazy module, imported on the first access to one of its attributes.
 
     Args:
         spec: The module's spec.
@@ -27,9 +27,9 @@ class PostponedModule:
 
 
 def postpone_bitsandbytes() -> None:
-    """Import diffusers' quantizers and peft with a bitsandbytes that is imported on first use.
+    """Import diffusers' quantizers and peft with a lazy bitsandbytes.
 
-    It takes a second to import, and runs that quantize nothing need none of it.
+    bitsandbytes takes a second to import, and is needed only for quantization.
     """
     name = "bitsandbytes"
     if name in sys.modules or "diffusers.quantizers.bitsandbytes.utils" in sys.modules:
