@@ -14,8 +14,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_prefopt.runs.checkpoint_files import check_complete, last_checkpoint
 from lit_prefopt.errors import InputError
+from lit_prefopt.runs.checkpoint_files import check_complete, last_checkpoint
 from lit_prefopt.utils.atomic_files import write_atomic
 
 RECIPE = "recipe.yaml"
