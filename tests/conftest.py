@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: tests never ask the hub
@@ -18,6 +19,18 @@ from tests.helpers.recipes import small_recipe
 from tests.helpers.tiny import tiny_clip, tiny_lcm, tiny_pipeline, tiny_xl_pipeline
 
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Take back what a test's run set for its children, such as DeepSpeed's LOCAL_RANK."""
+    before = dict(os.environ)
+    yield
+    for name in {*os.environ, *before}:
+        if name not in before:
+            del os.environ[name]
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
 
 
 @pytest.fixture(scope="session")

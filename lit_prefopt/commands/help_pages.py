@@ -27,8 +27,7 @@ def write_table(only: Iterable[str] | None = None) -> Table:
     Args:
         only: Short names of the classes to record; all by default.
     """
-    for module in sorted({home for homes in class_modules().values() for home in homes}):
-        importlib.import_module(module)
+    import_classes()
     kept = None if only is None else set(only)
     parser = capture_parser(lambda: run_lightning(["fit"]))
     commands = {command: printed_page(parser, [command, "--help"]) for command in COMMANDS}
@@ -46,6 +45,12 @@ def write_table(only: Iterable[str] | None = None) -> Table:
         except Exception:  # such as a type that jsonargparse cannot read
             taken.remove((key, path))
     return Table(commands, helps, _classes({path for _, path in taken}, kept))
+
+
+def import_classes() -> None:
+    """Import every module of the package with a class that recipes name."""
+    for module in sorted({home for homes in class_modules().values() for home in homes}):
+        importlib.import_module(module)
 
 
 def _is_kept(path: str, kept: set[str] | None) -> bool:
