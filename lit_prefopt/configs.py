@@ -68,13 +68,21 @@ def find_columns(name: str) -> Path:
 
 def named_columns(args: Sequence[str]) -> list[str]:
     """Return the arguments with the name of shipped columns replaced by its path."""
-    separated = [part for arg in args for part in _separate(arg, "--columns=")]
+    separated = [part for arg in args for part in separate(arg, ["--columns"])]
     return [
         str(find_columns(arg)) if before == "--columns" else arg
         for before, arg in zip(("", *separated), separated, strict=False)
     ]
 
 
-def _separate(arg: str, start: str) -> list[str]:
-    """Split `--columns=NAME` into two arguments; return any other unchanged."""
-    return arg.split("=", 1) if arg.startswith(start) else [arg]
+def separate(arg: str, keys: Sequence[str], suffix: str | None = None) -> list[str]:
+    """Split `--KEY=VALUE` into two arguments; return any other unchanged.
+
+    Args:
+        arg: An argument of the command line.
+        keys: The keys that are split.
+        suffix: Other keys are split too where the value ends in it.
+    """
+    key, _, value = arg.partition("=")
+    named = suffix is not None and key.startswith("--") and value.endswith(suffix)
+    return [key, value] if value and (key in keys or named) else [arg]

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from lit_prefopt.configs import CONFIGS, HOMES, find_config
+from lit_prefopt.configs import CONFIGS, HOMES, find_config, separate
 from lit_prefopt.errors import UsageError
 
 SHIPPED = ("backbone", "judge", "hardware")  # folders of shipped parts that serve many recipes
@@ -133,7 +133,7 @@ def named_recipes(args: Sequence[str]) -> list[str]:
     """
     home = HOMES.get(args[0], "recipes")
     resolved: list[str] = []
-    separated = [part for arg in args for part in _separate(arg)]
+    separated = [part for arg in args for part in separate(arg, ["--config"], SUFFIX)]
     for before, arg in zip(("", *separated), separated, strict=False):
         if before in ("--config", "-c"):
             arg = str(find_config(arg, home))
@@ -141,13 +141,6 @@ def named_recipes(args: Sequence[str]) -> list[str]:
             arg = str(find_part(before.removeprefix("--"), arg, Path.cwd()) or arg)
         resolved.append(arg)
     return resolved
-
-
-def _separate(arg: str) -> list[str]:
-    """Return `--KEY=FILE.yaml` and `--config=NAME` as two arguments, and any other as it is."""
-    key, _, value = arg.partition("=")
-    divided = key == "--config" or (key.startswith("--") and value.endswith(SUFFIX))
-    return [key, value] if value and divided else [arg]
 
 
 def allow_own_modules(args: Sequence[str]) -> None:

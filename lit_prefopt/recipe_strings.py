@@ -37,7 +37,7 @@ def read_recipe(args: Sequence[str], defaults: Sequence[Path] = ()) -> list[Reci
         path = waiting.pop(0).resolve()
         if path in found:
             continue
-        content = _load(path)
+        content = read_yaml(path)
         found[path] = RecipeFile(path, content)
         for text in strings(content):
             waiting += _files_in(text, path.parent)
@@ -76,7 +76,8 @@ def _files_in(text: str, folder: Path) -> list[Path]:
     return [path for path in places if path.is_file()]
 
 
-def _load(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds; None where it cannot be read or parsed."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):

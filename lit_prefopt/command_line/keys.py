@@ -18,7 +18,7 @@ from lit_prefopt.command_line.table import Table
 from lit_prefopt.configs import BASE, PREDICT
 from lit_prefopt.errors import UsageError, did_you_mean
 from lit_prefopt.recipe_files import resolve
-from lit_prefopt.recipe_strings import FILES, LOADER, read_recipe, strings, words
+from lit_prefopt.recipe_strings import FILES, LOADER, read_recipe, read_yaml, strings, words
 
 IMPORTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 SPEC = ("class_path", "init_args", "dict_kwargs", "help")
@@ -194,11 +194,8 @@ def _below(head: str, options: Options) -> set[str]:
 
 def _read(path: Path) -> Any:
     """Return what a recipe or a part holds, its own parts resolved; None where it is not YAML."""
-
-    def load(text: str) -> Any:
-        return yaml.load(text, LOADER)
-
+    content = read_yaml(path)
     try:
-        return resolve(load(path.read_text(encoding="utf-8")), path.resolve().parent, load)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return resolve(content, path.resolve().parent, lambda text: yaml.load(text, LOADER))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # of a part that keys with dots change
         return None

@@ -117,7 +117,8 @@ def _loader_of(
     """Return the loader of latents, with the reference's errors of a table if there is one."""
     if table is None:
         return LatentSampleLoader(reader, seed, _known(latents), caption_dropout, held_out)
-    return FixedDrawLoader(reader, table, _known(latents), caption_dropout, held_out)
+    options = {"caption_dropout": caption_dropout, "held_out": held_out}
+    return FixedDrawLoader(reader, table, _known(latents), **options)
 
 
 def _known(latents: LatentSet | None) -> LatentSet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,19 +125,12 @@ class FixedDrawLoader(LatentSampleLoader):
         reader: Reads a sample by (shard number, sample number).
         table: The reference's errors with the seeds of their draws.
         latents: What holds of all samples.
-        caption_dropout: Share of the samples whose prompt is left empty.
-        held_out: Take the first view always, and leave no prompt empty.
     """
 
     def __init__(
-        self,
-        reader: LatentReader,
-        table: ErrorTable,
-        latents: LatentSet,
-        caption_dropout: float = 0.0,
-        held_out: bool = False,
+        self, reader: LatentReader, table: ErrorTable, latents: LatentSet, **options: Any
     ) -> None:
-        super().__init__(reader, table.seed, latents, caption_dropout, held_out)
+        super().__init__(reader, table.seed, latents, **options)
         self.table = table
         self.starts = [sum(reader.counts[:shard]) for shard in range(len(reader.counts))]
 
