@@ -36,7 +36,7 @@ def answer(args: Sequence[str], write_table: Callable[[], Table]) -> bool:
 
 
 def _is_help(args: Sequence[str]) -> bool:
-    """Whether a command asks for one help page and nothing else."""
+    """Return whether a command requests one help page and nothing else."""
     if len(args) == 2:
         return args[1] in ("-h", "--help") or ".help=" in args[1]
     return len(args) == 3 and args[1].startswith("--") and args[1].endswith(".help")
