@@ -31,9 +31,9 @@ FAST := test_cli.py::test_fit_from_recipe_to_weights[full] \
 test-fast: $(INSTALLED)
 	$(PYTEST) --dist worksteal $(addprefix tests/,$(FAST))
 
-# Tests whose module has runs in common stay on one worker (`xdist_group`).
+# The tests of a file stay on one worker, which makes the runs that they have in common once.
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow --dist loadgroup
+	$(PYTEST) -m slow --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from tests.helpers.collecting import TWO, pairs_of_rounds, spo, write_prompts
 from tests.helpers.runs import TWO_RANKS, assert_same_end, finished, kill, same, start, wait_until
 from tests.helpers.strategy_runs import run_cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("collections")]  # one worker makes `runs`
+pytestmark = pytest.mark.slow
 NEEDED = 12  # pairs of a rank's collection
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.helpers.strategy_runs import CPU, case, run_cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("beside")]  # one worker makes `runs`
+pytestmark = pytest.mark.slow
 KINDS = ("ddp", "zero2", "zero3", "fsdp")
 
 

@@ -14,7 +14,7 @@ from tests.helpers.recipes import OWN_COUNTS, small_recipe
 from tests.helpers.runs import same
 from tests.helpers.strategy_runs import CPU, STRATEGIES, run_cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("methods")]  # one worker makes `runs`
+pytestmark = pytest.mark.slow
 STEPS = 3
 ON_PAIRS = {
     "DiffusionDPO": "toy-diffusion-dpo",

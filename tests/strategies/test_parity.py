@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from lit_prefopt.cli import main
 from tests.helpers.strategy_runs import FORMS, STRATEGIES, case, run_cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parity")]  # one worker makes `runs`
+pytestmark = pytest.mark.slow
 SHARDED = [name for name in STRATEGIES if name != "ddp"]
 
 

@@ -12,7 +12,7 @@ from lit_prefopt.cli import main
 from tests.helpers.runs import WEIGHTS, same
 from tests.helpers.strategy_runs import case, run_cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]  # one worker makes `runs`
+pytestmark = pytest.mark.slow
 AVERAGING = ["--trainer.callbacks+", "PolicyAveraging", "--trainer.callbacks.decay", "0.5"]
 KINDS = {"zero2": AVERAGING, "zero3": [], "zero2-offload": [], "fsdp": AVERAGING}
 

@@ -25,7 +25,7 @@ from tests.helpers.runs import (
 )
 from tests.helpers.strategy_runs import CPU, PATIENCE
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two-nodes")]  # one worker makes `whole`
+pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:
