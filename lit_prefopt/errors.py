@@ -20,8 +20,9 @@ REPR = Repr()
 REPR.maxstring = REPR.maxother = REPR.maxlong = QUOTED
 USER_INFO = re.compile(
     # to the last @ of the host's part; a password may contain a slash, which ends that part
-    r"(?<=://)(?:[^\s/?#]{0,2000}|[^\s/?#@:]{0,2000}:(?!\d+(?:[/?#]|$))\S{0,2000}?)@"
+    r"(?<=://)(?:[^\s/?#]{1,2000}|[^\s/?#@:[]{0,2000}:(?!\d+(?:[/?#]|$))\S{0,2000}?)@"
 )
+NO_SECRET = ("abfs", "abfss", "az", "hdfs", "sftp", "ssh")  # a name alone is a container or a user
 PARAMETER = re.compile(r"(?<=[?&;#])([^\s?&;#=]+)=([^\s?&;#'\"]+)")
 SECRET = re.compile(
     r".*(?:token|secret|password|passwd|passphrase|signature)|credentials?|sig|sas|pass|pwd|pw|"
@@ -76,9 +77,15 @@ def shortened(text: str, most: int) -> str:
 
 def without_secrets(text: str) -> str:
     """Return a text in which names, passwords and secret parameters of addresses are hidden."""
-    text = USER_INFO.sub(f"{HIDDEN}@", text) if "://" in text else text
+
+    def hidden(found: re.Match[str]) -> str:
+        before = text[max(0, found.start() - 20) : found.start() - len("://")]
+        scheme = re.split(r"[^a-z0-9]", before.lower())[-1]
+        return found[0] if scheme in NO_SECRET and ":" not in found[0] else f"{HIDDEN}@"
+
     return PARAMETER.sub(
-        lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0], text
+        lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0],
+        USER_INFO.sub(hidden, text) if "://" in text else text,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,9 +97,11 @@ def _row(shard: Shard) -> dict[str, Any]:
 def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
     for key in ("offsets", "sizes"):
         if isinstance(row.get(key), list):
-            # a ragged row stays a list, which is rejected later
+            # a ragged row, or one of other types, stays a list, which is rejected later
+            flat = chain.from_iterable(n if type(n) is list else (n,) for n in row[key])
             with suppress(ValueError, OverflowError):
-                row[key] = np.asarray(row[key])
+                if set(map(type, flat)) <= {int}:
+                    row[key] = np.asarray(row[key])
     return row
 
 
@@ -107,7 +110,7 @@ def _parse_row(folder: str, row: Any) -> Shard:
         name, size, offsets, sizes = row["name"], row["size"], row["offsets"], row.get("sizes")
     except (TypeError, KeyError, AttributeError) as error:
         raise stale_index_error(folder, "has a shard without name, size or offsets") from error
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+    if not _is_file_name(name):
         raise stale_index_error(
             folder, f"has the shard {quoted(name)}, which is not a plain file name"
         )
@@ -121,6 +124,14 @@ def _parse_row(folder: str, row: Any) -> Shard:
     if kind not in (IMAGES, LATENTS):
         raise stale_index_error(folder, f"has the kind {quoted(kind)} for {name}, which is unknown")
     return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind)
+
+
+def _is_file_name(name: Any) -> bool:
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\"):
+        return False
+    # no control characters, no lone surrogates, and not longer than file systems allow
+    plain = all(ord(char) >= 32 and not 0xD800 <= ord(char) < 0xE000 for char in name)
+    return plain and len(name.encode()) <= 255
 
 
 def _rising(offsets: Any, size: Any) -> bool:
