@@ -23,6 +23,8 @@ def check_address(url: str) -> None:
         InputError: It cannot be opened, or it contains a secret.
     """
     check_secrets(url)
+    if "\0" in url:
+        raise InputError(f"{quoted(url)} contains a NUL character; check the path.")
     scheme, is_url, rest = url.partition("://")
     scheme = scheme.lower()
     if url.startswith("pipe:"):
@@ -36,7 +38,7 @@ def check_address(url: str) -> None:
         )
     if scheme == "file" and not rest.startswith("/"):
         raise InputError(f"{quoted(url)} names no absolute path; give the path without file://.")
-    if not rest.strip("/") or (scheme in WEB and not _has_host(url)):
+    if not rest.strip("/") or not _can_be_parsed(url, scheme in WEB):
         raise InputError(f"{quoted(url)} is not an address; write it as {scheme}://HOST/PATH.")
 
 
@@ -61,9 +63,9 @@ def check_secrets(text: str) -> None:
     )
 
 
-def _has_host(url: str) -> bool:
+def _can_be_parsed(url: str, has_host: bool) -> bool:
     try:
         parts = urlsplit(url)
-        return bool(parts.hostname) and url.isprintable() and parts.port != 0
+        return not has_host or (bool(parts.hostname) and url.isprintable() and parts.port != 0)
     except ValueError:  # brackets without an end, or a port that is no number
         return False

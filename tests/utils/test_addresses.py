@@ -58,6 +58,8 @@ def test_good_addresses(url: str) -> None:
         ("http://host:99999/a", "is not an address"),
         ("https://ho\nst/a", "is not an address"),
         ("s3://", "is not an address"),
+        ("s3://[bucket/a.txt", "is not an address"),
+        ("a\0b.txt", "contains a NUL character"),
         ("pipe:curl x", "would run a command"),
         ("x" * 5000 + "://a", "is not a file system"),
     ],
