@@ -22,7 +22,7 @@ USER_INFO = re.compile(
     # to the last @ of the host's part; a password may contain a slash, which ends that part
     r"(?<=://)(?:[^\s/?#]{1,2000}|[^\s/?#@:[]{0,2000}:(?!\d+(?:[/?#]|$))\S{0,2000}?)@"
 )
-NO_SECRET = ("abfs", "abfss", "az", "hdfs", "sftp", "ssh")  # a name alone is a container or a user
+NO_SECRET = ("abfs", "abfss", "az")  # the name before @ is a container
 PARAMETER = re.compile(r"(?<=[?&;#])([^\s?&;#=]+)=([^\s?&;#'\"]+)")
 SECRET = re.compile(
     r".*(?:token|secret|password|passwd|passphrase|signature)|credentials?|sig|sas|pass|pwd|pw|"

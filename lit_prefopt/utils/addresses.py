@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from lit_prefopt.errors import InputError, quoted, without_secrets
 
 WEB = ("http", "https")
-STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf", "hdfs", "sftp", "memory")
+STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf", "memory")
 SCHEMES = ("file", *WEB, *STORES)
 """File systems that are opened; others unpack archives, chain others, or run on kernels."""
 
@@ -33,8 +33,8 @@ def check_address(url: str) -> None:
         return
     if scheme not in SCHEMES:
         raise InputError(
-            f"{quoted(scheme)} in {quoted(url)} is not a file system that is read; give a local "
-            f"path, or an address with {', '.join(SCHEMES[1:-1])}."
+            f"{quoted(url)} is not on a file system that is read; give a local path, or an "
+            f"address with {', '.join(SCHEMES[1:-1])}."
         )
     if scheme == "file" and not rest.startswith("/"):
         raise InputError(f"{quoted(url)} names no absolute path; give the path without file://.")
@@ -54,7 +54,7 @@ def check_secrets(text: str) -> None:
     hidden = without_secrets(text)
     if hidden == text:
         return
-    address = next((word for word in re.split(r"[\s\"',{}]+", hidden) if "***" in word), hidden)
+    address = next((word for word in re.split(r"[\s\"'\[\]]+", hidden) if "***" in word), hidden)
     raise InputError(
         f"The address {quoted(address)} contains a name, a password, a key or a token, which "
         "recipes and checkpoints would save; remove it, and put it into ~/.netrc (http), or into "

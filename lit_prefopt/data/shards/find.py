@@ -12,7 +12,7 @@ from braceexpand import braceexpand
 from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.addresses import check_secrets
+from lit_prefopt.utils.addresses import check_address, check_secrets
 from lit_prefopt.utils.filesystem import filesystem, retry
 
 ALL = ""
@@ -55,6 +55,8 @@ def _expand(pattern: str) -> Iterable[str]:
         ) from error
     if long or len(paths) > MOST:
         raise InputError(f"{pattern} names more than {MOST} files; use a shorter range.")
+    for path in paths:
+        check_address(path)
     return [found for path in paths for found in (_glob(path) if "*" in path else [path])]
 
 

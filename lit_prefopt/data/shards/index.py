@@ -29,6 +29,7 @@ from lit_prefopt.data.shards.format import (
 )
 from lit_prefopt.data.shards.tar import split_name
 from lit_prefopt.errors import InputError
+from lit_prefopt.utils.addresses import check_address
 from lit_prefopt.utils.atomic_files import write_atomic
 from lit_prefopt.utils.filesystem import check_regular, filesystem, is_local, read_whole
 
@@ -41,6 +42,7 @@ def read_index(folder: str | Path) -> list[Shard]:
     Args:
         folder: Path or URL of a folder with shards and their index.json.
     """
+    check_address(str(folder))
     folder = str(folder).rstrip("/")
     fs, path = filesystem(folder)
     try:
