@@ -99,7 +99,7 @@ def test_a_picture_in_a_cell_is_not_the_message(
 def test_markup_in_names_is_printed_as_it_is(
     shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "[bold]pairs[/bold]"
+    folder = tmp_path / "[bold]pairs[bold]"
     folder.mkdir()
     for file in Path(shards).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())

@@ -161,7 +161,17 @@ def test_a_password_of_netrc_stands_nowhere(
         cache = ["--data.cache", str(tmp_path / "cache"), "--trainer.max_steps", "1"]
         main(["fit", *recipe, "--data.shards", url, *cache])
         last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-        main(["export", "--checkpoint", str(last), "--output", str(tmp_path / "out")])
+        main(
+            [
+                "export",
+                "--source",
+                str(last),
+                "--to",
+                "diffusers",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path != netrc]
     assert {"recipe.yaml", "last.ckpt"} <= {path.name for path in files}
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
