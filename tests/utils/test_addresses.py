@@ -167,7 +167,7 @@ def test_a_password_of_netrc_stands_nowhere(
                 "--source",
                 str(last),
                 "--to",
-                "diffusers",
+                "unet",
                 "--output",
                 str(tmp_path / "out"),
             ]
