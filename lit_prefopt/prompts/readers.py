@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.shards.find import find_shards
+from lit_prefopt.data.shards.format import INDEX
 from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.errors import InputError, quoted, shortened
 from lit_prefopt.prepare.columns import Columns
@@ -25,6 +26,7 @@ from lit_prefopt.utils.filesystem import check_regular, filesystem, is_local, re
 
 LINES, SHARDS = "txt", "shards"
 FORMATS = (LINES, *READERS)
+ENDINGS = (".tar", INDEX)  # files in a folder of shards
 LONGEST = 1_000_000  # characters of a line of a .txt file
 TABLES = ("csv", "tsv")  # their records have no key for an empty cell
 USUAL = (*Columns().prompt, "prompts")
@@ -93,6 +95,11 @@ def _kind(source: str) -> str:
 
 
 def _of_shards(source: str) -> Iterator[str]:
+    if os.path.isdir(source) and not any(name.endswith(ENDINGS) for name in os.listdir(source)):
+        raise InputError(
+            f"{source} is a folder without pair shards; give a file of prompts, such as "
+            "prompts.txt, or the folder of an index.json."
+        )
     reader = ShardReader(find_shards(source))
     for shard, samples in enumerate(reader.counts):
         for sample in range(samples):
@@ -117,7 +124,7 @@ def _lines(path: Path) -> Iterator[PromptEntry]:
                     f"{path}, line {number}, has more than {LONGEST} characters; write one prompt "
                     "per line."
                 )
-            yield PromptEntry(line.strip())
+            yield PromptEntry(line.lstrip("\ufeff").strip())  # of a file that was appended
 
 
 def _of_records(
