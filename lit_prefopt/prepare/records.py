@@ -8,6 +8,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_prefopt.errors import quoted
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.source_rows import RawRecord
 
@@ -75,7 +76,7 @@ def read_record(row: RawRecord, columns: Columns, folder: Path | None = None) ->
     raise BrokenRecord(
         f"has no image: neither under {columns.names_of('images')} nor "
         f"{columns.names_of('chosen')} nor {columns.names_of('first')}; it has "
-        f"{', '.join(map(repr, row.values)) or 'nothing'}"
+        f"{', '.join(map(quoted, row.values)) or 'nothing'}"
     )
 
 
@@ -106,7 +107,7 @@ def _labelled(row: RawRecord, columns: Columns, text: str, folder: Path) -> Reco
     if value is None or (label is not None and label != label):  # NaN: an empty cell of a table
         raise UnlabelledRecord
     if label is None or not 0 <= label <= 1:
-        raise BrokenRecord(f"has the label {value!r}, which is not a number from 0 to 1")
+        raise BrokenRecord(f"has the label {quoted(value)}, which is not a number from 0 to 1")
     return Record(row.where, text, images, [label, 1 - label], {}, [label, 1 - label], [])
 
 
@@ -136,7 +137,7 @@ def _weight(row: RawRecord, columns: Columns) -> float | None:
     count = _number(value)
     if count is None or not 1 <= count < inf:
         name = columns.names_of("examples")
-        raise BrokenRecord(f"has {value!r} under {name}, which is not a count")
+        raise BrokenRecord(f"has {quoted(value)} under {name}, which is not a count")
     return 1 / count
 
 
@@ -169,7 +170,7 @@ def _picture(cell: Any, name: str, folder: Path) -> ImageSource:
     if not isinstance(cell, str) or not cell or not _nameable(cell):
         raise BrokenRecord(f"has neither a path nor bytes for an image ({name})")
     if "://" in cell:
-        raise BrokenRecord(f"has the remote image {cell}; download it first")
+        raise BrokenRecord(f"has the remote image {quoted(cell)}; download it first")
     return ImageSource(str(folder / cell), folder / cell)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from lit_prefopt.prepare.parquet import parquet
 from lit_prefopt.prepare.source_rows import RawRecord, RecordSource
 from lit_prefopt.prepare.tables import json_file, json_lines, separated
 from lit_prefopt.prepare.tars import tar_samples
+from lit_prefopt.utils.filesystem import check_regular
 
 Format = Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "tar", "folder"]
 SUFFIXES = {
@@ -87,7 +89,8 @@ def _files(source: str, form: str) -> list[Path]:
 
 
 def _matching(source: str) -> list[Path]:
-    if Path(source).exists():  # also if its name looks like a pattern
+    check_regular(source)
+    if os.path.exists(source):  # also if its name looks like a pattern
         return [Path(source)]
     try:
         names = list(braceexpand(source))

@@ -100,7 +100,7 @@ def validate(
         _note(report, sample, seen)
     _print(shards, report)
     if latents is not None:
-        Console().print(f"Cached latents: {latents.summary}.")
+        Console(markup=False).print(f"Cached latents: {latents.summary}.")
     return report
 
 
@@ -134,7 +134,7 @@ def _print(shards: str, report: ValidationReport) -> None:
     table = Table("finding", "count", "which", title=f"{shards}: {report.samples} samples")
     for row in report.rows():
         table.add_row(*row)
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     verdict = "Training would stop." if report.would_stop else "Training would not stop."
     console.print(verdict)

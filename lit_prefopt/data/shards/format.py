@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_prefopt.data.images import MAX_SIDE
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 
 INDEX = "index.json"
 STAGE_FOLDER = "stage-{}"  # folders of `shards stages`, counted from 1
@@ -74,7 +75,7 @@ def parse(folder: str, text: bytes) -> list[Shard]:
         raise stale_index_error(folder, "lists no shards")
     if content.get("version") != VERSION:
         raise stale_index_error(
-            folder, f"has version {content.get('version')!r} instead of {VERSION}"
+            folder, f"has version {quoted(content.get('version'))} instead of {VERSION}"
         )
     return [_parse_row(folder, row) for row in content["shards"]]
 
@@ -96,9 +97,11 @@ def _row(shard: Shard) -> dict[str, Any]:
 def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
     for key in ("offsets", "sizes"):
         if isinstance(row.get(key), list):
-            # a ragged row stays a list, which is rejected later
+            # a ragged row, or one of other types, stays a list, which is rejected later
+            flat = chain.from_iterable(n if type(n) is list else (n,) for n in row[key])
             with suppress(ValueError, OverflowError):
-                row[key] = np.asarray(row[key])
+                if set(map(type, flat)) <= {int}:
+                    row[key] = np.asarray(row[key])
     return row
 
 
@@ -107,8 +110,10 @@ def _parse_row(folder: str, row: Any) -> Shard:
         name, size, offsets, sizes = row["name"], row["size"], row["offsets"], row.get("sizes")
     except (TypeError, KeyError, AttributeError) as error:
         raise stale_index_error(folder, "has a shard without name, size or offsets") from error
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise stale_index_error(folder, f"has the shard {name!r}, which is not a plain file name")
+    if not _is_file_name(name):
+        raise stale_index_error(
+            folder, f"has the shard {quoted(name)}, which is not a plain file name"
+        )
     if not _rising(offsets, size):
         raise stale_index_error(folder, f"has offsets that do not fit {name}")
     if sizes is not None and not _plausible(sizes, len(offsets)):
@@ -117,8 +122,16 @@ def _parse_row(folder: str, row: Any) -> Shard:
         sizes = sizes.astype(np.int32).reshape(-1, 2)
     kind = row.get("kind", IMAGES)
     if kind not in (IMAGES, LATENTS):
-        raise stale_index_error(folder, f"has the kind {kind!r} for {name}, which is unknown")
+        raise stale_index_error(folder, f"has the kind {quoted(kind)} for {name}, which is unknown")
     return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind)
+
+
+def _is_file_name(name: Any) -> bool:
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\"):
+        return False
+    # no control characters, no lone surrogates, and not longer than file systems allow
+    plain = all(ord(char) >= 32 and not 0xD800 <= ord(char) < 0xE000 for char in name)
+    return plain and len(name.encode()) <= 255
 
 
 def _rising(offsets: Any, size: Any) -> bool:
