@@ -6,16 +6,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_prefopt.data.shards.format import EXTENSIONS, SIDES
+from lit_prefopt.data.shards.format import SIDES
+from lit_prefopt.prepare.encodings import decode_text
 from lit_prefopt.prepare.source_rows import RawRecord, RecordSource
 
 TEXTS = (*SIDES, "prompts", "txt")  # folders searched for NAME.txt, in this order
+NO_IMAGES = {".txt", ".text", ".caption", ".json"}  # extensions of what lies beside the images
 
 
 def pair_folder(folder: Path) -> RecordSource:
     """Return the pairs chosen/NAME.png and rejected/NAME.png, with the text of NAME.txt.
 
-    The text file is beside either image, in prompts/ or in txt/.
+    The text file is beside either image, in prompts/ or in txt/. Images may be in subfolders,
+    the same for both sides. Every file that is no text counts as an image, so that files that
+    cannot be used are reported.
     """
     sides = {side: _images(folder / side) for side in SIDES}
     names = sorted(set().union(*sides.values()))
@@ -28,10 +32,13 @@ def is_pair_folder(folder: Path) -> bool:
 
 
 def _images(folder: Path) -> dict[str, list[str]]:
+    """Return the images by name, which is the path below the folder without extension."""
     images = defaultdict[str, list[str]](list)
-    for path in folder.iterdir():
-        if path.suffix.lower().removeprefix(".") in EXTENSIONS:
-            images[path.stem].append(path.name)
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in below.parts)
+        if path.suffix.lower() not in NO_IMAGES and not hidden and not path.is_dir():
+            images[below.with_suffix("").as_posix()].append(below.as_posix())
     return images
 
 
@@ -54,5 +61,5 @@ def _text(folder: Path, name: str) -> str | None:
     for place in TEXTS:
         path = folder / place / f"{name}.txt"
         if path.is_file():
-            return path.read_text("utf-8-sig", errors="surrogateescape")
+            return decode_text(path.read_bytes())
     return None

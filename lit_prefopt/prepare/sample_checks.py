@@ -13,6 +13,7 @@ from lit_prefopt.data.shards.reader import Sample, parse, unpack
 from lit_prefopt.data.shards.tar import split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.image_checks import CheckedImage, check, digest
+from lit_prefopt.prepare.source_rows import shortened
 from lit_prefopt.utils.filesystem import filesystem
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 KNOWN = {"txt", "json", "mask.png", *(f"{side}.{end}" for side in SIDES for end in EXTENSIONS)}
 SAFE = ".safetensors"
-RANGES = {"label": 1.0, "weight": float("inf")}  # from 0 to this
+RANGES = {"label": 1.0, "weight": 3e38}  # from 0 to this
 
 
 class SampleLocation(NamedTuple):
@@ -172,4 +173,5 @@ def _check_numbers(meta: Mapping[str, Any]) -> None:
     for name, most in RANGES.items():
         value = meta.get(name, 1.0)
         if not isinstance(value, int | float) or not 0 <= value <= most:
-            raise BrokenSample(f"has the {name} {value!r}, not a number from 0 to {most:g}")
+            given = shortened(repr(value))
+            raise BrokenSample(f"has the {name} {given}, not a number from 0 to {most:g}")

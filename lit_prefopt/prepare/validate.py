@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import check_number
 from lit_prefopt.prepare.counts import ImageSizes, NamedCount
 from lit_prefopt.prepare.progress_bar import progress
 from lit_prefopt.prepare.sample_checks import SampleFindings, latent_set, look, places
@@ -84,8 +85,8 @@ def validate(
         broken_share: Maximum share of broken samples, as in training; 0 stops at the first one.
         workers: Number of threads; by default one per core.
     """
-    if not 0 <= broken_share <= 1:
-        raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
+    check_number("broken_share", broken_share, 0, 1)
+    check_number("resolution", resolution, 1)
     index = read_index(shards)
     cached = any(shard.kind == LATENTS for shard in index)
     latents = latent_set(index) if cached else None
@@ -131,9 +132,11 @@ def _unlisted(folder: str, index: list[Shard]) -> list[str]:
 
 
 def _print(shards: str, report: ValidationReport) -> None:
-    table = Table("finding", "count", "which", title=f"{shards}: {report.samples} samples")
+    # as Text, because a name may look like markup, such as [/bold]
+    title = Text(f"{shards}: {report.samples} samples")
+    table = Table("finding", "count", "which", title=title)
     for row in report.rows():
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     console.print(table)
     verdict = "Training would stop." if report.would_stop else "Training would not stop."

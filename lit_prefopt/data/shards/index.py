@@ -111,6 +111,7 @@ class _SampleSpan:
     offset: int
     size: Size = (0, 0)  # of the best side, if it was found
     cached: bool = False  # whether it has latents
+    dotted: str = ""  # a member whose best side is after a further dot
 
 
 def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
@@ -123,16 +124,25 @@ def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
             continue
         if key != last and key in samples:
             raise InputError(
-                f"{tar}: the members of sample {key} are not adjacent; "
-                "make the tar again with `tar --sort=name`."
+                f"{tar}: the members of sample {key} are not adjacent, or some were appended "
+                "later; unpack the tar and make it again with `tar --sort=name`."
             )
         sample = samples.setdefault(key, _SampleSpan(member.offset))
         last = key
         extension = member.name[len(key) + 1 :].lower()
         sample.cached |= extension == CACHED
+        if extension.endswith(tuple(f".{best}" for best in BEST)):
+            sample.dotted = member.name
         if extension in BEST:
             file = members.extractfile(member)
             sample.size = upright_size(file) if file else (0, 0)
+    for sample in samples.values():
+        if sample.dotted and sample.size == (0, 0):
+            raise InputError(
+                f"{tar}: the key of {sample.dotted} has a dot, at which webdataset ends it; write "
+                f"shards with other keys by `lit-prefopt shards convert --source {tar} --output "
+                "FOLDER`."
+            )
     return samples.values()
 
 
