@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare.source_rows import listed
+from lit_prefopt.prepare.source_rows import MAX_LISTED
 
 HELD_OUT = {"validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
 TRAIN = {"train", "training"}
@@ -36,7 +36,8 @@ def training_files(source: str, files: list[Path]) -> tuple[list[Path], tuple[st
             training.append(path)
     if not splits or (not training and len(splits) == 1):
         return files, ()
-    others = listed(f"{name} (`--source '{_pattern(paths)}'`)" for name, paths in splits.items())
+    offers = [f"{name} (`--source '{_pattern(paths)}'`)" for name, paths in splits.items()]
+    others = ", ".join(offers[:MAX_LISTED])
     if not training:
         raise InputError(
             f"{source} has several splits and none for training; choose one: {others}."

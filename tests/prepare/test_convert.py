@@ -108,7 +108,7 @@ def test_a_broken_image_of_a_list_costs_only_its_own_pairs(source: Path, tmp_pat
         (ranked(ranking=[1, 2]), "not have one number for each of 4 images under 'ranking'"),
         (ranked(scores=[1, 2, 3, float("nan")]), "not have one number for each of 4 images"),
         (ranked(ranking=[1, 2, 3, 4], opinions=[[1, 2]]), "images under 'opinions'"),
-        ({"prompt": "a", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": 2}, "has the label 2,"),
+        ({"prompt": "a", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": "x"}, "has the label 'x',"),
         ([1], "is not a mapping"),
     ],
 )
