@@ -255,7 +255,7 @@ def test_every_file_of_a_folder_becomes_a_pair_or_is_named(tmp_path: Path):
     (folder / "chosen" / "Thumbs.db").write_bytes(b"named")
     summary = convert(str(folder), str(tmp_path / "out"))
     assert {text for text, *_ in sides(tmp_path / "out")} == {"one", "two", "three", "five"}
-    reasons = ["Thumbs has no image under 'rejected'", "four.gif is not a", "four.gif is not a"]
+    reasons = ["Thumbs has no text", "four.gif is not a", "four.gif is not a"]
     for reason, name in zip(reasons, summary.broken.names, strict=True):
         assert reason in name
 

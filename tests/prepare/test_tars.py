@@ -38,7 +38,8 @@ def sample(key: str, number: int = 1, text: bytes = b"a cat") -> list[tuple[str,
 def test_dots_in_keys_are_parts_of_the_keys(tmp_path: Path):
     keys = ["v1.0/img_v1.0_1", "v1.0/img_v1.0_2", "plain", "a.b.c"]
     members = [one for number, key in enumerate(keys) for one in sample(key, 2 * number)]
-    name = pack(tmp_path / "in" / "a.tar", *members, ("plain.model.txt", b"x"))
+    members.insert(9, ("plain.model.txt", b"beside the others"))
+    name = pack(tmp_path / "in" / "a.tar", *members)
     convert(name, str(tmp_path / "out"))
     assert [one[1] for one in sides(tmp_path / "out")] == [picture(n) for n in (0, 2, 4, 6)]
     cure = "the key of v1.0/img_v1.0_2.chosen.png has a dot.* by `lit-prefopt shards convert"

@@ -131,7 +131,7 @@ def test_too_many_broken_samples_stop_a_run(make_shards: Maker):
     folder = make_shards(samples=20, broken=broken)
     assert validate(folder).would_stop
     assert not validate(folder, broken_share=0.5).would_stop
-    with pytest.raises(InputError, match="give a share from 0 to 1"):
+    with pytest.raises(InputError, match="broken_share is -1; give a number"):
         validate(folder, broken_share=-1)
 
 
