@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from lit_prefopt.command_line.quick import answer
 from lit_prefopt.configs import HOMES, named_columns, recipe_names
-from lit_prefopt.errors import TRACE, InputError, UsageError, causes, did_you_mean, is_from
+from lit_prefopt.errors import (
+    TRACE,
+    InputError,
+    UsageError,
+    causes,
+    did_you_mean,
+    is_from,
+    printable,
+    quoted,
+)
 from lit_prefopt.recipe_files import named_recipes
 
 if TYPE_CHECKING:
@@ -170,7 +179,7 @@ def _user_message(error: Exception) -> str | None:
         )
     lightnings = type(error).__name__ == "MisconfigurationException"
     if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):
-        return str(error)
+        return printable(str(error))
     return None
 
 
@@ -198,7 +207,7 @@ def _run(args: list[str]) -> None:
         run_trainer(args)
     else:
         known = (*COMMANDS, *OTHERS)
-        raise UsageError(f"There is no command {args[0]!r}; {did_you_mean(args[0], known)}")
+        raise UsageError(f"There is no command {quoted(args[0])}; {did_you_mean(args[0], known)}")
 
 
 if __name__ == "__main__":

@@ -6,20 +6,86 @@ import math
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Any
+from urllib.parse import unquote
 
 TRACE = "LIT_PREFOPT_TRACE"  # environment variable that enables tracebacks, for debugging
+
+QUOTED = 80  # maximum length of a quoted value
+WORD = 400  # of a word in a message, such as a path or an address
+MESSAGE = 2000  # of a message
+HIDDEN = "***"
+REPR = Repr()
+REPR.maxstring = REPR.maxother = REPR.maxlong = QUOTED
+USER_INFO = re.compile(
+    # to the last @ of the host's part; a password may contain a slash, which ends that part
+    r"(?<=://)(?:[^\s/?#]{0,2000}|[^\s/?#@:]{0,2000}:(?!\d+(?:[/?#]|$))\S{0,2000}?)@"
+)
+PARAMETER = re.compile(r"(?<=[?&;#])([^\s?&;#=]+)=([^\s?&;#'\"]+)")
+SECRET = re.compile(
+    r".*(?:token|secret|password|passwd|passphrase|signature)|credentials?|sig|sas|pass|pwd|pw|"
+    r"(?:api|access|account|app|auth|master|private|secret|shared|storage|subscription|user)?key|"
+    r"auth|authorization|bearer|jwt"
+)
+"""Words in the names of secret parameters, such as X-Amz-Signature, AWSAccessKeyId, api_key."""
 
 
 class InputError(ValueError):
     """Invalid user input; the message is one sentence with cause and cure.
 
-    The command line prints the message without a traceback.
+    The command line prints the message without a traceback. Secrets in addresses are hidden,
+    control characters escaped, and overlong values shortened.
+
+    Args:
+        message: The sentence.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class UsageError(InputError):
     """A command line or recipe names something that does not exist; the exit code is 2."""
+
+
+def quoted(value: Any) -> str:
+    """Return a value in quotes for a message: escaped, in one line, and of bounded length."""
+    if isinstance(value, bytes):  # which Repr would copy whole
+        value = value[:QUOTED]
+    return shortened(REPR.repr(value), QUOTED)
+
+
+def printable(message: str) -> str:
+    """Return a message without secrets and control characters, and of bounded length."""
+    text = "".join(
+        char if char == "\n" or char.isprintable() else ascii(char)[1:-1]
+        for char in without_secrets(message)
+    )
+    text = re.sub(rf"\S{{{WORD + 1},}}", lambda word: shortened(word[0], WORD), text)
+    return shortened(text, MESSAGE)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most this length, shortened in the middle."""
+    if len(text) <= most:
+        return text
+    half = (most - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
+
+
+def without_secrets(text: str) -> str:
+    """Return a text in which names, passwords and secret parameters of addresses are hidden."""
+    text = USER_INFO.sub(f"{HIDDEN}@", text) if "://" in text else text
+    return PARAMETER.sub(
+        lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0], text
+    )
+
+
+def is_secret(parameter: str) -> bool:
+    """Return whether a parameter of an address is a secret, by its name."""
+    divided = re.sub(r"([a-z])([A-Z])", r"\1-\2", unquote(parameter))
+    return any(SECRET.fullmatch(word) for word in re.split(r"[^a-z0-9]+", divided.lower()))
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:

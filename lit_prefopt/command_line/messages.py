@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from lit_prefopt.command_line.pages import options_of
 from lit_prefopt.command_line.recording import class_page
-from lit_prefopt.errors import did_you_mean
+from lit_prefopt.errors import did_you_mean, printable, quoted
 from lit_prefopt.lazy import class_modules
 from lit_prefopt.recipe_strings import FILES, RecipeFile
 
@@ -35,7 +35,7 @@ def explain(message: str, parser: ArgumentParser, files: Sequence[RecipeFile] = 
         parser: The parser that failed.
         files: Files of the recipe, among which the one with the error is looked for.
     """
-    return (
+    return printable(
         _explain_choice(message)
         or _explain_option(message, parser, files)
         or _explain_value(message, parser, files)
@@ -115,7 +115,7 @@ def _explain_value(message: str, parser: ArgumentParser, files: Sequence[RecipeF
     key = ".".join(keys)
     types = list(dict.fromkeys(map(_type, expected)))
     where = _place(key, message, files, keys[-1].split("."), value)
-    return f"{where}: {value!r} is given, but expected is {' or '.join(types)}."
+    return f"{where}: {quoted(value)} is given, but expected is {' or '.join(types)}."
 
 
 def _explain_argument(

@@ -144,7 +144,7 @@ def print_estimate(found: Estimate) -> None:
     for name, size in found.parts.items():
         sizes.add_row(name, f"{size / GIB:.3f}")
     sizes.add_row("total", f"{sum(found.parts.values()) / GIB:.3f}")
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(sizes)
     console.print("Validation, checkpoints and evaluation are not included.")

@@ -232,7 +232,7 @@ class Evaluator:
 
     def print_table(self, folder: Path) -> None:
         """Print the table and the paths of the results."""
-        Console().print(table(json.loads((folder / SUMMARY).read_text())))
+        Console(markup=False).print(table(json.loads((folder / SUMMARY).read_text())))
         sheet = f", {SHEET}" if (folder / SHEET).exists() else ""
         print(f"Results: {folder}/{PAGE}, {SUMMARY}, {ROWS}{sheet}")
 

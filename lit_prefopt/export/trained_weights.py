@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from lit_prefopt.backbones.loading import load_component
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
 from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, LoRALayer, flat_name, read_lora
@@ -144,7 +144,7 @@ def _adapter(path: Path, weights: dict[str, Tensor], alpha: float | None) -> LoR
     for key, tensor in weights.items():
         found = re.fullmatch(r"(.+)\.lora_([AB])\.\w+\.weight", key)
         if found is None:
-            raise InputError(f"{path} contains {key!r}, which is not a plain LoRA.")
+            raise InputError(f"{path} contains {quoted(key)}, which is not a plain LoRA.")
         halves.setdefault(found[1], {})[found[2]] = tensor
     return LoRAFile(
         str(path),

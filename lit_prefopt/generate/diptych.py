@@ -18,7 +18,7 @@ from lit_prefopt.data.images import to_pil
 from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
-from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.errors import InputError, check_number, quoted
 from lit_prefopt.generate.change_mask import ChangeMask
 from lit_prefopt.generate.corruptions import CorruptedPrompt, Corruption
 from lit_prefopt.generate.diptych_sheet import DiptychSheet
@@ -224,7 +224,7 @@ def _check_template(template: str) -> None:
         filled = ""
     if "\0l" not in filled or "\0r" not in filled:
         raise InputError(
-            f"The template {template!r} has no place for the panels' prompts: write {{left}} "
+            f"The template {quoted(template)} has no place for the panels' prompts: write {{left}} "
             "and {right} once each."
         )
 

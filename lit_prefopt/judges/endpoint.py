@@ -16,7 +16,7 @@ from requests.exceptions import ChunkedEncodingError, RequestException
 from torch import Tensor
 
 from lit_prefopt.data.images import to_pil
-from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.errors import InputError, check_number, quoted
 from lit_prefopt.judges.judge import Judge
 
 PASSING = (429, 500, 502, 503, 504)
@@ -121,7 +121,9 @@ class Endpoint(Judge):
             numbers = [float(score) for score in scores if type(score) in (float, int)]
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             start = response[:60].decode(errors="replace")
-            raise self._refused(f"returned {start!r}, which is not JSON with `scores`") from error
+            raise self._refused(
+                f"returned {quoted(start)}, which is not JSON with `scores`"
+            ) from error
         if len(scores) != len(images) or len(numbers) != len(scores):
             raise self._refused(f"returned {len(numbers)} numbers for {len(images)} images")
         if not torch.tensor(numbers, dtype=torch.float32).isfinite().all():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.data.images import to_pil
-from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.errors import InputError, check_number, quoted
 from lit_prefopt.judges.judge import Judge
 from lit_prefopt.judges.weights import loading_errors, version
 
@@ -42,8 +42,8 @@ class VisionLanguage(Judge):
     ) -> None:
         if "{text}" not in question:
             raise InputError(
-                f"The question {question!r} does not contain the prompt: write {{text}} in its "
-                "place."
+                f"The question {quoted(question)} does not contain the prompt: write {{text}} in "
+                "its place."
             )
         check_number("batch_size", batch_size, 1)
         self.pretrained, self.question = pretrained, question
@@ -80,7 +80,7 @@ class VisionLanguage(Judge):
         tokens = [self.processor.tokenizer.encode(w, add_special_tokens=False) for w in words]
         if not all(tokens) or tokens[0][0] == tokens[1][0]:
             raise InputError(
-                f"{self.affirmed!r} and {self.denied!r} have the same first token in "
+                f"{quoted(self.affirmed)} and {quoted(self.denied)} have the same first token in "
                 f"{self.pretrained}: choose other words as `affirmed` and `denied`."
             )
         return tokens[0][0], tokens[1][0]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.errors import InputError, check_number, quoted
 
 ScheduleName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 DECAYING = ("linear", "cosine")
@@ -63,7 +63,7 @@ class OptimizerConfig(ABC):
         """
         if self.schedule in DECAYING and max_steps <= 0:
             raise InputError(
-                f"The schedule {self.schedule!r} decays to the run's last step: set "
+                f"The schedule {quoted(self.schedule)} decays to the run's last step: set "
                 "`--trainer.max_steps N` or `--trainer.max_epochs N`, or take the schedule "
                 "constant_with_warmup."
             )

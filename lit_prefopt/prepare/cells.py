@@ -13,7 +13,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_prefopt.prepare.source_rows import MAX_BYTES, BrokenRecord, shortened
+from lit_prefopt.errors import QUOTED, quoted, shortened
+from lit_prefopt.prepare.source_rows import MAX_BYTES, BrokenRecord
 
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR")  # of JPEG, PNG and WebP
@@ -51,7 +52,7 @@ def image_source(cell: Any, name: str, folder: Path) -> ImageSource:
     if not _nameable(cell):
         raise BrokenRecord(f"has neither a path nor bytes for an image ({name})")
     if "://" in cell:
-        raise BrokenRecord(f"has the remote image {shortened(cell)}; download it first")
+        raise BrokenRecord(f"has the remote image {quoted(cell)}; download it first")
     return ImageSource(_path_name(folder, cell), folder / cell)
 
 
@@ -142,7 +143,7 @@ def _from_base64(cell: str, name: str) -> bytes | None:
 
 
 def _path_name(folder: Path, cell: str) -> str:
-    return str(folder / cell) if len(cell) <= NAME_MAX else str(folder / shortened(cell))
+    return str(folder / cell) if len(cell) <= NAME_MAX else str(folder / shortened(cell, QUOTED))
 
 
 def _nameable(path: str) -> bool:

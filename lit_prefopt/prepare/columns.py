@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
+from lit_prefopt.errors import quoted
+
 Names = str | list[str]
 
 
@@ -84,7 +86,7 @@ class Columns:
 
     def names_of(self, role: str) -> str:
         """Return the column names of a role, for messages."""
-        return " or ".join(map(repr, self.names(role)))
+        return " or ".join(map(quoted, self.names(role)))
 
 
 def _listed(names: Names) -> list[str]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.writer import ShardWriter
-from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.errors import InputError, check_number, printable, quoted
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.counts import ConversionSummary, NamedCount
 from lit_prefopt.prepare.disk import explain_full_disk
@@ -29,7 +29,6 @@ from lit_prefopt.prepare.source_rows import (
     BrokenRecord,
     RawRecord,
     UnlabelledRecord,
-    shortened,
 )
 from lit_prefopt.prepare.sources import Format, open_source
 from lit_prefopt.utils.atomic_files import write_atomic
@@ -103,10 +102,10 @@ def convert(
     check_number("max_size", max_size, 1)
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
     if folder is not None and not folder.is_dir():
-        raise InputError(f"There is no folder {shortened(image_folder)}; check `image_folder`.")
+        raise InputError(f"There is no folder {quoted(image_folder)}; check `image_folder`.")
     rows, total, notes = open_source(source, format, columns)
     for note in notes:
-        print(note)
+        print(printable(note))
     held = frozenset[bytes]()
     if hold_out:
         texts = open_source(source, format, columns, only={*columns.names("prompt")})

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from lit_prefopt.errors import printable
+
 NAMED = 20  # broken files listed by name; the others are only counted
 
 
@@ -20,8 +22,7 @@ class NamedCount:
         """Count one more."""
         self.count += 1
         if len(self.names) < NAMED:
-            # a file name may be invalid UTF-8, printed text may not
-            self.names.append(name.encode(errors="backslashreplace").decode())
+            self.names.append(printable(name))  # a file name may be invalid UTF-8, or a megabyte
 
     def lines(self) -> list[str]:
         """Return the names, one per line, and how many more there are."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_prefopt.data.shards.reader import Sample
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 
 By = Literal["rank", "gap"]
 BY_SIDE = ("chosen", "rejected")
@@ -81,8 +81,9 @@ def _by_rank(sample: Sample) -> Difficulty:
         )
     if type(gap) is not int or type(images) is not int or not 1 <= abs(gap) < images < 2**31:
         raise InputError(
-            f"{sample.name} has the rank_gap {gap!r} for {images!r} images, but it must be between "
-            "1 and their number minus 1; fix the .json, or sort by score with `--by gap`."
+            f"{sample.name} has the rank_gap {quoted(gap)} for {quoted(images)} images, but it "
+            "must be between 1 and their number minus 1; fix the .json, or sort by score with "
+            "`--by gap`."
         )
     return Difficulty(gap, images)
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_prefopt.data.shards.format import SIDES
+from lit_prefopt.data.shards.format import EXTENSIONS, SIDES
 from lit_prefopt.prepare.encodings import decode_text
-from lit_prefopt.prepare.source_rows import RawRecord, RecordSource
+from lit_prefopt.prepare.source_rows import RawRecord, RecordSource, listed
 
 TEXTS = (*SIDES, "prompts", "txt")  # folders searched for NAME.txt, in this order
 NO_IMAGES = {".txt", ".text", ".caption", ".json"}  # extensions of what lies beside the images
@@ -23,7 +23,7 @@ def pair_folder(folder: Path) -> RecordSource:
     """
     sides = {side: _images(folder / side) for side in SIDES}
     names = sorted(set().union(*sides.values()))
-    return RecordSource(_rows(folder, names, sides), len(names))
+    return RecordSource(_rows(folder, names, sides), len(names), _notes(folder, sides))
 
 
 def is_pair_folder(folder: Path) -> bool:
@@ -40,6 +40,17 @@ def _images(folder: Path) -> dict[str, list[str]]:
         if path.suffix.lower() not in NO_IMAGES and not hidden and not path.is_dir():
             images[below.with_suffix("").as_posix()].append(below.as_posix())
     return images
+
+
+def _notes(folder: Path, sides: dict[str, dict[str, list[str]]]) -> tuple[str, ...]:
+    """Return a note on the files that are read in spite of their place or extension."""
+    files = [Path(name) for found in sides.values() for names in found.values() for name in names]
+    odd = {path for path in files if path.suffix.lower().removeprefix(".") not in EXTENSIONS}
+    odd |= {path for path in files if len(path.parts) > 1}
+    if not odd:
+        return ()
+    names = listed(sorted(map(str, odd)))
+    return (f"{folder}: files in subfolders or with other extensions are read too: {names}",)
 
 
 def _rows(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare.source_rows import RawRecord, RecordSource, listed, shortened
+from lit_prefopt.prepare.source_rows import RawRecord, RecordSource, listed
 
 BATCH = 16  # rows in memory at a time: each may hold two images of some megabytes
 
@@ -96,4 +96,4 @@ def _row(where: str, batch: Any, index: int, path: Path, columns: tuple[str, ...
 
 
 def _line(error: Exception) -> str:
-    return shortened(str(error).strip().partition("\n")[0].rstrip("."))
+    return str(error).strip().partition("\n")[0].rstrip(".")

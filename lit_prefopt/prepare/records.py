@@ -7,6 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_prefopt.errors import quoted
 from lit_prefopt.prepare.cells import (
     ImageSource,
     image_source,
@@ -21,7 +22,6 @@ from lit_prefopt.prepare.source_rows import (
     BrokenRecord,
     RawRecord,
     UnlabelledRecord,
-    shortened,
 )
 
 BYTE_ORDER_MARK = "\ufeff"  # which Windows' Notepad writes before a text
@@ -118,8 +118,7 @@ def _labelled(row: RawRecord, columns: Columns, text: str, folder: Path) -> Reco
     if value is None or (label is not None and label != label):  # NaN: an empty cell of a table
         raise UnlabelledRecord
     if label is None:
-        what = shortened(repr(value))
-        raise BrokenRecord(f"has the label {what}, which is not a number from 0 to 1")
+        raise BrokenRecord(f"has the label {quoted(value)}, which is not a number from 0 to 1")
     if not 0 <= label <= 1:
         raise OddLabel(f"has the label {label:g}, which is not a number from 0 to 1")
     return Record(row.where, text, images, [label, 1 - label], {}, [label, 1 - label], [])
@@ -158,7 +157,7 @@ def _weight(row: RawRecord, columns: Columns) -> float | None:
     count = parse_number(value)
     if count is None or not 1 <= count < inf:
         name = columns.names_of("examples")
-        raise BrokenRecord(f"has {shortened(repr(value))} under {name}, which is not a count")
+        raise BrokenRecord(f"has {quoted(value)} under {name}, which is not a count")
     return 1 / count
 
 

@@ -11,9 +11,8 @@ from lit_prefopt.data.images import BrokenSample, decode
 from lit_prefopt.data.shards.format import EXTENSIONS, SIDES, Shard
 from lit_prefopt.data.shards.reader import Sample, parse, unpack
 from lit_prefopt.data.shards.tar import split_name
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.prepare.image_checks import CheckedImage, check, digest
-from lit_prefopt.prepare.source_rows import shortened
 from lit_prefopt.utils.filesystem import filesystem
 
 if TYPE_CHECKING:
@@ -173,5 +172,4 @@ def _check_numbers(meta: Mapping[str, Any]) -> None:
     for name, most in RANGES.items():
         value = meta.get(name, 1.0)
         if not isinstance(value, int | float) or not 0 <= value <= most:
-            given = shortened(repr(value))
-            raise BrokenSample(f"has the {name} {given}, not a number from 0 to {most:g}")
+            raise BrokenSample(f"has the {name} {quoted(value)}, not a number from 0 to {most:g}")

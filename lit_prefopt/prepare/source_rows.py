@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_prefopt.errors import quoted
+
 MAX_BYTES = 256_000_000  # maximum of one image or text
-MAX_SHOWN = 80  # characters of a value in a message
 MAX_LISTED = 12  # names in a message
 
 
@@ -31,7 +32,7 @@ class RawRecord(NamedTuple):
     def names(self) -> str:
         """Return the end of a message with the columns that the record has."""
         names = self.columns or tuple(self.values)
-        return f"it has {listed(map(repr, names)) or 'nothing'}"
+        return f"it has {listed(map(quoted, names)) or 'nothing'}"
 
 
 class RecordSource(NamedTuple):
@@ -42,16 +43,9 @@ class RecordSource(NamedTuple):
     notes: tuple[str, ...] = ()  # what a user must know about the choice of files
 
 
-def shortened(value: object) -> str:
-    """Return a value as one line of bounded length, for messages."""
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(letter if letter.isprintable() else " " for letter in text[: 2 * MAX_SHOWN])
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 2]} …"
-
-
 def listed(names: Iterable[str]) -> str:
     """Return the first names of a list, separated by commas, and how many more there are."""
     all_names = list(names)
     more = len(all_names) - MAX_LISTED
-    shown = ", ".join(map(shortened, all_names[:MAX_LISTED]))
+    shown = ", ".join(all_names[:MAX_LISTED])
     return f"{shown} and {more} more" if more > 0 else shown

@@ -16,7 +16,7 @@ from lit_prefopt.prepare.folders import is_pair_folder, pair_folder
 from lit_prefopt.prepare.image_rows import group_images
 from lit_prefopt.prepare.parquet import parquet
 from lit_prefopt.prepare.separated import separated
-from lit_prefopt.prepare.source_rows import RawRecord, RecordSource, listed, shortened
+from lit_prefopt.prepare.source_rows import RawRecord, RecordSource, listed
 from lit_prefopt.prepare.splits import training_files
 from lit_prefopt.prepare.tables import json_file, json_lines
 from lit_prefopt.prepare.tars import tar_samples
@@ -79,7 +79,7 @@ def _each(paths: list[Path], reader: Reader) -> Iterator[RawRecord]:
             reason = str(error).removeprefix(f"{path} ").rstrip(".")
             yield RawRecord(str(path), {}, path.parent, reason)
         except UnicodeError as error:  # of UTF-16 and UTF-32; others become surrogates
-            reason = f"cannot be read further ({shortened(str(error))}); save it as UTF-8"
+            reason = f"cannot be read further ({error}); save it as UTF-8"
             yield RawRecord(str(path), {}, path.parent, reason)
 
 
@@ -130,6 +130,6 @@ def _matching(source: str) -> tuple[list[Path], tuple[str, ...]]:
             found, note = training_files(name, found)
             notes += note
         if not found or not found[0].is_file():
-            raise InputError(f"{shortened(name)} cannot be read (no such file); check the path.")
+            raise InputError(f"{name} cannot be read (no such file); check the path.")
         paths += found
     return paths, tuple(notes)

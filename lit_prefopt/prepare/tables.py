@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.prepare.encodings import encoding_of
 from lit_prefopt.prepare.source_rows import RawRecord
 
@@ -90,7 +90,7 @@ def _values(file: TextIO) -> Iterator[Any]:
     if listed and not rest:
         raise ValueError("ends before its list is closed")
     if rest != ("]" if listed else ""):
-        raise ValueError(f"is not JSON from {text.strip()[:40]!r} on")
+        raise ValueError(f"is not JSON from {quoted(text.strip()[:40])} on")
 
 
 def _skip(text: str, start: int) -> int:

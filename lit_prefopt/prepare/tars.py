@@ -19,7 +19,7 @@ from lit_prefopt.data.shards.tar import split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.encodings import decode_text
-from lit_prefopt.prepare.source_rows import MAX_BYTES, BrokenRecord, RawRecord, shortened
+from lit_prefopt.prepare.source_rows import MAX_BYTES, BrokenRecord, RawRecord
 
 TEXTS = ("txt", "text", "cls")  # extensions of texts; cls is webdataset's for a label
 Members = list[tuple[str, tarfile.TarInfo]]  # with their kind, such as "chosen.jpg"
@@ -46,7 +46,7 @@ def tar_samples(path: Path, columns: Columns, only: Set[str]) -> Iterator[RawRec
         try:
             for stem, members in groupby(_members(tar), lambda member: _key(member.name)):
                 for key, kinds in _samples(str(stem), members, columns):
-                    where = f"{path}/{shortened(key)}"
+                    where = f"{path}/{key}"
                     if key in seen:
                         reason = (
                             "comes a second time; its members are not adjacent, or some were "
@@ -58,7 +58,7 @@ def tar_samples(path: Path, columns: Columns, only: Set[str]) -> Iterator[RawRec
                     yield _row(path, where, kinds, tar, columns, only)
                     last = key
         except (tarfile.TarError, OSError) as error:
-            reason = f"is truncated after {shortened(last)} ({error})"
+            reason = f"is truncated after {last} ({error})"
             yield RawRecord(str(path), {}, path.parent, reason)
 
 
@@ -124,7 +124,7 @@ def _row(
             name = known.get(_name(kind))
             if kind == "json" and name is None:
                 more = _mapping(_read(kind, member, tar))
-            elif name in only:
+            elif name is not None and name in only:
                 data = _read(kind, member, tar)
                 values[name] = decode_text(data) if kind.rpartition(".")[2] in TEXTS else data
     except BrokenRecord as error:
@@ -134,7 +134,7 @@ def _row(
 
 def _read(kind: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
     if member.size > MAX_BYTES:
-        raise BrokenRecord(f"has a {shortened(kind)} of {member.size} bytes")
+        raise BrokenRecord(f"has a {kind} of {member.size} bytes")
     file = tar.extractfile(member)
     return file.read() if file else b""
 

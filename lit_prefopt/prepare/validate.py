@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
@@ -101,7 +100,7 @@ def validate(
         _note(report, sample, seen)
     _print(shards, report)
     if latents is not None:
-        Console().print(f"Cached latents: {latents.summary}.")
+        Console(markup=False).print(f"Cached latents: {latents.summary}.")
     return report
 
 
@@ -132,12 +131,10 @@ def _unlisted(folder: str, index: list[Shard]) -> list[str]:
 
 
 def _print(shards: str, report: ValidationReport) -> None:
-    # as Text, because a name may look like markup, such as [/bold]
-    title = Text(f"{shards}: {report.samples} samples")
-    table = Table("finding", "count", "which", title=title)
+    table = Table("finding", "count", "which", title=f"{shards}: {report.samples} samples")
     for row in report.rows():
-        table.add_row(*map(Text, row))
-    console = Console()
+        table.add_row(*row)
+    console = Console(markup=False)  # a name may look like it, such as [/bold]
     console.print(table)
     verdict = "Training would stop." if report.would_stop else "Training would not stop."
     console.print(verdict)

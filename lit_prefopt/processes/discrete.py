@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.processes.base import ReverseStep
 from lit_prefopt.processes.samplers import DDIM, Sampler
 from lit_prefopt.processes.settings import Sampling
@@ -37,7 +37,7 @@ class DiscreteProcess(nn.Module):
         self.prediction = self.scheduler.config["prediction_type"]
         if self.prediction not in self.PREDICTIONS:
             raise InputError(
-                f"The checkpoint's scheduler has prediction_type {self.prediction!r}, which "
+                f"The checkpoint's scheduler has prediction_type {quoted(self.prediction)}, which "
                 f"cannot be trained; use a checkpoint with one of {', '.join(self.PREDICTIONS)}."
             )
 

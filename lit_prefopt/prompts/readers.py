@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from textwrap import shorten
 from typing import Any
 from urllib.parse import urlsplit
 
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.shards.find import find_shards
 from lit_prefopt.data.shards.reader import ShardReader
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted, shortened
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.sources import READERS, SUFFIXES
 from lit_prefopt.prepare.tables import json_values
@@ -127,8 +126,8 @@ def _of_records(
         raise _without(str(path), names, column)
     if found and category is not None and category not in names:
         raise InputError(
-            f"{path} has no {category!r}, but {_listed(names)}: set `category` to the one with the "
-            "categories, or omit it."
+            f"{path} has no {quoted(category)}, but {_listed(names)}: set `category` to the one "
+            "with the categories, or omit it."
         )
 
 
@@ -141,7 +140,7 @@ def _category(where: str, record: Mapping[str, Any], column: str | None) -> str 
 
 
 def _without(where: str, names: Mapping[str, Any], column: str | None) -> InputError:
-    wanted = " or ".join(map(repr, USUAL if column is None else [column]))
+    wanted = " or ".join(map(quoted, USUAL if column is None else [column]))
     return InputError(
         f"{where} has no {wanted}, but {_listed(names)}: set `column` to the one with the prompts."
     )
@@ -149,7 +148,7 @@ def _without(where: str, names: Mapping[str, Any], column: str | None) -> InputE
 
 def _text(where: str, value: Any, name: str | None) -> str:
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{where} has no text under {name!r}; set another `column`.")
+        raise InputError(f"{where} has no text under {quoted(name)}; set another `column`.")
     text = value or ""
     try:
         text.encode()
@@ -179,7 +178,7 @@ def _unfolded(where: str, value: Any, column: str | None) -> Iterator[tuple[str,
     """Yield the records of a JSON value; some files map each prompt, or an id, to its metadata."""
     if isinstance(value, str):
         if column is not None:
-            raise InputError(f"{where} is a text and has no {column!r}; omit `column`.")
+            raise InputError(f"{where} is a text and has no {quoted(column)}; omit `column`.")
         yield where, {USUAL[0]: value}
         return
     if not isinstance(value, dict):
@@ -194,14 +193,14 @@ def _unfolded(where: str, value: Any, column: str | None) -> Iterator[tuple[str,
         yield where, value
         return
     for name, record in value.items():
-        inside = f"{where}, {shorten(name, 40)!r}"
+        inside = f"{where}, {quoted(name)}"
         if column is not None:
             yield inside, record
             continue
         usual = _usual(inside, record)
         if usual is not None:
             raise InputError(
-                f"{inside} may be a prompt itself or contain one under {usual!r}: set "
+                f"{inside} may be a prompt itself or contain one under {quoted(usual)}: set "
                 f"`column: {usual}` for the latter, or convert the mapping to a list."
             )
         yield inside, {**record, USUAL[0]: name}
@@ -221,7 +220,7 @@ def _usual(where: str, record: Mapping[str, Any]) -> str | None:
 
 
 def _listed(names: Any) -> str:
-    return shorten(", ".join(map(repr, names)), 300)
+    return shortened(", ".join(map(quoted, names)), 300)
 
 
 def _check_encoding(path: Path) -> None:

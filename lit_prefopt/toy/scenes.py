@@ -15,7 +15,7 @@ from functools import cache
 from itertools import permutations, product
 from typing import Literal
 
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 
 Split = Literal["train", "held-out"]
 TESTED = 256  # held-out captions for reported results
@@ -93,7 +93,7 @@ def parse(caption: str) -> Scene:
         if scene in _all_of(relation is not None) and scene.caption() == caption:
             return scene
     raise InputError(
-        f"{caption!r} is not a caption of the toy world; try {_single()[0].caption()!r}"
+        f"{quoted(caption)} is not a caption of the toy world; try {_single()[0].caption()!r}"
         " or take one from lit_prefopt.toy.scenes.prompts()"
     )
 

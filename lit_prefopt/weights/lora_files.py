@@ -16,7 +16,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 
 KOHYA_PARTS = {
     "lora_unet_": "unet",
@@ -115,13 +115,15 @@ def _kohya_layers(file: Path, tensors: dict[str, Tensor]) -> dict[tuple[str, str
         prefix = next((p for p in KOHYA_PARTS if key.startswith(p)), None)
         name, _, half = key.partition(".")
         if prefix is None:
-            raise InputError(f"{file} contains {key!r}, which is not in kohya's layout.")
+            raise InputError(f"{file} contains {quoted(key)}, which is not in kohya's layout.")
         halves.setdefault((KOHYA_PARTS[prefix], name.removeprefix(prefix)), {})[half] = tensor
     layers = {}
     for (part, name), found in halves.items():
         alpha = found.pop("alpha", None)
         if alpha is not None and alpha.numel() != 1:
-            raise InputError(f"{file} is damaged: the alpha of its layer {name!r} is not a number.")
+            raise InputError(
+                f"{file} is damaged: the alpha of its layer {quoted(name)} is not a number."
+            )
         down, up = _pair(file, name, found, "lora_down.weight", "lora_up.weight")
         layers[part, name] = LoRALayer(down, up, len(down) if alpha is None else float(alpha))
     return layers
@@ -188,10 +190,12 @@ def _pair(
     """Return the two matrices of a layer; raise InputError for any other tensors of its name."""
     if set(found) != {down, up}:
         raise InputError(
-            f"{file} contains {', '.join(sorted(found))} for its layer {name!r} instead of {down} "
-            f"and {up}: use a plain LoRA that is not damaged."
+            f"{file} contains {', '.join(sorted(found))} for its layer {quoted(name)} instead of "
+            f"{down} and {up}: use a plain LoRA that is not damaged."
         )
     shapes = found[down].shape, found[up].shape
     if min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1] or shapes[0][0] == 0:
-        raise InputError(f"{file} is damaged: the two matrices of its layer {name!r} do not fit.")
+        raise InputError(
+            f"{file} is damaged: the two matrices of its layer {quoted(name)} do not fit."
+        )
     return found[down], found[up]

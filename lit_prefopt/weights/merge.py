@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.weights.ldm_names import unet_names
 from lit_prefopt.weights.lora_files import LoRAFile, LoRALayer, flat_name
 
@@ -64,14 +64,14 @@ def match_lora(parts: Parts, lora: LoRAFile) -> dict[tuple[Part, str], LoRALayer
         part, name = strange[0]
         raise InputError(
             f"{lora.source} is a LoRA of another model family: {len(strange)} of its "
-            f"{len(lora.layers)} layers are not in this model, such as {name!r} of its {part}; "
-            "name the base that it was trained on."
+            f"{len(lora.layers)} layers are not in this model, such as {quoted(name)} of its "
+            f"{part}; name the base that it was trained on."
         )
     matched: dict[tuple[Part, str], LoRALayer] = {}
     for (part, flat), layer in lora.layers.items():
         name = known[part][flat]
         if (part, name) in matched:
-            raise InputError(f"{lora.source} contains {name!r} twice; remove one of them.")
+            raise InputError(f"{lora.source} contains {quoted(name)} twice; remove one of them.")
         _check_shape(lora.source, name, parts[part].get_submodule(name), layer)
         matched[part, name] = layer
     return matched
@@ -94,6 +94,6 @@ def _check_shape(source: str, name: str, module: nn.Module, layer: LoRALayer) ->
     if (len(layer.up), layer.down[0].numel()) != (outputs, inputs):
         raise InputError(
             f"{source} is a LoRA of another model family: it maps {layer.down[0].numel()} values "
-            f"to {len(layer.up)}, while {name!r} of this model maps {inputs} to {outputs}; "
+            f"to {len(layer.up)}, while {quoted(name)} of this model maps {inputs} to {outputs}; "
             "name the base that it was trained on."
         )

@@ -102,7 +102,7 @@ def test_a_broken_image_of_a_list_costs_only_its_own_pairs(source: Path, tmp_pat
         ({"prompt": "a cat", "chosen": 1, "rejected": 2}, "neither a path nor bytes"),
         (pair() | {"chosen": "\ud800.png"}, "neither a path nor bytes"),
         (pair() | {"chosen": "a\0.png"}, "neither a path nor bytes"),
-        (pair() | {"chosen": "https://a.b/c.png"}, "remote image https://a.b/c.png; download it"),
+        (pair() | {"chosen": "https://a.b/c.png"}, "remote image 'https://a.b/c.png'; download it"),
         ({**ranked(), "images": "1.png"}, "has no list of images under 'images'"),
         (ranked(), "no order under 'ranking' or 'rank', 'scores' or"),
         (ranked(ranking=[1, 2]), "not have one number for each of 4 images under 'ranking'"),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_prefopt.data.images import MAX_SIDE
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 
 INDEX = "index.json"
 STAGE_FOLDER = "stage-{}"  # folders of `shards stages`, counted from 1
@@ -74,7 +74,7 @@ def parse(folder: str, text: bytes) -> list[Shard]:
         raise stale_index_error(folder, "lists no shards")
     if content.get("version") != VERSION:
         raise stale_index_error(
-            folder, f"has version {content.get('version')!r} instead of {VERSION}"
+            folder, f"has version {quoted(content.get('version'))} instead of {VERSION}"
         )
     return [_parse_row(folder, row) for row in content["shards"]]
 
@@ -108,7 +108,9 @@ def _parse_row(folder: str, row: Any) -> Shard:
     except (TypeError, KeyError, AttributeError) as error:
         raise stale_index_error(folder, "has a shard without name, size or offsets") from error
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise stale_index_error(folder, f"has the shard {name!r}, which is not a plain file name")
+        raise stale_index_error(
+            folder, f"has the shard {quoted(name)}, which is not a plain file name"
+        )
     if not _rising(offsets, size):
         raise stale_index_error(folder, f"has offsets that do not fit {name}")
     if sizes is not None and not _plausible(sizes, len(offsets)):
@@ -117,7 +119,7 @@ def _parse_row(folder: str, row: Any) -> Shard:
         sizes = sizes.astype(np.int32).reshape(-1, 2)
     kind = row.get("kind", IMAGES)
     if kind not in (IMAGES, LATENTS):
-        raise stale_index_error(folder, f"has the kind {kind!r} for {name}, which is unknown")
+        raise stale_index_error(folder, f"has the kind {quoted(kind)} for {name}, which is unknown")
     return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind)
 
 

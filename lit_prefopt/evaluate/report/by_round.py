@@ -53,7 +53,7 @@ def write_round_report(folders: Sequence[Path], output: Path) -> None:
     write_atomic(output / "rounds.json", json.dumps(report, indent=2) + "\n")
     _plot(base, rows, output / "rounds.png")
     _sheet(results, output / "samples.png")
-    Console().print(_table(base, rows))
+    Console(markup=False).print(_table(base, rows))
     print(f"Results: {output}/rounds.json, rounds.png, samples.png")
 
 
