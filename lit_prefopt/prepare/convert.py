@@ -65,15 +65,17 @@ def convert(
 ) -> ConversionSummary:
     """Convert preference data from tables, tars or folders to shards.
 
-    A record is a pair in known order, a pair with a label, or a ranked list. Every image is fully
-    decoded. Broken records are reported and skipped, as are duplicate pairs and pairs of two
-    identical images; the counts are printed and saved as summary.json beside the shards.
+    A record is a pair in known order, a pair with a label, a ranked list, or one image with its
+    rank or score. Every image is fully decoded. Broken files, records and images are reported and
+    skipped, as are duplicate pairs and pairs of two identical images; the counts are printed and
+    saved as summary.json beside the shards.
 
     Args:
         source: A file (.json, .jsonl, .csv, .tsv, .parquet, .tar), several as a pattern with * or
             {000..099}, a folder of parquet files or tars, or a folder with chosen/ and rejected/
             in which both images of a pair have the same name, and the prompt is NAME.txt beside
-            either image or in prompts/ or txt/.
+            either image or in prompts/ or txt/. Of a folder or pattern with the files of several
+            splits, such as train-*, validation-* and test-*, only the training split is read.
         output: Output folder of the shards; with `hold_out`, of the folders train and validation.
         format: Format of the source, if its file extension does not show it.
         columns: Column names of the source: a shipped set (pickapic, hpdv2, hpdv3,

@@ -14,13 +14,13 @@ DELIMITERS = (",", ";", "\t", "|")
 MAX_LINES = 100  # of one row, whose cells may have line breaks
 
 
-def separated(path: Path, delimiter: str, names: Set[str]) -> Iterator[RawRecord]:
+def separated(path: Path, delimiter: str, names: Set[str] = frozenset()) -> Iterator[RawRecord]:
     """Yield the records of a table whose first row names the columns.
 
     Args:
         path: The table.
         delimiter: Its usual delimiter; the header decides.
-        names: Names of known columns.
+        names: Names of known columns, which the header may write in another case.
     """
     with open_text(path, newline="") as file:
         lines = _Lines(file)
@@ -67,7 +67,10 @@ class _Lines:
 
 
 def _header(lines: _Lines, delimiter: str, names: Set[str]) -> tuple[list[str], str]:
-    """Return the column names and the delimiter that makes most of them known ones."""
+    """Return the column names and the delimiter.
+
+    It is the one that makes most of them known ones, else the usual one if it divides the header.
+    """
     first = next(iter(lines), "")
     if first.startswith("sep=") and len(first.strip()) == 5:  # a spreadsheet's own first line
         delimiter, first = first.strip()[4], next(iter(lines), "")
@@ -76,13 +79,11 @@ def _header(lines: _Lines, delimiter: str, names: Set[str]) -> tuple[list[str], 
     for mark in dict.fromkeys((delimiter, *DELIMITERS)):
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=mark), [])]
         # Prompt is prompt, unless the table has both
+        usual = [known.get(cell.lower(), cell) for cell in cells]
         found[mark] = [
-            cell
-            if cell in names or known.get(cell.lower()) in cells
-            else known.get(cell.lower(), cell)
-            for cell in cells
+            cell if other in cells else other for cell, other in zip(cells, usual, strict=True)
         ]
-    best = max(found, key=lambda mark: len(names & set(found[mark])))
+    best = max(found, key=lambda mark: (len(names & {*found[mark]}), len(found[mark]) > 1))
     return found[best], best
 
 

@@ -27,6 +27,12 @@ SUFFIXES = {
     **{".parquet": "parquet", ".tar": "tar"},
 }
 Reader = Callable[[Path], Iterator[RawRecord]]
+READERS: dict[str, Reader] = {
+    "json": json_file,
+    "jsonl": json_lines,
+    "csv": partial(separated, delimiter=","),
+    "tsv": partial(separated, delimiter="\t"),
+}
 
 
 def open_source(
@@ -59,10 +65,9 @@ def _open(source: str, form: Format, columns: Columns, only: Set[str]) -> Record
         return parquet(paths, only)._replace(notes=notes)
     names = columns.all()
     readers: dict[str, Reader] = {
-        "json": json_file,
-        "jsonl": json_lines,
-        "csv": partial(separated, delimiter=",", names=names),
-        "tsv": partial(separated, delimiter="\t", names=names),
+        **READERS,
+        "csv": partial(READERS["csv"], names=names),
+        "tsv": partial(READERS["tsv"], names=names),
         "tar": partial(tar_samples, columns=columns, only=only),
     }
     return RecordSource(_each(paths, readers[kind]), notes=notes)

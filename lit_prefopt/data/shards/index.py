@@ -7,6 +7,7 @@ shard of cached latents has 000001.cache.safetensors instead of the images.
 
 from __future__ import annotations
 
+import shlex
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,8 +49,16 @@ def read_index(folder: str | Path) -> list[Shard]:
     except (FileNotFoundError, NotADirectoryError) as error:
         if is_local(fs) and not fs.isdir(path):
             raise InputError(f"There is no folder {folder}; check the path.") from error
+        if is_local(fs) and not any(Path(path).glob("*.tar")):
+            inner = [f"{folder}/{found.parent.name}" for found in Path(path).glob(f"*/{INDEX}")]
+            others = " or ".join(sorted(inner)[:12])
+            raise InputError(
+                f"{folder} has no shards; name "
+                f"{others or 'a folder that `lit-prefopt shards convert` has written'}."
+            ) from error
         raise InputError(
-            f"{folder} has no {INDEX}; make it with `lit-prefopt shards index --folder {folder}`."
+            f"{folder} has no {INDEX}; make it with `lit-prefopt shards index --folder "
+            f"{shlex.quote(folder)}`."
         ) from error
     shards = parse(folder, text)
     if is_local(fs):  # sizes of remote shards are checked when they are fetched
@@ -68,6 +77,11 @@ def index_shards(folder: str) -> None:
     Args:
         folder: A local folder of plain, uncompressed tars in webdataset's layout.
     """
+    if "://" in folder:
+        raise InputError(
+            f"{folder} is not a local folder; index a local copy of the shards, and put its "
+            f"{INDEX} beside them."
+        )
     tars = sorted(Path(folder).glob("*.tar"))
     if not tars:
         raise InputError(f"{folder} contains no .tar file; name the folder of the shards.")
