@@ -232,7 +232,7 @@ def _load(row: RawRecord, columns: Columns, folder: Path | None) -> LoadedRecord
     try:
         record = read_record(row, columns, folder)
     except UnlabelledRecord:
-        reason = f"{row.where} has no preference; {row.names()}"
+        reason = f"{row.where} has no preference under {columns.names_of('label')}; {row.names()}"
         return LoadedRecord(None, [], reason, unlabelled=True)
     except BrokenRecord as error:
         odd = isinstance(error, OddLabel)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TextIO
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.source_rows import RawRecord
 from lit_prefopt.prepare.tables import open_text
 
@@ -24,7 +25,12 @@ def separated(path: Path, delimiter: str, names: Set[str] = frozenset()) -> Iter
     """
     with open_text(path, newline="") as file:
         lines = _Lines(file)
-        header, delimiter = _header(lines, delimiter, names)
+        try:
+            header, delimiter = _header(lines, delimiter, names)
+        except csv.Error as error:
+            raise InputError(
+                f"{path} has no valid first row ({error}); it must name the columns."
+            ) from error
         while True:
             start = lines.number + 1
             try:
@@ -72,8 +78,8 @@ def _header(lines: _Lines, delimiter: str, names: Set[str]) -> tuple[list[str], 
     It is the one that makes most of them known ones, else the usual one if it divides the header.
     """
     first = next(iter(lines), "")
-    if first.startswith("sep=") and len(first.strip()) == 5:  # a spreadsheet's own first line
-        delimiter, first = first.strip()[4], next(iter(lines), "")
+    if first.startswith("sep=") and first[4:].strip("\r\n") in DELIMITERS:
+        delimiter, first = first[4], next(iter(lines), "")  # a spreadsheet's own first line
     known = {name.lower(): name for name in names}
     found = {}
     for mark in dict.fromkeys((delimiter, *DELIMITERS)):

@@ -132,7 +132,9 @@ def test_the_columns_that_exist_are_listed(tmp_path: Path):
         convert(str(tmp_path / "p.parquet"), str(tmp_path / "out"))
     one = tmp_path / "one.jsonl"
     one.write_text(json.dumps({"prompt": "a", "jpg_0": "1", "jpg_1": "2", "liked": 1}))
-    with pytest.raises(InputError, match="1 unlabelled; .* no preference; it has .*'liked'"):
+    with pytest.raises(
+        InputError, match="1 unlabelled; .* no preference under 'label_0' or 'label'; .*'liked'"
+    ):
         convert(str(one), str(tmp_path / "out"))
 
 

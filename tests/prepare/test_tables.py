@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import Columns, convert, image_rows
 from lit_prefopt.prepare.form_pairs import Matches
 from tests.helpers.shards import picture
@@ -67,6 +68,18 @@ def test_quotes_that_belong_to_the_text_cost_no_row(source: Path, tmp_path: Path
             'a "quoted" cat\n\nof three lines',
             '"the last one',
         ]
+
+
+def test_a_table_without_a_header_is_a_message(tmp_path: Path):
+    (tmp_path / "p.csv").write_text("x" * 200_000 + "\n")
+    with pytest.raises(InputError, match="p.csv has no valid first row .field larger"):
+        convert(str(tmp_path / "p.csv"), str(tmp_path / "out"))
+    (tmp_path / "p.csv").write_text("")
+    with pytest.raises(InputError, match="it holds no record"):
+        convert(str(tmp_path / "p.csv"), str(tmp_path / "out"))
+    (tmp_path / "p.csv").write_text("a cat;1.png;2.png\na dog;3.png;4.png\n")
+    with pytest.raises(InputError, match="it has 'a cat', '1.png', '2.png'"):
+        convert(str(tmp_path / "p.csv"), str(tmp_path / "out"))
 
 
 def test_a_cut_utf16_file_keeps_what_is_before_the_cut(source: Path, tmp_path: Path):

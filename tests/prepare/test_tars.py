@@ -12,7 +12,7 @@ import pytest
 from lit_prefopt.data.shards.index import index_shards, read_index
 from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare import convert, validate
+from lit_prefopt.prepare import Columns, convert, validate
 from tests.helpers.shards import picture
 from tests.helpers.sources import samples, sides
 
@@ -88,6 +88,15 @@ def test_upper_case_cls_labels_and_captions_in_json(tmp_path: Path):
     name = pack(tmp_path / "in" / "a.tar", *images, ("1.json", more))
     convert(name, str(tmp_path / "out"))
     assert sides(tmp_path / "out") == [("a cat", picture(2), picture(1))]
+
+
+def test_a_bare_cls_is_a_label_only_by_name(tmp_path: Path):
+    members = [("1.jpg_0.png", picture(1)), ("1.jpg_1.png", picture(2)), ("1.txt", b"x")]
+    name = pack(tmp_path / "in" / "a.tar", *members, ("1.cls", b"0"))
+    with pytest.raises(InputError, match="1 unlabelled; .*it has .*'cls'"):
+        convert(name, str(tmp_path / "none"))
+    convert(name, str(tmp_path / "out"), columns=Columns(label="cls"))
+    assert sides(tmp_path / "out") == [("x", picture(2), picture(1))]
 
 
 def test_the_members_that_exist_are_listed_and_broken_json_is_named(tmp_path: Path):
