@@ -108,13 +108,12 @@ def convert(
     rows, total, notes = open_source(source, format, columns)
     for note in notes:
         print(printable(note))
-    held = frozenset[bytes]()
-    if hold_out:
-        texts = open_source(source, format, columns, only={*columns.names("prompt")})
-        held = choose_held_out(texts.rows, columns, hold_out)
-    maker = _PairMaker(pairs, ties, broken_share)
-    opened = open_writers(output, bool(held), max_count, max_size)
+    maker, held = _PairMaker(pairs, ties, broken_share), frozenset[bytes]()
+    opened = open_writers(output, hold_out > 0, max_count, max_size)
     with explain_full_disk(output), opened as (target, writers):
+        if hold_out:
+            texts = open_source(source, format, columns, only={*columns.names("prompt")})
+            held = choose_held_out(texts.rows, columns, hold_out)
         loaded = map_in_order(lambda row: _load(row, columns, folder), rows, workers)
         for record in progress(loaded, "records", total):
             for pair, text, files in maker.pairs(record):
