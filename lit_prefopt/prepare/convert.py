@@ -10,20 +10,32 @@ from typing import NamedTuple
 
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.writer import ShardWriter
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, check_number, printable, quoted
 from lit_prefopt.prepare.columns import Columns
-from lit_prefopt.prepare.counts import ConversionSummary
+from lit_prefopt.prepare.counts import ConversionSummary, NamedCount
 from lit_prefopt.prepare.disk import explain_full_disk
 from lit_prefopt.prepare.form_pairs import Matches, RecordPair, Ties, pairs_from_record
+from lit_prefopt.prepare.hold_out import (
+    TRAIN,
+    VALIDATION,
+    choose_held_out,
+    open_writers,
+    prompt_key,
+)
 from lit_prefopt.prepare.image_checks import CheckedImage, digest, load_checked
 from lit_prefopt.prepare.progress_bar import progress
-from lit_prefopt.prepare.records import BrokenRecord, Record, UnlabelledRecord, read_record
-from lit_prefopt.prepare.source_rows import RawRecord
+from lit_prefopt.prepare.records import OddLabel, Record, read_record
+from lit_prefopt.prepare.source_rows import (
+    BrokenRecord,
+    RawRecord,
+    UnlabelledRecord,
+)
 from lit_prefopt.prepare.sources import Format, open_source
 from lit_prefopt.utils.atomic_files import write_atomic
 from lit_prefopt.utils.parallel import map_in_order
 
 SUMMARY = "summary.json"
+ODD_SHARE = 0.01  # share of labels outside 0 to 1 from which on the column has another scale
 
 
 class LoadedRecord(NamedTuple):
@@ -31,7 +43,9 @@ class LoadedRecord(NamedTuple):
 
     record: Record | None
     files: list[CheckedImage | str]  # an image, or its error
-    reason: str = ""  # why there is no record; empty if the record only lacks a preference
+    reason: str = ""  # why there is no record
+    unlabelled: bool = False  # whether the record only lacks a preference
+    odd_label: bool = False  # whether its label is a number, but no probability
 
 
 def convert(
@@ -44,22 +58,25 @@ def convert(
     image_folder: str | None = None,
     resolution: int | None = None,
     broken_share: float = 1.0,
+    hold_out: float = 0.0,
     workers: int | None = None,
     max_count: int = 10_000,
     max_size: int = 1_000_000_000,
 ) -> ConversionSummary:
     """Convert preference data from tables, tars or folders to shards.
 
-    A record is a pair in known order, a pair with a label, or a ranked list. Every image is fully
-    decoded. Broken records are reported and skipped, as are duplicate pairs and pairs of two
-    identical images; the counts are printed and saved as summary.json beside the shards.
+    A record is a pair in known order, a pair with a label, a ranked list, or one image with its
+    rank or score. Every image is fully decoded. Broken files, records and images are reported and
+    skipped, as are duplicate pairs and pairs of two identical images; the counts are printed and
+    saved as summary.json beside the shards.
 
     Args:
         source: A file (.json, .jsonl, .csv, .tsv, .parquet, .tar), several as a pattern with * or
             {000..099}, a folder of parquet files or tars, or a folder with chosen/ and rejected/
             in which both images of a pair have the same name, and the prompt is NAME.txt beside
-            either image or in prompts/ or txt/.
-        output: Output folder of the shards.
+            either image or in prompts/ or txt/. Of a folder or pattern with the files of several
+            splits, such as train-*, validation-* and test-*, only the training split is read.
+        output: Output folder of the shards; with `hold_out`, of the folders train and validation.
         format: Format of the source, if its file extension does not show it.
         columns: Column names of the source: a shipped set (pickapic, hpdv2, hpdv3,
             open-image-preferences), a YAML file, or single names as `--columns.prompt caption`.
@@ -72,30 +89,58 @@ def convert(
         image_folder: Base folder of relative image paths; the source's folder by default.
         resolution: Count the images that are smaller than this and would be upscaled, in pixels.
         broken_share: Maximum share of broken records and images; 0 stops at the first one, 1 never.
+        hold_out: Share of the prompts whose pairs are kept for validation, for example 0.05: the
+            pairs are then written to OUTPUT/train and OUTPUT/validation, and no prompt is in both.
         workers: Number of threads; by default one per core.
         max_count: Maximum number of pairs in a shard.
         max_size: Maximum size of a shard in bytes.
     """
-    if not 0 <= broken_share <= 1:
-        raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
+    check_number("broken_share", broken_share, 0, 1)
+    check_number("hold_out", hold_out, 0)
+    if hold_out >= 1:
+        raise InputError(f"hold_out is {hold_out}; give a share below 1, for example 0.05.")
+    check_number("resolution", resolution, 1)
+    check_number("max_count", max_count, 1)
+    check_number("max_size", max_size, 1)
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
-    rows, total = open_source(source, format, columns)
-    maker = _PairMaker(pairs, ties, broken_share)
-    with explain_full_disk(output), ShardWriter(output, max_count, max_size) as writer:
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"There is no folder {quoted(image_folder)}; check `image_folder`.")
+    rows, total, notes = open_source(source, format, columns)
+    for note in notes:
+        print(printable(note))
+    maker, held = _PairMaker(pairs, ties, broken_share), frozenset[bytes]()
+    opened = open_writers(output, hold_out > 0, max_count, max_size)
+    with explain_full_disk(output), opened as (target, writers):
+        if hold_out:
+            texts = open_source(source, format, columns, only={*columns.names("prompt")})
+            held = choose_held_out(texts.rows, columns, hold_out)
         loaded = map_in_order(lambda row: _load(row, columns, folder), rows, workers)
         for record in progress(loaded, "records", total):
             for pair, text, files in maker.pairs(record):
+                writer = writers[prompt_key(text) in held]
                 writer.add(text, files[0].data, files[1].data, pair.meta)
         summary = maker.summary
+        maker.check_labels()
         if not summary.pairs:
             raise InputError(
-                f"{source} has no usable pair: {_reason_for_none(summary)}; check images and "
-                "columns."
+                f"{source} has no usable pair: {_reason_for_none(summary, maker.unlabelled)}; "
+                "check images and columns."
             )
+        if held:
+            summary.held_out_prompts, summary.held_out_pairs = len(held), writers[1].samples
+            _check_parts(writers)
         metadata = json.dumps(summary.metadata(resolution), indent=2, ensure_ascii=False)
-        write_atomic(writer.folder / SUMMARY, metadata + "\n")
+        write_atomic(target / SUMMARY, metadata + "\n")
     print(summary.summary(time.perf_counter() - start, resolution))
     return summary
+
+
+def _check_parts(writers: list[ShardWriter]) -> None:
+    for name, writer in zip((TRAIN, VALIDATION), writers, strict=True):
+        if not writer.samples:
+            raise InputError(
+                f"The prompts for {name} have no usable pair; give `hold_out` another share."
+            )
 
 
 class _PairMaker:
@@ -104,6 +149,8 @@ class _PairMaker:
     def __init__(self, matches: Matches, ties: Ties, broken_share: float) -> None:
         self.matches, self.ties, self.broken_share = matches, ties, broken_share
         self.summary = ConversionSummary()
+        self.odd_labels = NamedCount()
+        self.unlabelled = ""  # the first record without a preference
         self.seen: set[bytes] = set()  # about 100 bytes per pair
 
     def pairs(
@@ -111,11 +158,16 @@ class _PairMaker:
     ) -> Iterator[tuple[RecordPair, str, tuple[CheckedImage, CheckedImage]]]:
         """Yield the pairs to write."""
         self.summary.records += 1
+        if loaded.odd_label:
+            self.odd_labels.add(loaded.reason)
+            if self.odd_labels.count > max(ALWAYS_ALLOWED, ODD_SHARE * self.summary.records):
+                self.check_labels()
         if loaded.record is None:
-            if loaded.reason:
+            if not loaded.unlabelled:
                 self._broken(loaded.reason)
             else:
                 self.summary.unlabelled += 1
+                self.unlabelled = self.unlabelled or loaded.reason
             return
         self.summary.images += len(loaded.files)
         for file in loaded.files:
@@ -129,6 +181,17 @@ class _PairMaker:
                     self.summary.pairs += 1
                     self.summary.sizes.add(chosen.size, rejected.size)
                     yield pair, loaded.record.text, files
+
+    def check_labels(self) -> None:
+        """Raise InputError if more labels than a few slips are no probabilities.
+
+        Of a column with another scale, some values would pass, such as 0 for a tie.
+        """
+        if self.odd_labels.count > ODD_SHARE * self.summary.records:
+            raise InputError(
+                f"{self.odd_labels.names[0]}; write 1 where the first image is better, 0 where "
+                "the second is, 0.5 for a tie, and leave the label empty where it is unknown."
+            )
 
     def _wanted(
         self, pair: RecordPair, text: str, files: tuple[CheckedImage, CheckedImage]
@@ -168,14 +231,21 @@ def _load(row: RawRecord, columns: Columns, folder: Path | None) -> LoadedRecord
     try:
         record = read_record(row, columns, folder)
     except UnlabelledRecord:
-        return LoadedRecord(None, [])
+        reason = f"{row.where} has no preference under {columns.names_of('label')}; {row.names()}"
+        return LoadedRecord(None, [], reason, unlabelled=True)
     except BrokenRecord as error:
-        return LoadedRecord(None, [], f"{row.where} {error}")
+        odd = isinstance(error, OddLabel)
+        return LoadedRecord(None, [], f"{row.where} {error}", odd_label=odd)
     return LoadedRecord(record, [load_checked(picture) for picture in record.images])
 
 
-def _reason_for_none(summary: ConversionSummary) -> str:
-    """Return a short reason why no pair was written."""
+def _reason_for_none(summary: ConversionSummary, unlabelled: str) -> str:
+    """Return a short reason why no pair was written.
+
+    Args:
+        summary: Statistics of the conversion.
+        unlabelled: Description of the first record without a preference, if there is one.
+    """
     counts = {
         "ties": summary.ties,
         "pairs of identical images": summary.identical,
@@ -183,4 +253,5 @@ def _reason_for_none(summary: ConversionSummary) -> str:
         "broken": summary.broken.count,
     }
     counted = [f"{count} {name}" for name, count in counts.items() if count]
-    return "; ".join([", ".join(counted) or "it holds no record", *summary.broken.names[:3]])
+    examples = [*summary.broken.names[:3], *([unlabelled] if unlabelled else [])]
+    return "; ".join([", ".join(counted) or "it holds no record", *examples])

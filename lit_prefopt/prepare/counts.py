@@ -91,14 +91,18 @@ class ConversionSummary:
     identical: int = 0  # both sides are the same file; skipped
     unlabelled: int = 0  # records without a preference; skipped
     images: int = 0  # all that were checked
+    held_out_prompts: int = 0  # prompts whose pairs are kept for validation
+    held_out_pairs: int = 0
     broken: NamedCount = field(default_factory=NamedCount)  # records and images, with the reasons
     sizes: ImageSizes = field(default_factory=ImageSizes)
 
     def metadata(self, resolution: int | None = None) -> dict[str, Any]:
         """Return the content of summary.json, independent of machine and time."""
         counts = ("records", "pairs", "ties", "kept_ties", "duplicates", "opposed", "identical")
+        held_out = {"prompts": self.held_out_prompts, "pairs": self.held_out_pairs}
         return {
             **{name: getattr(self, name) for name in (*counts, "unlabelled", "images")},
+            **({"held_out": held_out} if self.held_out_prompts else {}),
             "broken": {"count": self.broken.count, "first": self.broken.names},
             **self.sizes.metadata(resolution),
         }
@@ -116,6 +120,11 @@ class ConversionSummary:
             f"{self.sizes.unequal} with sides of unequal size",
             f"shorter side: smallest {smallest}, median {median}, largest {largest} pixels",
         ]
+        if self.held_out_prompts:
+            lines[0] += (
+                f": {self.pairs - self.held_out_pairs} for train/, {self.held_out_pairs} of "
+                f"{self.held_out_prompts} prompts for validation/"
+            )
         if resolution is not None:
             share = f"{self.sizes.below(resolution):.1%}"
             lines.append(f"{share} of the images are below {resolution} and would be upscaled")

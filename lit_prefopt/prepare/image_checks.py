@@ -7,7 +7,7 @@ import stat
 from typing import NamedTuple
 
 from lit_prefopt.data.images import BrokenSample, open_image
-from lit_prefopt.prepare.records import ImageSource
+from lit_prefopt.prepare.cells import ImageSource
 from lit_prefopt.prepare.source_rows import MAX_BYTES
 
 ORIENTATION = 0x0112  # the EXIF tag of the orientation

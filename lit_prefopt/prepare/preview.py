@@ -16,6 +16,7 @@ from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.errors import InputError
+from lit_prefopt.prepare.cells import parse_number
 from lit_prefopt.utils.atomic_files import write_atomic
 
 TILE, GAP, EDGE = 256, 8, 16  # pixels: image, gap between images, margin of a card
@@ -114,9 +115,9 @@ def _blank(words: str) -> Image.Image:
 def _caption(sample: Sample | None) -> str:
     meta = sample.meta if sample else {}
     return "".join(
-        f"   {name} {meta[name]:.3g}"
+        f"   {name} {value:.3g}"
         for name in ("label", "gap", "weight")
-        if isinstance(meta.get(name), int | float)
+        if (value := parse_number(meta.get(name))) is not None
     )
 
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lit_prefopt.errors import quoted
+from lit_prefopt.prepare.cells import (
+    ImageSource,
+    image_source,
+    list_of_cells,
+    parse_number,
+    parse_numbers,
+    truth,
+)
 from lit_prefopt.prepare.columns import Columns
-from lit_prefopt.prepare.source_rows import RawRecord
+from lit_prefopt.prepare.encodings import decode_text
+from lit_prefopt.prepare.source_rows import (
+    BrokenRecord,
+    RawRecord,
+    UnlabelledRecord,
+)
+
+BYTE_ORDER_MARK = "\ufeff"  # which Windows' Notepad writes before a text
 
 
-class BrokenRecord(ValueError):
-    """A record that cannot be used, with the reason."""
-
-
-class UnlabelledRecord(ValueError):
-    """A record without a preference."""
-
-
-class ImageSource(NamedTuple):
-    """One image of a source, by path or by bytes."""
-
-    name: str  # for messages
-    path: Path | None  # the file, if the bytes are not in `data`
-    data: bytes = b""
+class OddLabel(BrokenRecord):
+    """A label that is a number but no probability: the column may have another scale."""
 
 
 class Record(NamedTuple):
@@ -61,41 +63,50 @@ def read_record(row: RawRecord, columns: Columns, folder: Path | None = None) ->
     """
     if row.reason:
         raise BrokenRecord(row.reason)
-    if not _truth(columns.find("labelled", row.values)):
+    if not truth(columns.find("labelled", row.values)):
         raise UnlabelledRecord
-    text = _text(row, columns)
+    text = read_text(row, columns)
     for role, read in (("images", _ranked), ("first", _labelled), ("chosen", _ordered)):
         if columns.find(role, row.values) is not None:
             record = read(row, columns, text, folder or row.folder)
             return record._replace(weight=_weight(row, columns))
     second = columns.find("second", row.values) is not None
     if second or columns.find("rejected", row.values) is not None:
-        raise BrokenRecord(
-            f"has no image under {columns.names_of('first' if second else 'chosen')}"
-        )
+        side = columns.names_of("first" if second else "chosen")
+        raise BrokenRecord(f"has no image under {side}; {row.names()}")
     raise BrokenRecord(
         f"has no image: neither under {columns.names_of('images')} nor "
-        f"{columns.names_of('chosen')} nor {columns.names_of('first')}; it has "
-        f"{', '.join(map(quoted, row.values)) or 'nothing'}"
+        f"{columns.names_of('chosen')} nor {columns.names_of('first')} nor "
+        f"{columns.names_of('image')}; {row.names()}"
     )
 
 
-def _text(row: RawRecord, columns: Columns) -> str:
+def read_text(row: RawRecord, columns: Columns) -> str:
+    """Return the prompt of a row; raise BrokenRecord if it has none."""
     text = columns.find("prompt", row.values)
+    if isinstance(text, bytes):
+        text = decode_text(text)
     if not isinstance(text, str):
-        raise BrokenRecord(f"has no text under {columns.names_of('prompt')}")
+        raise BrokenRecord(f"has no text under {columns.names_of('prompt')}; {row.names()}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise BrokenRecord("has a text that is not UTF-8") from error
-    if not text.strip():
+    # without the mark before and the line break after the text of a file
+    text = text.strip().removeprefix(BYTE_ORDER_MARK).strip()
+    if not text:
         raise BrokenRecord("has an empty text")
-    return text.strip()  # without the line break at the end of a text file
+    return text
 
 
 def _ordered(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record:
     images = _sides(row, columns, ("chosen", "rejected"), folder)
-    votes = _numbers(columns.find("votes", row.values), 2, columns.names_of("votes"))
+    votes = parse_numbers(columns.find("votes", row.values), 2, columns.names_of("votes"))
+    label = parse_number(columns.find("label", row.values))
+    if label == 0.5:  # a tie, as our own shards store it
+        return Record(row.where, text, images, [0.5, 0.5], {}, votes or [0.5, 0.5], [])
+    if label is not None and 0.5 < label < 1 and not votes:
+        votes = [label, 1 - label]
     # the source orders the pair, the better side first; the order of its votes is undefined
     return Record(row.where, text, images, [1, 0], {}, sorted(votes, reverse=True), [])
 
@@ -103,28 +114,37 @@ def _ordered(row: RawRecord, columns: Columns, text: str, folder: Path) -> Recor
 def _labelled(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record:
     images = _sides(row, columns, ("first", "second"), folder)
     value = columns.find("label", row.values)
-    label = _number(value)
+    label = parse_number(value)
     if value is None or (label is not None and label != label):  # NaN: an empty cell of a table
         raise UnlabelledRecord
-    if label is None or not 0 <= label <= 1:
+    if label is None:
         raise BrokenRecord(f"has the label {quoted(value)}, which is not a number from 0 to 1")
+    if not 0 <= label <= 1:
+        raise OddLabel(f"has the label {label:g}, which is not a number from 0 to 1")
     return Record(row.where, text, images, [label, 1 - label], {}, [label, 1 - label], [])
 
 
 def _ranked(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record:
-    cells = columns.find("images", row.values)
-    if not isinstance(cells, Sequence) or isinstance(cells, str | bytes):
+    cells = list_of_cells(columns.find("images", row.values))
+    if cells is None:
         raise BrokenRecord(f"has no list of images under {columns.names_of('images')}")
-    images = [_picture(cell, f"{row.where}, image {n}", folder) for n, cell in enumerate(cells, 1)]
+    if len(cells) < 2:
+        raise BrokenRecord(f"has {len(cells)} image, and a pair needs two")
+    images = [
+        image_source(cell, f"{row.where}, image {place}", folder)
+        for place, cell in enumerate(cells, 1)
+    ]
     ranks, scores, votes = (
-        _numbers(columns.find(role, row.values), len(images), columns.names_of(role))
+        parse_numbers(columns.find(role, row.values), len(images), columns.names_of(role))
         for role in ("ranking", "scores", "votes")
     )
     ratings = {name: given for name, given in (("ranks", ranks), ("scores", scores)) if given}
     worths = [-rank for rank in ranks] or scores or votes
     if not worths:
         roles = map(columns.names_of, ("ranking", "scores", "votes"))
-        raise BrokenRecord(f"has a list of images but no order under {', '.join(roles)}")
+        raise BrokenRecord(
+            f"has a list of images but no order under {', '.join(roles)}; {row.names()}"
+        )
     opinions = _opinions(row, columns, len(images))
     return Record(row.where, text, images, worths, ratings, votes, opinions)
 
@@ -134,7 +154,7 @@ def _weight(row: RawRecord, columns: Columns) -> float | None:
     value = columns.find("examples", row.values)
     if value is None:
         return None
-    count = _number(value)
+    count = parse_number(value)
     if count is None or not 1 <= count < inf:
         name = columns.names_of("examples")
         raise BrokenRecord(f"has {quoted(value)} under {name}, which is not a count")
@@ -143,11 +163,11 @@ def _weight(row: RawRecord, columns: Columns) -> float | None:
 
 def _opinions(row: RawRecord, columns: Columns, count: int) -> list[list[float]]:
     """Return the annotators' rankings: lists, or mappings that contain the ranking."""
-    given = columns.find("opinions", row.values) or []
-    if not isinstance(given, list):
+    given = list_of_cells(columns.find("opinions", row.values) or [])
+    if given is None:
         raise BrokenRecord(f"has no list of rankings under {columns.names_of('opinions')}")
     rankings = [columns.find("ranking", one) if isinstance(one, dict) else one for one in given]
-    return [_numbers(ranks or [], count, columns.names_of("opinions")) for ranks in rankings]
+    return [parse_numbers(ranks or [], count, columns.names_of("opinions")) for ranks in rankings]
 
 
 def _sides(
@@ -157,54 +177,9 @@ def _sides(
     for role in roles:
         cell = columns.find(role, row.values)
         if cell is None:
-            raise BrokenRecord(f"has no image under {columns.names_of(role)}")
-        pictures.append(_picture(cell, f"{row.where}, {role} image", folder))
+            raise BrokenRecord(f"has no image under {columns.names_of(role)}; {row.names()}")
+        pictures.append(image_source(cell, f"{row.where}, {role} image", folder))
     return pictures
-
-
-def _picture(cell: Any, name: str, folder: Path) -> ImageSource:
-    if isinstance(cell, dict):  # the datasets library's format of an image
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, bytes):
-        return ImageSource(name, None, cell)
-    if not isinstance(cell, str) or not cell or not _nameable(cell):
-        raise BrokenRecord(f"has neither a path nor bytes for an image ({name})")
-    if "://" in cell:
-        raise BrokenRecord(f"has the remote image {quoted(cell)}; download it first")
-    return ImageSource(str(folder / cell), folder / cell)
-
-
-def _nameable(path: str) -> bool:
-    """Return whether a path is a valid file name."""
-    try:
-        return b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-
-
-def _numbers(values: Any, count: int, name: str) -> list[float]:
-    """Return one finite number per image, or an empty list for None."""
-    if values is None:
-        return []
-    numbers = [_number(value) for value in values] if isinstance(values, Sequence) else []
-    finite = [number for number in numbers if number is not None and isfinite(number)]
-    if len(finite) != count or len(numbers) != count:
-        raise BrokenRecord(f"does not have one number for each of {count} images under {name}")
-    return finite
-
-
-def _number(value: Any) -> float | None:
-    """Parse a number, which a table may store as text."""
-    if isinstance(value, int | float):
-        return value
-    try:
-        return float(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-
-
-def _truth(value: Any) -> bool:
-    return value is None or str(value).strip().lower() not in ("false", "0", "0.0", "no")
 
 
 def _win(ahead: float) -> float:

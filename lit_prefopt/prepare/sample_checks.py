@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KNOWN = {"txt", "json", "mask.png", *(f"{side}.{end}" for side in SIDES for end in EXTENSIONS)}
 SAFE = ".safetensors"
-RANGES = {"label": 1.0, "weight": float("inf")}  # from 0 to this
+RANGES = {"label": 1.0, "weight": 3e38}  # from 0 to this
 
 
 class SampleLocation(NamedTuple):

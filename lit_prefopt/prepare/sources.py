@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,12 @@ from braceexpand import braceexpand
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.folders import is_pair_folder, pair_folder
+from lit_prefopt.prepare.image_rows import group_images
 from lit_prefopt.prepare.parquet import parquet
-from lit_prefopt.prepare.source_rows import RawRecord, RecordSource
-from lit_prefopt.prepare.tables import json_file, json_lines, separated
+from lit_prefopt.prepare.separated import separated
+from lit_prefopt.prepare.source_rows import RawRecord, RecordSource, listed
+from lit_prefopt.prepare.splits import training_files
+from lit_prefopt.prepare.tables import json_file, json_lines
 from lit_prefopt.prepare.tars import tar_samples
 from lit_prefopt.utils.filesystem import check_regular
 
@@ -25,7 +28,8 @@ SUFFIXES = {
     **{".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"},
     **{".parquet": "parquet", ".tar": "tar"},
 }
-READERS: dict[str, Callable[[Path], Iterator[RawRecord]]] = {
+Reader = Callable[[Path], Iterator[RawRecord]]
+READERS: dict[str, Reader] = {
     "json": json_file,
     "jsonl": json_lines,
     "csv": partial(separated, delimiter=","),
@@ -33,33 +37,57 @@ READERS: dict[str, Callable[[Path], Iterator[RawRecord]]] = {
 }
 
 
-def open_source(source: str, form: Format, columns: Columns) -> RecordSource:
+def open_source(
+    source: str, form: Format, columns: Columns, only: Set[str] | None = None
+) -> RecordSource:
     """Return the records of a source.
 
     Args:
         source: A file, a folder, or a pattern of files with * or {000..099}.
         form: Its format; auto detects it from the file extensions.
         columns: Column names of the source.
+        only: Names of the columns that are needed, if not all of them are.
     """
-    rows, total = _open(source, form, columns)
-    return RecordSource(_guarded(source, rows), total)
+    opened = _open(source, form, columns, columns.all() if only is None else only)
+    return opened._replace(rows=_guarded(source, group_images(opened.rows, columns)))
 
 
-def _open(source: str, form: Format, columns: Columns) -> RecordSource:
+def _open(source: str, form: Format, columns: Columns, only: Set[str]) -> RecordSource:
     if is_pair_folder(Path(source)) and form in ("auto", "folder"):
         return pair_folder(Path(source))
     if form == "folder":
         raise InputError(f"{source} has no folders chosen/ and rejected/; name their parent.")
-    paths = _files(source, form)
+    paths, notes = _files(source, form)
     kind = SUFFIXES.get(paths[0].suffix.lower(), "") if form == "auto" else form
     if not kind:
         raise InputError(
             f"{source} has no known file extension; name its format, for example --format jsonl."
         )
     if kind == "parquet":
-        return parquet(paths, columns.all())
-    reader = partial(tar_samples, names=columns.all()) if kind == "tar" else READERS[kind]
-    return RecordSource(row for path in paths for row in reader(path))
+        return parquet(paths, only)._replace(notes=notes)
+    names = columns.all()
+    readers: dict[str, Reader] = {
+        **READERS,
+        "csv": partial(READERS["csv"], names=names),
+        "tsv": partial(READERS["tsv"], names=names),
+        "tar": partial(tar_samples, columns=columns, only=only),
+    }
+    return RecordSource(_each(paths, readers[kind]), notes=notes)
+
+
+def _each(paths: list[Path], reader: Reader) -> Iterator[RawRecord]:
+    """Yield the rows of all files; one that cannot be read does not stop the others."""
+    for path in paths:
+        try:
+            yield from reader(path)
+        except InputError as error:
+            if len(paths) == 1:
+                raise
+            reason = str(error).removeprefix(f"{path} ").rstrip(".")
+            yield RawRecord(str(path), {}, path.parent, reason)
+        except UnicodeError as error:  # of UTF-16 and UTF-32; others become surrogates
+            reason = f"cannot be read further ({error}); save it as UTF-8"
+            yield RawRecord(str(path), {}, path.parent, reason)
 
 
 def _guarded(source: str, rows: Iterator[RawRecord]) -> Iterator[RawRecord]:
@@ -71,8 +99,8 @@ def _guarded(source: str, rows: Iterator[RawRecord]) -> Iterator[RawRecord]:
         ) from error
 
 
-def _files(source: str, form: str) -> list[Path]:
-    """Return the files of a source, sorted by name."""
+def _files(source: str, form: str) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the files of a source, sorted by name, and a note on those that are not read."""
     folder = Path(source)
     if not folder.is_dir():
         return _matching(source)
@@ -81,25 +109,35 @@ def _files(source: str, form: str) -> list[Path]:
         endings = [suffix for suffix, name in SUFFIXES.items() if name == kind]
         files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and p.is_file())
         if files:
-            return files
+            return training_files(source, files)
     raise InputError(
-        f"{source} contains neither chosen/ and rejected/ nor {' nor '.join(wanted)} files; name "
-        "the folder that contains them, or the file itself."
+        f"{source} contains neither chosen/ and rejected/ nor {' nor '.join(wanted)} files, but "
+        f"{_contents(folder)}; name the folder that contains them, or the file itself."
     )
 
 
-def _matching(source: str) -> list[Path]:
+def _contents(folder: Path) -> str:
+    """Return what a folder contains, for messages."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return listed(names) or "nothing"
+
+
+def _matching(source: str) -> tuple[list[Path], tuple[str, ...]]:
     check_regular(source)
     if os.path.exists(source):  # also if its name looks like a pattern
-        return [Path(source)]
+        return [Path(source)], ()
     try:
         names = list(braceexpand(source))
     except ValueError:  # unbalanced braces are part of a name
         names = [source]
-    paths = []
+    paths, notes = list[Path](), list[str]()
     for name in names:
-        found = sorted(glob.glob(name)) if set(name) & set("*?[") else [name]
-        paths += [Path(path) for path in found if Path(path).is_file()]
-        if not found or not Path(found[0]).is_file():
+        found = [Path(name)]
+        if set(name) & set("*?["):
+            found = [Path(path) for path in sorted(glob.glob(name)) if Path(path).is_file()]
+            found, note = training_files(name, found)
+            notes += note
+        if not found or not found[0].is_file():
             raise InputError(f"{name} cannot be read (no such file); check the path.")
-    return paths
+        paths += found
+    return paths, tuple(notes)

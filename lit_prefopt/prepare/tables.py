@@ -1,14 +1,14 @@
-"""Read text files of records: JSON, JSON lines, CSV and TSV."""
+"""Read text files of records: JSON and JSON lines."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from lit_prefopt.errors import InputError, quoted
+from lit_prefopt.prepare.encodings import encoding_of
 from lit_prefopt.prepare.source_rows import RawRecord
 
 CHUNK = 1 << 20  # characters read at a time
@@ -17,7 +17,7 @@ LARGEST = 64  # maximum chunks of one record; more means that the file is broken
 
 def json_lines(path: Path) -> Iterator[RawRecord]:
     """Yield the records of a file with one JSON mapping a line."""
-    with _open(path) as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -49,36 +49,8 @@ def json_values(path: Path) -> Iterator[Any]:
     Raises:
         ValueError: The file is invalid JSON from some point on; the values before it were yielded.
     """
-    with _open(path) as file:
+    with open_text(path) as file:
         yield from _values(file)
-
-
-def separated(path: Path, delimiter: str) -> Iterator[RawRecord]:
-    """Yield the records of a table whose first row names the columns."""
-    with _open(path, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header: list[str] | None = None
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                where = f"{path}, line {reader.line_num}"
-                yield RawRecord(where, {}, path.parent, f"is not a valid row ({error})")
-                continue
-            if header is None:
-                header = cells
-            elif cells:
-                yield _cells(f"{path}, line {reader.line_num}", header, cells, path)
-
-
-def _cells(where: str, header: list[str], cells: list[str], path: Path) -> RawRecord:
-    if len(cells) > len(header):
-        reason = f"has {len(cells)} cells where the header names {len(header)} columns"
-        return RawRecord(where, {}, path.parent, reason)
-    filled = zip(header, cells, strict=False)
-    return RawRecord(where, {name: cell for name, cell in filled if cell}, path.parent)
 
 
 def _row(where: str, value: Any, path: Path) -> RawRecord:
@@ -87,10 +59,11 @@ def _row(where: str, value: Any, path: Path) -> RawRecord:
     return RawRecord(where, {}, path.parent, "is not a mapping of names to values")
 
 
-def _open(path: Path, newline: str | None = None) -> TextIO:
+def open_text(path: Path, newline: str | None = None) -> TextIO:
+    """Open a text file in its own encoding; raise InputError if it cannot be read."""
     try:
         # invalid UTF-8 becomes surrogates here, and is reported with its record later
-        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+        return path.open(encoding=encoding_of(path), errors="surrogateescape", newline=newline)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import check_number
 from lit_prefopt.prepare.counts import ImageSizes, NamedCount
 from lit_prefopt.prepare.progress_bar import progress
 from lit_prefopt.prepare.sample_checks import SampleFindings, latent_set, look, places
@@ -84,8 +84,8 @@ def validate(
         broken_share: Maximum share of broken samples, as in training; 0 stops at the first one.
         workers: Number of threads; by default one per core.
     """
-    if not 0 <= broken_share <= 1:
-        raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
+    check_number("broken_share", broken_share, 0, 1)
+    check_number("resolution", resolution, 1)
     index = read_index(shards)
     cached = any(shard.kind == LATENTS for shard in index)
     latents = latent_set(index) if cached else None
@@ -134,7 +134,7 @@ def _print(shards: str, report: ValidationReport) -> None:
     table = Table("finding", "count", "which", title=f"{shards}: {report.samples} samples")
     for row in report.rows():
         table.add_row(*row)
-    console = Console(markup=False)
+    console = Console(markup=False)  # a name may look like it, such as [/bold]
     console.print(table)
     verdict = "Training would stop." if report.would_stop else "Training would not stop."
     console.print(verdict)

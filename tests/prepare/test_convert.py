@@ -102,13 +102,13 @@ def test_a_broken_image_of_a_list_costs_only_its_own_pairs(source: Path, tmp_pat
         ({"prompt": "a cat", "chosen": 1, "rejected": 2}, "neither a path nor bytes"),
         (pair() | {"chosen": "\ud800.png"}, "neither a path nor bytes"),
         (pair() | {"chosen": "a\0.png"}, "neither a path nor bytes"),
-        (pair() | {"chosen": "https://a.b/c.png"}, "remote image https://a.b/c.png; download it"),
+        (pair() | {"chosen": "https://a.b/c.png"}, "remote image 'https://a.b/c.png'; download it"),
         ({**ranked(), "images": "1.png"}, "has no list of images under 'images'"),
-        (ranked(), "no order under 'ranking', 'scores', 'votes'"),
+        (ranked(), "no order under 'ranking' or 'rank', 'scores' or"),
         (ranked(ranking=[1, 2]), "not have one number for each of 4 images under 'ranking'"),
         (ranked(scores=[1, 2, 3, float("nan")]), "not have one number for each of 4 images"),
         (ranked(ranking=[1, 2, 3, 4], opinions=[[1, 2]]), "images under 'opinions'"),
-        ({"prompt": "a", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": 2}, "has the label 2,"),
+        ({"prompt": "a", "jpg_0": "1.png", "jpg_1": "2.png", "label_0": "x"}, "has the label 'x',"),
         ([1], "is not a mapping"),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_share_of_broken_records_stops_with_a_sentence(source: Path, tmp_path:
     with pytest.raises(InputError, match="Broken: 6 in the first 7 records"):
         convert(str(source), str(tmp_path / "other"), broken_share=0.1)
     assert not (tmp_path / "other").exists()
-    with pytest.raises(InputError, match="give a share from 0 to 1"):
+    with pytest.raises(InputError, match="broken_share is 2; give a number"):
         convert(str(source), str(tmp_path / "other"), broken_share=2)
 
 

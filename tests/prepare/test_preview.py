@@ -13,7 +13,7 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import preview
 from lit_prefopt.prepare.preview import EDGE, GAP, LINE, TILE, WIDTH
-from tests.helpers.shards import Maker
+from tests.helpers.shards import Maker, picture
 
 TOP = GAP + EDGE + LINE + TILE // 2  # middle of the first row of images
 
@@ -62,12 +62,20 @@ def test_broken_samples_get_their_place(make_shards: Maker, tmp_path: Path):
     assert image.getpixel((left + TILE + GAP, TOP)) == (10, 10, 10)
 
 
+def test_metadata_of_wrong_types_is_left_out(tmp_path: Path):
+    with ShardWriter(tmp_path / "odd") as writer:
+        odd = {"label": "high", "gap": 10**400, "weight": [1]}
+        writer.add("[/bold]", picture(1), picture(2), odd)
+    preview(str(tmp_path / "odd"), str(tmp_path / "sheet.png"))
+    assert Image.open(tmp_path / "sheet.png").width > WIDTH
+
+
 def test_bad_wishes_are_refused(shards: str, tmp_path: Path):
     with pytest.raises(InputError, match="use .png, .jpg or .webp"):
         preview(shards, str(tmp_path / "sheet.txt"))
     with pytest.raises(InputError, match="count is 0"):
         preview(shards, str(tmp_path / "sheet.png"), count=0)
-    with pytest.raises(InputError, match="has no index.json"):
+    with pytest.raises(InputError, match="has no shards; name .*shards"):
         preview(str(tmp_path), str(tmp_path / "sheet.png"))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -242,6 +242,28 @@ def test_what_is_missing_in_a_folder_is_named(tmp_path: Path):
     assert [r in n for r, n in zip(reasons, summary.broken.names, strict=True)] == [True] * 4
 
 
+def test_every_file_of_a_folder_becomes_a_pair_or_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "pairs"
+    names = {"one.jfif": "JPEG", "two.JPE": "JPEG", "deep/er/three.PNG": "PNG", "four.gif": "GIF"}
+    for number, side in enumerate(("chosen", "rejected")):
+        for name, form in {**names, "five": "PNG"}.items():
+            path = folder / side / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(number, form=form))
+            path.with_suffix(".txt").write_text(f"\ufeff{path.stem}\n", encoding="utf-16")
+    (folder / "chosen" / ".DS_Store").write_bytes(b"left out")
+    (folder / "chosen" / "Thumbs.db").write_bytes(b"named")
+    summary = convert(str(folder), str(tmp_path / "out"))
+    assert {text for text, *_ in sides(tmp_path / "out")} == {"one", "two", "three", "five"}
+    odd = "read too: Thumbs.db, deep/er/three.PNG, five, four.gif, one.jfif, two.JPE"
+    assert odd in capsys.readouterr().out
+    reasons = ["Thumbs has no text", "four.gif is not a", "four.gif is not a"]
+    for reason, name in zip(reasons, summary.broken.names, strict=True):
+        assert reason in name
+
+
 def test_formats_are_named_where_the_ending_does_not_tell(source: Path, tmp_path: Path):
     strange = tmp_path / "pairs.data"
     strange.write_text(json.dumps(pair()))

@@ -92,6 +92,9 @@ def test_a_tar_that_the_index_does_not_know(make_shards: Maker):
         ),
         (member("bad", meta={"weight": -1}), "has the weight -1"),
         (member("bad", meta={"weight": "2"}), "has the weight '2'"),
+        (member("bad", meta={"weight": 10**400}), "has the weight 1000"),
+        (member("bad", meta={"weight": float("inf")}), "has the weight inf"),
+        (member("bad", meta={"label": ["x"] * 900}), "has the label ['x', "),
     ],
 )
 def test_broken_samples_are_named(tmp_path: Path, sample: Members, reason: str):
@@ -100,6 +103,17 @@ def test_broken_samples_are_named(tmp_path: Path, sample: Members, reason: str):
     assert report.broken.names[0].startswith(f"hand.tar/bad {reason}")
     assert not report.would_stop  # a handful may be passed over
     assert validate(str(tmp_path / "shards"), broken_share=0).would_stop
+
+
+def test_names_like_markup_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = make(tmp_path / "[red]", member("[/bold]", text=""), member("good", 1))
+    index_shards(folder)
+    assert validate(folder).empty.count == 1
+    printed = "".join(capsys.readouterr().out.split())
+    assert "hand.tar/[/bold]" in printed
+    assert "[red]:2samples" in printed
 
 
 def test_offsets_that_point_elsewhere_are_broken_samples(make_shards: Maker):
@@ -117,7 +131,7 @@ def test_too_many_broken_samples_stop_a_run(make_shards: Maker):
     folder = make_shards(samples=20, broken=broken)
     assert validate(folder).would_stop
     assert not validate(folder, broken_share=0.5).would_stop
-    with pytest.raises(InputError, match="give a share from 0 to 1"):
+    with pytest.raises(InputError, match="broken_share is -1; give a number"):
         validate(folder, broken_share=-1)
 
 
@@ -189,7 +203,7 @@ def test_the_exit_code_tells_whether_a_run_would_stop(
     out = capsys.readouterr().out
     assert "pairs-000000.tar/000000000" in out
     assert "Training would stop" in out
-    with pytest.raises(SystemExit, match="has no index.json"):
+    with pytest.raises(SystemExit, match="has no shards; name .*bad or"):
         main(["shards", "validate", "--shards", str(Path(bad).parent)])
 
 

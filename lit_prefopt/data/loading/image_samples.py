@@ -16,6 +16,8 @@ from lit_prefopt.data.images import Augment, BrokenSample, ImageHeader, Pixels, 
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.utils.seeds import sample_seed
 
+MAX_WEIGHT = 3e38  # of a pair; a larger one would be infinite in float32
+
 
 class SampleRef(NamedTuple):
     """Reference to a stored sample and to its position in an epoch's order."""
@@ -147,7 +149,7 @@ def label_of(sample: StoredSample) -> float:
 
 def weight_of(sample: StoredSample) -> float:
     """Return the factor of the pair's loss; 1 by default."""
-    return _number(sample, "weight", 1.0, most=float("inf"))
+    return _number(sample, "weight", 1.0, most=MAX_WEIGHT)
 
 
 def prompt_of(sample: StoredSample) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
@@ -83,7 +84,8 @@ def parse(folder: str, text: bytes) -> list[Shard]:
 def stale_index_error(folder: str, what: str) -> InputError:
     """Return the error for an index that does not match its folder."""
     return InputError(
-        f"{folder}/{INDEX} {what}; make it again with `lit-prefopt shards index --folder {folder}`."
+        f"{folder}/{INDEX} {what}; make it again with `lit-prefopt shards index --folder "
+        f"{shlex.quote(folder)}`."
     )
 
 

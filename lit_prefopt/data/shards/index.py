@@ -7,6 +7,7 @@ shard of cached latents has 000001.cache.safetensors instead of the images.
 
 from __future__ import annotations
 
+import shlex
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,8 +51,16 @@ def read_index(folder: str | Path) -> list[Shard]:
     except (FileNotFoundError, NotADirectoryError) as error:
         if is_local(fs) and not fs.isdir(path):
             raise InputError(f"There is no folder {folder}; check the path.") from error
+        if is_local(fs) and not any(Path(path).glob("*.tar")):
+            inner = [f"{folder}/{found.parent.name}" for found in Path(path).glob(f"*/{INDEX}")]
+            others = " or ".join(sorted(inner)[:12])
+            raise InputError(
+                f"{folder} has no shards; name "
+                f"{others or 'a folder that `lit-prefopt shards convert` has written'}."
+            ) from error
         raise InputError(
-            f"{folder} has no {INDEX}; make it with `lit-prefopt shards index --folder {folder}`."
+            f"{folder} has no {INDEX}; make it with `lit-prefopt shards index --folder "
+            f"{shlex.quote(folder)}`."
         ) from error
     shards = parse(folder, text)
     if is_local(fs):  # sizes of remote shards are checked when they are fetched
@@ -70,6 +79,11 @@ def index_shards(folder: str) -> None:
     Args:
         folder: A local folder of plain, uncompressed tars in webdataset's layout.
     """
+    if "://" in folder:
+        raise InputError(
+            f"{folder} is not a local folder; index a local copy of the shards, and put its "
+            f"{INDEX} beside them."
+        )
     tars = sorted(Path(folder).glob("*.tar"))
     if not tars:
         raise InputError(f"{folder} contains no .tar file; name the folder of the shards.")
@@ -114,6 +128,7 @@ class _SampleSpan:
     offset: int
     size: Size = (0, 0)  # of the best side, if it was found
     cached: bool = False  # whether it has latents
+    dotted: str = ""  # a member whose best side is after a further dot
 
 
 def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
@@ -126,16 +141,25 @@ def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
             continue
         if key != last and key in samples:
             raise InputError(
-                f"{tar}: the members of sample {key} are not adjacent; "
-                "make the tar again with `tar --sort=name`."
+                f"{tar}: the members of sample {key} are not adjacent, or some were appended "
+                "later; unpack the tar and make it again with `tar --sort=name`."
             )
         sample = samples.setdefault(key, _SampleSpan(member.offset))
         last = key
         extension = member.name[len(key) + 1 :].lower()
         sample.cached |= extension == CACHED
+        if extension.endswith(tuple(f".{best}" for best in BEST)):
+            sample.dotted = member.name
         if extension in BEST:
             file = members.extractfile(member)
             sample.size = upright_size(file) if file else (0, 0)
+    for sample in samples.values():
+        if sample.dotted and sample.size == (0, 0):
+            raise InputError(
+                f"{tar}: the key of {sample.dotted} has a dot, at which webdataset ends it; write "
+                f"shards with other keys by `lit-prefopt shards convert --source {tar} --output "
+                "FOLDER`."
+            )
     return samples.values()
 
 

@@ -15,7 +15,7 @@ from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.shards.format import EXTENSIONS, IMAGES, SIDES, Shard
 from lit_prefopt.data.shards.index import sample_key
 from lit_prefopt.data.shards.remote_cache import ShardCache
-from lit_prefopt.data.shards.tar import group_members
+from lit_prefopt.data.shards.tar import DuplicateMember, group_members
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.lru import LRUCache
@@ -176,6 +176,8 @@ def unpack(data: bytes) -> dict[str, Any]:
     """Parse the tar members of one sample: bytes by extension, and its `__key__`."""
     try:
         samples = list(group_members(_members(data)))
+    except DuplicateMember as error:
+        raise BrokenSample(str(error)) from error
     except Exception as error:  # tarfile raises many types for broken headers
         raise BrokenSample(_damaged(error)) from error
     if len(samples) != 1:
@@ -200,7 +202,7 @@ def _prompt(members: Mapping[str, Any]) -> str:
     if "txt" not in members:
         raise BrokenSample("has no prompt (.txt)")
     try:
-        return str(members["txt"], "utf-8")
+        return str(members["txt"], "utf-8-sig")
     except UnicodeDecodeError as error:
         raise BrokenSample("has a prompt that is not UTF-8") from error
 

@@ -13,6 +13,10 @@ KEY = "__key__"
 MODE = 0o644
 
 
+class DuplicateMember(ValueError):
+    """A sample has two members of the same extension."""
+
+
 def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
     """Split a member's name into key and extensions, both None without an extension.
 
@@ -31,7 +35,7 @@ def group_members(members: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, st
         members: Names and contents in the order of the tar.
 
     Raises:
-        ValueError: A sample has an extension twice.
+        DuplicateMember: A sample has an extension twice.
     """
     sample: dict[str, str | bytes] = {}
     for name, data in members:
@@ -43,7 +47,7 @@ def group_members(members: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, st
             sample = {}
         sample.setdefault(KEY, key)
         if extension.lower() in sample:
-            raise ValueError(f"{name}: the sample has a second member of this name")
+            raise DuplicateMember(f"has {extension.lower()} twice; keep one of the two members")
         sample[extension.lower()] = data
     if sample:
         yield sample
