@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import ImageColor
+
+from lit_prefopt.data.flatten import Colour
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
@@ -17,6 +20,7 @@ from lit_prefopt.prepare.disk import explain_full_disk
 from lit_prefopt.prepare.form_pairs import Matches, RecordPair, Ties, pairs_from_record
 from lit_prefopt.prepare.image_checks import CheckedImage, digest, load_checked
 from lit_prefopt.prepare.progress_bar import progress
+from lit_prefopt.prepare.prompt_length import exceeds_context
 from lit_prefopt.prepare.records import BrokenRecord, Record, UnlabelledRecord, read_record
 from lit_prefopt.prepare.source_rows import RawRecord
 from lit_prefopt.prepare.sources import Format, open_source
@@ -43,6 +47,7 @@ def convert(
     ties: Ties = "drop",
     image_folder: str | None = None,
     resolution: int | None = None,
+    background: str | None = None,
     broken_share: float = 1.0,
     workers: int | None = None,
     max_count: int = 10_000,
@@ -71,6 +76,9 @@ def convert(
             order is known stays unchanged. With drop and keep, probabilities only set the order.
         image_folder: Base folder of relative image paths; the source's folder by default.
         resolution: Count the images that are smaller than this and would be upscaled, in pixels.
+        background: Colour behind transparent images, such as black or "#808080": these are stored
+            on it as png. By default they are stored unchanged, and every command shows them on
+            white.
         broken_share: Maximum share of broken records and images; 0 stops at the first one, 1 never.
         workers: Number of threads; by default one per core.
         max_count: Maximum number of pairs in a shard.
@@ -78,11 +86,12 @@ def convert(
     """
     if not 0 <= broken_share <= 1:
         raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
+    colour = None if background is None else _colour(background)
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
     rows, total = open_source(source, format, columns)
     maker = _PairMaker(pairs, ties, broken_share)
     with explain_full_disk(output), ShardWriter(output, max_count, max_size) as writer:
-        loaded = map_in_order(lambda row: _load(row, columns, folder), rows, workers)
+        loaded = map_in_order(lambda row: _load(row, columns, folder, colour), rows, workers)
         for record in progress(loaded, "records", total):
             for pair, text, files in maker.pairs(record):
                 writer.add(text, files[0].data, files[1].data, pair.meta)
@@ -128,6 +137,8 @@ class _PairMaker:
                 if self._wanted(pair, loaded.record.text, files):
                     self.summary.pairs += 1
                     self.summary.sizes.add(chosen.size, rejected.size)
+                    self.summary.transparent += chosen.transparent or rejected.transparent
+                    self.summary.long_prompts += exceeds_context(loaded.record.text)
                     yield pair, loaded.record.text, files
 
     def _wanted(
@@ -164,14 +175,26 @@ class _PairMaker:
             )
 
 
-def _load(row: RawRecord, columns: Columns, folder: Path | None) -> LoadedRecord:
+def _load(
+    row: RawRecord, columns: Columns, folder: Path | None, background: Colour | None
+) -> LoadedRecord:
     try:
         record = read_record(row, columns, folder)
     except UnlabelledRecord:
         return LoadedRecord(None, [])
     except BrokenRecord as error:
         return LoadedRecord(None, [], f"{row.where} {error}")
-    return LoadedRecord(record, [load_checked(picture) for picture in record.images])
+    return LoadedRecord(record, [load_checked(one, background) for one in record.images])
+
+
+def _colour(name: str) -> Colour:
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(name)
+    except ValueError as error:
+        raise InputError(
+            f"background is {name[:40]!r}; give a colour such as white or '#ffffff'."
+        ) from error
+    return red, green, blue
 
 
 def _reason_for_none(summary: ConversionSummary) -> str:

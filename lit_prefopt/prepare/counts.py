@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from lit_prefopt.prepare.prompt_length import CONTEXT
+
 NAMED = 20  # broken files listed by name; the others are only counted
 
 
@@ -90,6 +92,8 @@ class ConversionSummary:
     identical: int = 0  # both sides are the same file; skipped
     unlabelled: int = 0  # records without a preference; skipped
     images: int = 0  # all that were checked
+    transparent: int = 0  # pairs with a transparent image
+    long_prompts: int = 0  # pairs whose prompt is surely longer than CLIP's context
     broken: NamedCount = field(default_factory=NamedCount)  # records and images, with the reasons
     sizes: ImageSizes = field(default_factory=ImageSizes)
 
@@ -98,6 +102,8 @@ class ConversionSummary:
         counts = ("records", "pairs", "ties", "kept_ties", "duplicates", "opposed", "identical")
         return {
             **{name: getattr(self, name) for name in (*counts, "unlabelled", "images")},
+            "transparent": self.transparent,
+            "long_prompts": self.long_prompts,
             "broken": {"count": self.broken.count, "first": self.broken.names},
             **self.sizes.metadata(resolution),
         }
@@ -115,6 +121,16 @@ class ConversionSummary:
             f"{self.sizes.unequal} with sides of unequal size",
             f"shorter side: smallest {smallest}, median {median}, largest {largest} pixels",
         ]
+        if self.transparent:
+            lines.append(
+                f"{self.transparent} pairs have a transparent image, which is shown on white, or "
+                "on `--background`"
+            )
+        if self.long_prompts:
+            lines.append(
+                f"{self.long_prompts} pairs or more have a prompt that is longer than the "
+                f"{CONTEXT} tokens of CLIP's text encoders and would be truncated"
+            )
         if resolution is not None:
             share = f"{self.sizes.below(resolution):.1%}"
             lines.append(f"{share} of the images are below {resolution} and would be upscaled")

@@ -49,6 +49,9 @@ def _open(source: str, form: Format, columns: Columns) -> RecordSource:
     if form == "folder":
         raise InputError(f"{source} has no folders chosen/ and rejected/; name their parent.")
     paths = _files(source, form)
+    for path in paths:
+        if not path.is_file():  # reading it might never end
+            raise InputError(f"{path} is a pipe or a device; write its content to a file first.")
     kind = SUFFIXES.get(paths[0].suffix.lower(), "") if form == "auto" else form
     if not kind:
         raise InputError(

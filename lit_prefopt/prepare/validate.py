@@ -15,6 +15,7 @@ from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.counts import ImageSizes, NamedCount
 from lit_prefopt.prepare.progress_bar import progress
+from lit_prefopt.prepare.prompt_length import CONTEXT
 from lit_prefopt.prepare.sample_checks import SampleFindings, latent_set, look, places
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.parallel import map_in_order
@@ -34,6 +35,8 @@ class ValidationReport:
     odd: NamedCount = field(default_factory=NamedCount)  # unexpected members such as pickles
     unlisted: NamedCount = field(default_factory=NamedCount)  # tars missing in the index
     empty: NamedCount = field(default_factory=NamedCount)  # texts
+    long: NamedCount = field(default_factory=NamedCount)  # texts beyond CLIP's context
+    transparent: NamedCount = field(default_factory=NamedCount)  # pairs with a transparent image
     duplicates: NamedCount = field(default_factory=NamedCount)
     identical: NamedCount = field(default_factory=NamedCount)  # both sides are the same file
     unequal: NamedCount = field(default_factory=NamedCount)  # sides of different sizes
@@ -53,6 +56,8 @@ class ValidationReport:
             "unexpected members, never opened": self.odd,
             f"tars missing in {INDEX}": self.unlisted,
             "empty texts": self.empty,
+            f"texts beyond CLIP's {CONTEXT} tokens, truncated": self.long,
+            "transparent images, shown on white": self.transparent,
             "duplicate pairs": self.duplicates,
             "identical sides": self.identical,
             "sides of unequal size": self.unequal,
@@ -113,6 +118,8 @@ def _note(report: ValidationReport, sample: SampleFindings, seen: set[bytes]) ->
     report.sizes.add(*sample.sizes)
     found = {
         "empty": sample.empty,
+        "long": sample.long,
+        "transparent": sample.transparent,
         "identical": sample.identical,
         "duplicates": sample.digest in seen,
         "unequal": len(set(sample.sizes)) > 1,

@@ -27,7 +27,7 @@ from lit_prefopt.data.shards.format import (
     parse,
     stale_index_error,
 )
-from lit_prefopt.data.shards.tar import split_name
+from lit_prefopt.data.shards.tar import is_plain, iterate_members, split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.atomic_files import write_atomic
 from lit_prefopt.utils.filesystem import filesystem, is_local, retry
@@ -68,7 +68,7 @@ def index_shards(folder: str) -> None:
     Args:
         folder: A local folder of plain, uncompressed tars in webdataset's layout.
     """
-    tars = sorted(Path(folder).glob("*.tar"))
+    tars = sorted(tar for tar in Path(folder).glob("*.tar") if tar.is_file())
     if not tars:
         raise InputError(f"{folder} contains no .tar file; name the folder of the shards.")
     shards = [scan_shard(tar) for tar in tars]
@@ -116,9 +116,8 @@ class _SampleSpan:
 def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
     samples: dict[str, _SampleSpan] = {}
     last = None
-    while (member := members.next()) is not None:
-        members.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-        key = sample_key(member.name) if member.isreg() else None
+    for member in iterate_members(members):
+        key = sample_key(member.name) if is_plain(member) else None
         if key is None:
             continue
         if key != last and key in samples:
