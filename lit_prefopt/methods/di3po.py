@@ -32,8 +32,8 @@ class Di3PO(DiffusionDPO):
         if self.masked and self.training and pairs.masks is None and not self._warned:
             self._warned = True  # pairs with and without masks may be mixed
             rank_zero_warn(
-                "`masked` is set and no pair of a batch has a mask.png, so errors count everywhere: "
-                "generate the pairs with `--model.masks true`, or set `masked` to false."
+                "`masked` is set and no pair of a batch has a mask.png, so errors count "
+                "everywhere: generate pairs with `--model.masks true`, or set `masked` to false."
             )
         return pairs
 
@@ -43,6 +43,6 @@ class Di3PO(DiffusionDPO):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, StoredPairs) and data.mirrors:
             rank_zero_warn(
-                "Mirrored pairs mirror the text in images of Di3PO: set `--data.flip false`, unless "
-                "the pairs differ in other attributes."
+                "Mirrored pairs mirror the text in images of Di3PO: set `--data.flip false`, "
+                "unless the pairs differ in other attributes."
             )

@@ -81,8 +81,8 @@ def _by_rank(sample: Sample) -> Difficulty:
         )
     if type(gap) is not int or type(images) is not int or not abs(gap) < images < 2**31:
         raise BrokenSample(
-            f"{sample.name} has the rank_gap {repr(gap)[:40]} for {repr(images)[:40]} images, but it must "
-            "be less than their number: fix the .json, or sort by score with `--by gap`"
+            f"{sample.name} has the rank_gap {repr(gap)[:40]} for {repr(images)[:40]} images, "
+            "but it must be less than their number: fix the .json, or sort by score with `--by gap`"
         )
     return Difficulty(gap, images)
 

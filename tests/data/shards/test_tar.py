@@ -18,7 +18,9 @@ from lit_prefopt.prepare import convert
 from tests.helpers.shards import Maker, picture
 
 
-def tar_of(members: dict[str, bytes], odd: str = "", headers: dict[str, str] | None = None) -> bytes:
+def tar_of(
+    members: dict[str, bytes], odd: str = "", headers: dict[str, str] | None = None
+) -> bytes:
     """Return a tar in which one member has further headers."""
     buffer = BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as tar:
