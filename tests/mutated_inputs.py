@@ -206,6 +206,23 @@ LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
 LINKS += [tarfile.GNUTYPE_SPARSE]
 
 
+def write_tar(
+    path: Path,
+    members: list[tuple[str, bytes]],
+    victim: int = -1,
+    odd: tarfile.TarInfo = tarfile.TarInfo(),  # noqa: B008 - not changed
+) -> None:
+    """Write a tar; one member has the kind and the further headers of `odd`."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number, (name, data) in enumerate(members):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            if number == victim:
+                member.type, member.linkname = odd.type, odd.linkname
+                member.pax_headers = odd.pax_headers
+            tar.addfile(member, io.BytesIO(data))
+
+
 def tar_file(path: Path, pairs: list[Pair], draws: random.Random) -> Source:
     """Write a tar of which one member, one header or some bytes are spoilt."""
     members, spoilt = tar_members(pairs), draws.randrange(len(pairs))
@@ -216,16 +233,13 @@ def tar_file(path: Path, pairs: list[Pair], draws: random.Random) -> Source:
         members[victim] = members[victim][0], odd_picture(draws)
     if way == "member":
         members[victim] = members[victim][0], spoil_bytes(members[victim][1], draws)
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for number, (name, data) in enumerate(members):
-            member = tarfile.TarInfo(name)
-            if number == victim and way == "pax":
-                member.pax_headers = draws.choice(PAX)
-            if number == victim and way == "link":
-                member.type, member.linkname = draws.choice(LINKS), "/etc/passwd"
-                data = b""
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    odd = tarfile.TarInfo()
+    if way == "pax":
+        odd.pax_headers = draws.choice(PAX)
+    if way == "link":
+        odd.type, odd.linkname = draws.choice(LINKS), "/etc/passwd"
+        members[victim] = members[victim][0], b""
+    write_tar(path, members, victim, odd)
     if way == "bytes":
         path.write_bytes(spoil_bytes(path.read_bytes(), draws))
     whole = [pair for n, pair in enumerate(pairs) if n != spoilt]
@@ -264,7 +278,7 @@ def try_shards(folder: Path, draws: random.Random) -> str:
     shards = folder / "shards"
     shards.mkdir()
     source = tar_file(shards / "a.tar", good_pairs(), draws)
-    tar_file(shards / "b.tar", good_pairs(), random.Random(-1))
+    write_tar(shards / "b.tar", tar_members(good_pairs()))
     index_shards(str(shards))
     index = shards / "index.json"
     if draws.random() < 0.3:
@@ -345,7 +359,7 @@ def try_paths(folder: Path, draws: random.Random) -> str:
     elif command == 1:
         validate(path, workers=1)
     elif command == 2:
-        index_shards(path)
+        index_shards(str(folder / Path(path).name))  # which writes there
     else:
         split_into_stages(path, str(folder / "out"))
     return "done"

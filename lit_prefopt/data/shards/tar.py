@@ -21,15 +21,24 @@ def iterate_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar: A tar opened for reading.
 
     Raises:
-        tarfile.ReadError: A member claims a size that its place in the tar does not have.
+        tarfile.ReadError: A header is broken, or claims a size that its place does not have.
     """
-    while (member := tar.next()) is not None:
+    while (member := _next(tar)) is not None:
         tar.members = []  # type: ignore[attr-defined]  # or all headers stay in memory
         if tar.offset < member.offset_data:  # tarfile would read the same headers for ever
             raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
         if is_plain(member) and member.offset_data + member.size > tar.offset:
             raise tarfile.ReadError(f"the member at byte {member.offset} has a wrong size")
         yield member
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except (tarfile.TarError, OSError):
+        raise
+    except Exception as error:  # tarfile raises many types for broken pax headers
+        raise tarfile.ReadError(f"broken headers at byte {tar.offset}: {error}") from error
 
 
 def is_plain(member: tarfile.TarInfo) -> bool:

@@ -14,7 +14,7 @@ from lit_prefopt.data.shards import reader
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import ShardReader, unpack
 from lit_prefopt.data.shards.tar import is_plain, iterate_members
-from lit_prefopt.prepare import convert
+from lit_prefopt.prepare import convert, validate
 from tests.helpers.shards import Maker, picture
 
 
@@ -69,9 +69,8 @@ def test_sizes_that_cannot_be_are_refused(headers: dict[str, str], tmp_path: Pat
         unpack(data)
     path = tmp_path / "1.tar"
     path.write_bytes(data)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="1.tar cannot be read as a tar"):
         main(["shards", "index", "--folder", str(tmp_path)])
-    assert stop.value.code == 1
 
 
 def test_a_conversion_names_a_tar_with_a_wrong_size_and_keeps_the_others(tmp_path: Path):
@@ -96,12 +95,10 @@ def test_a_sparse_member_is_listed_and_not_unfolded(tmp_path: Path, capsys):
 
 
 def test_a_sample_beyond_all_bounds_is_refused_before_it_is_read(
-    make_shards: Maker, monkeypatch: pytest.MonkeyPatch, capsys
+    make_shards: Maker, monkeypatch: pytest.MonkeyPatch
 ):
     folder = make_shards(2)
     monkeypatch.setattr(reader, "MAX_BYTES", 100)
     with pytest.raises(BrokenSample, match="sample 1, is too large with .* bytes"):
         ShardReader(read_index(folder))(0, 1)
-    with pytest.raises(SystemExit):
-        main(["shards", "validate", "--shards", folder])
-    assert "is too large with" in " ".join(capsys.readouterr().out.split())
+    assert "sample 0 is too large with" in validate(folder).broken.names[0]
