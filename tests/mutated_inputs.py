@@ -30,6 +30,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from lit_prefopt.data.images import Augment, BrokenSample
 from lit_prefopt.data.loading.image_samples import load_sample
 from lit_prefopt.data.shards.index import index_shards, read_index
@@ -38,6 +41,7 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import convert, preview, split_into_stages, validate
 from lit_prefopt.prompts.readers import read_prompts
+from lit_prefopt.weights.lora_files import read_lora
 from tests.helpers.odd_pictures import odd_picture
 from tests.helpers.shards import picture
 from tests.helpers.spoil import ODD_PATHS, spoil_bytes, spoil_value
@@ -365,14 +369,42 @@ def try_paths(folder: Path, draws: random.Random) -> str:
     return "done"
 
 
+def try_weights(folder: Path, draws: random.Random) -> str:
+    """Read a LoRA of which a tensor, a name or some bytes are spoilt."""
+    name = "unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_"
+    tensors = {}
+    for layer in "qkv":
+        tensors[f"lora_{name}{layer}.lora_down.weight"] = np.ones((2, 8), np.float32)
+        tensors[f"lora_{name}{layer}.lora_up.weight"] = np.ones((8, 2), np.float32)
+        tensors[f"lora_{name}{layer}.alpha"] = np.float32([1])
+    victim = draws.choice(sorted(tensors))
+    way, odd = draws.randrange(4), [(0, 8), (2,), (3, 7), (2, 8, 1, 1), (2, 8, 3, 3), ()]
+    if way == 0:
+        tensors[victim] = np.ones(draws.choice(odd), np.float32)
+    if way == 1:
+        strange = ["", ".", "lora_magnitude_vector", "unet.x", "emb_params", "[/bold]", "\n" * 99]
+        tensors[draws.choice(strange)] = tensors.pop(victim)
+    if way == 2:
+        tensors[victim] = tensors[victim].astype(draws.choice([np.int8, np.float16, np.bool_]))
+    path = folder / "lora.safetensors"
+    save_file(tensors, path, draws.choice([None, {"ss_network_dim": "x"}]))
+    if way == 3:
+        path.write_bytes(spoil_bytes(path.read_bytes(), draws))
+    for layer in read_lora(path).layers.values():
+        if layer.delta.shape != (len(layer.up), layer.down[0].numel()):
+            raise WrongAcceptanceError(f"a layer of {tuple(layer.delta.shape)}")
+    return "weights read"
+
+
 KINDS: dict[str, Callable[[Path, random.Random], str]] = {
     "convert": try_convert,
     "shards": try_shards,
     "stages": try_stages,
     "prompts": try_prompts,
+    "weights": try_weights,
     "paths": try_paths,
 }
-SHARES = [8, 5, 2, 2, 1]  # of 18
+SHARES = [8, 5, 2, 2, 2, 1]  # of 20
 
 
 def read_all(folder: Path) -> list[Sample]:
