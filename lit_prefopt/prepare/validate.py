@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lit_prefopt.data.images import Augment, BrokenSample
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
-from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
+from lit_prefopt.data.shards.format import INDEX, LATENTS, SIDES, Shard
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.counts import ImageSizes, NamedCount
@@ -85,7 +86,8 @@ def validate(
 
     Args:
         shards: Folder or URL of the shards, with their index.json.
-        resolution: Report the share of images that are smaller than this, in pixels.
+        resolution: Of the training, in pixels: report the share of images that are smaller, and
+            as broken the pairs that are too long and narrow for it.
         broken_share: Maximum share of broken samples, as in training; 0 stops at the first one.
         workers: Number of threads; by default one per core.
     """
@@ -112,8 +114,9 @@ def validate(
 def _note(report: ValidationReport, sample: SampleFindings, seen: set[bytes]) -> None:
     for member in sample.odd:
         report.odd.add(member)
-    if sample.broken:
-        report.broken.add(sample.broken)
+    broken = sample.broken or _too_narrow(sample, report.resolution)
+    if broken:
+        report.broken.add(broken)
         return
     report.sizes.add(*sample.sizes)
     found = {
@@ -127,6 +130,17 @@ def _note(report: ValidationReport, sample: SampleFindings, seen: set[bytes]) ->
     for name in [name for name, is_so in found.items() if is_so]:
         getattr(report, name).add(sample.name)
     seen.add(sample.digest)
+
+
+def _too_narrow(sample: SampleFindings, resolution: int | None) -> str:
+    """Return why a sample cannot be resized to a resolution, or nothing."""
+    if resolution is None:
+        return ""
+    try:
+        Augment((resolution, resolution)).draw(sample.sizes[0], seed=0)
+    except BrokenSample as error:
+        return f"{sample.name}: {SIDES[0]} {error}"
+    return ""
 
 
 def _unlisted(folder: str, index: list[Shard]) -> list[str]:

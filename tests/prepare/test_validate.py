@@ -200,3 +200,12 @@ def test_remote_shards_are_looked_at_too(make_shards: Maker):
     report = validate("memory://shards")
     assert (report.samples, report.broken.count) == (8, 1)
     files.rm("/shards", recursive=True)
+
+
+def test_pairs_too_narrow_for_the_resolution_are_broken(tmp_path: Path):
+    narrow = member("narrow", chosen=picture(1, (4000, 2)))
+    folder = make(tmp_path / "shards", *good(), narrow)
+    assert validate(folder).broken.count == 0
+    report = validate(folder, resolution=512)
+    assert report.broken.count == 1
+    assert "narrow: chosen is too long and narrow with 4000 x 2 pixels" in report.broken.names[0]
