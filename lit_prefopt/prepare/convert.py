@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import ImageColor
 
-from lit_prefopt.data.flatten import Colour
+from lit_prefopt.data.flatten import WHITE, Colour
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
@@ -47,7 +47,7 @@ def convert(
     ties: Ties = "drop",
     image_folder: str | None = None,
     resolution: int | None = None,
-    background: str | None = None,
+    background: str = "white",
     broken_share: float = 1.0,
     workers: int | None = None,
     max_count: int = 10_000,
@@ -76,8 +76,8 @@ def convert(
             order is known stays unchanged. With drop and keep, probabilities only set the order.
         image_folder: Base folder of relative image paths; the source's folder by default.
         resolution: Count the images that are smaller than this and would be upscaled, in pixels.
-        background: Colour behind transparent images, such as black or "#808080": these are stored
-            on it as png. By default they are stored unchanged, and every command shows them on
+        background: Colour behind transparent images, such as black or #808080, on which they are
+            stored as png. With white they are stored unchanged, since every command shows them on
             white.
         broken_share: Maximum share of broken records and images; 0 stops at the first one, 1 never.
         workers: Number of threads; by default one per core.
@@ -86,10 +86,11 @@ def convert(
     """
     if not 0 <= broken_share <= 1:
         raise InputError(f"broken_share is {broken_share}; give a share from 0 to 1.")
-    colour = None if background is None else _colour(background)
+    colour = _colour(background)
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
     rows, total = open_source(source, format, columns)
     maker = _PairMaker(pairs, ties, broken_share)
+    maker.summary.background = background
     with explain_full_disk(output), ShardWriter(output, max_count, max_size) as writer:
         loaded = map_in_order(lambda row: _load(row, columns, folder, colour), rows, workers)
         for record in progress(loaded, "records", total):
@@ -187,14 +188,15 @@ def _load(
     return LoadedRecord(record, [load_checked(one, background) for one in record.images])
 
 
-def _colour(name: str) -> Colour:
+def _colour(name: str) -> Colour | None:
+    """Return a colour by its name; None for white, on which images are shown as they are."""
     try:
         red, green, blue, *_ = ImageColor.getrgb(name)
     except ValueError as error:
         raise InputError(
             f"background is {name[:40]!r}; give a colour such as white or '#ffffff'."
         ) from error
-    return red, green, blue
+    return None if (red, green, blue) == WHITE else (red, green, blue)
 
 
 def _reason_for_none(summary: ConversionSummary) -> str:

@@ -93,6 +93,7 @@ class ConversionSummary:
     unlabelled: int = 0  # records without a preference; skipped
     images: int = 0  # all that were checked
     transparent: int = 0  # pairs with a transparent image
+    background: str = "white"  # behind them
     long_prompts: int = 0  # pairs whose prompt is surely longer than CLIP's context
     broken: NamedCount = field(default_factory=NamedCount)  # records and images, with the reasons
     sizes: ImageSizes = field(default_factory=ImageSizes)
@@ -123,8 +124,7 @@ class ConversionSummary:
         ]
         if self.transparent:
             lines.append(
-                f"{self.transparent} pairs have a transparent image, which is shown on white, or "
-                "on `--background`"
+                f"{self.transparent} pairs have a transparent image, shown on {self.background}"
             )
         if self.long_prompts:
             lines.append(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
+from lit_prefopt.cli import main
 from lit_prefopt.data.images import decode
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare import Columns, convert, validate
@@ -235,7 +236,7 @@ def test_transparent_pictures_are_counted_and_stored_unchanged(
     (tmp_path / "3.png").write_bytes(transparent(255))
     summary = convert(write(source, pair(1, 2), pair(3, 4)), str(tmp_path / "out"))
     assert (summary.pairs, summary.transparent) == (2, 1)
-    assert "1 pairs have a transparent image, which is shown on white" in capsys.readouterr().out
+    assert "1 pairs have a transparent image, shown on white" in capsys.readouterr().out
     assert sides(tmp_path / "out")[0][1] == transparent(0)
     assert decode(sides(tmp_path / "out")[0][1]).getpixel((0, 0)) == (255, 255, 255)
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["transparent"] == 1
@@ -248,7 +249,8 @@ def test_a_background_is_put_behind_transparent_pictures(
     source: Path, tmp_path: Path, background: str, colour: tuple[int, int, int]
 ):
     (tmp_path / "1.png").write_bytes(transparent(127))
-    convert(write(source, pair(1, 2)), str(tmp_path / "out"), background=background)
+    arguments = ["--source", write(source, pair(1, 2)), "--output", str(tmp_path / "out")]
+    main(["shards", "convert", *arguments, "--background", background])
     [(_, chosen, rejected)] = sides(tmp_path / "out")
     found = Image.open(BytesIO(chosen))
     assert (found.mode, found.getpixel((0, 0))) == ("RGB", colour)
