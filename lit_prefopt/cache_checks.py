@@ -65,7 +65,7 @@ def _count_long_prompts(backbone: Backbone, data: object) -> None:
     if isinstance(data, StoredPairs):
         data.fits_context = backbone.fits_context
     elif isinstance(data, PromptCollections):
-        counter = LongPromptCounter(backbone.fits_context, "roll-outs'")
+        counter = LongPromptCounter(backbone.fits_context, "roll-out")
         counter.count(data.texts)
         counter.finish()
 
