@@ -22,7 +22,7 @@ def flatten(image: Image.Image, background: Colour = WHITE) -> Image.Image:
     image = _eight_bits(image)
     if not image.has_transparency_data:
         return image
-    image = image.convert("RGBA")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(image, mask=image.getchannel("A"))
     return canvas
