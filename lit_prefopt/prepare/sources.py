@@ -58,6 +58,8 @@ def _open(source: str, form: Format, columns: Columns, only: Set[str]) -> Record
     if form == "folder":
         raise InputError(f"{source} has no folders chosen/ and rejected/; name their parent.")
     paths, notes = _files(source, form)
+    for path in paths:
+        check_regular(path)
     kind = SUFFIXES.get(paths[0].suffix.lower(), "") if form == "auto" else form
     if not kind:
         raise InputError(
@@ -123,7 +125,6 @@ def _contents(folder: Path) -> str:
 
 
 def _matching(source: str) -> tuple[list[Path], tuple[str, ...]]:
-    check_regular(source)
     if os.path.exists(source):  # also if its name looks like a pattern
         return [Path(source)], ()
     try:
