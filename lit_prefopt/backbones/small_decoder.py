@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.errors import InputError
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
@@ -44,7 +44,13 @@ class TrainedWeights(NamedTuple):
             raise missing_base(self.name)
         denoiser = self.recipe.denoiser
         own = (
-            load_component(UNet2DConditionModel, denoiser, "unet", torch.float32)
+            load_component(
+                UNet2DConditionModel,
+                denoiser,
+                "unet",
+                torch.float32,
+                config=lambda: base.unet_config,
+            )
             if denoiser
             else None
         )
