@@ -228,7 +228,8 @@ class BasePipeline:
         except (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError) as e:
             raise InputError(
                 f"{self.name} is no complete pipeline as .safetensors ({first_line(e)}; other "
-                "files are never opened): name one that is as `--base`, with `--variant` if it needs one."
+                "files are never opened): name one that is as `--base`, with `--variant` if it "
+                "needs one."
             ) from e
 
     def _text_config(self, part: str) -> CLIPTextConfig:

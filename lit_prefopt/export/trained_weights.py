@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,14 @@ from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
-from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, LoRALayer, flat_name, read_lora
+from lit_prefopt.weights.checks import check_finite, is_complete, some_names
+from lit_prefopt.weights.lora_files import (
+    LoRAFile,
+    LoRALayer,
+    flat_name,
+    is_lora_folder,
+    read_lora,
+)
 
 LAST = Path("checkpoints") / "last.ckpt"
 DENOISER = "backbone.policy.denoiser."
@@ -107,7 +116,7 @@ def _folder(folder: Path) -> TrainedWeights:
         return TrainedWeights(name, recipe_in(folder.parent), unet=folder)
     if (folder / "model_index.json").is_file():
         return TrainedWeights(name, Recipe(pretrained=name), unet=folder / "unet")
-    if (folder / WEIGHTS).is_file():
+    if is_lora_folder(folder):
         return TrainedWeights(name, recipe_in(folder), read_lora(folder))
     if (folder / "unet" / "config.json").is_file():
         return TrainedWeights(name, recipe_in(folder), unet=folder / "unet")
@@ -123,6 +132,10 @@ def _folder(folder: Path) -> TrainedWeights:
 
 def _checkpoint(path: Path) -> TrainedWeights:
     """Read the trained weights of a training checkpoint."""
+    if zipfile.is_zipfile(path) and not is_complete(path):
+        raise InputError(
+            f"{path} is damaged (a checksum is wrong): name another checkpoint of the run."
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, text = checkpoint["state_dict"], checkpoint["recipe"]
@@ -136,22 +149,27 @@ def _checkpoint(path: Path) -> TrainedWeights:
     others = [k for k in state if k.startswith("backbone.") and not k.startswith(DENOISER)]
     if others or not weights:
         raise InputError(
-            f"{path} contains {others[0] if others else 'no denoiser'}, which cannot be exported: "
+            f"{path} contains {some_names(others, 1) or 'no denoiser'}, which cannot be exported: "
             "name a checkpoint of a trained denoiser."
         )
+    check_finite(weights, str(path), "name a checkpoint from before the run diverged")
     if recipe.lora is None:
         return TrainedWeights(str(path), recipe, unet=weights)
     return TrainedWeights(str(path), recipe, _adapter(path, weights, recipe.lora.get("alpha")))
 
 
-def _adapter(path: Path, weights: dict[str, Tensor], alpha: float | None) -> LoRAFile:
+def _adapter(path: Path, weights: dict[str, Tensor], alpha: object) -> LoRAFile:
     """Return the LoRA of a checkpoint, with alpha from the recipe."""
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in weights.items():
         found = re.fullmatch(r"(.+)\.lora_([AB])\.\w+\.weight", key)
         if found is None:
-            raise InputError(f"{path} contains {key!r}, which is not a plain LoRA.")
+            raise InputError(f"{path} contains {some_names([key])}, which is not a plain LoRA.")
         halves.setdefault(found[1], {})[found[2]] = tensor
+    if broken := [name for name, half in halves.items() if len(half) < 2]:
+        raise InputError(f"{path} contains only one matrix of {some_names(broken)}; it is damaged.")
+    if not (alpha is None or (isinstance(alpha, int | float) and math.isfinite(alpha))):
+        raise InputError(f"The recipe of {path} has an alpha that is not a finite number.")
     return LoRAFile(
         str(path),
         {
