@@ -128,6 +128,8 @@ def open_components(
         config: Source of a file's architecture.
         vae: Source of another VAE.
     """
+    if vae is not None and not vae.endswith(".json"):
+        check_reachable(vae)  # at once, not after the UNet was read
     parts: Components
     if pretrained.endswith(SINGLE_FILES):
         # without encoders, they are not loaded, but a file without them is still of another kind

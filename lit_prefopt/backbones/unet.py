@@ -51,8 +51,8 @@ class UNetBackbone(VAEBackbone):
         nf4: Quantize the linear layers of transformer blocks below a LoRA to 4 bits.
         variant: Variant of the pipeline's files, such as `fp16`.
         vae: Hub name, folder or .safetensors file of another VAE.
-        start_lora: A LoRA to start from, in diffusers' or kohya's layout: it is merged into the
-            UNet and the text encoders before training, for policy and reference alike.
+        start_lora: A LoRA to start from, of diffusers, kohya, peft, ComfyUI or OneTrainer: it is
+            merged into the UNet and the text encoders before training, for policy and reference.
         config: Hub name or folder of a pipeline with the architecture of a single file; by default
             diffusers' choice from the hub.
         prediction: Prediction type of the denoiser, if the checkpoint's scheduler is wrong.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.exporting import refused
+from tests.helpers.exporting import export, refused
 
 
 @pytest.fixture
@@ -59,6 +59,16 @@ def test_an_alpha_in_the_recipe_that_is_no_number(checkpoint: Path) -> None:
         recipe = content["recipe"].replace("alpha: 8", f"alpha: {alpha}")
         torch.save(content | {"recipe": recipe}, checkpoint)
         assert "has an alpha that is not a finite number" in to_kohya(checkpoint)
+
+
+def test_a_lora_that_the_recipe_names_as_a_class_keeps_its_alpha(checkpoint: Path) -> None:
+    content = torch.load(checkpoint)
+    named = "lora: {class_path: lit_prefopt.backbones.LoRA, init_args: {rank: 4, alpha: 8}}"
+    recipe = content["recipe"].replace("lora: {rank: 4, alpha: 8}", named)
+    assert named in recipe
+    torch.save(content | {"recipe": recipe}, checkpoint)
+    out = export(checkpoint, "kohya", checkpoint.with_name("out.safetensors"))
+    assert [float(x) for key, x in load_file(out).items() if key.endswith(".alpha")] == [8.0]
 
 
 def test_one_matrix_alone(checkpoint: Path) -> None:

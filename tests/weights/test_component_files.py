@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.commands.export import export
 from lit_prefopt.errors import InputError
+from lit_prefopt.export.single_file import vae_state
+from lit_prefopt.weights.component_files import WeightsFile, load_from_file
+from tests.helpers.tiny import tiny_vae
 
 State = dict[str, Tensor]
 
@@ -138,30 +142,44 @@ def test_a_unet_alone(start: str, file: Path, tiny_folder: str, tmp_path: Path) 
         assert all(torch.equal(x, 2 * theirs[key]) for key, x in net.state_dict().items())
 
 
-@pytest.mark.parametrize("layout", ["original", "diffusers", "early diffusers"])
-def test_a_vae_alone(layout: str, file: Path, tiny_folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("original", [True, False])
+def test_a_vae_alone(original: bool, file: Path, tiny_folder: str, tmp_path: Path) -> None:
     """As vae-ft-mse-840000, in the layout of its release and of a folder's file."""
-    if layout == "original":
-        start = "first_stage_model."
+    alone = f"{tiny_folder}/vae/diffusion_pytorch_model.safetensors"
+    start = "first_stage_model."
+    if original:
         alone = changed(
             file,
             tmp_path,
             lambda s: {k.removeprefix(start): x for k, x in s.items() if k.startswith(start)},
         )
-    else:
-        alone = f"{tiny_folder}/vae/diffusion_pytorch_model.safetensors"
-        if layout == "early diffusers":
-            state = {k.replace(".to_q.", ".query."): x for k, x in load_file(alone).items()}
-            alone = changed(Path(alone), tmp_path, lambda _: state)
     backbone = StableDiffusion(str(file), config=tiny_folder, vae=alone)
     assert_equal_states(backbone.vae, StableDiffusion(tiny_folder).vae)
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers", "early diffusers"])
+def test_attention_layers_of_a_vae(layout: str, tmp_path: Path) -> None:
+    """They are convolutions in the original layout, and had other names in diffusers once."""
+    vae = tiny_vae(mid_block_add_attention=True)
+    state = vae_state(vae) if layout == "original" else vae.state_dict()
+    if layout == "early diffusers":
+        early = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value."}
+        for new, old in (early | {".to_out.0.": ".proj_attn."}).items():
+            state = {key.replace(new, old): x for key, x in state.items()}
+        assert "decoder.mid_block.attentions.0.proj_attn.weight" in state
+    save_file({k: x.contiguous() for k, x in state.items()}, tmp_path / "vae.safetensors")
+    file = WeightsFile(str(tmp_path / "vae.safetensors"))
+    ours = load_from_file(
+        lambda: AutoencoderKL.from_config(vae.config), file, "vae", torch.float32, "its own"
+    )
+    assert_equal_states(ours, vae)
 
 
 def test_a_component_in_the_wrong_place_is_described(
     file: Path, tiny_folder: str, tmp_path: Path
 ) -> None:
-    alone = changed(file, tmp_path, without("cond_stage_model."))
-    alone = changed(Path(alone), tmp_path, without("first_stage_model."))
+    start = "model.diffusion_model."
+    alone = changed(file, tmp_path, lambda s: {k: x for k, x in s.items() if k.startswith(start)})
     with pytest.raises(InputError, match="has no vae and no text_encoder .* but model.diffusion"):
         StableDiffusion(alone, config=tiny_folder)
     with pytest.raises(

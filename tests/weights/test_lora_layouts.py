@@ -1,4 +1,4 @@
-"""LoRAs of many trainers: every layer's weight is changed by its own alpha / rank times up @ down."""
+"""LoRAs of many trainers: every weight is changed by its alpha / rank times up @ down."""
 
 from __future__ import annotations
 
