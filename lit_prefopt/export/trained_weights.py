@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
-from lit_prefopt.weights.checks import check_finite, is_complete, some_names
+from lit_prefopt.weights.checks import check_finite, some_names
 from lit_prefopt.weights.lora_files import (
     LoRAFile,
     LoRALayer,
@@ -132,10 +131,6 @@ def _folder(folder: Path) -> TrainedWeights:
 
 def _checkpoint(path: Path) -> TrainedWeights:
     """Read the trained weights of a training checkpoint."""
-    if zipfile.is_zipfile(path) and not is_complete(path):
-        raise InputError(
-            f"{path} is damaged (a checksum is wrong): name another checkpoint of the run."
-        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, text = checkpoint["state_dict"], checkpoint["recipe"]

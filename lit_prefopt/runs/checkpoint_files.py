@@ -16,7 +16,6 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.atomic_files import atomic_file
-from lit_prefopt.weights.checks import is_complete
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +56,18 @@ def _os_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a checkpoint file is complete: all of its parts exist with valid checksums.
+
+    Reads the file once.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError):
+        return False
 
 
 def newest_complete(folder: Path) -> Path | None:

@@ -1,10 +1,8 @@
-"""Check weights: finite values, loaded tensors, and files without damage."""
+"""Check weights: finite values and no missing tensors."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,18 +94,6 @@ def contents(names: Iterable[str], most: int = 6) -> str:
         return "nothing"
     order = sorted(counts, key=lambda start: -counts[start])
     return some_names([f"{start} ({counts[start]})" for start in order], most)
-
-
-def is_complete(path: Path) -> bool:
-    """Return whether a checkpoint file is complete: all of its parts exist with valid checksums.
-
-    Reads the file once.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError):
-        return False
 
 
 def _is_finite(tensor: Tensor) -> bool:
