@@ -204,5 +204,7 @@ def test_layers_that_the_architecture_lacks_are_said(
     more = changed(
         file, tmp_path, lambda s: s | {"model.diffusion_model.extra.weight": torch.ones(1)}
     )
-    with pytest.warns(UserWarning, match="1 tensors of the UNet of .* extra.weight"):
+    with pytest.warns(
+        UserWarning, match=r"1 tensors of the UNet of .*\(model.diffusion_model.extra.weight\)"
+    ):
         StableDiffusion(more, config=tiny_folder)

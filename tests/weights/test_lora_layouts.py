@@ -29,6 +29,8 @@ LAYERS = {
 
 TEXT_LAYERS = {
     "encoder.layers.0.self_attn.q_proj": (4, 2.0),
+    # without it diffusers' own loader drops the other layers of attention from a kohya file
+    "encoder.layers.0.self_attn.out_proj": (3, 5.0),
     "encoder.layers.1.mlp.fc1": (2, 7.0),
 }
 
