@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
 from lit_prefopt.batches import Prompt
@@ -135,7 +135,10 @@ class LatentConsistency(StableDiffusion):
             unet.register_to_config(time_cond_proj_dim=width)
 
     def _load_teacher(self, source: str) -> UNet2DConditionModel:
-        teacher = load_component(UNet2DConditionModel, source, "unet", self.frozen_dtype)
+        config = dict(self.policy.denoiser.config)
+        teacher = load_component(
+            UNet2DConditionModel, source, "unet", self.frozen_dtype, config=lambda: config
+        )
         own = [self.text_encoder] if self.has_encoders else []
         self._check_unet(teacher, own, source)
         if teacher.config.time_cond_proj_dim is not None:

@@ -1,23 +1,24 @@
-"""Load the components of a model from the hub, a diffusers folder, or a single file."""
+"""Load the components of a model, from the hub or a folder in diffusers' layout."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
-from lit_prefopt.configs import find_config
+from lit_prefopt.backbones.load_component import (
+    component_config,
+    component_errors,
+    from_folder,
+    load_component,
+)
 from lit_prefopt.errors import InputError
+from lit_prefopt.weights.hub import check_reachable
 
 
 class Components(ABC):
@@ -42,6 +43,15 @@ class Components(ABC):
     @abstractmethod
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
         """Load the UNet."""
+
+    @abstractmethod
+    def unet_config(self) -> dict[str, Any]:
+        """Load the UNet's configuration without its weights."""
+
+    @property
+    @abstractmethod
+    def has_vae(self) -> bool:
+        """Whether the source contains a VAE; False for one on the hub, which is not searched."""
 
     @abstractmethod
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
@@ -108,6 +118,15 @@ class FolderComponents(Components):
         """Load the UNet."""
         return load_component(UNet2DConditionModel, self.pretrained, "unet", dtype, self.variant)
 
+    def unet_config(self) -> dict[str, Any]:
+        """Load the UNet's configuration."""
+        return component_config(UNet2DConditionModel, self.pretrained, "unet")
+
+    @property
+    def has_vae(self) -> bool:
+        """Whether a local folder contains a VAE."""
+        return (Path(self.pretrained) / "vae").is_dir()
+
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Load the VAE."""
         return load_component(AutoencoderKL, self.pretrained, "vae", dtype, self.variant)
@@ -118,157 +137,34 @@ class FolderComponents(Components):
 
     def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
         """Load the text encoder of a name."""
-        with _loading(self.pretrained, name):
-            return kind.from_pretrained(  # type: ignore[attr-defined]
-                self.pretrained, subfolder=name, dtype=dtype, variant=self.variant
-            )
-
-    def tokenizer(self, name: str) -> Any:
-        """Load the tokenizer of a name."""
-        with _loading(self.pretrained, name):
-            return CLIPTokenizer.from_pretrained(self.pretrained, subfolder=name)
-
-
-class SingleFileComponents(Components):
-    """Components from one .safetensors file in the layout of the original release.
-
-    Args:
-        pipeline: The stock pipeline's class.
-        pretrained: The file.
-        prefixes: The file's components, and the prefix of the keys of each.
-        dtype: The highest precision of any component.
-        config: Hub name or folder of a pipeline of the same architecture; by default diffusers'
-            choice from the hub for such a file.
-        passed: Components from other sources.
-    """
-
-    def __init__(
-        self,
-        pipeline: type[DiffusionPipeline],
-        pretrained: str,
-        prefixes: dict[str, str],
-        dtype: torch.dtype,
-        config: str | None = None,
-        passed: dict[str, nn.Module] | None = None,
-    ) -> None:
-        super().__init__(pipeline, pretrained)
-        self.dtype, self.config, self.passed = dtype, config, passed or {}
-        if config is not None:
-            check_family(pipeline, config)
-        keys = _keys(pretrained)
-        missing = [
-            name
-            for name, prefix in prefixes.items()
-            if name not in self.passed and not any(key.startswith(prefix) for key in keys)
-        ]
-        if missing:
-            raise InputError(
-                f"{pretrained} has no {' and no '.join(missing)} where {pipeline.__name__} has "
-                "it: name a checkpoint of that family, or take the backbone of the file's family."
-            )
-
-    @cached_property
-    def _loaded(self) -> DiffusionPipeline:
-        try:
-            return self.pipeline.from_single_file(
-                self.pretrained,
-                config=self.config,
-                torch_dtype=self.dtype,
-                safety_checker=None,
-                **self.passed,
-            )
-        except OSError as error:  # what the hub's client raises without a connection
-            raise InputError(
-                f"{self.pretrained} does not name its architecture, and the hub cannot be reached: "
-                "give the folder of a pipeline of the same architecture as `--backbone.config "
-                "FOLDER`."
-            ) from error
-        except (ValueError, RuntimeError) as error:
-            raise InputError(
-                f"{self.pretrained} does not fit the architecture of {self.config or 'its family'} "
-                f"({str(error).splitlines()[0]}): name a pipeline of the same architecture as "
-                "`--backbone.config`."
-            ) from error
-
-    def scheduler(self) -> dict[str, Any]:
-        """Load the scheduler's configuration."""
-        return dict(self._loaded.scheduler.config)
-
-    def option(self, name: str, default: Any) -> Any:
-        """Return an option of the pipeline."""
-        return self._loaded.config.get(name, default)
-
-    def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """Load the UNet."""
-        return self._loaded.unet.to(dtype)
-
-    def vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        """Load the VAE."""
-        return self._loaded.vae.to(dtype)
-
-    def vae_config(self) -> dict[str, Any]:
-        """Load the VAE's configuration, for which the complete file is read."""
-        return dict(self._loaded.vae.config)
-
-    def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
-        """Load the text encoder of a name."""
-        return getattr(self._loaded, name).to(dtype)
-
-    def tokenizer(self, name: str) -> Any:
-        """Load the tokenizer of a name."""
-        return getattr(self._loaded, name)
-
-
-def load_component(
-    kind: Any, source: str, name: str, dtype: torch.dtype, variant: str | None = None
-) -> Any:
-    """Load a component of a pipeline, from a pipeline or by itself.
-
-    Args:
-        kind: The diffusers class.
-        source: Hub name or folder of the component or of a pipeline, or a .json configuration,
-            whose weights are initialised at random.
-        name: The component's folder inside a pipeline.
-        dtype: Precision of the weights.
-        variant: Variant of the files.
-    """
-    if source.endswith(".json"):
-        config = json.loads(find_config(source).read_text("utf-8"))
-        return kind.from_config(config).to(dtype)
-    try:
-        alone = kind.load_config(source).get("_class_name") == kind.__name__
-    except OSError:
-        alone = False
-    with _loading(source, name):
-        return kind.from_pretrained(
-            source, subfolder=None if alone else name, torch_dtype=dtype, variant=variant
+        return from_folder(
+            kind,
+            self.pretrained,
+            name,
+            name,
+            self.variant,
+            dtype=dtype,
+            trust_remote_code=False,
         )
 
+    def text_config(self, name: str, kind: Any) -> Any:
+        """Load the configuration of a text encoder."""
+        with component_errors(self.pretrained, name):
+            return kind.config_class.from_pretrained(
+                self.pretrained, subfolder=name, trust_remote_code=False
+            )
 
-def component_config(kind: Any, source: str, name: str) -> dict[str, Any]:
-    """Load the configuration of a component, from the source that `load_component` takes."""
-    with _loading(source, name):
-        try:
-            config: dict[str, Any] = kind.load_config(source, subfolder=name)
-        except OSError:
-            config = kind.load_config(source)
-        return config
-
-
-@contextmanager
-def _loading(source: str, name: str) -> Iterator[None]:
-    """Report errors of diffusers and transformers about files as input errors."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{source} has no {name} that can be loaded ({str(error).splitlines()[0]}): give a "
-            "folder or a hub name of one, or of a complete pipeline."
-        ) from error
+    def tokenizer(self, name: str) -> Any:
+        """Load the tokenizer of a name."""
+        with component_errors(self.pretrained, name):
+            return CLIPTokenizer.from_pretrained(
+                self.pretrained, subfolder=name, trust_remote_code=False
+            )
 
 
 def check_family(pipeline: type[DiffusionPipeline], source: str) -> None:
     """Check that a pipeline belongs to a family, if its configuration names one."""
+    check_reachable(source)
     stated = _pipeline_config(pipeline, source).get("_class_name")
     image_to_image = pipeline.__name__.replace("Pipeline", "Img2ImgPipeline")
     if stated not in (None, pipeline.__name__, image_to_image, *_SAME_PARTS):
@@ -287,13 +183,3 @@ def _pipeline_config(pipeline: type[DiffusionPipeline], source: str) -> dict[str
         return dict(pipeline.load_config(source))
     except OSError:  # a model_index.json is optional
         return {}
-
-
-def _keys(file: str) -> list[str]:
-    try:
-        with safe_open(file, "pt") as tensors:
-            return list(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{file} cannot be read as safetensors ({error}): name a complete .safetensors file."
-        ) from error

@@ -8,8 +8,9 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.errors import InputError
+from lit_prefopt.weights.hub import check_reachable
 
 
 class SmallDecoder(nn.Module):
@@ -27,9 +28,10 @@ class SmallDecoder(nn.Module):
 
     def __init__(self, source: str, dtype: torch.dtype, channels: int, pixels: int) -> None:
         super().__init__()
+        check_reachable(source)
         if not _is_tiny(source):
             raise InputError(
-                f"{source} has no AutoencoderTiny, or cannot be reached: name a folder or hub "
+                f"{source} has no AutoencoderTiny: name a folder or hub "
                 "name of one, such as madebyollin/taesd or madebyollin/taesdxl, as "
                 "`--backbone.decoder`."
             )

@@ -37,8 +37,8 @@ class StableDiffusionXL(UNetBackbone):
     FILE_PREFIXES: ClassVar = {
         "unet": "model.diffusion_model.",
         "vae": "first_stage_model.",
-        "text_encoder": "conditioner.embedders.0.transformer.",
-        "text_encoder_2": "conditioner.embedders.1.model.",
+        "text_encoder": "conditioner.embedders.0.",
+        "text_encoder_2": "conditioner.embedders.1.",
     }
     ADDITION = "text_time"
     EMPTY_IS_ZERO = True

@@ -16,17 +16,12 @@ from torch import Tensor, nn
 
 from lit_prefopt.backbones.build_policy import build_policy
 from lit_prefopt.backbones.latent import VAEBackbone, full_config, upcast_vae_if_needed
-from lit_prefopt.backbones.loading import (
-    Components,
-    FolderComponents,
-    SingleFileComponents,
-    component_config,
-    load_component,
-)
+from lit_prefopt.backbones.load_component import SINGLE_FILES, component_config, load_component
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
 from lit_prefopt.backbones.nf4 import quantize_nf4
 from lit_prefopt.backbones.policy import freeze
+from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.batches import Prompt
 from lit_prefopt.errors import InputError
@@ -43,11 +38,11 @@ class UNetBackbone(VAEBackbone):
     Args:
         pretrained: Hub name or folder of a complete pipeline in diffusers' layout, or a single
             .safetensors file in the layout of the original release.
-        denoiser: UNet that training starts from: hub name or folder of another UNet, or a .json
-            configuration for random weights; the pipeline's UNet if not given.
+        denoiser: UNet that training starts from: hub name, folder or .safetensors file of another
+            UNet, or a .json configuration for random weights; the pipeline's UNet if not given.
         lora: Train a LoRA with these settings; all weights of the UNet if not given.
         reference: `initial` for the weights that training starts from (with LoRA the UNet without
-            its adapter, else a frozen copy), `none`, or hub name or folder of another UNet.
+            its adapter, else a frozen copy), `none`, or hub name, folder or file of another UNet.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         dtype: Precision of VAE and text encoders, and of the UNet below a LoRA.
         policy_dtype: Precision of a UNet whose weights are all trained, and of its frozen copy,
@@ -55,9 +50,9 @@ class UNetBackbone(VAEBackbone):
             memory and an optimizer with stochastic rounding.
         nf4: Quantize the linear layers of transformer blocks below a LoRA to 4 bits.
         variant: Variant of the pipeline's files, such as `fp16`.
-        vae: Hub name or folder of another VAE.
-        start_lora: A LoRA to start from, in diffusers' or kohya's layout: it is merged into the
-            UNet and the text encoders before training, for policy and reference alike.
+        vae: Hub name, folder or .safetensors file of another VAE.
+        start_lora: A LoRA to start from, of diffusers, kohya, peft, ComfyUI or OneTrainer: it is
+            merged into the UNet and the text encoders before training, for policy and reference.
         config: Hub name or folder of a pipeline with the architecture of a single file; by default
             diffusers' choice from the hub.
         prediction: Prediction type of the denoiser, if the checkpoint's scheduler is wrong.
@@ -116,15 +111,23 @@ class UNetBackbone(VAEBackbone):
     ) -> None:
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         unet_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
-        own_vae = (
-            load_component(AutoencoderKL, vae, "vae", frozen_dtype) if vae and encoders else None
+        parts = open_components(
+            self.PIPELINE,
+            pretrained,
+            self.FILE_PREFIXES,
+            [*self.ENCODERS] if encoders else [],
+            variant=variant,
+            config=config,
+            vae=vae,
         )
-        parts = self._parts(pretrained, unet_dtype, variant, config, own_vae, encoders)
         process = self.PROCESS(parts.scheduler(), prediction)
-        own_unet = (
-            load_component(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
+        unet = (
+            load_component(
+                UNet2DConditionModel, denoiser, "unet", unet_dtype, config=parts.unet_config
+            )
+            if denoiser
+            else parts.unet(unet_dtype)
         )
-        unet = own_unet or parts.unet(unet_dtype)
         text_encoders = {
             name: parts.text_encoder(name, kind, frozen_dtype)
             for name, kind in (self.ENCODERS if encoders else {}).items()
@@ -144,11 +147,17 @@ class UNetBackbone(VAEBackbone):
         self.guidance, self.pretrained = guidance, pretrained
         self.vae, self.small_decoder = None, None
         if encoders:
-            self.vae = freeze(upcast_vae_if_needed(own_vae or parts.vae(frozen_dtype)))
+            own_vae = (
+                load_component(AutoencoderKL, vae, "vae", frozen_dtype, config=parts.vae_config)
+                if vae
+                else parts.vae(frozen_dtype)
+            )
+            self.vae = freeze(upcast_vae_if_needed(own_vae))
             self.vae_config = self.vae.config
             apply_memory_format_and_compile([self.vae], channels_last=channels_last, compiled=False)
         else:
-            found = component_config(AutoencoderKL, vae, "vae") if vae else parts.vae_config()
+            other = vae if vae and not vae.endswith(SINGLE_FILES) else None  # a file has none
+            found = component_config(AutoencoderKL, other, "vae") if other else parts.vae_config()
             self.vae_config = full_config(found)
         if decoder is not None:
             small = SmallDecoder(
@@ -259,25 +268,6 @@ class UNetBackbone(VAEBackbone):
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return config.in_channels, height, width
-
-    def _parts(
-        self,
-        pretrained: str,
-        dtype: torch.dtype,
-        variant: str | None,
-        config: str | None,
-        vae: nn.Module | None,
-        encoders: bool,
-    ) -> Components:
-        if Path(pretrained).suffix in (".safetensors", ".ckpt", ".pt", ".bin", ".pth"):
-            passed = {} if vae is None else {"vae": vae}
-            return SingleFileComponents(
-                self.PIPELINE, pretrained, self.FILE_PREFIXES, dtype, config, passed
-            )
-        needed = ["scheduler", *(["vae"] if encoders and vae is None else [])]
-        for name in self.ENCODERS if encoders else ():
-            needed += [name, name.replace("text_encoder", "tokenizer")]
-        return FolderComponents(self.PIPELINE, pretrained, needed, variant)
 
     def _check_unet(self, unet: UNet2DConditionModel, encoders: list[Any], source: str) -> None:
         """Check that a UNet fits the text encoders and the latents."""

@@ -18,8 +18,8 @@ def export(
     """Export trained weights in a layout for other programs.
 
     Args:
-        source: A run's folder; one of its checkpoints; a LoRA as .safetensors file, in diffusers'
-            or kohya's layout; a UNet's folder; or a complete pipeline's folder.
+        source: A run's folder; one of its checkpoints; a LoRA of diffusers, kohya, peft, ComfyUI
+            or OneTrainer; a UNet's folder; or a complete pipeline's folder.
         to: `diffusers-lora` for `load_lora_weights`; `kohya` for a LoRA in A1111 and ComfyUI;
             `unet` for a denoiser's folder, with the LoRA merged; `pipeline` for a complete
             diffusers folder; `single-file` for one checkpoint that A1111, ComfyUI and

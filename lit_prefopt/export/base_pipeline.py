@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +20,17 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lit_prefopt.backbones.loading import load_component
+from lit_prefopt.backbones.load_component import find_variant, from_folder, load_component
+from lit_prefopt.backbones.single_file_components import published_config
 from lit_prefopt.errors import InputError
-from lit_prefopt.weights.lora_files import read_safetensors
+from lit_prefopt.weights.checks import first_line
+from lit_prefopt.weights.component_files import WeightsFile, load_from_file
+from lit_prefopt.weights.hub import check_reachable
 from lit_prefopt.weights.merge import pipeline_parts
 
 KINDS = {
@@ -38,6 +41,9 @@ KINDS = {
     "StableDiffusionXLImg2ImgPipeline": StableDiffusionXLPipeline,
 }
 """Pipeline classes that can be exported, with their families."""
+
+TEXT_ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)
+"""Classes of a pipeline's text encoders."""
 
 LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
 """Packages whose classes a pipeline folder may name."""
@@ -68,7 +74,8 @@ class BasePipeline:
     ) -> None:
         self.name, self.variant, self.prediction = name, variant, prediction
         self.single = name.endswith(".safetensors")
-        self.config = (config or _hub_config(name)) if self.single else name
+        self.config = (config or published_config(WeightsFile(name))) if self.single else name
+        check_reachable(self.config)
         try:
             index = DiffusionPipeline.load_config(self.config)
             self.unet_config: dict[str, Any] = UNet2DConditionModel.load_config(
@@ -126,47 +133,45 @@ class BasePipeline:
         size = self.unet_config.get("sample_size")
         if not isinstance(size, int):
             return None
-        blocks = AutoencoderKL.load_config(self.config, subfolder="vae")["block_out_channels"]
+        blocks = self.vae_config()["block_out_channels"]
         return size * 2 ** (len(blocks) - 1)
 
     def skeleton(self) -> dict[str, nn.Module]:
         """Return UNet and text encoders without weights: names and shapes."""
-        kinds = (CLIPTextModel, CLIPTextModelWithProjection)
         with torch.device("meta"):
             encoders = [
                 kind(self._text_config(part))
-                for part, kind in zip(self.encoders, kinds, strict=False)
+                for part, kind in zip(self.encoders, TEXT_ENCODERS, strict=False)
             ]
             return pipeline_parts(UNet2DConditionModel.from_config(self.unet_config), encoders)
 
     def unet(self) -> UNet2DConditionModel:
         """Load its UNet in float32."""
-        with self._readable():
-            if self.single:
-                return UNet2DConditionModel.from_single_file(
-                    self.name, config=self.config, subfolder="unet", torch_dtype=torch.float32
-                )
-            return UNet2DConditionModel.from_pretrained(
-                self.name, subfolder="unet", variant=self.variant, use_safetensors=True
-            )
+        return self._part(UNet2DConditionModel, "unet")
 
     def pipeline(self, unet: UNet2DConditionModel, vae: str | None) -> DiffusionPipeline:
         """Load the complete pipeline in float32, as an LCM's if its UNet was distilled into one.
 
         Args:
             unet: Replaces the pipeline's UNet.
-            vae: Hub name or folder of a VAE that replaces the pipeline's, or None.
+            vae: Hub name, folder or file of a VAE that replaces the pipeline's, or None.
         """
         self.check_form(unet)
         parts: dict[str, Any] = {"unet": unet}
-        if vae is not None:
-            parts["vae"] = load_component(AutoencoderKL, vae, "vae", torch.float32)
+        parts["vae"] = (
+            self._part(AutoencoderKL, "vae")
+            if vae is None
+            else load_component(AutoencoderKL, vae, "vae", torch.float32, config=self.vae_config)
+        )
+        for name, kind in zip(self.encoders, TEXT_ENCODERS, strict=False):
+            parts[name] = self._text_encoder(name, kind)
         with self._readable():
             if self.single:
                 pipeline = self.kind.from_single_file(self.name, config=self.config, **parts)
             else:
+                variant = find_variant(Path(self.name) / "unet", self.variant)
                 pipeline = self.kind.from_pretrained(
-                    self.name, variant=self.variant, use_safetensors=True, **parts
+                    self.name, variant=variant, use_safetensors=True, **parts
                 )
         took_guidance = self.unet_config.get("time_cond_proj_dim") is not None
         if self.kind is StableDiffusionPipeline and not took_guidance and _takes_guidance(unet):
@@ -185,19 +190,50 @@ class BasePipeline:
                     "pipeline that was trained as `--base`."
                 )
 
+    def vae_config(self) -> dict[str, Any]:
+        """Load the configuration of its VAE."""
+        config: dict[str, Any] = AutoencoderKL.load_config(self.config, subfolder="vae")
+        return config
+
+    def _part(self, kind: Any, name: str) -> Any:
+        """Load its UNet or its VAE in float32."""
+        if self.single:
+            config = self.unet_config if name == "unet" else self.vae_config()
+            return self._from_file(lambda: kind.from_config(config), name)
+        with self._readable():
+            return load_component(
+                kind, self.name, name, torch.float32, self.variant, use_safetensors=True
+            )
+
+    def _text_encoder(self, name: str, kind: type[nn.Module]) -> nn.Module:
+        """Load a text encoder in float32."""
+        if self.single:
+            config = self._text_config(name)
+            return self._from_file(lambda: kind(config), name)
+        options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+        with self._readable():
+            encoder: nn.Module = from_folder(kind, self.name, name, name, self.variant, **options)
+            return encoder
+
+    def _from_file(self, build: Callable[[], nn.Module], name: str) -> nn.Module:
+        return load_from_file(build, WeightsFile(self.name), name, torch.float32, self.config)
+
     @contextmanager
     def _readable(self) -> Iterator[None]:
         """Raise InputError for the errors of loading."""
         try:
             yield
+        except InputError:
+            raise
         except (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError) as e:
             raise InputError(
-                f"{self.name} does not have all weights of a pipeline as .safetensors (others are "
-                "never opened): name one that does as `--base`, with `--variant` if it needs one."
+                f"{self.name} is no complete pipeline as .safetensors ({first_line(e)}; other "
+                "files are never opened): name one that is as `--base`, with `--variant` if it "
+                "needs one."
             ) from e
 
     def _text_config(self, part: str) -> CLIPTextConfig:
-        return CLIPTextConfig.from_pretrained(self.config, subfolder=part)
+        return CLIPTextConfig.from_pretrained(self.config, subfolder=part, trust_remote_code=False)
 
 
 def _takes_guidance(unet: UNet2DConditionModel) -> bool:
@@ -211,9 +247,3 @@ def _lcm(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     parts = pipeline.components | {"scheduler": scheduler}
     checked = pipeline.config.get("requires_safety_checker", True)
     return LatentConsistencyModelPipeline(**parts, requires_safety_checker=checked)
-
-
-def _hub_config(file: str) -> str:
-    """Return the hub name of the pipeline whose architecture a single file has."""
-    tensors, _ = read_safetensors(Path(file))
-    return str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])

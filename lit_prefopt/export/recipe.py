@@ -50,6 +50,8 @@ def read_recipe(text: str, where: Path) -> Recipe:
     if kind.endswith(".ToyDiffusion") or unnamed:
         arguments["pretrained"] = str(TOY)
     lora = arguments.pop("lora", None)
+    if isinstance(lora, dict):  # a class may be named with its arguments, as `--backbone.lora LoRA`
+        lora = lora.get("init_args", lora)
     places = {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
     return Recipe(**places, lora=lora if isinstance(lora, dict) else None)
 

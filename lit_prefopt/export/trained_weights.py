@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from pathlib import Path
@@ -11,11 +12,18 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lit_prefopt.backbones.loading import load_component
-from lit_prefopt.errors import InputError, quoted
+from lit_prefopt.backbones.load_component import load_component
+from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
-from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, LoRALayer, flat_name, read_lora
+from lit_prefopt.weights.checks import check_finite, some_names
+from lit_prefopt.weights.lora_files import (
+    LoRAFile,
+    LoRALayer,
+    flat_name,
+    is_lora_folder,
+    read_lora,
+)
 
 LAST = Path("checkpoints") / "last.ckpt"
 DENOISER = "backbone.policy.denoiser."
@@ -44,7 +52,13 @@ class TrainedWeights(NamedTuple):
             raise missing_base(self.name)
         denoiser = self.recipe.denoiser
         own = (
-            load_component(UNet2DConditionModel, denoiser, "unet", torch.float32)
+            load_component(
+                UNet2DConditionModel,
+                denoiser,
+                "unet",
+                torch.float32,
+                config=lambda: base.unet_config,
+            )
             if denoiser
             else None
         )
@@ -101,7 +115,7 @@ def _folder(folder: Path) -> TrainedWeights:
         return TrainedWeights(name, recipe_in(folder.parent), unet=folder)
     if (folder / "model_index.json").is_file():
         return TrainedWeights(name, Recipe(pretrained=name), unet=folder / "unet")
-    if (folder / WEIGHTS).is_file():
+    if is_lora_folder(folder):
         return TrainedWeights(name, recipe_in(folder), read_lora(folder))
     if (folder / "unet" / "config.json").is_file():
         return TrainedWeights(name, recipe_in(folder), unet=folder / "unet")
@@ -130,22 +144,27 @@ def _checkpoint(path: Path) -> TrainedWeights:
     others = [k for k in state if k.startswith("backbone.") and not k.startswith(DENOISER)]
     if others or not weights:
         raise InputError(
-            f"{path} contains {others[0] if others else 'no denoiser'}, which cannot be exported: "
+            f"{path} contains {some_names(others, 1) or 'no denoiser'}, which cannot be exported: "
             "name a checkpoint of a trained denoiser."
         )
+    check_finite(weights, str(path), "name a checkpoint from before the run diverged")
     if recipe.lora is None:
         return TrainedWeights(str(path), recipe, unet=weights)
     return TrainedWeights(str(path), recipe, _adapter(path, weights, recipe.lora.get("alpha")))
 
 
-def _adapter(path: Path, weights: dict[str, Tensor], alpha: float | None) -> LoRAFile:
+def _adapter(path: Path, weights: dict[str, Tensor], alpha: object) -> LoRAFile:
     """Return the LoRA of a checkpoint, with alpha from the recipe."""
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in weights.items():
         found = re.fullmatch(r"(.+)\.lora_([AB])\.\w+\.weight", key)
         if found is None:
-            raise InputError(f"{path} contains {quoted(key)}, which is not a plain LoRA.")
+            raise InputError(f"{path} contains {some_names([key])}, which is not a plain LoRA.")
         halves.setdefault(found[1], {})[found[2]] = tensor
+    if broken := [name for name, half in halves.items() if len(half) < 2]:
+        raise InputError(f"{path} contains only one matrix of {some_names(broken)}; it is damaged.")
+    if not (alpha is None or (isinstance(alpha, int | float) and math.isfinite(alpha))):
+        raise InputError(f"The recipe of {path} has an alpha that is not a finite number.")
     return LoRAFile(
         str(path),
         {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
@@ -18,6 +18,7 @@ from lit_prefopt.export.single_file import check_single_file, single_file_state
 from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
 from lit_prefopt.export.write_lora import combine, write_diffusers_lora, write_kohya_lora
 from lit_prefopt.utils.atomic_files import atomic_output
+from lit_prefopt.weights.checks import check_finite
 from lit_prefopt.weights.lora_files import LoRAFile, read_lora
 from lit_prefopt.weights.merge import match_lora, merge_lora
 
@@ -117,6 +118,10 @@ def _lora_writer(
         raise missing_base(name)
     parts = base.skeleton()
     layers = reduce(combine, (match_lora(parts, lora) for lora in loras))
+    _check_written(
+        {f"{name}.{k}": v for (_, name), x in layers.items() for k, v in x._asdict().items()},
+        dtype,
+    )
     return lambda path: LORA_WRITERS[to](layers, path, base, dtype)
 
 
@@ -132,7 +137,9 @@ def _merged_writer(
     if to == "unet":
         for lora in loras:
             merge_lora(unet, [], lora)
-        return unet.to(dtype).save_pretrained
+        unet.to(dtype)
+        _check_written(unet.state_dict(), dtype)
+        return unet.save_pretrained
     if base is None:
         raise missing_base(origin.name)
     if to == "single-file":
@@ -143,7 +150,18 @@ def _merged_writer(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module) and part.dtype != dtype:
             part.to(dtype)
+    for name in ("unet", "vae", *base.encoders):
+        _check_written(getattr(pipeline, name).state_dict(), dtype)
     if to == "pipeline":
         return pipeline.save_pretrained
     state = single_file_state(pipeline, base.family)
     return lambda path: save_file(state, path, modelspec(base, path.stem, lora=False))
+
+
+def _check_written(tensors: Mapping[str, Tensor | float], dtype: torch.dtype) -> None:
+    """Check that weights are finite in the precision of the output."""
+    check_finite(
+        {name: torch.as_tensor(x).to(dtype) for name, x in tensors.items()},
+        f"The output in {str(dtype).removeprefix('torch.')}",
+        "choose a wider `--dtype`, or weights from before the run diverged; nothing is written",
+    )

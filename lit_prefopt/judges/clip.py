@@ -43,7 +43,7 @@ class CLIPJudge(Judge):
     def tokenizer(self) -> CLIPTokenizer:
         """Its tokenizer."""
         with clip_loading_errors(self.processor, "tokenizer"):
-            tokenizer = CLIPTokenizer.from_pretrained(self.processor)
+            tokenizer = CLIPTokenizer.from_pretrained(self.processor, trust_remote_code=False)
             # transformers falls back to an empty one
             if len(tokenizer) <= len(tokenizer.all_special_ids):
                 raise ValueError("its vocabulary is empty")
@@ -53,7 +53,7 @@ class CLIPJudge(Judge):
     def image_processor(self) -> CLIPImageProcessor:
         """Its image processor, of which only the settings are used: images are tensors here."""
         with clip_loading_errors(self.processor, "image processor"):
-            return CLIPImageProcessor.from_pretrained(self.processor)
+            return CLIPImageProcessor.from_pretrained(self.processor, trust_remote_code=False)
 
     def prepare(self) -> None:
         """Load the model, its tokenizer and its image processor."""
@@ -167,7 +167,9 @@ def load_clip(pretrained: str) -> CLIPModel:
         InputError: It does not exist or is incomplete.
     """
     with clip_loading_errors(pretrained, "CLIP"):
-        model, found = CLIPModel.from_pretrained(pretrained, output_loading_info=True)
+        model, found = CLIPModel.from_pretrained(
+            pretrained, output_loading_info=True, trust_remote_code=False
+        )
         if found["missing_keys"]:
             raise ValueError(f"it lacks {min(found['missing_keys'])}")
     return model

@@ -81,7 +81,8 @@ class HPSv2(CLIPJudge):
         """The model, loaded on first access."""
         file = weights_file(self.weights, REPOSITORY, FILES[self.version])
         with clip_loading_errors(self.pretrained, "CLIP"):
-            model = CLIPModel(CLIPConfig.from_pretrained(self.pretrained))
+            config = CLIPConfig.from_pretrained(self.pretrained, trust_remote_code=False)
+            model = CLIPModel(config)
         cure = "name the CLIP that it was trained from as `pretrained`"
         fill(model, from_open_clip(read_weights(file)), file, "a CLIP of this size", cure)
         return model.eval().requires_grad_(False)

@@ -106,7 +106,7 @@ class ImageReward(Judge):
         with loading_errors(
             self.tokenizer, "tokenizer", "name the folder or hub name of BERT's own"
         ):
-            words = BertTokenizer.from_pretrained(self.tokenizer)
+            words = BertTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
             known, most = len(words), self.network.text.config.vocab_size
             if not len(words.all_special_ids) < known <= most:
                 raise ValueError(f"it has {known} tokens, and the model {most}")

@@ -150,7 +150,7 @@ class StepAware(CLIPJudge):
             model = StepAwareCLIP.start_from(load_clip(self.pretrained))
         else:
             with clip_loading_errors(self.pretrained, "CLIP"):
-                config = CLIPConfig.from_pretrained(self.pretrained)
+                config = CLIPConfig.from_pretrained(self.pretrained, trust_remote_code=False)
             model = StepAwareCLIP(config)
             load_published(model, Path(self.weights))
         return model.eval().requires_grad_(False)

@@ -57,7 +57,7 @@ class VisionLanguage(Judge):
 
         with self._loading("vision-language model"):
             model = AutoModelForImageTextToText.from_pretrained(
-                self.pretrained, dtype=getattr(torch, self.dtype)
+                self.pretrained, dtype=getattr(torch, self.dtype), trust_remote_code=False
             )
         return model.eval().requires_grad_(False)
 
@@ -67,7 +67,7 @@ class VisionLanguage(Judge):
         from transformers import AutoProcessor
 
         with self._loading("processor"):
-            processor = AutoProcessor.from_pretrained(self.pretrained)
+            processor = AutoProcessor.from_pretrained(self.pretrained, trust_remote_code=False)
             if not processor.chat_template:
                 raise ValueError("it has no chat template")
         processor.tokenizer.padding_side = "left"  # the answer starts after the last token

@@ -63,8 +63,10 @@ def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT))
     source, target = Path(parts), Path(output)
     half = torch.float16 if unet else torch.float32
     vae = AutoencoderKL.from_pretrained(source / "vae", torch_dtype=half)
-    text_encoder = CLIPTextModel.from_pretrained(source / "text_encoder", dtype=half)
-    tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(
+        source / "text_encoder", dtype=half, trust_remote_code=False
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer", trust_remote_code=False)
     scheduler = DDIMScheduler(**SCHEDULER)
     if unet is None:
         named = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}

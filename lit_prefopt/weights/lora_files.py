@@ -1,33 +1,50 @@
-"""Read LoRA files in diffusers' or kohya's layout."""
+"""Read LoRA files in the layouts of diffusers, kohya, peft, ComfyUI and OneTrainer."""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.utils import (
-    convert_state_dict_to_diffusers,
-    convert_state_dict_to_peft,
-    convert_unet_state_dict_to_peft,
-)
-from peft.utils.other import get_pattern_key
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_prefopt.errors import InputError, quoted
-
-KOHYA_PARTS = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-}
-"""Prefixes of kohya's keys, with the pipeline component that they belong to."""
+from lit_prefopt.weights.checks import check_finite, contents, some_names
+from lit_prefopt.weights.lora_keys import (
+    COMPONENTS,
+    Adapter,
+    adapter_alpha,
+    file_adapters,
+    layer_tensors,
+    peft_adapter,
+)
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """File name of a LoRA in diffusers."""
+
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""File names of a LoRA in peft."""
+
+FILES = (WEIGHTS, PEFT_WEIGHTS, *(f"{part}/{PEFT_WEIGHTS}" for part in COMPONENTS))
+"""Places of LoRAs in a folder; peft has a folder per component."""
+
+BUNDLED = "bundle_emb."
+"""Prefix of the embeddings that OneTrainer saves beside a LoRA."""
+
+OTHER_KINDS = {
+    r"dora_scale|lora_magnitude_vector": "a DoRA",
+    r"lora_mid": "a LoRA with a Tucker decomposition",
+    r"hada_[wt]": "a LoHa",
+    r"lokr_[wt]": "a LoKr",
+    r"oft_|lora_boft": "an OFT",
+    r"\.[ab][12]\.weight$": "a GLoRA",
+    r"\.diff(_b)?$|[wb]_norm$": "a difference of weights",
+    r"lora_(A|B|down|up)(\.\w+)?\.bias$|lora_bias": "a LoRA with biases",
+    r"lora_embedding_": "a LoRA of embeddings",
+}
+"""Regular expressions of the keys of other adapters, which are never read as a LoRA."""
 
 
 class LoRALayer(NamedTuple):
@@ -65,28 +82,44 @@ class LoRAFile(NamedTuple):
 
 
 def read_lora(path: str | Path) -> LoRAFile:
-    """Read a LoRA from a .safetensors file in diffusers' or kohya's layout.
+    """Read a LoRA from a .safetensors file or a folder.
+
+    The layouts are those of diffusers, kohya, peft (with its adapter_config.json), ComfyUI and
+    OneTrainer, with diffusers' layer names or the original ones. Every layer has its own rank and
+    alpha.
 
     Args:
-        path: The file, or a folder with `pytorch_lora_weights.safetensors` in it.
+        path: The file, or a folder of diffusers or peft with one in it.
 
     Raises:
-        InputError: The file is missing or not a plain LoRA.
+        InputError: The file is missing, damaged, or not a plain LoRA.
     """
-    file = Path(path)
-    file = file / WEIGHTS if file.is_dir() else file
-    tensors, metadata = read_safetensors(file)
-    if not any("lora" in key for key in tensors):
-        raise InputError(f"{file} contains no LoRA: name a file of LoRA weights.")
-    for kind in ("dora_scale", "lora_magnitude_vector", "lora_mid"):
-        if any(kind in key for key in tensors):
-            raise InputError(
-                f"{file} contains `{kind}`, which is not a plain LoRA: merge it into its model "
-                "with the program that wrote it, and use the merged model instead."
-            )
-    kohya = any(key.startswith(tuple(KOHYA_PARTS)) for key in tensors)
-    layers = _kohya_layers(file, tensors) if kohya else _diffusers_layers(file, tensors, metadata)
+    folder = Path(path)
+    layers: dict[tuple[str, str], LoRALayer] = {}
+    for file, part in _lora_files(folder):
+        layers |= _read_file(file, part)
     return LoRAFile(str(path), layers)
+
+
+def is_lora_folder(folder: Path) -> bool:
+    """Return whether a folder contains a LoRA of diffusers or peft under its usual name."""
+    return any((folder / name).is_file() for name in FILES)
+
+
+def _lora_files(path: Path) -> list[tuple[Path, str | None]]:
+    """Return the files of a LoRA, each with its component if that is named by a folder."""
+    if not path.is_dir():
+        return [(path, None)]
+    found = [path / name for name in FILES if (path / name).is_file()]
+    if not found:
+        raise InputError(
+            f"{path} contains neither {WEIGHTS} nor {PEFT_WEIGHTS}, but "
+            f"{some_names(sorted(p.name for p in path.iterdir())) or 'nothing'}: name the file of "
+            "the LoRA."
+        )
+    if found[0].parent == path:
+        return [(found[0], None)]
+    return [(file, file.parent.name) for file in found]
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -108,94 +141,77 @@ def flat_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _kohya_layers(file: Path, tensors: dict[str, Tensor]) -> dict[tuple[str, str], LoRALayer]:
-    """Parse the layers of `lora_unet_NAME.lora_down.weight`, `.lora_up.weight`, `.alpha`."""
-    halves: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        prefix = next((p for p in KOHYA_PARTS if key.startswith(p)), None)
-        name, _, half = key.partition(".")
-        if prefix is None:
-            raise InputError(f"{file} contains {quoted(key)}, which is not in kohya's layout.")
-        halves.setdefault((KOHYA_PARTS[prefix], name.removeprefix(prefix)), {})[half] = tensor
+def _read_file(file: Path, part: str | None = None) -> dict[tuple[str, str], LoRALayer]:
+    """Read the layers of a file; a peft adapter of a text encoder is named by its folder."""
+    everything, metadata = read_safetensors(file)
+    tensors = {key: x for key, x in everything.items() if not key.startswith(BUNDLED)}
+    _check_kind(file, tensors)
+    check_finite(tensors, str(file), "use a copy that is not damaged")
+    adapters = _adapters(file, tensors, metadata, part)
     layers = {}
-    for (part, name), found in halves.items():
+    for (owner, name), found in layer_tensors(file, tensors, part).items():
         alpha = found.pop("alpha", None)
         if alpha is not None and alpha.numel() != 1:
             raise InputError(
                 f"{file} is damaged: the alpha of its layer {quoted(name)} is not a number."
             )
-        down, up = _pair(file, name, found, "lora_down.weight", "lora_up.weight")
-        layers[part, name] = LoRALayer(down, up, len(down) if alpha is None else float(alpha))
+        down, up = _pair(file, name, found)
+        default = adapter_alpha(file, adapters.get(owner, {}), name, len(down))
+        layers[owner, flat_name(name)] = LoRALayer(
+            down, up, default if alpha is None else float(alpha)
+        )
+    if bundled := sorted({key.split(".")[1] for key in everything if key.startswith(BUNDLED)}):
+        rank_zero_warn(
+            f"{file} also contains the embeddings {some_names(bundled)}, which are not read: only "
+            "its LoRA is used."
+        )
     return layers
 
 
-def _diffusers_layers(
-    file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
-) -> dict[tuple[str, str], LoRALayer]:
-    """Return the layers of `unet.NAME.lora.down.weight`, `unet.NAME.lora_A.weight` and older."""
-    if any(key.startswith("base_model.") for key in tensors):
+def _check_kind(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Check that tensors are a plain LoRA's."""
+    for mark, kind in OTHER_KINDS.items():
+        if wrong := [key for key in tensors if re.search(mark, key)]:
+            raise InputError(
+                f"{file} contains {kind} ({some_names(wrong, 1)}), which is not a plain LoRA: "
+                "merge it into its model with the program that wrote it, and use the merged model "
+                "instead."
+            )
+    if not any("lora" in key for key in tensors):
         raise InputError(
-            f"{file} is a peft adapter, whose alpha is in another file: load it with peft and "
-            "save it with diffusers' `save_lora_weights`."
+            f"{file} contains no LoRA, but {contents(tensors)}: name a file of LoRA weights."
         )
-    adapters = _adapter_metadata(file, metadata)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        part = next((p for p in set(KOHYA_PARTS.values()) if key.startswith(f"{p}.")), "unet")
-        parts.setdefault(part, {})[key.removeprefix(f"{part}.")] = tensor
-    layers = {}
-    for part, state in parts.items():
-        halves: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in _peft_names(file, part, state).items():
-            name, _, half = key.rpartition(".lora_")
-            halves.setdefault(name, {})[half] = tensor
-        config = {k.removeprefix(f"{part}."): v for k, v in adapters.items() if k.startswith(part)}
-        for name, found in halves.items():
-            down, up = _pair(file, name, found, "A.weight", "B.weight")
-            alpha = _alpha(config, name, len(down))
-            layers[part, flat_name(name)] = LoRALayer(down, up, alpha)
-    return layers
 
 
-def _adapter_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """Return the adapter configurations in the file's metadata."""
-    try:
-        return dict(json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{file} is damaged: its adapter metadata cannot be read.") from error
-
-
-def _peft_names(file: Path, part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return one part's tensors under `NAME.lora_A.weight` and `NAME.lora_B.weight`."""
-    if all(".lora_A." in key or ".lora_B." in key for key in state):
-        return state
-    try:
-        if part == "unet":
-            return convert_unet_state_dict_to_peft(state)
-        return convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
-    except ValueError as error:
-        raise InputError(f"{file} is not in diffusers' or kohya's LoRA layout.") from error
-
-
-def _alpha(config: dict[str, Any], name: str, rank: int) -> float:
-    """Return a layer's alpha from the adapter metadata; by default its rank."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = float(patterns.get(get_pattern_key(patterns, name), config.get("lora_alpha", rank)))
-    return alpha * rank**0.5 if config.get("use_rslora") else alpha
-
-
-def _pair(
-    file: Path, name: str, found: dict[str, Tensor], down: str, up: str
-) -> tuple[Tensor, Tensor]:
-    """Return the two matrices of a layer; raise InputError for any other tensors of its name."""
-    if set(found) != {down, up}:
+def _adapters(
+    file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], part: str | None
+) -> dict[str, Adapter]:
+    """Return the adapter configurations of a file, by component."""
+    adapters = file_adapters(file, metadata)
+    beside = file.with_name(PEFT_CONFIG)
+    if not any(key.startswith("base_model.") for key in tensors):
+        return adapters
+    if adapters:
+        return adapters
+    if not beside.is_file():
         raise InputError(
-            f"{file} contains {', '.join(sorted(found))} for its layer {quoted(name)} instead of "
-            f"{down} and {up}: use a plain LoRA that is not damaged."
+            f"{file} is a peft adapter, whose alpha is in {PEFT_CONFIG}: copy that file beside it."
         )
-    shapes = found[down].shape, found[up].shape
-    if min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1] or shapes[0][0] == 0:
+    return dict.fromkeys(COMPONENTS if part is None else (part,), peft_adapter(beside))
+
+
+def _pair(file: Path, name: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the two matrices of a layer."""
+    if set(found) != {"down", "up"}:
         raise InputError(
-            f"{file} is damaged: the two matrices of its layer {quoted(name)} do not fit."
+            f"{file} contains only {' and '.join(sorted(found)) or 'the alpha'} of its layer "
+            f"{some_names([name])}: use a plain LoRA that is not damaged."
         )
-    return found[down], found[up]
+    down, up = found["down"], found["up"]
+    # the second of two convolutions has a kernel of 1 x 1
+    fits = min(down.ndim, up.ndim) >= 2 and len(down) == up.shape[1] and len(down) > 0
+    if not fits or up[0].numel() != len(down):
+        raise InputError(
+            f"{file} is damaged: the two matrices of its layer {some_names([name])} do not fit."
+        )
+    return down, up

@@ -168,7 +168,7 @@ def test_what_is_no_plain_lora_is_refused(tiny_folder: str, tmp_path: Path) -> N
     for number, (message, changes) in enumerate(
         {
             "a plain LoRA": {f"{key}.lora_magnitude_vector": one},
-            "instead of A.weight and B.weight": {f"{key}.lora.up.weight": None},
+            "contains only down of its layer": {f"{key}.lora.up.weight": None},
             "do not fit": {f"{key}.lora.up.weight": torch.ones(32, 3)},
             "is a peft adapter": {"base_model.model.x.lora_A.weight": one},
         }.items()
