@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
+from lit_prefopt.backbones.component_checks import check_class
 from lit_prefopt.configs import find_config
 from lit_prefopt.errors import InputError
 
@@ -235,10 +236,7 @@ def load_component(
     if source.endswith(".json"):
         config = json.loads(find_config(source).read_text("utf-8"))
         return kind.from_config(config).to(dtype)
-    try:
-        alone = kind.load_config(source).get("_class_name") == kind.__name__
-    except OSError:
-        alone = False
+    alone = check_class(kind, source, name)
     with _loading(source, name):
         return kind.from_pretrained(
             source, subfolder=None if alone else name, torch_dtype=dtype, variant=variant

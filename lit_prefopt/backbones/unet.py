@@ -15,6 +15,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from lit_prefopt.backbones.build_policy import build_policy
+from lit_prefopt.backbones.build_process import build_process
+from lit_prefopt.backbones.component_checks import check_tokenizer, check_unet, check_vae
 from lit_prefopt.backbones.latent import VAEBackbone, full_config, upcast_vae_if_needed
 from lit_prefopt.backbones.loading import (
     Components,
@@ -29,8 +31,8 @@ from lit_prefopt.backbones.nf4 import quantize_nf4
 from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.batches import Prompt
-from lit_prefopt.errors import InputError
 from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.marks import add_metadata, mark_metadata
 from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
 
@@ -60,7 +62,8 @@ class UNetBackbone(VAEBackbone):
             UNet and the text encoders before training, for policy and reference alike.
         config: Hub name or folder of a pipeline with the architecture of a single file; by default
             diffusers' choice from the hub.
-        prediction: Prediction type of the denoiser, if the checkpoint's scheduler is wrong.
+        prediction: Prediction type of the denoiser, if the checkpoint's scheduler is wrong. The
+            marks of a single file (`v_pred`, `ztsnr`, or its metadata) are read without it.
         guidance: Guidance scale that conditions a guidance-distilled UNet in training.
         decoder: Hub name or folder of an AutoencoderTiny, such as madebyollin/taesd or
             madebyollin/taesdxl, to decode images for a judge during collection, not the VAE.
@@ -70,6 +73,8 @@ class UNetBackbone(VAEBackbone):
         encoders: Load VAE and text encoders. Training on `CachedPairs` needs neither: without them
             Stable Diffusion 1.x needs 0.41 GB less memory in bfloat16 and 0.83 GB less in float32,
             SDXL 1.8 and 3.6 GB. Nothing can be sampled, encoded or decoded then.
+        zero_terminal_snr: Whether the noise schedule ends in pure noise, as that of most SDXL
+            models with v prediction, if the checkpoint does not state it or is wrong.
     """
 
     PIPELINE: ClassVar[type[DiffusionPipeline]]
@@ -113,6 +118,7 @@ class UNetBackbone(VAEBackbone):
         channels_last: bool = False,
         compile: bool = False,
         encoders: bool = True,
+        zero_terminal_snr: bool | None = None,
     ) -> None:
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         unet_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
@@ -120,7 +126,9 @@ class UNetBackbone(VAEBackbone):
             load_component(AutoencoderKL, vae, "vae", frozen_dtype) if vae and encoders else None
         )
         parts = self._parts(pretrained, unet_dtype, variant, config, own_vae, encoders)
-        process = self.PROCESS(parts.scheduler(), prediction)
+        process = build_process(
+            self.PROCESS, parts.scheduler(), pretrained, prediction, zero_terminal_snr
+        )
         own_unet = (
             load_component(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None
         )
@@ -150,6 +158,7 @@ class UNetBackbone(VAEBackbone):
         else:
             found = component_config(AutoencoderKL, vae, "vae") if vae else parts.vae_config()
             self.vae_config = full_config(found)
+        check_vae(self.vae_config, vae or pretrained, self.latent_shape[0])
         if decoder is not None:
             small = SmallDecoder(
                 decoder, frozen_dtype, self.latent_shape[0], self.pixels_per_latent
@@ -159,6 +168,7 @@ class UNetBackbone(VAEBackbone):
             setattr(self, name, freeze(encoder))
             tokenizer = name.replace("text_encoder", "tokenizer")
             setattr(self, tokenizer, parts.tokenizer(tokenizer))
+            check_tokenizer(getattr(self, tokenizer), encoder.config.vocab_size, pretrained)
         self.empty_is_zero = parts.option("force_zeros_for_empty_prompt", self.EMPTY_IS_ZERO)
 
     def freeze(self) -> None:
@@ -250,7 +260,10 @@ class UNetBackbone(VAEBackbone):
             unet_lora_layers=get_peft_model_state_dict(unet),
             **_collate_lora_metadata({"unet": unet}),
         )
-        return folder / "pytorch_lora_weights.safetensors"
+        file = folder / "pytorch_lora_weights.safetensors"
+        predicts_v = self.process.prediction == "v_prediction"
+        add_metadata(file, mark_metadata(predicts_v, self.process.zero_terminal_snr))
+        return file
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -280,21 +293,4 @@ class UNetBackbone(VAEBackbone):
         return FolderComponents(self.PIPELINE, pretrained, needed, variant)
 
     def _check_unet(self, unet: UNet2DConditionModel, encoders: list[Any], source: str) -> None:
-        """Check that a UNet fits the text encoders and the latents."""
-        width = sum(encoder.config.hidden_size for encoder in encoders)
-        expected = {"cross_attention_dim": width} if encoders else {}
-        expected["addition_embed_type"] = self.ADDITION
-        for name, value in expected.items():
-            stated = getattr(unet.config, name)
-            if stated != value and not (name == "cross_attention_dim" and stated == [value]):
-                raise InputError(
-                    f"The UNet of {source} has {name} {stated} where {type(self).__name__} and its "
-                    f"text encoders need {value}: it belongs to another family; name one of this "
-                    "family."
-                )
-        if unet.config.in_channels != unet.config.out_channels:
-            raise InputError(
-                f"The UNet of {source} has {unet.config.in_channels} input channels and "
-                f"{unet.config.out_channels} output channels: an inpainting model cannot be "
-                "trained; name a text-to-image model."
-            )
+        check_unet(unet, encoders, source, type(self).__name__, self.ADDITION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lit_prefopt.export.base_pipeline import BasePipeline
+from lit_prefopt.processes.marks import mark_metadata
 
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
@@ -34,5 +35,5 @@ def modelspec(base: BasePipeline, title: str, lora: bool) -> dict[str, str]:
         "modelspec.architecture": architecture + ("/lora" if lora else ""),
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": title,
-        "modelspec.prediction_type": "v" if base.v_prediction else "epsilon",
+        **mark_metadata(base.v_prediction, base.zero_terminal_snr),
     }
