@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_prefopt.processes.discrete import DiscreteProcess
-from lit_prefopt.processes.marks import NoiseMarks, read_marks
+from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.processes.schedule import last_level
 
 
@@ -15,6 +15,7 @@ def build_process(
     kind: type[DiscreteProcess],
     config: dict[str, Any],
     source: str,
+    denoiser: str | None = None,
     prediction: str | None = None,
     zero_terminal_snr: bool | None = None,
 ) -> DiscreteProcess:
@@ -27,15 +28,16 @@ def build_process(
         kind: Class of the noise process.
         config: The scheduler's configuration.
         source: Hub name, folder or file of the checkpoint.
+        denoiser: The same of a denoiser from elsewhere, whose marks come first.
         prediction: Prediction type by the recipe.
         zero_terminal_snr: Whether the last noise level is pure noise, by the recipe.
     """
-    marks = read_marks(source) if source.endswith(".safetensors") else NoiseMarks()
+    marks = source_marks(denoiser, source)
     process = kind(config | marks.config, prediction, zero_terminal_snr)
     ends = "zero terminal SNR" if process.zero_terminal_snr else "no zero terminal SNR"
-    if marks.summary:
+    if any(marks):
         rank_zero_info(
-            f"{source} is marked as a model with {marks.summary}; it is read with "
+            f"The checkpoint is marked as a model with {marks.summary}; it is read with "
             f"{process.prediction} and {ends}."
         )
     known = process.zero_terminal_snr or zero_terminal_snr is not None

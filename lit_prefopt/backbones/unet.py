@@ -127,7 +127,7 @@ class UNetBackbone(VAEBackbone):
         )
         parts = self._parts(pretrained, unet_dtype, variant, config, own_vae, encoders)
         process = build_process(
-            self.PROCESS, parts.scheduler(), pretrained, prediction, zero_terminal_snr
+            self.PROCESS, parts.scheduler(), pretrained, denoiser, prediction, zero_terminal_snr
         )
         own_unet = (
             load_component(UNet2DConditionModel, denoiser, "unet", unet_dtype) if denoiser else None

@@ -29,7 +29,7 @@ from lit_prefopt.backbones.component_checks import check_vae
 from lit_prefopt.backbones.loading import load_component
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.recipe import Recipe
-from lit_prefopt.processes.marks import read_marks
+from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.processes.schedule import check_scheduler, restate_scheduler
 from lit_prefopt.weights.lora_files import read_safetensors
 from lit_prefopt.weights.merge import pipeline_parts
@@ -60,6 +60,8 @@ class BasePipeline:
         prediction: Prediction type of the denoiser, if the scheduler's configuration and the marks
             of a single file are wrong.
         zero_terminal_snr: Whether the noise schedule ends in pure noise, likewise.
+        denoiser: Hub name, folder or file of a denoiser that replaces the pipeline's, for its
+            marks.
 
     Raises:
         InputError: The pipeline does not exist or is not supported.
@@ -72,6 +74,7 @@ class BasePipeline:
         variant: str | None = None,
         prediction: str | None = None,
         zero_terminal_snr: bool | None = None,
+        denoiser: str | None = None,
     ) -> None:
         self.name, self.variant = name, variant
         self.single = name.endswith(".safetensors")
@@ -89,7 +92,7 @@ class BasePipeline:
                 "(`--model.base` of an evaluation), and one of the same architecture as "
                 "`--base_config` (`--model.config`) if that is a single file."
             ) from error
-        self.stated = read_marks(name).config if self.single else {}
+        self.stated = source_marks(denoiser, name).config
         self.stated |= {} if prediction is None else {"prediction_type": prediction}
         if zero_terminal_snr is not None:
             self.stated["rescale_betas_zero_snr"] = zero_terminal_snr
@@ -106,6 +109,7 @@ class BasePipeline:
             recipe.variant,
             recipe.prediction,
             recipe.zero_terminal_snr,
+            recipe.denoiser,
         )
 
     def _check(self, index: dict[str, Any]) -> None:

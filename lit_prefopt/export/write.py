@@ -19,7 +19,7 @@ from lit_prefopt.export.recipe import Recipe
 from lit_prefopt.export.single_file import check_single_file, single_file_state
 from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
 from lit_prefopt.export.write_lora import combine, write_diffusers_lora, write_kohya_lora
-from lit_prefopt.processes.marks import NoiseMarks, read_marks
+from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.utils.atomic_files import atomic_output
 from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, read_lora
 from lit_prefopt.weights.merge import match_lora, merge_lora
@@ -83,7 +83,7 @@ def _at(
 def _with_lora_marks(recipe: Recipe, source: Path) -> Recipe:
     """Return the recipe with the prediction type that a LoRA's file states, if it names none."""
     file = source / WEIGHTS if source.is_dir() else source
-    marks = read_marks(str(file)) if file.suffix == ".safetensors" else NoiseMarks()
+    marks = source_marks(str(file))
     prediction = recipe.prediction or marks.config.get("prediction_type")
     zero = recipe.zero_terminal_snr
     if zero is None:

@@ -81,6 +81,16 @@ def read_marks(file: str) -> NoiseMarks:
         ) from error
 
 
+def source_marks(*sources: str | None) -> NoiseMarks:
+    """Return the marks of the first of several checkpoints that has any.
+
+    Args:
+        sources: Hub names, folders or files, the denoiser's first; only single files have marks.
+    """
+    files = [source for source in sources if source is not None and source.endswith(".safetensors")]
+    return next((marks for marks in map(read_marks, files) if any(marks)), NoiseMarks())
+
+
 def find_marks(file: str, keys: Iterable[str], metadata: Mapping[str, str]) -> NoiseMarks:
     """Return the marks among the keys and the metadata of a file.
 

@@ -16,6 +16,7 @@ from lit_prefopt.processes.marks import (
     mark_metadata,
     mark_tensors,
     read_marks,
+    source_marks,
 )
 
 V = {"prediction_type": "v_prediction"}
@@ -54,6 +55,17 @@ def test_other_noise_processes_are_refused(key: str, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1), key: torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=f"a model of EDM .*its key {key}"):
         read_marks(str(tmp_path / "x.safetensors"))
+
+
+def test_marks_of_a_denoiser_come_first(tmp_path: Path) -> None:
+    plain, v, both = (str(tmp_path / f"{name}.safetensors") for name in ("plain", "v", "both"))
+    save_file({"a": torch.ones(1)}, plain)
+    save_file({"a": torch.ones(1), **mark_tensors(True, False)}, v)
+    save_file({"a": torch.ones(1), **mark_tensors(True, True)}, both)
+    assert source_marks(None, "runs/folder").config == {}
+    assert source_marks(None, v).config == V
+    assert source_marks(both, v).config == V | ZERO
+    assert source_marks(plain, v).config == V
 
 
 @pytest.mark.parametrize("zero", [False, True])
