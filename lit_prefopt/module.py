@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs
+from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs, Steps
 from lit_prefopt.cache_checks import check_data
 from lit_prefopt.diffusion import draws
-from lit_prefopt.diffusion.base_check import BaseErrors, base_errors, check_base_errors
+from lit_prefopt.diffusion.base_check import check_base
 from lit_prefopt.diffusion.denoising import (
     DenoisingErrors,
     NoisedPairs,
@@ -153,19 +152,18 @@ class PreferenceDiffusionModule(Learner):
             batch_idx: Its number in the epoch.
         """
         pairs = self.form_pairs(batch)
-        if self.base_to_check:
-            self.base_to_check = False
-            self._check_base(pairs)
+        self.check_base_once(pairs)
         return self.weighted_loss(self.log_ratios(pairs), pairs)
 
-    def _check_base(self, pairs: Pairs) -> None:
-        """Check on the first batch that the base predicts what it is read as."""
-        found = base_errors(self.backbone, pairs)
-        if found is None:
-            return
-        # over all devices, so that all of them stop or none
-        mean = self.trainer.strategy.reduce(torch.stack([found.errors, found.variances]))
-        check_base_errors(BaseErrors(found.names, *mean), self.backbone.process.prediction)
+    def check_base_once(self, batch: Pairs | Steps) -> None:
+        """Check on the first batch of a training that the base predicts what it is read as.
+
+        Args:
+            batch: The pairs or steps to train on.
+        """
+        if self.base_to_check:
+            self.base_to_check = False
+            check_base(self.backbone, batch, self.trainer.strategy.reduce)
 
     def weighted_loss(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the mean loss of a training batch by the pairs' weights, and log its means.

@@ -14,9 +14,6 @@ from lit_prefopt.processes.schedule import last_level, noise_schedule
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.fingerprint import fingerprint
 
-DISTINCT_LEVEL = 0.1
-"""Share of the signal's variance at which targets of different prediction types are compared."""
-
 
 class DiscreteProcess(nn.Module):
     """Discrete-time diffusion (DDPM) with a denoiser that predicts the noise or the velocity.
@@ -94,10 +91,9 @@ class DiscreteProcess(nn.Module):
         velocity = self.scheduler.get_velocity(latents, noise, t)
         return {"epsilon": noise, "v_prediction": velocity, "sample": latents}
 
-    @property
-    def distinct_timestep(self) -> int:
-        """Timestep at which the prediction types differ most: noisy, with a little signal."""
-        return int((self.scheduler.alphas_cumprod - DISTINCT_LEVEL).abs().argmin())
+    def timestep_at(self, level: float) -> int:
+        """Return the timestep whose share of the signal's variance is nearest to a level."""
+        return int((self.scheduler.alphas_cumprod - level).abs().argmin())
 
     def timesteps(self, steps: int) -> Tensor:
         """Return the timesteps of a roll-out, noisiest first, (steps,) int64."""

@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
-from lit_prefopt.batches import Pairs
+from lit_prefopt.batches import Pairs, Steps
 from lit_prefopt.cli import main
-from lit_prefopt.diffusion.base_check import BaseErrors, base_errors, check_base_errors
+from lit_prefopt.diffusion.base_check import (
+    BaseErrors,
+    base_errors,
+    check_base_errors,
+    check_noise_shares,
+    noise_shares,
+)
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
@@ -54,8 +60,7 @@ def toy_pairs(count: int) -> Pairs:
     return DiffusionDPO(backbone, AdamW(1e-3), beta=10.0).form_pairs(batch)
 
 
-def shares(found: BaseErrors | None) -> dict[str, float]:
-    assert found is not None
+def shares(found: BaseErrors) -> dict[str, float]:
     return dict(zip(found.names, (found.errors / found.variances).tolist(), strict=True))
 
 
@@ -73,7 +78,6 @@ def one() -> Pairs:
 def test_the_shipped_model_predicts_epsilon(pairs: Pairs, reference: str) -> None:
     backbone = ToyDiffusion(reference=reference)
     found = base_errors(backbone, pairs)
-    assert found is not None
     assert shares(found)["epsilon"] < 0.05
     assert shares(found)["v_prediction"] > 1
     check_base_errors(found, "epsilon")
@@ -98,7 +102,6 @@ def test_another_prediction_is_recognised(
     backbone = Converted(reference="none")
     backbone.to = to
     found = base_errors(backbone, pairs if rows > 1 else one)
-    assert found is not None
     with pytest.raises(InputError, match=message):
         check_base_errors(found, stated)
 
@@ -117,10 +120,41 @@ def test_random_weights_may_be_trained(stated: str, size: float, tiny_folder: st
         pairs = DiffusionDPO(backbone, AdamW(1e-3), beta=10.0).form_pairs(image_pairs(1))
         pairs = pairs._replace(latents=size**0.5 * torch.randn_like(pairs.latents))
         found = base_errors(backbone, pairs)
-        assert found is not None
         if seed == 0:
             assert shares(found)[stated] == pytest.approx(1)
         check_base_errors(found, stated)
+
+
+def steps(pairs: Pairs, rows: int) -> Steps:
+    """Return steps with the prompts of pairs; the latents count only for their size."""
+    latents = torch.zeros(rows, 2, 1, 4, 8, 8)
+    t = torch.ones(rows, 1, dtype=torch.int64)
+    prompt, seeds = pairs.prompt.rows(torch.arange(rows)), pairs.seeds[:rows]
+    return Steps(latents, latents, t, t, prompt, seeds, *torch.ones(2, rows))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("to", ["epsilon", "v"])
+def test_roll_outs_are_checked_on_noise_alone(to: str, rows: int, pairs: Pairs) -> None:
+    backbone = Converted(reference="none")
+    backbone.to = to
+    found = noise_shares(backbone, steps(pairs, rows))
+    right, wrong = ("epsilon", "v_prediction")[:: 1 if to == "epsilon" else -1]
+    check_noise_shares(found, right)
+    with pytest.raises(InputError, match=f"not predict {wrong}.*--backbone.prediction {right}"):
+        check_noise_shares(found, wrong)
+
+
+@pytest.mark.parametrize("stated", ["epsilon", "v_prediction"])
+def test_random_weights_return_no_noise(stated: str, tiny_folder: str, pairs: Pairs) -> None:
+    backbone = StableDiffusion(tiny_folder, reference="none")
+    prompts = backbone.embed(["a cat", "", "rain", "the sea"])
+    for seed in range(6):
+        torch.manual_seed(seed)
+        backbone.policy.denoiser = tiny_unet()
+        found = noise_shares(backbone, steps(pairs, 4)._replace(prompt=prompts))
+        assert found.clear.abs() < 0.3
+        check_noise_shares(found, stated)
 
 
 def test_random_numbers_and_modes_stay_as_they_are(pairs: Pairs) -> None:
