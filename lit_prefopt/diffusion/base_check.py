@@ -36,7 +36,6 @@ EXPLAINED = 0.7
 IMPOSSIBLE = 2.0
 """Error, as a share of the target's variance, that no base has; predicting zero has 1."""
 
-
 RETURNED = 0.5
 """Share of the noise that a trained network returns at the least noisy level that is tried."""
 
