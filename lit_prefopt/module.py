@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs
+from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs, Steps
 from lit_prefopt.cache_checks import check_data
 from lit_prefopt.diffusion import draws
+from lit_prefopt.diffusion.base_check import check_base
 from lit_prefopt.diffusion.denoising import (
     DenoisingErrors,
     NoisedPairs,
@@ -39,6 +40,8 @@ class PreferenceDiffusionModule(Learner):
     Args:
         validation_draws: Draws of timestep and noise (and of whatever else is random) per held-out
             pair; they are the same at every validation.
+        check_base: Stop at the first step if the base's error shows that it does not predict what
+            its checkpoint or `--backbone.prediction` states; false to teach it another prediction.
     """
 
     beta: float = 1.0
@@ -54,15 +57,24 @@ class PreferenceDiffusionModule(Learner):
     `log_ratios` calls the reference for anything else sets this to False.
     """
 
-    def __init__(self, *args: Any, validation_draws: int = 4, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, validation_draws: int = 4, check_base: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         check_number("validation_draws", validation_draws, 1)
         self.validation_draws = validation_draws
+        self.check_base = check_base
+        self.base_to_check = False
         self.held_out = PreferenceMetric(self.backbone.process.steps, validation_draws)
 
     def setup(self, stage: str | None = None) -> None:
         """Check that the data fit backbone and method, before training starts."""
         check_data(self, getattr(self.trainer, "datamodule", None))
+
+    def on_train_start(self) -> None:
+        """Arrange the check of the base, unless training has begun in an earlier run."""
+        super().on_train_start()
+        self.base_to_check = self.check_base and self.global_step == 0
 
     # The three hooks ----------------------------------------------------------------------------
 
@@ -140,7 +152,18 @@ class PreferenceDiffusionModule(Learner):
             batch_idx: Its number in the epoch.
         """
         pairs = self.form_pairs(batch)
+        self.check_base_once(pairs)
         return self.weighted_loss(self.log_ratios(pairs), pairs)
+
+    def check_base_once(self, batch: Pairs | Steps) -> None:
+        """Check on the first batch of a training that the base predicts what it is read as.
+
+        Args:
+            batch: The pairs or steps to train on.
+        """
+        if self.base_to_check:
+            self.base_to_check = False
+            check_base(self.backbone, batch, self.trainer.strategy.reduce)
 
     def weighted_loss(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the mean loss of a training batch by the pairs' weights, and log its means.

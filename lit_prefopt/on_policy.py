@@ -82,6 +82,7 @@ class OnPolicyModule(PreferenceDiffusionModule):
                 f"{type(self).__name__} trains on its own roll-outs, not on stored pairs: name "
                 "prompts as `--data PromptCollections --data.prompts ...`."
             )
+        self.check_base_once(batch)
         return self.weighted_loss(self.log_ratios(batch), batch)
 
     def log_ratios(self, pairs: Pairs | Steps) -> LogRatios:

@@ -15,6 +15,7 @@ from lit_prefopt.backbones.stable_diffusion import StableDiffusion
 from lit_prefopt.batches import Prompt
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.consistency import ConsistencyProcess
+from lit_prefopt.processes.schedule import check_scheduler
 from lit_prefopt.processes.settings import Sampling
 
 
@@ -147,7 +148,9 @@ class LatentConsistency(StableDiffusion):
                 "distilled from as `--backbone.teacher`."
             )
         with suppress(OSError):  # a UNet's folder has no scheduler
-            stated = DDPMScheduler.load_config(source, subfolder="scheduler")["prediction_type"]
+            config = DDPMScheduler.load_config(source, subfolder="scheduler")
+            check_scheduler(config)
+            stated = config.get("prediction_type", "epsilon")  # older checkpoints omit it
             if stated != self.process.prediction:
                 raise InputError(
                     f"The teacher {source} predicts {stated} and the latent consistency model "

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 
+from lit_prefopt.backbones.component_checks import check_class
 from lit_prefopt.configs import find_config
 from lit_prefopt.errors import InputError
 from lit_prefopt.weights.checks import check_weights, first_line
@@ -61,10 +62,7 @@ def load_component(
     if source.endswith(SINGLE_FILES):
         return _from_file(kind, source, name, dtype, config)
     check_reachable(source)
-    try:
-        alone = kind.load_config(source).get("_class_name") == kind.__name__
-    except (OSError, ValueError):
-        alone = False
+    alone = check_class(kind, source, name)
     return from_folder(
         kind, source, None if alone else name, name, variant, torch_dtype=dtype, **options
     )

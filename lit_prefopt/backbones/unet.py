@@ -15,6 +15,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from lit_prefopt.backbones.build_policy import build_policy
+from lit_prefopt.backbones.build_process import build_process
+from lit_prefopt.backbones.component_checks import check_tokenizer, check_unet, check_vae
 from lit_prefopt.backbones.latent import VAEBackbone, full_config, upcast_vae_if_needed
 from lit_prefopt.backbones.load_component import SINGLE_FILES, component_config, load_component
 from lit_prefopt.backbones.lora import LoRA
@@ -24,8 +26,8 @@ from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.batches import Prompt
-from lit_prefopt.errors import InputError
 from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.marks import add_metadata, mark_metadata
 from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
 
@@ -55,7 +57,8 @@ class UNetBackbone(VAEBackbone):
             merged into the UNet and the text encoders before training, for policy and reference.
         config: Hub name or folder of a pipeline with the architecture of a single file; by default
             diffusers' choice from the hub.
-        prediction: Prediction type of the denoiser, if the checkpoint's scheduler is wrong.
+        prediction: Prediction type of the denoiser, if the checkpoint's scheduler is wrong. The
+            marks of a single file (`v_pred`, `ztsnr`, or its metadata) are read without it.
         guidance: Guidance scale that conditions a guidance-distilled UNet in training.
         decoder: Hub name or folder of an AutoencoderTiny, such as madebyollin/taesd or
             madebyollin/taesdxl, to decode images for a judge during collection, not the VAE.
@@ -65,6 +68,8 @@ class UNetBackbone(VAEBackbone):
         encoders: Load VAE and text encoders. Training on `CachedPairs` needs neither: without them
             Stable Diffusion 1.x needs 0.41 GB less memory in bfloat16 and 0.83 GB less in float32,
             SDXL 1.8 and 3.6 GB. Nothing can be sampled, encoded or decoded then.
+        zero_terminal_snr: Whether the noise schedule ends in pure noise, as that of most SDXL
+            models with v prediction, if the checkpoint does not state it or is wrong.
     """
 
     PIPELINE: ClassVar[type[DiffusionPipeline]]
@@ -108,6 +113,7 @@ class UNetBackbone(VAEBackbone):
         channels_last: bool = False,
         compile: bool = False,
         encoders: bool = True,
+        zero_terminal_snr: bool | None = None,
     ) -> None:
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         unet_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
@@ -120,7 +126,9 @@ class UNetBackbone(VAEBackbone):
             config=config,
             vae=vae,
         )
-        process = self.PROCESS(parts.scheduler(), prediction)
+        process = build_process(
+            self.PROCESS, parts.scheduler(), pretrained, denoiser, prediction, zero_terminal_snr
+        )
         unet = (
             load_component(
                 UNet2DConditionModel, denoiser, "unet", unet_dtype, config=parts.unet_config
@@ -159,6 +167,7 @@ class UNetBackbone(VAEBackbone):
             other = vae if vae and not vae.endswith(SINGLE_FILES) else None  # a file has none
             found = component_config(AutoencoderKL, other, "vae") if other else parts.vae_config()
             self.vae_config = full_config(found)
+        check_vae(self.vae_config, vae or pretrained, self.latent_shape[0])
         if decoder is not None:
             small = SmallDecoder(
                 decoder, frozen_dtype, self.latent_shape[0], self.pixels_per_latent
@@ -168,6 +177,7 @@ class UNetBackbone(VAEBackbone):
             setattr(self, name, freeze(encoder))
             tokenizer = name.replace("text_encoder", "tokenizer")
             setattr(self, tokenizer, parts.tokenizer(tokenizer))
+            check_tokenizer(getattr(self, tokenizer), encoder.config.vocab_size, pretrained)
         self.empty_is_zero = parts.option("force_zeros_for_empty_prompt", self.EMPTY_IS_ZERO)
 
     def freeze(self) -> None:
@@ -259,7 +269,10 @@ class UNetBackbone(VAEBackbone):
             unet_lora_layers=get_peft_model_state_dict(unet),
             **_collate_lora_metadata({"unet": unet}),
         )
-        return folder / "pytorch_lora_weights.safetensors"
+        file = folder / "pytorch_lora_weights.safetensors"
+        predicts_v = self.process.prediction == "v_prediction"
+        add_metadata(file, mark_metadata(predicts_v, self.process.zero_terminal_snr))
+        return file
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -270,21 +283,4 @@ class UNetBackbone(VAEBackbone):
         return config.in_channels, height, width
 
     def _check_unet(self, unet: UNet2DConditionModel, encoders: list[Any], source: str) -> None:
-        """Check that a UNet fits the text encoders and the latents."""
-        width = sum(encoder.config.hidden_size for encoder in encoders)
-        expected = {"cross_attention_dim": width} if encoders else {}
-        expected["addition_embed_type"] = self.ADDITION
-        for name, value in expected.items():
-            stated = getattr(unet.config, name)
-            if stated != value and not (name == "cross_attention_dim" and stated == [value]):
-                raise InputError(
-                    f"The UNet of {source} has {name} {stated} where {type(self).__name__} and its "
-                    f"text encoders need {value}: it belongs to another family; name one of this "
-                    "family."
-                )
-        if unet.config.in_channels != unet.config.out_channels:
-            raise InputError(
-                f"The UNet of {source} has {unet.config.in_channels} input channels and "
-                f"{unet.config.out_channels} output channels: an inpainting model cannot be "
-                "trained; name a text-to-image model."
-            )
+        check_unet(unet, encoders, source, type(self).__name__, self.ADDITION)

@@ -81,7 +81,7 @@ def load_model(
         recipe = recipe._replace(pretrained=_path(base))
     recipe = recipe._replace(variant=recipe.variant or variant, config=recipe.config or config)
     pretrained = str(recipe.pretrained)
-    pipeline = BasePipeline(pretrained, recipe.config, recipe.variant, recipe.prediction)
+    pipeline = BasePipeline.from_recipe(recipe)
     backbone = _build(pipeline, pretrained, recipe, origin, dtype)
     _complete(backbone, origin._replace(recipe=recipe))
     backbone.freeze()
@@ -153,6 +153,7 @@ def _build(
         "variant": recipe.variant,
         "config": recipe.config,
         "prediction": recipe.prediction,
+        "zero_terminal_snr": recipe.zero_terminal_snr,
         "start_lora": recipe.start_lora if origin.lora is not None else None,
         "reference": "none",
         "dtype": dtype,

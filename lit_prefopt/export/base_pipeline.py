@@ -25,9 +25,13 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from lit_prefopt.backbones.component_checks import check_vae
 from lit_prefopt.backbones.load_component import find_variant, from_folder, load_component
 from lit_prefopt.backbones.single_file_components import published_config
 from lit_prefopt.errors import InputError
+from lit_prefopt.export.recipe import Recipe
+from lit_prefopt.processes.marks import source_marks
+from lit_prefopt.processes.schedule import check_scheduler, restate_scheduler
 from lit_prefopt.weights.checks import first_line
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable
@@ -59,7 +63,11 @@ class BasePipeline:
         config: For a single file, the hub name or folder of a pipeline of the same architecture;
             by default the one that diffusers downloads from the hub.
         variant: Variant of the pipeline's files, such as `fp16`.
-        prediction: Prediction type of the denoiser, if the scheduler's configuration is wrong.
+        prediction: Prediction type of the denoiser, if the scheduler's configuration and the marks
+            of a single file are wrong.
+        zero_terminal_snr: Whether the noise schedule ends in pure noise, likewise.
+        denoiser: Hub name, folder or file of a denoiser that replaces the pipeline's, for its
+            marks.
 
     Raises:
         InputError: The pipeline does not exist or is not supported.
@@ -71,8 +79,10 @@ class BasePipeline:
         config: str | None = None,
         variant: str | None = None,
         prediction: str | None = None,
+        zero_terminal_snr: bool | None = None,
+        denoiser: str | None = None,
     ) -> None:
-        self.name, self.variant, self.prediction = name, variant, prediction
+        self.name, self.variant = name, variant
         self.single = name.endswith(".safetensors")
         self.config = (config or published_config(WeightsFile(name))) if self.single else name
         check_reachable(self.config)
@@ -89,7 +99,25 @@ class BasePipeline:
                 "(`--model.base` of an evaluation), and one of the same architecture as "
                 "`--base_config` (`--model.config`) if that is a single file."
             ) from error
+        self.stated = source_marks(denoiser, name).config
+        self.stated |= {} if prediction is None else {"prediction_type": prediction}
+        if zero_terminal_snr is not None:
+            self.stated["rescale_betas_zero_snr"] = zero_terminal_snr
+        self.scheduler_config = self.scheduler_config | self.stated
+        check_scheduler(self.scheduler_config)
         self._check(index)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> BasePipeline:
+        """Return the pipeline that a recipe names."""
+        return cls(
+            str(recipe.pretrained),
+            recipe.config,
+            recipe.variant,
+            recipe.prediction,
+            recipe.zero_terminal_snr,
+            recipe.denoiser,
+        )
 
     def _check(self, index: dict[str, Any]) -> None:
         """Raise InputError for other families, and for folders with code of their own."""
@@ -124,8 +152,12 @@ class BasePipeline:
     @property
     def v_prediction(self) -> bool:
         """Whether the denoiser predicts v instead of the noise."""
-        stated = self.prediction or self.scheduler_config.get("prediction_type")
-        return stated == "v_prediction"
+        return bool(self.scheduler_config.get("prediction_type") == "v_prediction")
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the noise schedule ends in pure noise."""
+        return bool(self.scheduler_config.get("rescale_betas_zero_snr"))
 
     @property
     def side(self) -> int | None:
@@ -176,8 +208,9 @@ class BasePipeline:
         took_guidance = self.unet_config.get("time_cond_proj_dim") is not None
         if self.kind is StableDiffusionPipeline and not took_guidance and _takes_guidance(unet):
             pipeline = _lcm(pipeline)
-        if self.prediction is not None:
-            pipeline.scheduler.register_to_config(prediction_type=self.prediction)
+        if self.stated:
+            pipeline.scheduler = restate_scheduler(pipeline.scheduler, self.stated)
+        check_vae(pipeline.vae.config, vae or self.name, unet.config.in_channels)
         return pipeline
 
     def check_form(self, unet: UNet2DConditionModel) -> None:

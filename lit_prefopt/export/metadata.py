@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lit_prefopt.export.base_pipeline import BasePipeline
+from lit_prefopt.processes.marks import mark_metadata
 
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
@@ -29,10 +30,13 @@ def modelspec(base: BasePipeline, title: str, lora: bool) -> dict[str, str]:
     }[base.family]
     side = base.side
     resolution = {} if side is None else {"modelspec.resolution": f"{side}x{side}"}
+    marks = mark_metadata(base.v_prediction, base.zero_terminal_snr)
+    if not lora:  # kohya's fields are those of its LoRAs
+        marks = {name: value for name, value in marks.items() if not name.startswith("ss_")}
     return resolution | {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture + ("/lora" if lora else ""),
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": title,
-        "modelspec.prediction_type": "v" if base.v_prediction else "epsilon",
+        **marks,
     }

@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
     denoiser: str | None = None
     vae: str | None = None
     prediction: str | None = None
+    zero_terminal_snr: bool | None = None
     start_lora: str | None = None
     lora: dict[str, Any] | None = None
 
@@ -49,11 +50,15 @@ def read_recipe(text: str, where: Path) -> Recipe:
     unnamed = kind.endswith(".ToyConsistency") and not arguments.get("pretrained")
     if kind.endswith(".ToyDiffusion") or unnamed:
         arguments["pretrained"] = str(TOY)
-    lora = arguments.pop("lora", None)
+    lora, zero_snr = arguments.pop("lora", None), arguments.pop("zero_terminal_snr", None)
     if isinstance(lora, dict):  # a class may be named with its arguments, as `--backbone.lora LoRA`
         lora = lora.get("init_args", lora)
     places = {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
-    return Recipe(**places, lora=lora if isinstance(lora, dict) else None)
+    return Recipe(
+        **places,
+        zero_terminal_snr=zero_snr if isinstance(zero_snr, bool) else None,
+        lora=lora if isinstance(lora, dict) else None,
+    )
 
 
 def recipe_in(folder: Path) -> Recipe:

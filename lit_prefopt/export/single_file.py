@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.marks import mark_tensors
 from lit_prefopt.weights.ldm_names import open_clip_name, unet_names, vae_name
 
 UNET = "model.diffusion_model."
@@ -36,11 +37,9 @@ def single_file_state(pipeline: DiffusionPipeline, family: str) -> dict[str, Ten
         encoder = getattr(pipeline, part)
         inner = clip_state(encoder) if prefix.endswith(CLIP) else open_clip_state(encoder)
         state |= {prefix + name: tensor for name, tensor in inner.items()}
-    if family == "sdxl" and pipeline.scheduler.config.prediction_type == "v_prediction":
-        # an SDXL file has no other marker of v-prediction; ComfyUI looks for this key
-        state["v_pred"] = torch.zeros(0)
-        if pipeline.scheduler.config.get("rescale_betas_zero_snr"):
-            state["ztsnr"] = torch.zeros(0)
+    levels = pipeline.scheduler.config
+    predicts_v = levels.prediction_type == "v_prediction"
+    state |= mark_tensors(predicts_v, bool(levels.get("rescale_betas_zero_snr")))
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 

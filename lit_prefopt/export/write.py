@@ -14,12 +14,15 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.layouts import DType, Layout
 from lit_prefopt.export.metadata import modelspec
+from lit_prefopt.export.pipeline_folder import write_pipeline
+from lit_prefopt.export.recipe import Recipe
 from lit_prefopt.export.single_file import check_single_file, single_file_state
 from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
 from lit_prefopt.export.write_lora import combine, write_diffusers_lora, write_kohya_lora
+from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.utils.atomic_files import atomic_output
 from lit_prefopt.weights.checks import check_finite
-from lit_prefopt.weights.lora_files import LoRAFile, read_lora
+from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, read_lora
 from lit_prefopt.weights.merge import match_lora, merge_lora
 
 LORA_WRITERS = {"diffusers-lora": write_diffusers_lora, "kohya": write_kohya_lora}
@@ -44,11 +47,9 @@ def write_weights(
     origin = _at(read_trained_weights(source), base, base_config, variant)
     loras = _loras(origin, plus, to)
     recipe = origin.recipe
-    place = (
-        BasePipeline(recipe.pretrained, recipe.config, recipe.variant, recipe.prediction)
-        if recipe.pretrained
-        else None
-    )
+    if to in LORA_WRITERS:
+        recipe = _with_lora_marks(recipe, Path(loras[-1].source))
+    place = BasePipeline.from_recipe(recipe) if recipe.pretrained else None
     if to in LORA_WRITERS:
         write = _lora_writer(loras, to, place, origin.name, getattr(torch, dtype))
     else:
@@ -78,6 +79,17 @@ def _at(
         )
     recipe = recipe._replace(config=config or recipe.config, variant=variant or recipe.variant)
     return origin._replace(recipe=recipe)
+
+
+def _with_lora_marks(recipe: Recipe, source: Path) -> Recipe:
+    """Return the recipe with the prediction type that a LoRA's file states, if it names none."""
+    file = source / WEIGHTS if source.is_dir() else source
+    marks = source_marks(str(file))
+    prediction = recipe.prediction or marks.config.get("prediction_type")
+    zero = recipe.zero_terminal_snr
+    if zero is None:
+        zero = marks.config.get("rescale_betas_zero_snr")
+    return recipe._replace(prediction=prediction, zero_terminal_snr=zero)
 
 
 def _loras(origin: TrainedWeights, plus: str | None, to: Layout) -> list[LoRAFile]:
@@ -153,7 +165,7 @@ def _merged_writer(
     for name in ("unet", "vae", *base.encoders):
         _check_written(getattr(pipeline, name).state_dict(), dtype)
     if to == "pipeline":
-        return pipeline.save_pretrained
+        return lambda path: write_pipeline(pipeline, path)
     state = single_file_state(pipeline, base.family)
     return lambda path: save_file(state, path, modelspec(base, path.stem, lora=False))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.metadata import base_version, modelspec
+from lit_prefopt.processes.marks import add_metadata
 from lit_prefopt.weights.ldm_names import unet_names
 from lit_prefopt.weights.lora_files import LoRALayer, flat_name
 
@@ -65,6 +66,7 @@ def write_diffusers_lora(
         }
         arguments[f"{part}_lora_adapter_metadata"] = _adapter_config(own).to_dict()
     base.kind.save_lora_weights(path.parent, weight_name=path.name, **arguments)
+    add_metadata(path, modelspec(base, path.stem, lora=True))
 
 
 def _adapter_config(layers: dict[str, LoRALayer]) -> LoraConfig:

@@ -58,12 +58,21 @@ class ConsistencyProcess(DiscreteProcess):
             the number of DDIM steps of its distillation (default 50), and `timestep_scaling`
             (default 10).
         prediction: Prediction type of the denoiser, if the configuration states a wrong one.
+        zero_terminal_snr: Whether the last noise level is pure noise, if the configuration states
+            it wrongly.
     """
+
+    HAS_TARGETS: ClassVar[bool] = False
 
     HAS_DENSITIES: ClassVar[bool] = False
 
-    def __init__(self, config: dict[str, Any], prediction: str | None = None) -> None:
-        super().__init__(config, prediction)
+    def __init__(
+        self,
+        config: dict[str, Any],
+        prediction: str | None = None,
+        zero_terminal_snr: bool | None = None,
+    ) -> None:
+        super().__init__(config, prediction, zero_terminal_snr)
         self.levels = int(config.get("original_inference_steps") or 50)
         """Number of noise levels of the distillation."""
         self.scaling = float(config.get("timestep_scaling") or 10.0)

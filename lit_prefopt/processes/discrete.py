@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.processes.base import ReverseStep
 from lit_prefopt.processes.samplers import DDIM, Sampler
+from lit_prefopt.processes.schedule import last_level, noise_schedule
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.fingerprint import fingerprint
 
@@ -20,25 +21,41 @@ class DiscreteProcess(nn.Module):
     Args:
         config: The checkpoint's scheduler configuration, as diffusers stores it.
         prediction: Prediction type of the denoiser, if the configuration states a wrong one.
+        zero_terminal_snr: Whether the last noise level is pure noise, if the configuration states
+            it wrongly.
 
     Raises:
-        InputError: The prediction type is not supported.
+        InputError: The noise process or the prediction type is not supported.
     """
 
-    PREDICTIONS = ("epsilon", "v_prediction")
+    PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
+    """Prediction types that can be trained."""
+
+    HAS_TARGETS: ClassVar[bool] = True
+    """Whether the denoiser has a target for noised latents."""
 
     HAS_DENSITIES: ClassVar[bool] = True
     """Whether a sampler's steps have a log-density, as on-policy methods need."""
 
-    def __init__(self, config: dict, prediction: str | None = None) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        prediction: str | None = None,
+        zero_terminal_snr: bool | None = None,
+    ) -> None:
         super().__init__()
-        stated = {} if prediction is None else {"prediction_type": prediction}
-        self.scheduler = DDPMScheduler.from_config(config, **stated)
+        self.scheduler = noise_schedule(config, prediction, zero_terminal_snr)
         self.prediction = self.scheduler.config["prediction_type"]
         if self.prediction not in self.PREDICTIONS:
             raise InputError(
                 f"The checkpoint's scheduler has prediction_type {quoted(self.prediction)}, which "
                 f"cannot be trained; use a checkpoint with one of {', '.join(self.PREDICTIONS)}."
+            )
+        if self.prediction == "epsilon" and self.zero_terminal_snr:
+            raise InputError(
+                "The noise schedule ends in pure noise (zero terminal SNR), of which a model that "
+                "predicts epsilon cannot be sampled: set `--backbone.prediction v_prediction` if "
+                "the model predicts v, or `--backbone.zero_terminal_snr false`."
             )
 
     def settings(self) -> dict[str, Any]:
@@ -51,6 +68,11 @@ class DiscreteProcess(nn.Module):
         """Number of noise levels T; t runs from 0 to T - 1."""
         return self.scheduler.config["num_train_timesteps"]
 
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the last noise level is pure noise."""
+        return last_level(self.scheduler) == 0
+
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return sqrt(abar_t) latents + sqrt(1 - abar_t) noise, all (B, C, H, W) with t (B,)."""
         return self.scheduler.add_noise(latents, noise, t)
@@ -60,6 +82,18 @@ class DiscreteProcess(nn.Module):
         if self.prediction == "v_prediction":
             return self.scheduler.get_velocity(latents, noise, t)
         return noise
+
+    def targets(self, latents: Tensor, noise: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Return the targets of all prediction types by name, each (B, C, H, W).
+
+        Those that cannot be trained are among them, to recognise a network that predicts one.
+        """
+        velocity = self.scheduler.get_velocity(latents, noise, t)
+        return {"epsilon": noise, "v_prediction": velocity, "sample": latents}
+
+    def timestep_at(self, level: float) -> int:
+        """Return the timestep whose share of the signal's variance is nearest to a level."""
+        return int((self.scheduler.alphas_cumprod - level).abs().argmin())
 
     def timesteps(self, steps: int) -> Tensor:
         """Return the timesteps of a roll-out, noisiest first, (steps,) int64."""

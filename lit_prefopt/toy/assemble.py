@@ -16,6 +16,7 @@ from diffusers import (
 from jsonargparse import auto_cli
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from lit_prefopt.export.pipeline_folder import write_pipeline
 from lit_prefopt.toy.backbone import CHECKPOINT
 
 SCHEDULER = {
@@ -40,7 +41,7 @@ def save_pipeline(
     """Write a pipeline of these components without a safety checker; its class by the scheduler."""
     lcm = isinstance(scheduler, LCMScheduler)
     kind = LatentConsistencyModelPipeline if lcm else StableDiffusionPipeline
-    kind(
+    pipeline = kind(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -49,7 +50,8 @@ def save_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    write_pipeline(pipeline, folder)
 
 
 def assemble(parts: str, unet: str | None = None, output: str = str(CHECKPOINT)) -> None:

@@ -1,0 +1,51 @@
+"""Build the noise process of a checkpoint from its scheduler and from the marks of its file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.marks import source_marks
+from lit_prefopt.processes.schedule import last_level
+
+
+def build_process(
+    kind: type[DiscreteProcess],
+    config: dict[str, Any],
+    source: str,
+    denoiser: str | None = None,
+    prediction: str | None = None,
+    zero_terminal_snr: bool | None = None,
+) -> DiscreteProcess:
+    """Build the noise process of a checkpoint, and log what its file is marked as.
+
+    The marks of a single file override the scheduler, which belongs to the pipeline that only gives
+    the file's architecture; the recipe overrides both.
+
+    Args:
+        kind: Class of the noise process.
+        config: The scheduler's configuration.
+        source: Hub name, folder or file of the checkpoint.
+        denoiser: The same of a denoiser from elsewhere, whose marks come first.
+        prediction: Prediction type by the recipe.
+        zero_terminal_snr: Whether the last noise level is pure noise, by the recipe.
+    """
+    marks = source_marks(denoiser, source)
+    process = kind(config | marks.config, prediction, zero_terminal_snr)
+    ends = "zero terminal SNR" if process.zero_terminal_snr else "no zero terminal SNR"
+    if any(marks):
+        rank_zero_info(
+            f"The checkpoint is marked as a model with {marks.summary}; it is read with "
+            f"{process.prediction} and {ends}."
+        )
+    known = process.zero_terminal_snr or zero_terminal_snr is not None
+    if process.prediction == "v_prediction" and (prediction or marks.v) and not known:
+        rank_zero_warn(
+            f"{source} is read with v prediction, and its last noise level keeps "
+            f"{last_level(process.scheduler):.2g} of the signal's variance: if it was trained with "
+            "zero terminal SNR, as most SDXL models with v prediction, set "
+            "`--backbone.zero_terminal_snr true`; if not, false."
+        )
+    return process
