@@ -14,6 +14,7 @@ from lit_prefopt.data.shards.format import GENERATION_FILE
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat
 from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.output_lock import OutputLock
 
 COUNTS = "counts.json"
 
@@ -51,6 +52,7 @@ class PartialOutputs:
         self.output, self.count, self.form = output, count, form
         self.notes = dict(notes or {})
         self.folder = output.with_name(f"{output.name}.parts")
+        self.lock = OutputLock(output, self.ELSEWHERE)  # of rank zero
         self.settings = json.loads(json.dumps(settings))  # as they are read back
 
     @property

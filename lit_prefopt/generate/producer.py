@@ -18,6 +18,7 @@ from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.partial_outputs import PartialOutputs
+from lit_prefopt.utils.output_lock import check_free_space
 from lit_prefopt.utils.quiet import ignore_warnings
 
 
@@ -107,6 +108,9 @@ class Producer(LightningModule):
     def setup(self, stage: str | None = None) -> None:
         """Check an existing output before processing."""
         self.parts = self.partial_outputs(self.groups())
+        if self.trainer.is_global_zero:
+            self.parts.lock.acquire()
+            check_free_space(self.output)
         self.parts.check()
 
     def partial_outputs(self, data: Any) -> PartialOutputs:
@@ -151,6 +155,10 @@ class Producer(LightningModule):
         if self.trainer.is_global_zero and not self.parts.complete:
             self._join()
         self.trainer.strategy.barrier()
+
+    def teardown(self, stage: str) -> None:
+        """Release the output's lock."""
+        self.parts.lock.release()
 
     def _join(self) -> None:
         missing = self.parts.missing()

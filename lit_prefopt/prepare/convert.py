@@ -13,7 +13,6 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.counts import ConversionSummary
-from lit_prefopt.prepare.disk import explain_full_disk
 from lit_prefopt.prepare.form_pairs import Matches, RecordPair, Ties, pairs_from_record
 from lit_prefopt.prepare.image_checks import CheckedImage, digest, load_checked
 from lit_prefopt.prepare.progress_bar import progress
@@ -21,6 +20,7 @@ from lit_prefopt.prepare.records import BrokenRecord, Record, UnlabelledRecord, 
 from lit_prefopt.prepare.source_rows import RawRecord
 from lit_prefopt.prepare.sources import Format, open_source
 from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.output_lock import exclusive_output
 from lit_prefopt.utils.parallel import map_in_order
 
 SUMMARY = "summary.json"
@@ -81,7 +81,7 @@ def convert(
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
     rows, total = open_source(source, format, columns)
     maker = _PairMaker(pairs, ties, broken_share)
-    with explain_full_disk(output), ShardWriter(output, max_count, max_size) as writer:
+    with exclusive_output(output), ShardWriter(output, max_count, max_size) as writer:
         loaded = map_in_order(lambda row: _load(row, columns, folder), rows, workers)
         for record in progress(loaded, "records", total):
             for pair, text, files in maker.pairs(record):

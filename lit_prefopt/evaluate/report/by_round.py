@@ -16,7 +16,7 @@ from rich.table import Table
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.console import picture_name
 from lit_prefopt.evaluate.statistics import Interval, paired_statistics
-from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.atomic_files import atomic_file, write_atomic
 
 MARGIN, CAPTION = 80, 16  # pixels of the sheet beside and between its images
 
@@ -115,7 +115,8 @@ def _plot(base: float, rows: Sequence[RoundRow], path: Path) -> None:
     axes.axhline(base, linestyle=":", color="grey")
     axes.set_xticks(numbers, ["start", *(row.name for row in rows)])
     axes.set_ylabel("mean reward; 95 % interval of the difference")
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
 
 
 def _sheet(results: Sequence[Path], path: Path, width: int = 128) -> None:
@@ -137,4 +138,5 @@ def _sheet(results: Sequence[Path], path: Path, width: int = 128) -> None:
                 way = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
                 at = (MARGIN + column * (width + 4), number * tile)
                 sheet.paste(image.resize((width, width), way), at)
-    sheet.save(path)
+    with atomic_file(path) as stream:
+        sheet.save(stream, "PNG")
