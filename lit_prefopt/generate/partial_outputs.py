@@ -14,7 +14,7 @@ from lit_prefopt.data.shards.format import GENERATION_FILE
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat
 from lit_prefopt.utils.atomic_files import write_atomic
-from lit_prefopt.utils.output_lock import OutputLock
+from lit_prefopt.utils.output_lock import OutputLock, check_free_space
 
 COUNTS = "counts.json"
 
@@ -112,6 +112,16 @@ class PartialOutputs:
         with self.form.open(self._part(number)) as writer:
             self.form.add(writer, made)
             write_atomic(writer.folder / COUNTS, json.dumps({**left_out, "pairs": writer.samples}))
+
+    def check_free_space(self, number: int) -> None:
+        """Raise InputError if the disk has clearly too little space for the unfinished groups.
+
+        Args:
+            number: A finished group, from whose size the others' is estimated.
+        """
+        size = sum(file.stat().st_size for file in self._part(number).rglob("*"))
+        # the space for the output's second copy is the margin: groups differ
+        check_free_space(self.output, self.missing() * size, f"{self.missing()} groups need")
 
     def join(self, complete: Callable[[Path], object]) -> Counter[str]:
         """Join all parts to the output and remove them; return the counts by name.
