@@ -78,7 +78,7 @@ class Round:
     def check(self) -> None:
         """Raise InputError if the folder contains a round of another recipe."""
         file = self.folder / ARGUMENTS
-        if file.exists() and json.loads(file.read_text()) != self.arguments:
+        if file.exists() and file.read_bytes() != json.dumps(self.arguments).encode():
             raise InputError(
                 f"{self.folder} is a round of another run, with other arguments: resume it with the"
                 " same arguments, or choose another folder with `--output FOLDER`."

@@ -7,7 +7,10 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar
+
+from safetensors import SafetensorError
 
 from lit_prefopt.data.latents.manifest import NOTES
 from lit_prefopt.data.shards.format import GENERATION_FILE
@@ -89,7 +92,7 @@ class PartialOutputs:
 
     def differences(self, folder: Path) -> list[str]:
         """Return the settings in which a folder's content differs from this generation's."""
-        made = json.loads((folder / self.SETTINGS_FILE).read_text())
+        made = self._read_json(folder / self.SETTINGS_FILE)
         made.pop(NOTES, None)
         return sorted(k for k in made | self.settings if made.get(k) != self.settings.get(k))
 
@@ -133,14 +136,35 @@ class PartialOutputs:
         with self.form.open(self.output) as writer:
             for number in range(self.count):
                 part = self._part(number)
-                counts.update(json.loads((part / COUNTS).read_text()))
-                self.form.copy(writer, part)
+                counts.update(self._read_json(part / COUNTS))
+                self._copy(writer, part)
             if not writer.samples:
                 raise InputError(_nothing(counts, self.folder))
             complete(writer.folder)
             write_atomic(writer.folder / self.SETTINGS_FILE, self._dump_settings())
         shutil.rmtree(self.folder)
         return counts
+
+    def _copy(self, writer: Any, part: Path) -> None:
+        try:
+            self.form.copy(writer, part)
+        except (ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise InputError(
+                f"{part} is damaged ({shorten(str(error), 200)}): remove it and resume with the "
+                "same command, which makes it again."
+            ) from error
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise InputError(
+                f"{path} is damaged: remove {path.parent} and resume with the same command, which "
+                "makes it again."
+            )
+        return content
 
     def _part(self, number: int) -> Path:
         return self.folder / f"{number:08d}"
