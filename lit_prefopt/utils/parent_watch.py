@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import suppress
 
 PARENT = "LIT_PREFOPT_PARENT"  # environment variable: reading end of the parent's pipe
 
@@ -16,13 +15,14 @@ def watch_parent() -> None:
     The parent never writes into the pipe: the end of its process is the end of the pipe.
     """
     pipe = os.environ.pop(PARENT, None)  # children of this process have another parent
-    if pipe is None:
+    if pipe is None or not pipe.isdecimal():
         return
-    os.set_inheritable(int(pipe), False)
     threading.Thread(target=_wait, args=(int(pipe), os.getpid()), daemon=True).start()
 
 
 def _wait(pipe: int, process: int) -> None:
-    with suppress(OSError):
+    try:
         os.read(pipe, 1)
+    except OSError:  # not a pipe: the variable is of another program
+        return
     os.kill(process, signal.SIGTERM)

@@ -78,7 +78,7 @@ def test_the_holder_is_named_and_its_kill_frees_the_lock(tmp_path: Path, inside:
     finally:
         end(holder)
     second.release()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_lock_file_of_a_killed_process_is_no_lock(tmp_path: Path) -> None:
