@@ -59,8 +59,7 @@ def explain_os_error(error: BaseException) -> str | None:
             verb = "written" if code in WRITTEN else "opened, read or written"
             name = f"...{file[-LONGEST:]}" if len(file) > LONGEST else file or "A file"
             return f"{name} cannot be {verb} ({os.strerror(code)}): {cure}."
-        # torch raises RuntimeError while it handles the error of a stream that it writes to
-        found = found.__cause__ or (found.__context__ if type(found) is RuntimeError else None)
+        found = found.__cause__
     return None
 
 
@@ -69,13 +68,14 @@ def _number_and_file(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno is not None:
         file = "" if error.filename is None else os.fsdecode(error.filename)
         return error.errno, file
+    if type(error) is RuntimeError and isinstance(error.__context__, OSError):
+        return _number_and_file(error.__context__)  # torch, of a stream that it writes to
     if isinstance(error, InputError) or not isinstance(error, Exception):
         return 0, ""
     named = [*NUMBER.finditer(str(error))]  # of safetensors, or out of another process
     if named:
         return int(named[-1][1]), named[-1][2] or ""
-    failed = TORCH_WRITER in str(error) and error.__context__ is None
-    return (errno.EIO if failed else 0), ""
+    return (errno.EIO if TORCH_WRITER in str(error) else 0), ""
 
 
 @contextmanager
