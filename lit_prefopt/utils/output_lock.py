@@ -108,9 +108,8 @@ class OutputLock:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 self._lock(file)
-                found = os.fstat(file)
                 # the previous holder may have removed the file between the two calls
-                if self.path.exists() and os.path.samestat(found, self.path.stat()):
+                if os.fstat(file).st_nlink:
                     os.ftruncate(file, 0)
                     return file
             except BaseException:
