@@ -47,6 +47,12 @@ class PreferenceDiffusionModule(Learner):
     masked: bool = False
     """Whether errors count only inside a pair's mask, if it has one."""
 
+    needs_reference: bool = True
+    """Whether training and held-out comparison need a reference; without one, a run is refused.
+
+    A method whose loss is of the policy alone sets this to False.
+    """
+
     takes_reference_errors: bool = True
     """Whether denoising errors of stored pairs are all that it computes with the reference.
 

@@ -18,6 +18,7 @@ from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.partial_outputs import PartialOutputs
+from lit_prefopt.strategies.precision import apply_precision
 from lit_prefopt.utils.quiet import ignore_warnings
 
 
@@ -108,6 +109,10 @@ class Producer(LightningModule):
         """Check an existing output before processing."""
         self.parts = self.partial_outputs(self.groups())
         self.parts.check()
+
+    def configure_model(self) -> None:
+        """Check that the weights fit the Trainer's precision."""
+        apply_precision(self)
 
     def partial_outputs(self, data: Any) -> PartialOutputs:
         """Return the finished groups.
