@@ -44,10 +44,10 @@ def apply_precision(module: LightningModule) -> None:
 
 def _check(module: LightningModule, name: str, computes: torch.dtype, *, mixed: bool) -> None:
     accepted = {computes, torch.float32} if mixed else {computes}
-    found = {dtype for dtype in _dtypes(module) if dtype not in accepted}
+    found = sorted(_dtypes(module) - accepted, key=str)
     if not found:
         return
-    stated, wanted = (str(x).removeprefix("torch.") for x in (found.pop(), computes))
+    stated, wanted = (str(dtype).removeprefix("torch.") for dtype in (found[0], computes))
     full = " (`--backbone.policy_dtype bfloat16` in a full fine-tune)" * (wanted == "bfloat16")
     if mixed:
         raise InputError(
@@ -64,7 +64,7 @@ def _check(module: LightningModule, name: str, computes: torch.dtype, *, mixed: 
 
 def _dtypes(module: LightningModule) -> set[torch.dtype]:
     """Return the dtypes of all denoisers and trained weights, except a LoRA's, always float32."""
-    policies = (part for part in module.modules() if isinstance(part, Policy))
-    named = [pair for net in (*policies,) for pair in net.named_parameters()]
+    policies = [part for part in module.modules() if isinstance(part, Policy)]
+    named = [pair for policy in policies for pair in policy.named_parameters()]
     named += trained(module).items()
     return {p.dtype for key, p in named if p.is_floating_point() and ".lora_" not in key}
