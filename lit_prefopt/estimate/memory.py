@@ -130,7 +130,7 @@ def _of_weights(module: Learner) -> Iterator[MemorySaving]:
     elif getattr(module, "takes_reference_errors", False):
         yield MemorySaving(
             parts.reference,
-            "the reference's errors from a cache, which `lit-prefopt predict` writes",
+            "the reference's errors from a cache, in place of a reference network",
             "--backbone.reference none --data CachedPairs --data.reference FOLDER",
         )
 

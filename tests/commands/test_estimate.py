@@ -100,7 +100,8 @@ def test_checkpointing_is_advised_both_ways() -> None:
 
 
 def test_an_estimate_advises_against_needless_checkpointing(recipe: list[str]) -> None:
-    monitor = ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
-    more = ["--steps=1", "--backbone.gradient_checkpointing", "true", *monitor]
-    found = estimate([*recipe, *more, "--trainer.val_check_interval", "1.0"])
+    """It runs past the end of an epoch, where early stopping would miss the held-out loss."""
+    more = ["--steps=6", "--backbone.gradient_checkpointing", "true", "--trainer.max_steps", "20"]
+    more += ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    found = estimate([*recipe, *more, "--trainer.callbacks.check_on_train_epoch_end", "true"])
     assert "Gradient checkpointing can be disabled" in found.advice

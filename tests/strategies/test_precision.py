@@ -189,6 +189,6 @@ def test_generators_are_checked_as_well(
             [
                 *("predict", "--config", "sd15-cache", "--backbone.pretrained", tiny_folder),
                 *("--backbone.dtype", "float32", "--trainer.precision", "bf16-true"),
-                *("--data.resolution", "32", "--trainer.accelerator", "cpu", *output),
+                *("--model.resolution", "32", "--trainer.accelerator", "cpu", *output),
             ]
         )
