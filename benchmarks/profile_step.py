@@ -103,7 +103,9 @@ def table(seen: Any, seconds: float, steps: int, device: str) -> str:
         device: Whose time counts.
     """
     name = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, name))
+    # The range `Optimizer.step` spans the whole closure, that is the forward and the backward too.
+    operations = [r for r in seen.key_averages() if not r.key.startswith("Optimizer.")]
+    rows = sorted(operations, key=lambda row: -getattr(row, name))
     total = sum(getattr(row, name) for row in rows) / steps / 1e3
     lines = [
         f"mean of {steps} steps, {seconds * 1e3:.1f} ms each under the profiler; "

@@ -29,6 +29,7 @@ class CacheUser(Protocol):
     backbone: Backbone
     masked: bool
     validation_draws: int
+    needs_reference: bool
     takes_reference_errors: bool
 
     @property
@@ -47,6 +48,7 @@ def check_data(module: CacheUser, data: object) -> None:
         data: The data module, after its setup.
     """
     backbone = module.backbone
+    _check_reference(module, data)
     if not isinstance(data, CachedPairs):
         if data is not None:
             backbone.require_encoders(f"{type(data).__name__}, which yields images or prompts,")
@@ -108,8 +110,30 @@ def _log_unverified(backbone: Backbone, latents: LatentSet) -> None:
         )
 
 
+def _check_reference(module: CacheUser, data: object) -> None:
+    """Check that a method that needs a reference has one, or a table of its errors."""
+    if module.backbone.has_reference or not module.needs_reference or _tables(data):
+        return
+    cached = (
+        ", or read its errors from a cache (`--data CachedPairs --data.shards FOLDER "
+        "--data.reference FOLDER`)"
+    )
+    raise InputError(
+        f"{type(module).__name__} compares the policy with a reference, and the recipe has none: "
+        "set `--backbone.reference initial`, which is no second network with a LoRA "
+        f"(`--backbone.lora.rank 16`){cached if module.takes_reference_errors else ''}."
+    )
+
+
+def _tables(data: object) -> list[ErrorTable]:
+    """Return the tables of the reference's errors that a data module has."""
+    if not isinstance(data, CachedPairs):
+        return []
+    return [t for t in (data.reference, data.validation_reference) if t is not None]
+
+
 def _check_tables(module: CacheUser, data: CachedPairs) -> None:
-    tables = [t for t in (data.reference, data.validation_reference) if t is not None]
+    tables = _tables(data)
     if not tables:
         return
     if not module.takes_reference_errors:

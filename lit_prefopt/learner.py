@@ -17,6 +17,7 @@ from lit_prefopt.optimizers import OptimizerConfig
 from lit_prefopt.optimizers.gradient_release import check_release
 from lit_prefopt.strategies import FullySharded
 from lit_prefopt.strategies.compatibility import check_strategy
+from lit_prefopt.strategies.precision import apply_precision
 from lit_prefopt.utils.quiet import ignore_warnings
 
 
@@ -52,7 +53,8 @@ class Learner(LightningModule):
         raise NotImplementedError
 
     def configure_model(self) -> None:
-        """Shard the denoiser and its frozen copy over the devices under FSDP."""
+        """Check the precision; shard the denoiser and its frozen copy over devices under FSDP."""
+        apply_precision(self)
         strategy = self.trainer.strategy
         check_strategy(type(strategy).__name__)
         if isinstance(strategy, FullySharded):

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.callbacks.disk_space import DiskSpace
 from lit_prefopt.callbacks.interrupts import Interrupts
+from lit_prefopt.callbacks.monitors import Monitors
 from lit_prefopt.callbacks.out_of_memory import BLUNT, OutOfMemory
 from lit_prefopt.callbacks.parameter_count import ParameterCount
 from lit_prefopt.callbacks.progress import StepProgressBar
@@ -123,7 +124,7 @@ class PreferenceCLI(LightningCLI):
         callbacks += [batch, OutOfMemory(), DiskSpace()]
         interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
         others = [c for c in callbacks if not isinstance(c, Interrupts)]
-        trainer.callbacks = others + interrupts[:1]  # type: ignore[attr-defined]
+        trainer.callbacks = [Monitors(), *others, *interrupts[:1]]  # type: ignore[attr-defined]
         return trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

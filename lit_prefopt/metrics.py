@@ -117,14 +117,23 @@ class PreferenceMetric(NamedMeans):
     """
 
     def __init__(self, steps: int, draws: int = 1, bins: int = 4) -> None:
-        names = ["accuracy", "margin", "error", "reference_error"]
+        names = ["loss", "accuracy", "margin", "error", "reference_error"]
         super().__init__([*names, *(f"accuracy_t{b}" for b in range(bins))])
         self.steps, self.draws, self.bins = steps, draws, bins
 
     @torch.no_grad()
-    def update(self, ratios: LogRatios, pairs: Pairs, beta: float) -> None:  # type: ignore[override]
-        """Add a batch of held-out pairs."""
-        measured = ratios.errors
+    def update(  # type: ignore[override]
+        self, ratios: LogRatios, pairs: Pairs, beta: float, losses: Tensor | None = None
+    ) -> None:
+        """Add a batch of held-out pairs.
+
+        Args:
+            ratios: Log-ratios of the pairs' sides.
+            pairs: The pairs.
+            beta: Factor of margins.
+            losses: The loss of each pair, (B,), if the method has one for held-out pairs.
+        """
+        measured = ratios.errors | ({} if losses is None else {"loss": losses})
         if pairs.sides > 1:
             margin = ratios.margin(beta)
             right = accuracy(margin)

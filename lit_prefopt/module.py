@@ -50,6 +50,12 @@ class PreferenceDiffusionModule(Learner):
     masked: bool = False
     """Whether errors count only inside a pair's mask, if it has one."""
 
+    needs_reference: bool = True
+    """Whether training and held-out comparison need a reference; without one, a run is refused.
+
+    A method whose loss is of the policy alone sets this to False.
+    """
+
     takes_reference_errors: bool = True
     """Whether denoising errors of stored pairs are all that it computes with the reference.
 
@@ -187,10 +193,20 @@ class PreferenceDiffusionModule(Learner):
         pairs = self.form_pairs(batch)
         for draw in range(self.validation_draws):
             seeded = pairs.at_draw(draw)
-            self.held_out.update(self.log_ratios(seeded), seeded, self.beta)
+            ratios = self.log_ratios(seeded)
+            self.held_out.update(ratios, seeded, self.beta, self.held_out_losses(ratios, seeded))
+
+    def held_out_losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor | None:
+        """Return the weighted loss of each held-out pair, (B,); None if the method has none.
+
+        Args:
+            ratios: Log-ratios of the pairs' sides.
+            pairs: The pairs, for their labels and weights.
+        """
+        return pairs.weights * self.losses(ratios, pairs)
 
     def on_validation_epoch_end(self) -> None:
-        """Log held-out accuracy and margin, over all timesteps and by quarter of the timesteps."""
+        """Log held-out loss, accuracy and margin; the accuracy also by quarter of the timesteps."""
         self._log_held_out("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

@@ -94,6 +94,10 @@ class OnPolicyModule(PreferenceDiffusionModule):
         policy = logp(self.backbone, self.sampling, pairs)
         return LogRatios(policy - reference, pairs.t)
 
+    def held_out_losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor | None:
+        """Return None: the loss is one of steps, and held-out pairs are not rolled out."""
+        return None
+
     def measure(self, ratios: LogRatios, pairs: Comparisons, loss: Tensor) -> dict[str, Tensor]:
         """Return the logged means of a batch, with the share of clipped log-ratios."""
         values = ratios.values.detach()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 from diffusers import ModelMixin
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import LoraConfig
+from torch import nn
 
 from lit_prefopt.backbones.policy import trained
+from lit_prefopt.errors import InputError, check_number
 
 
 @dataclass
@@ -17,7 +21,8 @@ class LoRA:
 
     Args:
         rank: Rank of the update.
-        alpha: The update is multiplied by alpha / rank; alpha is the rank if not given.
+        alpha: The update is multiplied by alpha / rank, so that 0 trains nothing; alpha is the rank
+            if not given.
         targets: Layers that get an adapter, by the end of their name.
         dropout: Dropout probability of the adapter's inputs in training.
     """
@@ -29,6 +34,8 @@ class LoRA:
 
     def add_to(self, denoiser: ModelMixin) -> None:
         """Freeze the network and add the adapter, which is the identity until it is trained."""
+        self._check_numbers()
+        self._check_targets(denoiser)
         denoiser.requires_grad_(False)
         denoiser.add_adapter(
             LoraConfig(
@@ -41,3 +48,43 @@ class LoRA:
         )
         for parameter in trained(denoiser).values():
             parameter.data = parameter.data.to(torch.float32)
+
+    def _check_numbers(self) -> None:
+        """Check the numbers; warn of those with which the adapter cannot learn."""
+        check_number("lora.rank", self.rank, 1)
+        check_number("lora.alpha", self.alpha)
+        check_number("lora.dropout", self.dropout, 0, 1)
+        if self.alpha == 0 or self.dropout == 1:
+            name, cure = ("alpha", self.rank) if self.alpha == 0 else ("dropout", 0.0)
+            rank_zero_warn(
+                f"The LoRA cannot learn with {name} {getattr(self, name)}: its update is always "
+                f"zero; set `--backbone.lora.{name} {cure}`."
+            )
+
+    def _check_targets(self, denoiser: ModelMixin) -> None:
+        """Check that targets match layers: an error if none does, and a warning if some do not."""
+        unknown = [one for one in self.targets if not _matches(one, denoiser)]
+        if not unknown:
+            return
+        named = ", ".join(repr(one[:40]) for one in unknown[:5])
+        kinds = (nn.Linear, nn.Conv2d)
+        layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, kinds)]
+        message = (
+            f"{len(unknown)} of the LoRA's {len(self.targets)} targets match no layer of "
+            f"{type(denoiser).__name__} ({named}); its layers' names end in {_ends(layers)}"
+        )
+        if len(unknown) == len(self.targets):
+            raise InputError(f"{message}: give such names as `--backbone.lora.targets`.")
+        rank_zero_warn(f"{message}; only the other targets are trained.")
+
+
+def _matches(target: str, net: nn.Module) -> bool:
+    """Whether a target is a layer's name or the end of one, as peft defines it."""
+    return any(name == target or name.endswith(f".{target}") for name, _ in net.named_modules())
+
+
+def _ends(layers: list[str]) -> str:
+    """Return the commonest last parts of layers' names, of lists of layers the last two."""
+    parts = [name.split(".") for name in layers]
+    ends = Counter(".".join(p[-2:] if p[-1].isdigit() else p[-1:]) for p in parts)
+    return ", ".join(end for end, _ in ends.most_common(12))

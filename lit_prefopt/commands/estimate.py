@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
@@ -20,9 +20,22 @@ from lit_prefopt.estimate.memory import GIB
 from lit_prefopt.estimate.pace import Pace, device_name
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 from lit_prefopt.recipe_files import named_recipes
+from lit_prefopt.utils.device import memory_bytes
 
-UNMEASURED_CALLBACKS = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget, DiskSpace)
+UNMEASURED_CALLBACKS = (
+    ModelCheckpoint,
+    EarlyStopping,
+    ExportWeights,
+    SampleGrid,
+    Evaluation,
+    Budget,
+    DiskSpace,
+)
 """Callbacks that take no part in a step."""
+
+
+FITS = 0.9
+"""Share of the device's memory that a step may use."""
 
 
 class Estimate(NamedTuple):
@@ -42,6 +55,7 @@ class Estimate(NamedTuple):
     epoch_seconds: float  # before the first batch of an epoch
     hours: float
     parts: dict[str, int]  # bytes, computed
+    advice: str  # on gradient checkpointing; empty if there is none
 
 
 class EstimateCLI(PreferenceCLI):
@@ -122,7 +136,35 @@ def _estimate(trainer: Trainer, pace: Pace) -> Estimate:
         epoch_seconds=pace.epoch_seconds,
         hours=(steps * step_seconds + epochs * pace.epoch_seconds) / 3600,
         parts=pace.parts.named() if pace.parts else {},
+        advice=checkpointing_advice(pace, memory_bytes(pace.device)),
     )
+
+
+def checkpointing_advice(pace: Pace, memory: int) -> str:
+    """Return a sentence if gradient checkpointing can be disabled, or should be enabled.
+
+    Args:
+        pace: A finished measurement.
+        memory: Bytes of the device; 0 if unknown.
+    """
+    saved, recomputed = pace.recomputation
+    without, key = pace.peak_bytes + saved, "--backbone.gradient_checkpointing"
+    if not memory or not saved:
+        return ""
+    if pace.checkpointed and without < FITS * memory:
+        share = recomputed / (pace.flops + recomputed)
+        return (
+            f"Gradient checkpointing can be disabled: a step would need about {without / GIB:.2f} "
+            f"of {memory / GIB:.2f} GiB, and {share:.0%} of its FLOPs are recomputation "
+            f"(`{key} false`)."
+        )
+    if not pace.checkpointed and pace.peak_bytes > FITS * memory:
+        return (
+            f"Little memory is left: gradient checkpointing would save about {saved / GIB:.2f} of "
+            f"{memory / GIB:.2f} GiB, for {recomputed / pace.flops:.0%} more FLOPs "
+            f"(`{key} true`)."
+        )
+    return ""
 
 
 def print_estimate(found: Estimate) -> None:
@@ -148,4 +190,6 @@ def print_estimate(found: Estimate) -> None:
     console = Console(markup=False)
     console.print(table)
     console.print(sizes)
+    if found.advice:
+        console.print(found.advice)
     console.print("Validation, checkpoints and evaluation are not included.")

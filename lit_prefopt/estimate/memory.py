@@ -125,11 +125,14 @@ def _of_weights(module: Learner) -> Iterator[MemorySaving]:
         _size(p) // 2 for p in _frozen(module) if p.dtype == torch.float32 and p.numel() > 1
     )
     yield MemorySaving(frozen, "frozen parts in bfloat16", "--backbone.dtype bfloat16")
-    yield MemorySaving(
-        parts.reference,
-        "no reference network, if the method needs none",
-        "--backbone.reference none",
-    )
+    if not getattr(module, "needs_reference", False):
+        yield MemorySaving(parts.reference, "no reference network", "--backbone.reference none")
+    elif getattr(module, "takes_reference_errors", False):
+        yield MemorySaving(
+            parts.reference,
+            "the reference's errors from a cache, in place of a reference network",
+            "--backbone.reference none --data CachedPairs --data.reference FOLDER",
+        )
 
 
 def _frozen(module: Learner) -> list[nn.Parameter]:

@@ -28,6 +28,13 @@ class BatchTiming(NamedTuple):
     first: bool  # whether it is an epoch's first
 
 
+class Recomputation(NamedTuple):
+    """Saving and cost of gradient checkpointing in a batch."""
+
+    memory: int  # bytes
+    flops: int
+
+
 class Pace(Callback):
     """Times a run's first optimizer steps and stops it.
 
@@ -47,6 +54,8 @@ class Pace(Callback):
         self.peak_bytes = 0
         self.matmul = 0.0  # TFLOP/s
         self.parts: MemoryFootprint | None = None
+        self.checkpointed = False  # whether the denoiser's activations are recomputed
+        self.recomputation = Recomputation(0, 0)
         self._steps_before = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,10 +104,17 @@ class Pace(Callback):
         if isinstance(pl_module, Learner):
             self.rows = len(self._last.seeds)
             context = trainer.precision_plugin.forward_context
-            activations = step_cost(pl_module, self._last, context).activations
-            with checkpointing(pl_module, False):
-                self.flops = step_cost(pl_module, self._last, context).flops
-            self.parts = footprint(pl_module, activations)
+            costs = {}
+            for on in (False, True):
+                with checkpointing(pl_module, on):
+                    costs[on] = step_cost(pl_module, self._last, context)
+            self.flops = costs[False].flops
+            self.recomputation = Recomputation(
+                costs[False].activations - costs[True].activations,
+                costs[True].flops - costs[False].flops,
+            )
+            self.checkpointed = pl_module.backbone.policy.denoiser.is_gradient_checkpointing
+            self.parts = footprint(pl_module, costs[self.checkpointed].activations)
 
     # Results ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.partial_outputs import PartialOutputs
+from lit_prefopt.strategies.precision import apply_precision
 from lit_prefopt.utils.output_lock import check_free_space
 from lit_prefopt.utils.quiet import ignore_warnings
 
@@ -120,6 +121,10 @@ class Producer(LightningModule):
             self.parts.lock.acquire()
             check_free_space(self.output, self.least_bytes(), "its content needs")
         self.parts.check()
+
+    def configure_model(self) -> None:
+        """Check that the weights fit the Trainer's precision."""
+        apply_precision(self)
 
     def partial_outputs(self, data: Any) -> PartialOutputs:
         """Return the finished groups.

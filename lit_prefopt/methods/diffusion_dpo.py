@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_prefopt.batches import LogRatios
@@ -40,6 +41,9 @@ class DiffusionDPO(PreferenceDiffusionModule):
         gamma_steps: Number of parts of the noise levels that `gamma` refers to.
     """
 
+    least_beta: float = 10.0
+    """A smaller beta gets a warning: it belongs to log-ratios that are sums, not means."""
+
     def __init__(
         self,
         *args: Any,
@@ -65,6 +69,16 @@ class DiffusionDPO(PreferenceDiffusionModule):
         self.anchor = anchor
         self.chosen_protection = chosen_protection
         self.gamma, self.gamma_steps = gamma, gamma_steps
+
+    def on_train_start(self) -> None:
+        """Warn of a beta that is too small for mean errors."""
+        super().on_train_start()
+        if self.beta < self.least_beta:
+            rank_zero_warn(
+                f"beta is {self.beta:g}, as for a language model, but errors are means here and "
+                "not sums, so that nothing would hold the policy to the reference: published runs "
+                "have 200 to 5000, such as `--model.beta 2000`."
+            )
 
     def draw_timesteps(self, u: Tensor) -> Tensor:
         """Return the timesteps at quantiles u of their discounted distribution, (B,)."""

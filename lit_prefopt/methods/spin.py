@@ -52,6 +52,7 @@ class SPINDiffusion(DiffusionDPO):
         how = sampling or Sampling(own.steps, guidance=1.0, eta=1.0, batch_size=own.batch_size)
         self.rollout = Rollout(self.backbone, how) if exact else None
         self.takes_reference_errors = not exact
+        self.least_beta = 0.0 if exact else self.least_beta  # log-densities, and not errors
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
         """Return the log-ratio of policy to opponent for each side."""

@@ -12,8 +12,10 @@ from lit_prefopt.module import PreferenceDiffusionModule
 class SupervisedFineTuning(PreferenceDiffusionModule):
     """Trains on the chosen side only, without the rejected side and the reference.
 
-    Held-out preference is computed with both sides and the reference, as for all methods.
+    Held-out preference is computed with both sides and, if there is one, the reference.
     """
+
+    needs_reference = False
 
     def form_pairs(self, batch: Batch) -> Pairs:
         """Return only the chosen side in training; both sides of held-out pairs."""

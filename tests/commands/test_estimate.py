@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lit_prefopt.cli import main
-from lit_prefopt.commands.estimate import estimate
+from lit_prefopt.commands.estimate import checkpointing_advice, estimate
 from lit_prefopt.errors import InputError
-from lit_prefopt.estimate.pace import BatchTiming, Pace
+from lit_prefopt.estimate.memory import GIB
+from lit_prefopt.estimate.pace import BatchTiming, Pace, Recomputation
 from lit_prefopt.utils.device import is_out_of_memory, matmul_dtype
 
 
@@ -76,3 +77,31 @@ def test_shortages_are_told_from_other_failures() -> None:
 def test_precisions_have_a_dtype() -> None:
     named = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
     assert {name: matmul_dtype(name) for name in named} == named
+
+
+def measured(checkpointed: bool, peak: int) -> Pace:
+    pace = Pace(1)
+    pace.checkpointed, pace.peak_bytes, pace.flops = checkpointed, peak * GIB, 300
+    pace.recomputation = Recomputation(4 * GIB, 100)
+    return pace
+
+
+def test_checkpointing_is_advised_both_ways() -> None:
+    """10 + 4 GiB fit into 24 and not into 15; a quarter of 400 FLOPs is recomputed."""
+    off = checkpointing_advice(measured(True, 10), 24 * GIB)
+    assert "14.00 of 24.00 GiB, and 25%" in off
+    assert "`--backbone.gradient_checkpointing false`" in off
+    assert checkpointing_advice(measured(True, 10), 15 * GIB) == ""
+    on = checkpointing_advice(measured(False, 23), 24 * GIB)
+    assert "save about 4.00 of 24.00 GiB, for 33% more FLOPs" in on
+    assert "`--backbone.gradient_checkpointing true`" in on
+    assert checkpointing_advice(measured(False, 10), 24 * GIB) == ""
+    assert checkpointing_advice(measured(True, 10), 0) == ""  # a device of unknown size
+
+
+def test_an_estimate_advises_against_needless_checkpointing(recipe: list[str]) -> None:
+    """It runs past the end of an epoch, where early stopping would miss the held-out loss."""
+    more = ["--steps=6", "--backbone.gradient_checkpointing", "true", "--trainer.max_steps", "20"]
+    more += ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    found = estimate([*recipe, *more, "--trainer.callbacks.check_on_train_epoch_end", "true"])
+    assert "Gradient checkpointing can be disabled" in found.advice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from lit_prefopt import losses
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO, SupervisedFineTuning
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.optimizers import AdamW
 from tests.helpers.batches import image_pairs
+from tests.helpers.runs import scalars
 
 COARSE = {"lora": LoRA(4), "dtype": "bfloat16", "gradient_checkpointing": True}
 BACKBONES = {
@@ -245,3 +248,34 @@ def test_options_go_by_name(backbone: StableDiffusion) -> None:
         DiffusionDPO(backbone, AdamW(1e-3), 1.0)
     with pytest.raises(TypeError, match="betta"):
         DiffusionDPO(backbone, AdamW(1e-3), beta=1.0, betta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("beta", "warned"), [("0.1", True), ("9", True), ("200", False), ("5000", False)]
+)
+def test_a_language_models_beta_gets_one_warning(
+    beta: str, warned: bool, recipe: list[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    main(["fit", *recipe, "--model.beta", beta, "--trainer.max_steps", "1"])
+    texts = [str(one.message) for one in recwarn if "beta" in str(one.message)]
+    assert len(texts) == warned
+    assert all(f"beta is {beta}," in text and "`--model.beta 2000`" in text for text in texts)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_method_that_needs_a_reference_is_refused_without_one(
+    command: str, recipe: list[str], tmp_path: Path
+) -> None:
+    message = "DiffusionDPO compares .*set `--backbone.reference initial`.*--data CachedPairs"
+    with pytest.raises(SystemExit, match=message):
+        main([command, *recipe, "--backbone.reference", "none"])
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_method_that_needs_none_trains_without_one(recipe: list[str], tmp_path: Path) -> None:
+    """Held-out loss is then the denoising error of the chosen side."""
+    more = ["--config", "toy-sft", *recipe[2:], "--backbone.reference", "none"]
+    main(["fit", *more, "--trainer.max_steps", "2"])
+    logged = scalars(tmp_path / "run")
+    assert logged["val/loss"][0] > 0
+    assert "val/reference_error" not in logged
