@@ -81,7 +81,7 @@ class EffectiveBatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the steps at the ends of epochs, which have fewer batches, as steps too."""
         batches = trainer.num_training_batches
-        if self.validate_every is not None and isinstance(batches, int):
+        if self.validate_every is not None and isinstance(batches, int) and batches:
             steps = math.ceil(batches / trainer.accumulate_grad_batches)
             trainer.val_check_batch = max(1, self.validate_every * batches // steps)
 

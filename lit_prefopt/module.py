@@ -208,6 +208,7 @@ class PreferenceDiffusionModule(Learner):
     def on_validation_epoch_end(self) -> None:
         """Log held-out loss, accuracy and margin; the accuracy also by quarter of the timesteps."""
         self._log_held_out("val")
+        super().on_validation_epoch_end()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Compute held-out preference, as in validation."""

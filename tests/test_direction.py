@@ -22,7 +22,7 @@ LEVELS = [
     ["data.order", "diffusion"],
     ["data.loading"],
     ["data.latents"],
-    ["prepare", "export", "metrics", "optimizers", "strategies", "effective_batch"],
+    ["prepare", "export", "metrics", "optimizers", "strategies", "effective_batch", "fit_loop"],
     ["prompts"],
     ["datamodules"],
     ["learner"],

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lit_prefopt.cli import main
-from lit_prefopt.runs.checkpoint_files import is_complete
+from lit_prefopt.weights.checkpoint import is_complete
 
 CASES = 200
 PATIENCE = 60  # seconds

@@ -115,9 +115,22 @@ class PolicyAveraging(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Load average and running weights; initialize the average if the checkpoint has none."""
+        """Load average and running weights; initialize the average if the checkpoint has none.
+
+        Raises:
+            InputError: The running weights are not those that are averaged.
+        """
         if self.RUNNING not in checkpoint or trainer.state.fn != "fit":
             return
+        shapes = [
+            {name: value.shape for name, value in checkpoint[key].items()}
+            for key in ("state_dict", self.RUNNING)
+        ]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                "The checkpoint's running weights are not those of its average, so it is damaged: "
+                "resume from another one, or without PolicyAveraging."
+            )
         self._swapped = False
         # the weights that were loaded
         self.average = {n: p.detach().clone() for n, p in trained(pl_module).items()}

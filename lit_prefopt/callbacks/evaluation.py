@@ -94,7 +94,9 @@ class Evaluation(Callback):
         metrics = trainer.callback_metrics
         if trainer.state.fn == "fit" and "val/accuracy" in metrics:
             accuracy, chance = (float(metrics[f"val/{name}"]) for name in ("accuracy", "chance_95"))
-            self._curve.append([trainer.global_step, round(accuracy, 4)])
+            point = [trainer.global_step, round(accuracy, 4)]
+            # a run that is resumed within a step's batches repeats its validation
+            self._curve = [*(one for one in self._curve if one[0] != point[0]), point]
             rank_zero_info(
                 f"step {trainer.global_step}: held-out accuracy {accuracy:.3f} (chance: 0.5, "
                 f"95% range up to {chance:.3f})"

@@ -8,9 +8,12 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_prefopt.learner import Learner
+from lit_prefopt.backbones import trained
+from lit_prefopt.errors import InputError
+from lit_prefopt.learner import CURES, Learner
 from lit_prefopt.runs.directory import RECIPE
 from lit_prefopt.utils.atomic_files import atomic_output
+from lit_prefopt.utils.finite import first_not_finite
 
 
 class ExportWeights(Callback):
@@ -27,9 +30,17 @@ class ExportWeights(Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the weights (rank zero)."""
+        """Write the weights (rank zero).
+
+        Raises:
+            InputError: A trained weight is not finite.
+        """
         if not trainer.is_global_zero or not isinstance(pl_module, Learner):
             return
+        if name := first_not_finite(trained(pl_module).items()):
+            raise InputError(
+                f"The weights were not exported, because {name} is not finite; {CURES}."
+            )
         root = Path(trainer.default_root_dir)
         with atomic_output(root / self.folder, replace=True) as folder:
             folder.mkdir()

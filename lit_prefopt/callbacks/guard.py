@@ -17,13 +17,9 @@ from lit_prefopt.backbones import trained
 from lit_prefopt.callbacks.averaging import PolicyAveraging
 from lit_prefopt.callbacks.spike_detection import SpikeDetector, StepStatistics
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.learner import Learner
+from lit_prefopt.learner import CURES, Learner
 from lit_prefopt.strategies import ZeRO
 
-CURES = (
-    "usual remedies are a lower learning rate, a longer warm-up, gradient clipping "
-    "(`--trainer.gradient_clip_val 1.0`), a larger beta, or bf16-mixed instead of 16-mixed"
-)
 RISING_CURES = (
     "the policy gets worse on chosen images; usual remedies are a larger beta, a lower "
     "learning rate, `--model.anchor`, or `--model.chosen_protection 0.9`"
@@ -36,6 +32,7 @@ class Guard(Callback):
     A spike is a loss or a gradient norm far above the median of the last steps, measured in median
     absolute deviations, both of logarithms. It is detected before the optimizer step that it would
     affect, and all ranks decide alike. A rising chosen error is slow and only reported.
+    Without Guard, and where it only warns, a run stops at the first loss that is not finite.
 
     A skipped step still counts: the learning-rate schedule and the data advance. After a rewind,
     weights, optimizer and average are those of the last checkpoint, while data and learning
@@ -155,6 +152,8 @@ class Guard(Callback):
             self.rewound += 1
             where = rewind(trainer, module)
             rank_zero_warn(f"{seen}; the run is rewound to the weights of {where}.")
+        if isinstance(module, Learner):
+            module.loss_check.forget()
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)  # optimizers skip weights without a gradient
 

@@ -48,10 +48,17 @@ class RewardCurve(Callback):
         """Check that the run has Budget and Evaluation."""
         self._find_callbacks(trainer)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the policy of a resumed run if it has passed points that were added."""
+        self._score_due(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Score the policy if the next point is reached."""
+        self._score_due(trainer, pl_module)
+
+    def _score_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         budget, evaluation = self._find_callbacks(trainer)
         due = [point for point in self.at if point <= budget.spent]
         if len(due) <= len(self._points) or not isinstance(pl_module, PreferenceDiffusionModule):

@@ -7,10 +7,11 @@ from collections import deque
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
+from lit_prefopt.utils.finite import OVERFLOWS
+
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 SURE = 4.0  # standard errors by which a rise must exceed the noise
 FLOOR = 0.25  # even a very stable run may rise by half
-OVERFLOWS = 20  # consecutive steps that an fp16 gradient scaler may skip to find its scale
 
 
 class StepStatistics(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
+from lit_prefopt.weights.checkpoint import read_checkpoint
 from lit_prefopt.weights.checks import check_finite, some_names
 from lit_prefopt.weights.lora_files import (
     LoRAFile,
@@ -131,14 +131,8 @@ def _folder(folder: Path) -> TrainedWeights:
 
 def _checkpoint(path: Path) -> TrainedWeights:
     """Read the trained weights of a training checkpoint."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state, text = checkpoint["state_dict"], checkpoint["recipe"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        raise InputError(
-            f"{path} is not a checkpoint of `lit-prefopt fit`, with weights, a recipe and no "
-            "pickled code: name one."
-        ) from error
+    checkpoint = read_checkpoint(path, recipe=True)
+    state, text = checkpoint["state_dict"], checkpoint["recipe"]
     recipe = read_recipe(text, path)
     weights = {k.removeprefix(DENOISER): v for k, v in state.items() if k.startswith(DENOISER)}
     others = [k for k in state if k.startswith("backbone.") and not k.startswith(DENOISER)]

@@ -177,6 +177,7 @@ class StepAwarePreference(Learner):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient by the mean weight, over all ranks and accumulated batches."""
+        super().on_before_optimizer_step(optimizer)
         mean: Any = self.trainer.strategy.reduce(torch.cat(self.weights).mean(), reduce_op="mean")
         self.weights = []
         gradients = [p.grad for p in trained(self).values() if p.grad is not None]
@@ -210,6 +211,7 @@ class StepAwarePreference(Learner):
             means["chance_95"] = self.held_out.chance_95("accuracy", len(self.times))
         self.log_dict({f"val/{name}": mean for name, mean in means.items()}, sync_dist=True)
         self.held_out.reset()
+        super().on_validation_epoch_end()
 
     def save(self, folder: Path) -> Path:
         """Write a weights file for the judge `StepAware`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.atomic_files import atomic_file
+from lit_prefopt.weights.checkpoint import RESUME_PARTS, RUN_PARTS, Parts, fault, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -58,41 +58,33 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def is_complete(path: Path) -> bool:
-    """Return whether a checkpoint file is complete: all of its parts exist with valid checksums.
-
-    Reads the file once.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError):
-        return False
-
-
-def newest_complete(folder: Path) -> Path | None:
+def newest_complete(folder: Path, parts: Parts) -> Path | None:
     """Return the complete checkpoint of the latest step in a folder, or None.
 
-    Damaged ones are logged and kept.
+    Others are logged and kept, such as those of other programs, which have no recipe.
+
+    Args:
+        folder: Folder of checkpoints.
+        parts: Parts that it must have, with their types.
     """
     for path in sorted(folder.glob("*.ckpt"), key=_age):
-        if is_complete(path):
+        wrong = fault(path, parts, recipe=True)
+        if wrong is None:
             return path
-        log.warning(f"{path} is damaged or truncated; the previous checkpoint is used.")
+        log.warning(f"{wrong.rstrip('.')}; it is passed over.")
     return None
 
 
 def _age(path: Path) -> tuple[float, bool, float]:
     """Return a sort key, newest first; within a step, `last.ckpt` was written last."""
-    return -_step(path), path.name != LAST, -path.stat().st_mtime
+    return -_step(path), path.name != LAST, -path.stat().st_mtime if path.exists() else 0.0
 
 
 def _step(path: Path) -> float:
-    if not zipfile.is_zipfile(path):
-        return float("inf")  # tried first, then logged as damaged
-    # memory-mapped, so that no weights are read
-    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    return float(checkpoint["global_step"])
+    try:
+        return float(read_checkpoint(path, RUN_PARTS, whole=False)["global_step"])
+    except InputError:
+        return float("inf")  # tried first, then logged
 
 
 def last_checkpoint(folder: Path, *, fitting: bool) -> str:
@@ -109,17 +101,15 @@ def last_checkpoint(folder: Path, *, fitting: bool) -> str:
     Raises:
         InputError: None of them is complete.
     """
-    held = sorted(folder.glob("*.ckpt"))
-    if any(path.is_dir() for path in held):
-        return "last"  # sharded checkpoints are folders, which Lightning selects by date
-    newest = newest_complete(folder)
+    newest = newest_complete(folder, RESUME_PARTS if fitting else RUN_PARTS)
     if newest is None:
+        held = sorted(path.name for path in folder.glob("*.ckpt"))
         raise InputError(
-            f"No checkpoint in {folder} is complete ({', '.join(p.name for p in held)}): remove "
-            "them and start again without `--ckpt_path`."
+            f"No checkpoint in {folder} is complete ({', '.join(held[:5])}): remove them and start "
+            "again without `--ckpt_path`."
         )
     last = folder / LAST
-    if not fitting or newest == last or not last.exists():
+    if not fitting or newest == last or not last.is_file():
         return str(newest)
     _same_file(newest, last)
     return str(last)
@@ -135,14 +125,19 @@ def _same_file(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def check_complete(path: Path) -> None:
+def check_complete(path: Path, parts: Parts) -> None:
     """Raise InputError for a damaged checkpoint, with the newest complete one beside it.
+
+    Args:
+        path: The file.
+        parts: Parts that it must have, with their types.
 
     Raises:
         InputError: The file is not a complete checkpoint.
     """
-    if path.is_dir() or is_complete(path):
+    wrong = fault(path, parts)
+    if wrong is None:
         return
-    other = newest_complete(path.parent)
+    other = newest_complete(path.parent, parts)
     cure = f"resume from {other}" if other else "start again without `--ckpt_path`"
-    raise InputError(f"{path} is damaged or truncated; {cure}.")
+    raise InputError(f"{wrong.rstrip('.')}; {cure}.")

@@ -18,6 +18,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.runs.checkpoint_files import check_complete, last_checkpoint
 from lit_prefopt.utils.atomic_files import write_atomic
 from lit_prefopt.utils.output_lock import OutputLock, check_free_space
+from lit_prefopt.weights.checkpoint import RESUME_PARTS, RUN_PARTS
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
@@ -67,7 +68,7 @@ def check_run_directory(root: Path, ckpt_path: str | None, *, fitting: bool) -> 
         checkpoint = Path(str(ckpt_path)).resolve()
         if not checkpoint.exists():
             raise InputError(f"{ckpt_path} does not exist; name a checkpoint, or use `last`.")
-        check_complete(checkpoint)
+        check_complete(checkpoint, RESUME_PARTS if fitting else RUN_PARTS)
         own = root.resolve() in checkpoint.parents
     if fitting and held and not own and _is_first_rank():
         raise InputError(

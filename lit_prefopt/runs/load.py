@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.errors import InputError
 from lit_prefopt.learner import Learner
+from lit_prefopt.weights.checkpoint import RECIPE_KEY, parse_recipe, read_checkpoint
 
 
 def load(path: str | Path, pretrained: str | None = None) -> Learner:
@@ -27,19 +27,21 @@ def load(path: str | Path, pretrained: str | None = None) -> Learner:
     Raises:
         InputError: The file is not such a checkpoint.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if "recipe" not in checkpoint:
-        raise InputError(f"{path} contains no recipe: name a checkpoint of `lit-prefopt fit`.")
-    recipe = yaml.safe_load(checkpoint["recipe"])
+    checkpoint = read_checkpoint(path, recipe=True)
+    recipe = parse_recipe(checkpoint[RECIPE_KEY], path)
     parser = LightningArgumentParser()
     parser.add_subclass_arguments(Backbone, "backbone")
     parser.add_subclass_arguments(Learner, "model")
     parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
-    chosen = {key: recipe[key] for key in ("backbone", "model")}
-    if "encoders" in chosen["backbone"]["init_args"]:
-        chosen["backbone"]["init_args"]["encoders"] = True
+    try:
+        chosen = {key: recipe[key] for key in ("backbone", "model")}
+        arguments: dict[str, Any] = chosen["backbone"].setdefault("init_args", {})
+        if "encoders" in arguments:
+            arguments["encoders"] = True
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"The recipe in {path} names no backbone and model.") from error
     if pretrained is not None:
-        chosen["backbone"]["init_args"]["pretrained"] = pretrained
+        arguments["pretrained"] = pretrained
     built = parser.instantiate(parser.parse_object(chosen))
     module: Learner = built.model
     module.on_load_checkpoint(checkpoint)

@@ -15,7 +15,8 @@ from torch import Tensor
 from lit_prefopt.callbacks import Checkpoints
 from lit_prefopt.cli import main
 from lit_prefopt.errors import InputError
-from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO, is_complete, last_checkpoint
+from lit_prefopt.runs.checkpoint_files import AtomicCheckpointIO, last_checkpoint
+from lit_prefopt.weights.checkpoint import is_complete
 from tests.helpers.runs import FailAt, assert_same_end, folder_of
 
 WINDOW = 3
@@ -113,6 +114,13 @@ def test_after_a_failure_within_accumulation_the_run_goes_on_exactly(
 
 def write(path: Path, step: int, size: int = 1000) -> None:
     state = {"global_step": step, "state_dict": {"weight": torch.full((size,), float(step))}}
+    state |= {
+        "loops": {"fit_loop": {}},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
+    state |= {"pytorch-lightning_version": "2.6.0", "recipe": "model: {}"}
     AtomicCheckpointIO().save_checkpoint(state, path)
 
 
@@ -134,6 +142,64 @@ def test_the_newest_whole_checkpoint_is_the_last(
     (tmp_path / "000002.ckpt").write_bytes((tmp_path / "000002.ckpt").read_bytes()[:-100])
     with pytest.raises(InputError, match="No checkpoint in .* is complete"):
         last_checkpoint(tmp_path, fitting=True)
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_among_others(
+    recipe: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    main(["fit", *recipe, "--trainer.max_steps", "1"])
+    (folder / "000001.ckpt").write_bytes((folder / "last.ckpt").read_bytes())
+    damage(folder / "last.ckpt")
+    (folder / "link.ckpt").symlink_to("nowhere")
+    (folder / "folder.ckpt").mkdir()
+    (folder / "page.ckpt").write_text("<html>")
+    torch.save({"state_dict": {"w": torch.ones(1)}, "epoch": 3}, folder / "other.ckpt")
+    main(["fit", *recipe, "--trainer.max_steps", "2", "--ckpt_path", "last"])
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 2
+    passed = [record.getMessage() for record in caplog.records if "passed over" in record.message]
+    assert len(passed) == 5
+    for name in ("last", "link", "folder", "page", "other"):
+        assert sum(f"{name}.ckpt" in message for message in passed) == 1
+
+
+def change(path: Path, **changes: Any) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint.update(changes)
+    torch.save({key: value for key, value in checkpoint.items() if value is not None}, path)
+
+
+def test_checkpoints_that_do_not_fit_are_refused_by_every_command(
+    recipe: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    main(["fit", *recipe, "--trainer.max_steps", "1"])
+    whole = torch.load(path, weights_only=True)
+    name, weight = next(iter(whole["state_dict"].items()))
+    export = ["export", "--to", "unet", "--output", str(tmp_path / "out"), "--source", str(path)]
+    fit, validate = (
+        [command, *recipe, "--ckpt_path", str(path)] for command in ("fit", "validate")
+    )
+
+    change(path, optimizer_states=None)  # weights can still be read from it
+    with pytest.raises(SystemExit, match="no valid optimizer_states, so no run can be resumed"):
+        main(fit)
+    main(validate)
+
+    change(path, **{**whole, "state_dict": {**whole["state_dict"], name: weight[:1]}})
+    for command in (fit, validate):
+        with pytest.raises(SystemExit, match=f"1 of its trained weights differ, such as {name}"):
+            main(command)
+
+    for broken, described in (
+        ({"recipe": "model: ["}, "is not valid YAML"),
+        ({"recipe": "words"}, "has no keys"),
+        ({"state_dict": None}, "has no valid state_dict"),
+    ):
+        change(path, **{**whole, **broken})
+        for command in (fit, validate, export):
+            with pytest.raises(SystemExit, match=described):
+                main(command)
 
 
 def damage(path: Path) -> None:
