@@ -136,7 +136,7 @@ class UNetBackbone(VAEBackbone):
             if denoiser
             else parts.unet(unet_dtype)
         )
-        text_encoders = {
+        text_encoders: dict[str, Any] = {
             name: parts.text_encoder(name, kind, frozen_dtype)
             for name, kind in (self.ENCODERS if encoders else {}).items()
         }
