@@ -62,7 +62,7 @@ def printable(message: str) -> str:
     """Return a message without secrets and control characters, and of bounded length."""
     text = "".join(
         char if char == "\n" or char.isprintable() else ascii(char)[1:-1]
-        for char in without_secrets(message)
+        for char in without_secrets(shortened(message, 50 * MESSAGE))  # not of megabytes
     )
     text = re.sub(rf"\S{{{WORD + 1},}}", lambda word: shortened(word[0], WORD), text)
     return shortened(text, MESSAGE)
