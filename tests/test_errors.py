@@ -63,6 +63,8 @@ def test_a_message_keeps_its_beginning_and_its_cure() -> None:
         # no secrets
         ("http://host:80/me@home", "http://host:80/me@home"),
         ("me@host, and a?b=c", "me@host, and a?b=c"),
+        ('["http://host","me@home"]', '["http://host","me@home"]'),
+        ("a question?key=1", "a question?key=1"),
         ("https://h/gviz/tq?tqx=out:csv&design=1", "https://h/gviz/tq?tqx=out:csv&design=1"),
     ],
 )

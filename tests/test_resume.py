@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,11 @@ def test_a_run_resumed_at_its_end_validates_and_exports_its_average(
         failing += ["--trainer.callbacks.every_n_train_steps", "1"]
         with pytest.raises(KeyError, match="a failure"):
             main(["fit", *arguments, *failing])
-    elif stopped == "signal":
-        with pytest.raises(SystemExit):
-            main(["fit", *arguments, *at(15, 5, validation=True)])
+    elif stopped == "signal":  # in the validation, and in the one that makes up for it
+        for resume in ([], ["--ckpt_path", "last"]):
+            with pytest.raises(SystemExit) as stop:
+                main(["fit", *arguments, *at(signal.SIGTERM, 5, validation=True), *resume])
+            assert stop.value.code == 143
     else:
         main(["fit", *arguments])
     assert last(tmp_path)["global_step"] == 2
@@ -148,7 +151,7 @@ def test_a_validation_that_was_cut_off_is_made_up_for(exact: list[str], tmp_path
     resume: list[str] = []
     for _ in range(2):
         with pytest.raises(SystemExit):
-            main(["fit", *arguments, *at(15, 5, validation=True), *resume])
+            main(["fit", *arguments, *at(signal.SIGTERM, 5, validation=True), *resume])
         resume = ["--ckpt_path", "last"]
     assert last(tmp_path)["global_step"] == 2
     main(["fit", *arguments, *resume])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 Colour = tuple[int, int, int]
@@ -49,11 +49,14 @@ def scale_transparent_colour(image: Image.Image) -> None:
     Args:
         image: A png whose pixels are not decoded yet.
     """
-    key = image.info.get("transparency")
-    scale = KEY_SCALES.get(str(image.tile[0][3])) if key is not None and image.tile else None
-    if scale is not None:
-        scaled = [int(value * scale) for value in (key if isinstance(key, tuple) else [key])]
-        image.info["transparency"] = tuple(scaled) if len(scaled) > 1 else scaled[0]
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return
+    scale, key = KEY_SCALES.get(str(image.tile[0][3])), image.info.get("transparency")
+    if scale is None or key is None:
+        return
+    grey = not isinstance(key, tuple)
+    scaled = [int(value * scale) for value in ([key] if grey else key)]
+    image.info["transparency"] = scaled[0] if grey else tuple(scaled)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -15,6 +15,7 @@ from lit_prefopt.judges.judge import Judge
 from lit_prefopt.judges.pixels import center_crop, normalize
 from lit_prefopt.judges.weights import loading_errors, version
 from lit_prefopt.utils.transfer import to_device
+from lit_prefopt.weights.checks import check_weights
 
 
 class CLIPJudge(Judge):
@@ -172,6 +173,7 @@ def load_clip(pretrained: str) -> CLIPModel:
         )
         if found["missing_keys"]:
             raise ValueError(f"it lacks {min(found['missing_keys'])}")
+    check_weights(model, pretrained)
     return model
 
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.weights.checks import check_finite
+from lit_prefopt.weights.hub import check_reachable
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -37,6 +39,7 @@ def weights_file(weights: str | None, repository: str, name: str) -> Path:
             )
         return Path(weights)
     try:
+        check_reachable(repository)
         return Path(hf_hub_download(repository, name))
     except Exception as error:  # errors of the hub's client, httpx or the system
         raise InputError(
@@ -77,7 +80,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path, name: str, c
         cure: Remedy if they do not fit, for the message.
 
     Raises:
-        InputError: A weight is missing, unexpected or of another shape.
+        InputError: A weight is missing, unexpected, of another shape, NaN or infinite.
     """
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
@@ -87,6 +90,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path, name: str, c
                 f"{key} is {found.get(key, 'missing')} and should be {wanted.get(key, 'absent')}"
             )
             raise InputError(f"{file} does not fit {name} ({difference}): {cure}.")
+    check_finite(state, str(file), "download it again")
     model.load_state_dict(state)
 
 
@@ -134,6 +138,7 @@ def loading_errors(source: str, name: str, cure: str) -> Iterator[None]:
         cure: Remedy if it cannot be loaded, for the message.
     """
     try:
+        check_reachable(source)
         yield
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(

@@ -132,7 +132,7 @@ class TransferLimit(Callback):
         now = time.monotonic()
         self.start = self.start or now
         seconds = now - self.start
-        if self.value < SLOWEST * (seconds - TIMEOUT):
+        if inc and self.value < SLOWEST * (seconds - TIMEOUT):  # 0: the end
             raise SlowTransferError(f"only {self.value} bytes in {seconds:.0f} seconds")
 
 

@@ -129,10 +129,10 @@ def load_from_file(
         if value.shape != tensor.shape:
             difference = f"{entry.key} is {tuple(value.shape)} and should be {tuple(tensor.shape)}"
             raise _other_architecture(file, architecture, difference)
-        loaded[parameter] = value.to(dtype)
+        loaded[parameter] = value.to(dtype if tensor.is_floating_point() else tensor.dtype)
     _warn_unused(file, name, layout)
     model.load_state_dict(loaded, assign=True)
-    model.to(dtype).eval()
+    model.eval()
     check_weights(model, source)
     return model
 

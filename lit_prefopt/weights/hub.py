@@ -5,16 +5,18 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
 
 from lit_prefopt.errors import InputError
 
 SECONDS = 5.0
 """Time limit of the first request."""
 
-CACHED = ("model_index.json", "config.json", "scheduler/scheduler_config.json")
-"""Files of which one is in the cache if a model was downloaded before."""
+FILE = "config.json"
+"""File of the first request; it need not exist."""
 
 
 def check_reachable(source: str) -> None:
@@ -40,14 +42,16 @@ def _check_hub(name: str) -> None:
             f"{name} does not exist: name a folder, or the name of a model on the hub."
         )
     try:
-        if any(isinstance(try_to_load_from_cache(name, file), str) for file in CACHED):
+        validate_repo_id(name)
+        folder = repo_folder_name(repo_id=name, repo_type="model")
+        if any(Path(constants.HF_HUB_CACHE, folder, "snapshots").glob("*/*")):
             return
         if constants.is_offline_mode():
             raise InputError(
                 f"{name} is no local folder and not in the hub's cache, and HF_HUB_OFFLINE forbids "
                 "downloads: unset it, or name a local folder."
             )
-        get_hf_file_metadata(hf_hub_url(name, CACHED[0]), timeout=SECONDS)
+        get_hf_file_metadata(hf_hub_url(name, FILE), timeout=SECONDS)
     except HFValidationError as error:
         raise InputError(
             f"{name} is neither a local folder nor a possible name on the hub: check the spelling."

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.errors import InputError
+from lit_prefopt.weights.hub import check_reachable
 
 FILES = {
     "unet": "diffusion_pytorch_model",
@@ -120,3 +121,15 @@ def test_names_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         StableDiffusion(str(tmp_path / "missing"))
     with pytest.raises(InputError, match="nor a possible name on the hub"):
         StableDiffusion("two words")
+
+
+def test_a_model_in_the_cache_needs_no_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--our--model" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    with pytest.raises(InputError, match="not in the hub's cache"):
+        check_reachable("our/model")
+    (snapshot / "config.json").write_text("{}")
+    check_reachable("our/model")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel
 
 from lit_prefopt.errors import InputError
@@ -114,3 +115,13 @@ def test_what_is_no_clip_is_refused(folder: str, tmp_path: Path) -> None:
         CLIPJudge(folder, str(tmp_path / "empty")).tokenizer  # noqa: B018
     with pytest.raises(InputError, match="text has no image processor"):
         CLIPJudge(folder, str(tmp_path / "text")).image_processor  # noqa: B018
+
+
+def test_a_clip_with_nan_is_refused(folder: str, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "clip")
+    file = tmp_path / "clip" / "model.safetensors"
+    state = load_file(file)
+    state["visual_projection.weight"][0, 0] = torch.nan
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"contains NaN.*\(visual_projection.weight\)"):
+        CLIPJudge(str(tmp_path / "clip")).clip  # noqa: B018

@@ -114,7 +114,7 @@ def test_a_resumed_run_ends_in_the_same_weights(judge_recipe: list[str], tmp_pat
         (["--model.pretrained", "runs/nowhere"], "runs/nowhere has no CLIP.*toy/clip.yaml"),
         (
             ["--model.processor", "runs/nowhere"],
-            "runs/nowhere has no tokenizer.*is empty",
+            "runs/nowhere has no tokenizer.*HF_HUB_OFFLINE forbids",
         ),
         (["--model.guidance", "0.5"], "guidance is 0.5; give a number from 1"),
         (["--model.noisiest", "1000"], "noisiest is 1000; give a number from 0 up to 999"),

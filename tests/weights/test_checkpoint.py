@@ -123,7 +123,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, seed: int) ->
 
 def test_reading_what_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_bytes(b"PK\x03\x04 and nothing")
-    with pytest.raises(InputError, match="is damaged, or is not a checkpoint"):
+    with pytest.raises(InputError, match="is damaged, truncated, or is not a"):
         read_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="cannot be read"):
         read_checkpoint(tmp_path / "none.ckpt")

@@ -137,7 +137,7 @@ def _is_file_name(name: Any) -> bool:
 
 
 def _rising(offsets: Any, size: Any) -> bool:
-    if not isinstance(offsets, np.ndarray) or type(size) is not int:
+    if not isinstance(offsets, np.ndarray) or type(size) is not int or not 0 <= size < 2**63:
         return False
     if offsets.shape == (0,):
         return True

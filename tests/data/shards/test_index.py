@@ -100,6 +100,8 @@ def test_a_shard_outside_of_the_folder_is_refused(make_shards, name):
         (lambda index: index["shards"][0].update(offsets=[0, 10**30]), "offsets that do not fit"),
         # an array of texts would take the longest one's memory for each of them
         (lambda index: index["shards"][0].update(offsets=["a" * 10**6] * 2), "offsets that do not"),
+        (lambda index: index["shards"][0].update(size=10**400), "offsets that do not fit"),
+        (lambda index: index["shards"][0].update(size=-1, offsets=[]), "offsets that do not fit"),
         (lambda index: index["shards"][0].update(kind=["images"]), "kind .'images'. for"),
         (lambda index: index["shards"][0].update(kind="[/bold]" * 99), r"kind '.*\.\.\..*' for"),
         (lambda index: index.update(version={"a": "b" * 999}), r"has version .*\.\.\."),
