@@ -70,7 +70,7 @@ class PreferenceDiffusionModule(Learner):
         check_number("validation_draws", validation_draws, 1)
         self.validation_draws = validation_draws
         self.check_base = check_base
-        self.base_to_check = False
+        self.base_to_check = self.checking_base = False
         self.held_out = PreferenceMetric(self.backbone.process.steps, validation_draws)
 
     def setup(self, stage: str | None = None) -> None:
@@ -168,8 +168,9 @@ class PreferenceDiffusionModule(Learner):
             batch: The pairs or steps to train on.
         """
         if self.base_to_check:
-            self.base_to_check = False
+            self.base_to_check, self.checking_base = False, True
             check_base(self.backbone, batch, self.trainer.strategy.reduce)
+            self.checking_base = False
 
     def weighted_loss(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the mean loss of a training batch by the pairs' weights, and log its means.

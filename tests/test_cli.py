@@ -220,7 +220,7 @@ def test_a_run_without_a_logger(recipe: list[str], tmp_path: Path) -> None:
     [
         (["--ckpt_path", "last"], "contains no checkpoint: name"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
-        (["--backbone.pretrained", "no/such-model"], "no/such-model is neither a local folder"),
+        (["--backbone.pretrained", "no/such-model"], "no/such-model is no local folder"),
         (["--data.shards", "nowhere"], "nowhere"),
         (["--data.batch_size", "25"], "lower `batch_size` or give more pairs"),
         (["--data.resolution", "30"], "set `--data.resolution` to a multiple of 4"),

@@ -51,4 +51,5 @@ def test_a_page_names_what_exists(page: Path) -> None:
         wrong = set(text.split(", ")) - definitions(file)
         assert not wrong, f"{page}: {name} does not define {sorted(wrong)}"
     classes = set(re.findall(r"`([A-Z][a-z]\w*[A-Z]\w*)`", page.read_text()))
-    assert classes <= all_definitions(), f"{page}: {sorted(classes - all_definitions())}"
+    unknown = classes - all_definitions() - {"EarlyStopping", "ModelCheckpoint"}  # of Lightning
+    assert not unknown, f"{page}: {sorted(unknown)}"

@@ -63,7 +63,7 @@ def test_from_prompts_to_weights(
         (["--model.judge.weights", "none.bin"], "There is no file none.bin: name the step-aware"),
         (["--data.prompts.path", "none.json"], "none.json cannot be read .*check the path"),
         (["--data.prompts.column", "text"], "has no 'text', but 'caption', 'trainset_idx'"),
-        (["--backbone.decoder", "none"], "none has no AutoencoderTiny"),
+        (["--backbone.decoder", "none"], "none is no local folder"),
     ],
 )
 def test_what_is_missing_is_said_at_the_start(

@@ -20,8 +20,8 @@ class Budget(Callback):
     """Counts denoiser evaluations, pairs and judge calls, and stops training at a limit.
 
     Roll-outs are included. A row of a forward counts 1, with gradients 3, since its backward
-    costs two more; guidance doubles the rows. Validation, sample grids and evaluations are not
-    counted. A pair counts each time that it is trained on; so does an image in methods that
+    costs two more; guidance doubles the rows. Validation, sample grids, evaluations and the check
+    of the base are not counted. A pair counts each time that it is trained on; so does an image in methods that
     train on single images. An image counts each time that the method's judge scores it. The
     run stops after the batch in which a rank reaches a limit, so the last roll-out may exceed it.
 
@@ -45,12 +45,14 @@ class Budget(Callback):
         self.spent = self.seen = self.judged = 0
         self._judged_before = 0
         self._counting = True
+        self._module: PreferenceDiffusionModule | None = None
         self._hooks: list[RemovableHandle] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
         if not isinstance(pl_module, PreferenceDiffusionModule):
             return
+        self._module = pl_module
         policy = pl_module.backbone.policy
         nets = policy.denoiser, policy.frozen, getattr(pl_module.backbone, "teacher", None)
         counted = [net for net in nets if net is not None]
@@ -97,6 +99,7 @@ class Budget(Callback):
         """Stop counting."""
         for hook in self._hooks:
             hook.remove()
+        self._module = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, for resume."""
@@ -108,5 +111,6 @@ class Budget(Callback):
         self.seen, self.judged = state_dict.get("pairs", 0), state_dict.get("judge_calls", 0)
 
     def _count(self, net: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._counting:
+        checking = self._module is not None and self._module.checking_base
+        if self._counting and not checking:
             self.spent += len(args[0]) * (3 if torch.is_grad_enabled() else 1)
