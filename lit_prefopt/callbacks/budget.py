@@ -19,11 +19,12 @@ from lit_prefopt.on_policy import OnPolicyModule
 class Budget(Callback):
     """Counts denoiser evaluations, pairs and judge calls, and stops training at a limit.
 
-    Roll-outs are included. A row of a forward counts 1, with gradients 3, since its backward
-    costs two more; guidance doubles the rows. Validation, sample grids, evaluations and the check
-    of the base are not counted. A pair counts each time that it is trained on; so does an image in methods that
-    train on single images. An image counts each time that the method's judge scores it. The
-    run stops after the batch in which a rank reaches a limit, so the last roll-out may exceed it.
+    Roll-outs are included. A row of a forward counts 1, with gradients 3, since its backward costs
+    two more; guidance doubles the rows. Validation, sample grids, evaluations and the check of the
+    base are not counted. A pair counts each time that it is trained on; so does an image in
+    methods that train on single images. An image counts each time that the method's judge scores
+    it. The run stops after the batch in which a rank reaches a limit, so the last roll-out may
+    exceed it.
 
     Args:
         evaluations: Limit of evaluations of policy, reference and teacher per rank; each quantity
