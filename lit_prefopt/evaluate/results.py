@@ -114,7 +114,8 @@ class ResultsFormat:
             write_atomic(writer.folder / SECONDS, str(group.seconds))
 
     def copy(self, writer: ResultsWriter, part: Path) -> None:
-        """Copy the content of a part byte by byte."""
+        """Copy the content of a part byte by byte, after a check of its rows."""
+        read_rows(part / ROWS)
         writer.append((part / ROWS).read_text(encoding="utf-8"))
         for image in (part / IMAGES).iterdir():
             shutil.copyfile(image, writer.folder / IMAGES / image.name)
