@@ -58,8 +58,8 @@ def noise_schedule(
     if zero_terminal_snr is not None:
         stated["rescale_betas_zero_snr"] = zero_terminal_snr
     try:
-        schedule = DDPMScheduler.from_config(stated)
-        levels = schedule.alphas_cumprod
+        schedule: DDPMScheduler = DDPMScheduler.from_config(stated)
+        levels: torch.Tensor = schedule.alphas_cumprod
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             "The noise levels of the scheduler's configuration cannot be computed "
