@@ -66,8 +66,8 @@ def _open(source: str, form: Format, columns: Columns, only: Set[str]) -> Record
     names = columns.all()
     readers: dict[str, Reader] = {
         **READERS,
-        "csv": partial(READERS["csv"], names=names),
-        "tsv": partial(READERS["tsv"], names=names),
+        "csv": partial(separated, delimiter=",", names=names),
+        "tsv": partial(separated, delimiter="\t", names=names),
         "tar": partial(tar_samples, columns=columns, only=only),
     }
     return RecordSource(_each(paths, readers[kind]), notes=notes)
