@@ -24,6 +24,7 @@ from lit_prefopt.errors import (
     quoted,
 )
 from lit_prefopt.recipe_files import named_recipes
+from lit_prefopt.utils.addresses import check_secrets
 
 if TYPE_CHECKING:
     from lit_prefopt.command_line.table import Table
@@ -193,6 +194,8 @@ def _is_lost_rank(error: Exception) -> bool:
 def _run(args: list[str]) -> None:
     # transformers warns at import of packages that no command needs
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for arg in args:  # before any of them is printed or saved
+        check_secrets(arg)
     if args[0] == "shards":
         shards(args[1:])
     elif args[0] == "export":

@@ -20,8 +20,10 @@ REPR = Repr()
 REPR.maxstring = REPR.maxother = REPR.maxlong = QUOTED
 USER_INFO = re.compile(
     # to the last @ of the host's part; a password may contain a slash, which ends that part
-    r"(?<=://)(?:[^\s/?#]{0,2000}|[^\s/?#@:]{0,2000}:(?!\d+(?:[/?#]|$))\S{0,2000}?)@"
+    r"(?<=://)"
+    r"(?:[^\s\"'/?#]{1,2000}|[^\s\"'/?#@:[]{0,2000}:(?!\d+(?:[/?#]|$))[^\s\"']{0,2000}?)@"
 )
+NO_SECRET = ("abfs", "abfss", "az")  # the name before @ is a container
 PARAMETER = re.compile(r"(?<=[?&;#])([^\s?&;#=]+)=([^\s?&;#'\"]+)")
 SECRET = re.compile(
     r".*(?:token|secret|password|passwd|passphrase|signature)|credentials?|sig|sas|pass|pwd|pw|"
@@ -60,7 +62,7 @@ def printable(message: str) -> str:
     """Return a message without secrets and control characters, and of bounded length."""
     text = "".join(
         char if char == "\n" or char.isprintable() else ascii(char)[1:-1]
-        for char in without_secrets(message)
+        for char in without_secrets(shortened(message, 50 * MESSAGE))  # not of megabytes
     )
     text = re.sub(rf"\S{{{WORD + 1},}}", lambda word: shortened(word[0], WORD), text)
     return shortened(text, MESSAGE)
@@ -76,9 +78,17 @@ def shortened(text: str, most: int) -> str:
 
 def without_secrets(text: str) -> str:
     """Return a text in which names, passwords and secret parameters of addresses are hidden."""
-    text = USER_INFO.sub(f"{HIDDEN}@", text) if "://" in text else text
+
+    def hidden(found: re.Match[str]) -> str:
+        before = text[max(0, found.start() - 20) : found.start() - len("://")]
+        scheme = re.split(r"[^a-z0-9]", before.lower())[-1]
+        return found[0] if scheme in NO_SECRET and ":" not in found[0] else f"{HIDDEN}@"
+
+    if "://" not in text:
+        return text
     return PARAMETER.sub(
-        lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0], text
+        lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0],
+        USER_INFO.sub(hidden, text),
     )
 
 

@@ -23,7 +23,7 @@ from lit_prefopt.effective_batch import EffectiveBatch
 from lit_prefopt.errors import InputError, causes, check_number
 from lit_prefopt.lazy import import_classes
 from lit_prefopt.recipe_files import allow_own_modules, loader
-from lit_prefopt.recipe_strings import read_recipe, words
+from lit_prefopt.recipe_strings import read_recipe, strings, words
 from lit_prefopt.runs.directory import (
     RunDirectory,
     check_run_directory,
@@ -32,6 +32,7 @@ from lit_prefopt.runs.directory import (
     set_checkpoint_folder,
 )
 from lit_prefopt.strategies.compatibility import check_strategy
+from lit_prefopt.utils.addresses import check_secrets
 from lit_prefopt.utils.device import is_out_of_memory
 from lit_prefopt.utils.quiet import hide_notices
 
@@ -140,6 +141,8 @@ def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI
     defaults["predict"].append(str(PREDICT))
     # The parser finds a class by its name where its module is imported.
     Parser.files = read_recipe(args, [BASE, PREDICT])
+    for text in (text for file in Parser.files for text in strings(file.content)):
+        check_secrets(text)
     import_classes(words(args, Parser.files))
     return kind(
         LightningModule,

@@ -63,6 +63,8 @@ def test_a_message_keeps_its_beginning_and_its_cure() -> None:
         # no secrets
         ("http://host:80/me@home", "http://host:80/me@home"),
         ("me@host, and a?b=c", "me@host, and a?b=c"),
+        ('["http://host","me@home"]', '["http://host","me@home"]'),
+        ("a question?key=1", "a question?key=1"),
         ("https://h/gviz/tq?tqx=out:csv&design=1", "https://h/gviz/tq?tqx=out:csv&design=1"),
     ],
 )
@@ -99,7 +101,7 @@ def test_a_picture_in_a_cell_is_not_the_message(
 def test_markup_in_names_is_printed_as_it_is(
     shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "[bold]pairs[/bold]"
+    folder = tmp_path / "[bold]pairs[bold]"
     folder.mkdir()
     for file in Path(shards).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from lit_prefopt.data.images import to_pil
 from lit_prefopt.errors import InputError, check_number, quoted
 from lit_prefopt.judges.judge import Judge
+from lit_prefopt.utils.addresses import check_address
 
 PASSING = (429, 500, 502, 503, 504)
 """Status codes after which a request is repeated."""
@@ -57,14 +57,9 @@ class Endpoint(Judge):
         pause: float = 1.0,
         most_bytes: int = 1 << 20,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"{url} is not a judge's address: use http://HOST:PORT/PATH.")
-        if parts.username is not None:
-            raise InputError(
-                f"The address of the judge at {parts.hostname} contains a password, which "
-                "evaluations would save: remove it, and put it into ~/.netrc."
-            )
+        if not url.lower().startswith(("http://", "https://")):
+            raise InputError(f"{quoted(url)} is not a judge's address: use http://HOST:PORT/PATH.")
+        check_address(url)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("retries", retries, 0),

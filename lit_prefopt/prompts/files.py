@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import os
+from pathlib import PurePosixPath
 
 from lit_prefopt.errors import check_number
 from lit_prefopt.prompts.base import PromptEntry, Prompts
@@ -57,7 +58,7 @@ class PromptFile(Prompts):
     def sources(self) -> list[str]:
         """The files."""
         named = [self.path] if isinstance(self.path, str) else self.path
-        known = [SETS.get(name.lower()) if not Path(name).exists() else None for name in named]
+        known = [SETS.get(name.lower()) if not os.path.exists(name) else None for name in named]
         pairs = zip(named, known, strict=True)
         return [source for name, published in pairs for source in published or [name]]
 

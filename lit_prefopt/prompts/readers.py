@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.shards.find import find_shards
+from lit_prefopt.data.shards.format import INDEX
 from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.errors import InputError, quoted, shortened
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.sources import READERS, SUFFIXES
-from lit_prefopt.prepare.tables import json_values
+from lit_prefopt.prepare.tables import CHUNK, json_values
 from lit_prefopt.prompts.base import PromptEntry
-from lit_prefopt.utils.filesystem import filesystem, is_local, retry
+from lit_prefopt.utils.addresses import check_address
+from lit_prefopt.utils.filesystem import check_regular, filesystem, is_local, read_whole
 
 LINES, SHARDS = "txt", "shards"
 FORMATS = (LINES, *READERS)
+ENDINGS = (".tar", INDEX)  # files in a folder of shards
+LONGEST = 1_000_000  # characters of a line of a .txt file
 TABLES = ("csv", "tsv")  # their records have no key for an empty cell
 USUAL = (*Columns().prompt, "prompts")
 """Default names of the prompt column, case-insensitive."""
@@ -54,6 +60,7 @@ def read_entries(
         category: The key or column of the categories; by default the first of the usual names
             that exists, if any.
     """
+    check_address(source)
     kind = _kind(source)
     if kind in (LINES, SHARDS) and (column, category) != (None, None):
         name = "column" if column is not None else "category"
@@ -74,12 +81,12 @@ def _kind(source: str) -> str:
     address = urlsplit(source)
     name = (address.fragment or address.path) if "://" in source else source
     ending = PurePosixPath(name).suffix.lower()
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return SHARDS
     kind = SUFFIXES.get(ending, ending.removeprefix("."))
     if kind in FORMATS:
         return kind
-    if kind != "tar" and Path(source).is_file():
+    if kind != "tar" and os.path.isfile(source):
         raise InputError(
             f"{source} has an unknown file extension; give a .txt, .json, .jsonl, .csv or .tsv "
             "file, or a folder of pair shards."
@@ -88,6 +95,11 @@ def _kind(source: str) -> str:
 
 
 def _of_shards(source: str) -> Iterator[str]:
+    if os.path.isdir(source) and not any(name.endswith(ENDINGS) for name in os.listdir(source)):
+        raise InputError(
+            f"{source} is a folder without pair shards; give a file of prompts, such as "
+            "prompts.txt, or the folder of an index.json."
+        )
     reader = ShardReader(find_shards(source))
     for shard, samples in enumerate(reader.counts):
         for sample in range(samples):
@@ -104,8 +116,15 @@ def _of_shards(source: str) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[PromptEntry]:
     with path.open(encoding="utf-8-sig") as file:
-        for line in file:
-            yield PromptEntry(line.strip())
+        number = 0
+        while line := file.readline(LONGEST + 1):
+            number += 1
+            if len(line) > LONGEST:
+                raise InputError(
+                    f"{path}, line {number}, has more than {LONGEST} characters; write one prompt "
+                    "per line."
+                )
+            yield PromptEntry(line.lstrip("\ufeff").strip())  # of a file that was appended
 
 
 def _of_records(
@@ -224,20 +243,29 @@ def _listed(names: Any) -> str:
 
 
 def _check_encoding(path: Path) -> None:
+    check_regular(path)
     try:
         with path.open("rb") as file:
-            wrong = next((n for n, line in enumerate(file, 1) if not _is_text(line)), None)
+            wrong = _wrong_line(file)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     if wrong is not None:
         raise InputError(f"{path}, line {wrong}, is not UTF-8; save the file as UTF-8.")
 
 
-def _is_text(line: bytes) -> bool:
-    try:
-        return "\0" not in line.decode()  # UTF-16 text of ASCII letters is full of NUL bytes
-    except UnicodeDecodeError:
-        return False
+def _wrong_line(file: BinaryIO) -> int | None:
+    """Return the number of the first line that is not UTF-8, or None."""
+    decoder, line, piece = getincrementaldecoder("utf-8")(), 1, b"."
+    while piece:  # in pieces, because a line may be as long as the file
+        piece = file.read(CHUNK)
+        try:
+            text = decoder.decode(piece, final=not piece)
+        except UnicodeDecodeError as error:
+            return line + error.object[: error.start].count(b"\n")
+        if "\0" in text:  # UTF-16 text of ASCII letters is full of NUL bytes
+            return line + text[: text.index("\0")].count("\n")
+        line += text.count("\n")
+    return None
 
 
 @contextmanager
@@ -250,7 +278,7 @@ def _at_hand(source: str) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "prompts"
         try:
-            copy.write_bytes(retry(source, lambda: fs.cat_file(path)))
+            copy.write_bytes(read_whole(source))
         except FileNotFoundError as error:
             raise InputError(f"There is no {source}; check the address.") from error
         try:

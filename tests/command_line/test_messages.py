@@ -95,3 +95,11 @@ def test_recipes(
 def test_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = message(["--model", "Plain"], capsys)
     assert said == "--model.optimizer, --model.beta: Plain has no default; give a value."
+
+
+def test_a_long_value_is_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    for args in (["--model.beta", "x" * 9999], [f"--model.{'b' * 9999}", "1"]):
+        said = message(["--config", str(tmp_path / "good.yaml"), *args], capsys)
+        assert len(said) < 1000
+        assert "..." in said

@@ -239,12 +239,12 @@ def test_a_password_comes_from_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_cannot_be_an_address() -> None:
-    for url in ("file:///etc/passwd", "localhost:8000", "http://", "ftp://host/"):
+    for url in ("file:///etc/passwd", "localhost:8000", "ftp://host/", "http", "x" * 9999):
         with pytest.raises(InputError, match="is not a judge.s address"):
             Endpoint(url)
-    with pytest.raises(InputError, match="judge at host contains a password") as error:
-        Endpoint("http://me:secret@host/")
-    assert "secret" not in str(error.value)
+    for url in ("http://", "http://[::1", "http://host:port/"):
+        with pytest.raises(InputError, match="is not an address; write it as http://HOST"):
+            Endpoint(url)
     with pytest.raises(InputError, match="timeout is 0"):
         Endpoint("http://127.0.0.1:1", timeout=0)
     with pytest.raises(InputError, match=r"did not respond"):

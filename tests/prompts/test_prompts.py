@@ -125,6 +125,30 @@ def test_what_cannot_be_read_is_said(
     assert "\n" not in str(told.value)
 
 
+def test_a_folder_of_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a fox\n")
+    with pytest.raises(InputError, match="is a folder without pair shards; give a file of prompts"):
+        PromptFile(str(tmp_path)).texts()
+    (tmp_path / "pairs.tar").touch()
+    with pytest.raises(InputError, match="has no index.json; make it with"):
+        PromptFile(str(tmp_path)).texts()
+
+
+def test_marks_of_byte_order_are_no_part_of_prompts(tmp_path: Path) -> None:
+    one, two = ("a fox\n".encode("utf-8-sig"), "an owl\n".encode("utf-8-sig"))
+    assert texts(tmp_path, "a.txt", one + two) == ["a fox", "an owl"]
+
+
+def test_a_line_of_any_length_is_not_read(tmp_path: Path) -> None:
+    content = f"a fox\n{'x' * 2_000_000}\n"
+    with pytest.raises(InputError, match="a.txt, line 2, has more than 1000000 characters") as told:
+        texts(tmp_path, "a.txt", content)
+    assert len(str(told.value)) < 500
+    wrong = b"a fox\n" * 300_000 + b"\xff\n"  # in the second piece of the file
+    with pytest.raises(InputError, match="a.txt, line 300001, is not UTF-8"):
+        texts(tmp_path, "a.txt", wrong)
+
+
 @pytest.mark.parametrize("name", ["none.txt", "none.json", "none.csv"])
 def test_a_missing_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=rf"{name} cannot be read \(No such file.*check the path"):

@@ -15,7 +15,7 @@ from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.latents.latent_reader import LatentSample
 from lit_prefopt.data.shards.format import GENERATION_FILE, Shard
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.filesystem import filesystem, retry
+from lit_prefopt.utils.filesystem import read_whole
 
 NOTES = "notes"  # its informative part, which need not match
 EMPTY = "empty.safetensors"  # the empty prompt of the whole set
@@ -118,12 +118,10 @@ def _read_empty(folder: str) -> Prompt:
 
 
 def _fetched(folder: str, name: str) -> bytes:
-    fs, path = filesystem(folder)
     try:
-        data: bytes = retry(f"{folder}/{name}", lambda: fs.cat_file(f"{path}/{name}"))
+        return read_whole(f"{folder}/{name}")
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} contains cached latents but no {name}: copy the whole output folder of "
             "`lit-prefopt predict`."
         ) from error
-    return data

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
+from itertools import islice
 
 from braceexpand import braceexpand
 
 from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.filesystem import filesystem
+from lit_prefopt.utils.addresses import check_address, check_secrets
+from lit_prefopt.utils.filesystem import filesystem, retry
 
 ALL = ""
+MOST = 100_000  # folders or tars of one pattern
+RANGE = re.compile(r"\{(-?\d{1,99})\.\.(-?\d{1,99})")
 
 
 def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
@@ -37,22 +42,29 @@ def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
 
 
 def _expand(pattern: str) -> Iterable[str]:
+    check_secrets(pattern)
     if os.path.exists(pattern):  # a name may contain braces
         return [pattern]
+    # first the ranges, each of which braceexpand holds in memory
+    long = any(abs(int(last) - int(first)) > MOST for first, last in RANGE.findall(pattern))
     try:
-        paths = list(braceexpand(pattern))
+        paths = [] if long else list(islice(braceexpand(pattern), MOST + 1))
     except ValueError as error:
         raise InputError(
             f"{pattern} has unbalanced braces; write {{000..009}} or {{a,b}}."
         ) from error
+    if long or len(paths) > MOST:
+        raise InputError(f"{pattern} names more than {MOST} files; use a shorter range.")
+    for path in paths:
+        check_address(path)
     return [found for path in paths for found in (_glob(path) if "*" in path else [path])]
 
 
 def _glob(pattern: str) -> list[str]:
     fs, path = filesystem(pattern)
     try:
-        found = sorted(fs.glob(path))
-    except (OSError, NotImplementedError) as error:
+        found = sorted(retry(pattern, lambda: fs.glob(path)))
+    except (FileNotFoundError, NotADirectoryError, NotImplementedError) as error:
         raise InputError(
             f"{pattern} cannot be searched ({error}); use a range such as {{000..009}}."
         ) from error

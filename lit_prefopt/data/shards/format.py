@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,9 +99,11 @@ def _row(shard: Shard) -> dict[str, Any]:
 def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
     for key in ("offsets", "sizes"):
         if isinstance(row.get(key), list):
-            # a ragged row stays a list, which is rejected later
+            # a ragged row, or one of other types, stays a list, which is rejected later
+            flat = chain.from_iterable(n if type(n) is list else (n,) for n in row[key])
             with suppress(ValueError, OverflowError):
-                row[key] = np.asarray(row[key])
+                if set(map(type, flat)) <= {int}:
+                    row[key] = np.asarray(row[key])
     return row
 
 
@@ -109,7 +112,7 @@ def _parse_row(folder: str, row: Any) -> Shard:
         name, size, offsets, sizes = row["name"], row["size"], row["offsets"], row.get("sizes")
     except (TypeError, KeyError, AttributeError) as error:
         raise stale_index_error(folder, "has a shard without name, size or offsets") from error
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+    if not _is_file_name(name):
         raise stale_index_error(
             folder, f"has the shard {quoted(name)}, which is not a plain file name"
         )
@@ -125,8 +128,16 @@ def _parse_row(folder: str, row: Any) -> Shard:
     return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind)
 
 
+def _is_file_name(name: Any) -> bool:
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\"):
+        return False
+    # no control characters, no lone surrogates, and not longer than file systems allow
+    plain = all(ord(char) >= 32 and not 0xD800 <= ord(char) < 0xE000 for char in name)
+    return plain and len(name.encode()) <= 255
+
+
 def _rising(offsets: Any, size: Any) -> bool:
-    if not isinstance(offsets, np.ndarray) or type(size) is not int:
+    if not isinstance(offsets, np.ndarray) or type(size) is not int or not 0 <= size < 2**63:
         return False
     if offsets.shape == (0,):
         return True

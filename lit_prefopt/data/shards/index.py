@@ -30,8 +30,9 @@ from lit_prefopt.data.shards.format import (
 )
 from lit_prefopt.data.shards.tar import split_name
 from lit_prefopt.errors import InputError
+from lit_prefopt.utils.addresses import check_address
 from lit_prefopt.utils.atomic_files import write_atomic
-from lit_prefopt.utils.filesystem import filesystem, is_local, retry
+from lit_prefopt.utils.filesystem import check_regular, filesystem, is_local, read_whole
 
 BEST = [f"{SIDES[0]}.{extension}" for extension in EXTENSIONS]
 
@@ -42,10 +43,11 @@ def read_index(folder: str | Path) -> list[Shard]:
     Args:
         folder: Path or URL of a folder with shards and their index.json.
     """
+    check_address(str(folder))
     folder = str(folder).rstrip("/")
     fs, path = filesystem(folder)
     try:
-        text = retry(f"{folder}/{INDEX}", lambda: fs.cat_file(f"{path}/{INDEX}"))
+        text = read_whole(f"{folder}/{INDEX}")
     except (FileNotFoundError, NotADirectoryError) as error:
         if is_local(fs) and not fs.isdir(path):
             raise InputError(f"There is no folder {folder}; check the path.") from error
@@ -93,6 +95,7 @@ def index_shards(folder: str) -> None:
 
 def scan_shard(tar: Path) -> Shard:
     """Scan the headers of a tar and return the offsets of its samples."""
+    check_regular(tar)
     try:
         with tarfile.open(tar, "r:") as members:  # "r:": a compressed tar has no byte offsets
             found = list(_samples(tar, members))

@@ -6,6 +6,7 @@ they write to the final name; so this is a thin layer over `fsspec.get_file`.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
-from fsspec.callbacks import Callback
 
 from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.errors import InputError
-from lit_prefopt.utils.filesystem import filesystem, is_local, retry
+from lit_prefopt.utils.filesystem import TransferLimit, filesystem, is_local, retry
 
 POLL = 0.1  # seconds between two checks for space
 LOCK = "cache.lock"  # held while the cache is measured or changed
@@ -158,11 +158,11 @@ class _WrongSizeError(Exception):
         )
 
 
-class _SizeLimit(Callback):
-    """Stops a transfer whose size differs from the expected one."""
+class _SizeLimit(TransferLimit):
+    """Stops a transfer that is too slow, or whose size differs from the expected one."""
 
     def __init__(self, shard: Shard) -> None:
-        super().__init__()
+        super().__init__(shard.url, math.inf)  # the exact size is checked below
         self.shard = shard
 
     def relative_update(self, inc: int = 1) -> None:

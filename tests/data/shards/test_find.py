@@ -71,6 +71,9 @@ def test_patterns_of_urls(folders: Path):
         ("{a", "has unbalanced braces; write {000..009} or {a,b}"),
         ("a/pairs-{000000..000002}.tar", "has no pairs-000002.tar in its index; check the pattern"),
         ("a/pairs-000000.tar/", "has no pairs|There is no folder"),
+        ("{0..999999999}.tar", "names more than 100000 files; use a shorter range"),
+        ("{0..999999999999999999}.tar", "names more than 100000 files"),
+        ("{0..9}{0..9}" * 4, "names more than 100000 files"),
     ],
 )
 def test_what_matches_nothing_is_said(folders: Path, pattern: str, message: str):

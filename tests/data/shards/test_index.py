@@ -53,7 +53,21 @@ def test_compressed_truncated_and_missing_tars_are_refused(tmp_path: Path):
         scan_shard(tmp_path / "cut.tar")
 
 
-@pytest.mark.parametrize("name", ["../out.tar", "a/b.tar", "/etc/passwd", "..", "", "a\\b.tar", 3])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../out.tar",
+        "a/b.tar",
+        "/etc/passwd",
+        "..",
+        "",
+        "a\\b.tar",
+        3,
+        "\ud800",
+        "\x1b[J",
+        "x" * 256,
+    ],
+)
 def test_a_shard_outside_of_the_folder_is_refused(make_shards, name):
     folder = edited(make_shards(), lambda index: index["shards"][0].update(name=name))
     with pytest.raises(ValueError, match="not a plain file name"):
@@ -81,6 +95,17 @@ def test_a_shard_outside_of_the_folder_is_refused(make_shards, name):
         (lambda index: index["shards"][0].update(sizes=[[12.5, 1]] * 6), "sizes of images that do"),
         (lambda index: index["shards"][0].update(sizes=[[1, 1], [1]] * 3), "sizes of images that"),
         (lambda index: index["shards"][0].update(sizes="all"), "sizes of images that do not"),
+        (lambda index: index["shards"][0].update(sizes=[["1", "1"]] * 6), "sizes of images that"),
+        (lambda index: index["shards"][0].update(offsets=[True, 1]), "offsets that do not fit"),
+        (lambda index: index["shards"][0].update(offsets=[0, 10**30]), "offsets that do not fit"),
+        # an array of texts would take the longest one's memory for each of them
+        (lambda index: index["shards"][0].update(offsets=["a" * 10**6] * 2), "offsets that do not"),
+        (lambda index: index["shards"][0].update(size=10**400), "offsets that do not fit"),
+        (lambda index: index["shards"][0].update(size=-1, offsets=[]), "offsets that do not fit"),
+        (lambda index: index["shards"][0].update(kind=["images"]), "kind .'images'. for"),
+        (lambda index: index["shards"][0].update(kind="[/bold]" * 99), r"kind '.*\.\.\..*' for"),
+        (lambda index: index.update(version={"a": "b" * 999}), r"has version .*\.\.\."),
+        (lambda index: index.update(shards=[["name"]]), "without name, size or offsets"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused_with_the_cure(make_shards, change, message):
