@@ -12,7 +12,10 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
 from lit_prefopt.data.latents.manifest import LatentSet
+from lit_prefopt.data.loading.long_prompts import LongPromptCounter
+from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.datamodules.cached import CachedPairs
+from lit_prefopt.datamodules.rollouts import PromptCollections
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -47,6 +50,7 @@ def check_data(module: CacheUser, data: object) -> None:
     if not isinstance(data, CachedPairs):
         if data is not None:
             backbone.require_encoders(f"{type(data).__name__}, which yields images or prompts,")
+            _count_long_prompts(backbone, data)
         return
     for latents in data.sets:
         check_latents(backbone, latents)
@@ -54,6 +58,16 @@ def check_data(module: CacheUser, data: object) -> None:
         backbone.set_empty_prompt(data.sets[0].empty)
         _log_unverified(backbone, data.sets[0])
     _check_tables(module, data)
+
+
+def _count_long_prompts(backbone: Backbone, data: object) -> None:
+    """Count the prompts beyond the text encoder's context: now, or as the pairs are read."""
+    if isinstance(data, StoredPairs):
+        data.fits_context = backbone.fits_context
+    elif isinstance(data, PromptCollections):
+        counter = LongPromptCounter(backbone.fits_context, "roll-out")
+        counter.count(data.texts)
+        counter.finish()
 
 
 def check_latents(backbone: Backbone, latents: LatentSet) -> None:

@@ -101,7 +101,9 @@ def test_a_run_logs_what_is_ours_alone(
     assert not not_ours(logged)
     assert [line.split(" ")[0] for line in logged[:2]] == ["Seed", "Training"]
     hidden = (DeprecationWarning, PendingDeprecationWarning)  # by Python itself
-    assert not [one for one in recwarn if not issubclass(one.category, hidden)]
+    warned = [one.message for one in recwarn if not issubclass(one.category, hidden)]
+    # the tiny tokenizer has 16 tokens, and spells: the only warning is about the user's data
+    assert not [one for one in warned if "longer than the text encoder's context" not in str(one)]
 
 
 def test_a_model_summary_that_the_recipe_names_is_shown(recipe: list[str], caplog: Any) -> None:

@@ -13,17 +13,23 @@ from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
+from lit_prefopt.data.flatten import BLACK, WHITE, flatten, scale_transparent_colour
 from lit_prefopt.utils.seeds import stable_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # PIL's names, and our file extensions
+JPEG = b"\xff\xd8\xff"
 MAX_SIDE = 16_384  # the longest side that WebP and most encoders support
-MAX_AREA = 64_000_000  # pixels; decoded, this is 192 MB
+MAX_AREA = 64_000_000  # pixels, decoded or after resizing; this is 192 MB
 
+# PIL's limit of 1 MiB for one text or colour profile of a png refuses pictures of image editors;
+# its limit for all texts of a picture, 64 MiB, remains
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 Size = tuple[int, int]  # width and height, as in PIL
 Pixels = NDArray[np.uint8]
@@ -71,6 +77,9 @@ class Augment(NamedTuple):
         Args:
             size: Width and height of the best side.
             seed: The sample's seed.
+
+        Raises:
+            BrokenSample: The side is so long and narrow that resizing would need too much memory.
         """
         across, down, flip, drop = AugmentDraws.from_seed(seed)
         if self.crop == "center":
@@ -78,6 +87,11 @@ class Augment(NamedTuple):
         scale = max(self.size[0] / size[0], self.size[1] / size[1])
         width = max(self.size[0], round(size[0] * scale))
         height = max(self.size[1], round(size[1] * scale))
+        if width * height > MAX_AREA:
+            raise BrokenSample(
+                f"is too long and narrow with {size[0]} x {size[1]} pixels: filling "
+                f"{self.size[0]} x {self.size[1]} would enlarge it to {width} x {height}"
+            )
         corner = round(across * (width - self.size[0])), round(down * (height - self.size[1]))
         plan = Crop((width, height), corner, self.flip and flip < 0.5)
         return plan, drop < self.caption_dropout
@@ -140,14 +154,29 @@ def open_image(data: bytes | IO[bytes]) -> Image.Image:
     """
     file = BytesIO(data) if isinstance(data, bytes) else data
     try:
-        image = Image.open(file, formats=tuple(FORMATS))
+        image = _opened(file)
     except Image.DecompressionBombError as error:
         raise BrokenSample("is too large") from error
-    except Exception as error:  # PIL's decoders raise nearly anything on a broken file
+    except (UnidentifiedImageError, SyntaxError) as error:  # PIL's own for a wrong header
         raise BrokenSample("is not a png, jpg or webp image") from error
+    except Exception as error:  # PIL's decoders raise nearly anything on a broken file
+        raise BrokenSample(f"cannot be decoded ({error})") from error
     width, height = image.size
     if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
         raise BrokenSample(f"is too large with {width} x {height} pixels")
+    return image
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    start = file.read(len(JPEG))
+    file.seek(0)
+    if start == JPEG:
+        # the first picture only: `Image.open` returns another format, MPO, for the photographs of
+        # many phones, which hold a preview or a depth map as well
+        return JpegImageFile(file)
+    image = Image.open(file, formats=tuple(FORMATS))
+    if image.format == "PNG":
+        scale_transparent_colour(image)
     return image
 
 
@@ -213,7 +242,7 @@ class ImageHeader(NamedTuple):
         return found
 
     def decoded(self, mode: Literal["RGB", "L"] = "RGB", least: Size | None = None) -> Image.Image:
-        """Decode the image upright; for the arguments see `decode`."""
+        """Decode the image upright and flattened; for the arguments see `decode`."""
         image = self.image
         try:
             if least is not None:
@@ -221,6 +250,7 @@ class ImageHeader(NamedTuple):
             image.load()
             # annotators saw the image with its EXIF orientation applied
             ImageOps.exif_transpose(image, in_place=True)
+            image = flatten(image, WHITE if mode == "RGB" else BLACK)
             return image if image.mode == mode else image.convert(mode)
         except Exception as error:
             raise BrokenSample(f"cannot be decoded ({error})") from error
@@ -229,7 +259,7 @@ class ImageHeader(NamedTuple):
 def decode(
     data: bytes, mode: Literal["RGB", "L"] = "RGB", least: Size | None = None
 ) -> Image.Image:
-    """Decode an image upright.
+    """Decode an image upright; transparent pixels are shown on white, those of a mask on black.
 
     Args:
         data: The encoded image: png, jpg or webp.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from lightning import LightningDataModule
@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.loading.image_samples import SampleLoader
 from lit_prefopt.data.loading.loader import PairLoader, ResumableLoader
+from lit_prefopt.data.loading.long_prompts import LongPromptCounter
 from lit_prefopt.data.loading.worker import PairBatches
 from lit_prefopt.data.order.plan import Plan, RankSplit, SampleOrder
 from lit_prefopt.data.order.position import EpochProgress
@@ -78,6 +79,8 @@ class StoredPairs(LightningDataModule):
         self.shards_per_block, self.broken_share = shards_per_block, broken_share
         self.validation_pairs, self.cache = validation_pairs, ShardCache(cache, cache_size)
         self.loaders: dict[str, PairLoader] = {}
+        self.fits_context: Callable[[str], bool] | None = None  # of the backbone that is trained
+        self._long_prompts: dict[str, LongPromptCounter] = {}
         self._epoch_progress: EpochProgress | None = None
 
     @property
@@ -122,6 +125,7 @@ class StoredPairs(LightningDataModule):
             batches, self._epoch_progress, progress, self.workers, pinned=pinned
         )
         loader.enlarged = None if known else EnlargedCounter()
+        loader.long_prompts = self._long_prompt_counter("training")
         self.loaders["train"] = loader
         return loader
 
@@ -141,8 +145,9 @@ class StoredPairs(LightningDataModule):
             plan, self._held_out_sample_loader(), ranks, samples, self.broken_share
         )
         loader = PairLoader(batches, length, self.workers, pinned=self._pinned())
+        loader.long_prompts = self._long_prompt_counter("held-out")
         self.loaders["validation"] = loader
-        return self.loaders["validation"]
+        return loader
 
     def test_dataloader(self) -> PairLoader | list[PairLoader]:
         """Return the loader of the held-out pairs, as for validation."""
@@ -163,6 +168,12 @@ class StoredPairs(LightningDataModule):
     @abstractmethod
     def _held_out_sample_loader(self) -> SampleLoader:
         """Return the loader of the held-out samples, without random crops and flips."""
+
+    def _long_prompt_counter(self, which: str) -> LongPromptCounter | None:
+        """Return a counter of prompts, kept when the loader is rebuilt within a run."""
+        if self.fits_context is None:
+            return None
+        return self._long_prompts.setdefault(which, LongPromptCounter(self.fits_context, which))
 
     def _reader(self, shards: list[Shard]) -> ShardReader:
         self.cache.check(shards, self.shards_per_block)

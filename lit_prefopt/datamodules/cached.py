@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lit_prefopt.data.images import Size
 from lit_prefopt.data.latents.error_table import ErrorTable
 from lit_prefopt.data.latents.latent_reader import LatentReader
@@ -72,9 +74,9 @@ class CachedPairs(StoredPairs):
                 self.validation_reader.shards
             )
             if held_out.settings["crop"] != "center":
-                raise InputError(
-                    f"{self.validation} was cached with random crops, and validation needs fixed "
-                    "ones: cache held-out pairs with `--model.crop center`."
+                rank_zero_warn(
+                    f"{self.validation} was cached with random crops: each held-out pair is shown "
+                    "by its first one, always the same; `--model.crop center` caches the middle."
                 )
             _check_table(self.validation_reference, self.validation_reader, held_out, held_out=True)
 

@@ -184,10 +184,13 @@ class LatentCache(Producer):
         """Decode all views of a pair; return the error message if it is broken."""
         sample, shard, seed = pair
         try:
-            sides = [decode(data) for data in sample.sides]
-            mask = None if sample.mask is None else decode(sample.mask, "L")
+            return self._views(sample, shard, seed)
         except BrokenSample as error:
             return f"{sample.name}: {error}"
+
+    def _views(self, sample: Sample, shard: int, seed: int) -> PairViews:
+        sides = [decode(data) for data in sample.sides]
+        mask = None if sample.mask is None else decode(sample.mask, "L")
         images, frames, masks = [], [], []
         for mirrored in (False, True) if self.flip else (False,):
             for view in range(self.views):

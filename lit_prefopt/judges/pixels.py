@@ -12,6 +12,7 @@ from lit_prefopt.utils.transfer import to_device
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+LONGEST = 32  # times the shorter side, of which a center crop resizes no more
 
 
 def center_crop(images: Tensor, side: int, antialias: bool = True) -> Tensor:
@@ -22,12 +23,20 @@ def center_crop(images: Tensor, side: int, antialias: bool = True) -> Tensor:
         side: Width and height in pixels.
         antialias: Smooth them as they shrink.
     """
+    images = _without_far_ends(images)
     scale = side / min(images.shape[-2:])
     size = [max(side, round(length * scale)) for length in images.shape[-2:]]
     unit = (images.float() + 1) / 2
     unit = F.interpolate(unit, size, mode="bicubic", antialias=antialias).clamp(0, 1)
     top, left = ((length - side) // 2 for length in size)
     return unit[..., top : top + side, left : left + side]
+
+
+def _without_far_ends(images: Tensor) -> Tensor:
+    """Cut the ends of very long images, which the center crop would enlarge without showing."""
+    most = LONGEST * min(images.shape[-2:])
+    top, left = (max(0, (length - most) // 2) for length in images.shape[-2:])
+    return images[..., top : top + most, left : left + most]
 
 
 def pad_to_square(images: Tensor, side: int, antialias: bool = True) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lit_prefopt.batches import Batch, Pairs
 from lit_prefopt.datamodules.base import StoredPairs
-from lit_prefopt.errors import InputError
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
 
 
@@ -23,22 +24,25 @@ class Di3PO(DiffusionDPO):
     def __init__(self, *args: Any, masked: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.masked = masked
+        self._warned = False
 
     def form_pairs(self, batch: Batch) -> Pairs:
-        """Return the pairs to train on, and check that they have masks if `masked` is set."""
+        """Return the pairs to train on; warn once if `masked` is set and they have no masks."""
         pairs = super().form_pairs(batch)
-        if self.masked and self.training and pairs.masks is None:
-            raise InputError(
-                "`masked` is set and no pair of a batch has a mask.png: generate the pairs with "
-                "`--model.masks true`, or set `masked` to false."
+        if self.masked and self.training and pairs.masks is None and not self._warned:
+            self._warned = True  # pairs with and without masks may be mixed
+            rank_zero_warn(
+                "`masked` is set and no pair of a batch has a mask.png, so errors count "
+                "everywhere: generate pairs with `--model.masks true`, or set `masked` to false."
             )
         return pairs
 
     def on_fit_start(self) -> None:
-        """Check that training pairs are not mirrored, which would mirror text."""
+        """Warn if training pairs are mirrored, which also mirrors text."""
         super().on_fit_start()
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, StoredPairs) and data.mirrors:
-            raise InputError(
-                "Mirrored pairs would mirror the text in images of Di3PO: set `--data.flip false`."
+            rank_zero_warn(
+                "Mirrored pairs mirror the text in images of Di3PO: set `--data.flip false`, "
+                "unless the pairs differ in other attributes."
             )

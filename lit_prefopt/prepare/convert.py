@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import ImageColor
+
+from lit_prefopt.data.flatten import WHITE, Colour
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError, check_number, printable, quoted
@@ -25,6 +28,7 @@ from lit_prefopt.prepare.hold_out import (
 )
 from lit_prefopt.prepare.image_checks import CheckedImage, digest, load_checked
 from lit_prefopt.prepare.progress_bar import progress
+from lit_prefopt.prepare.prompt_length import exceeds_context
 from lit_prefopt.prepare.records import OddLabel, Record, read_record
 from lit_prefopt.prepare.source_rows import (
     BrokenRecord,
@@ -58,6 +62,7 @@ def convert(
     ties: Ties = "drop",
     image_folder: str | None = None,
     resolution: int | None = None,
+    background: str = "white",
     broken_share: float = 1.0,
     hold_out: float = 0.0,
     workers: int | None = None,
@@ -89,6 +94,9 @@ def convert(
             order is known stays unchanged. With drop and keep, probabilities only set the order.
         image_folder: Base folder of relative image paths; the source's folder by default.
         resolution: Count the images that are smaller than this and would be upscaled, in pixels.
+        background: Colour behind transparent images, such as black or #808080, on which they are
+            stored as png. With white they are stored unchanged, since every command shows them on
+            white.
         broken_share: Maximum share of broken records and images; 0 stops at the first one, 1 never.
         hold_out: Share of the prompts whose pairs are kept for validation, for example 0.05: the
             pairs are then written to OUTPUT/train and OUTPUT/validation, and no prompt is in both.
@@ -103,6 +111,7 @@ def convert(
     check_number("resolution", resolution, 1)
     check_number("max_count", max_count, 1)
     check_number("max_size", max_size, 1)
+    colour = _colour(background)
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
     if folder is not None and not os.path.isdir(folder):
         raise InputError(f"There is no folder {quoted(image_folder)}; check `image_folder`.")
@@ -110,12 +119,13 @@ def convert(
     for note in notes:
         print(printable(note))
     maker, held = _PairMaker(pairs, ties, broken_share), frozenset[bytes]()
+    maker.summary.background = background
     opened = open_writers(output, hold_out > 0, max_count, max_size)
     with explain_full_disk(output), opened as (target, writers):
         if hold_out:
             texts = open_source(source, format, columns, only={*columns.names("prompt")})
             held = choose_held_out(texts.rows, columns, hold_out)
-        loaded = map_in_order(lambda row: _load(row, columns, folder), rows, workers)
+        loaded = map_in_order(lambda row: _load(row, columns, folder, colour), rows, workers)
         for record in progress(loaded, "records", total):
             for pair, text, files in maker.pairs(record):
                 writer = writers[prompt_key(text) in held]
@@ -181,6 +191,8 @@ class _PairMaker:
                 if self._wanted(pair, loaded.record.text, files):
                     self.summary.pairs += 1
                     self.summary.sizes.add(chosen.size, rejected.size)
+                    self.summary.transparent += chosen.transparent or rejected.transparent
+                    self.summary.long_prompts += exceeds_context(loaded.record.text)
                     yield pair, loaded.record.text, files
 
     def check_labels(self) -> None:
@@ -228,7 +240,9 @@ class _PairMaker:
             )
 
 
-def _load(row: RawRecord, columns: Columns, folder: Path | None) -> LoadedRecord:
+def _load(
+    row: RawRecord, columns: Columns, folder: Path | None, background: Colour | None
+) -> LoadedRecord:
     try:
         record = read_record(row, columns, folder)
     except UnlabelledRecord:
@@ -237,7 +251,18 @@ def _load(row: RawRecord, columns: Columns, folder: Path | None) -> LoadedRecord
     except BrokenRecord as error:
         odd = isinstance(error, OddLabel)
         return LoadedRecord(None, [], f"{row.where} {error}", odd_label=odd)
-    return LoadedRecord(record, [load_checked(picture) for picture in record.images])
+    return LoadedRecord(record, [load_checked(one, background) for one in record.images])
+
+
+def _colour(name: str) -> Colour | None:
+    """Return a colour by its name; None for white, on which images are shown as they are."""
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(name)
+    except ValueError as error:
+        raise InputError(
+            f"background is {quoted(name)}; give a colour such as white or '#ffffff'."
+        ) from error
+    return None if (red, green, blue) == WHITE else (red, green, blue)
 
 
 def _reason_for_none(summary: ConversionSummary, unlabelled: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_prefopt.errors import printable
+from lit_prefopt.prepare.prompt_length import CONTEXT
 
 NAMED = 20  # broken files listed by name; the others are only counted
 
@@ -93,6 +94,9 @@ class ConversionSummary:
     images: int = 0  # all that were checked
     held_out_prompts: int = 0  # prompts whose pairs are kept for validation
     held_out_pairs: int = 0
+    transparent: int = 0  # pairs with a transparent image
+    background: str = "white"  # behind them
+    long_prompts: int = 0  # pairs whose prompt is surely longer than CLIP's context
     broken: NamedCount = field(default_factory=NamedCount)  # records and images, with the reasons
     sizes: ImageSizes = field(default_factory=ImageSizes)
 
@@ -103,6 +107,8 @@ class ConversionSummary:
         return {
             **{name: getattr(self, name) for name in (*counts, "unlabelled", "images")},
             **({"held_out": held_out} if self.held_out_prompts else {}),
+            "transparent": self.transparent,
+            "long_prompts": self.long_prompts,
             "broken": {"count": self.broken.count, "first": self.broken.names},
             **self.sizes.metadata(resolution),
         }
@@ -124,6 +130,15 @@ class ConversionSummary:
             lines[0] += (
                 f": {self.pairs - self.held_out_pairs} for train/, {self.held_out_pairs} of "
                 f"{self.held_out_prompts} prompts for validation/"
+            )
+        if self.transparent:
+            lines.append(
+                f"{self.transparent} pairs have a transparent image, shown on {self.background}"
+            )
+        if self.long_prompts:
+            lines.append(
+                f"{self.long_prompts} pairs or more have a prompt that is longer than the "
+                f"{CONTEXT} tokens of CLIP's text encoders and would be truncated"
             )
         if resolution is not None:
             share = f"{self.sizes.below(resolution):.1%}"

@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.shards.reader import Sample
-from lit_prefopt.errors import InputError, quoted
+from lit_prefopt.errors import quoted
 
 By = Literal["rank", "gap"]
 BY_SIDE = ("chosen", "rejected")
@@ -47,7 +48,7 @@ class DifficultyArray:
 
 
 def difficulty(sample: Sample, by: By) -> Difficulty:
-    """Return the difficulty of a pair.
+    """Return the difficulty of a pair; raise BrokenSample if its .json does not hold it.
 
     Args:
         sample: The pair as stored.
@@ -60,9 +61,9 @@ def difficulty(sample: Sample, by: By) -> Difficulty:
         return Difficulty(scores["chosen"] - scores["rejected"], 0)
     if _is_number(sample.meta.get("gap")):
         return Difficulty(sample.meta["gap"], 0)
-    raise InputError(
+    raise BrokenSample(
         f"{sample.name} has neither `scores` of its chosen and rejected side nor a `gap` in its "
-        ".json; generate ranked pairs, or convert a source that holds scores."
+        ".json: generate ranked pairs, or convert a source that holds scores"
     )
 
 
@@ -75,15 +76,14 @@ def swapped(meta: dict[str, Any]) -> dict[str, Any]:
 def _by_rank(sample: Sample) -> Difficulty:
     gap, images = sample.meta.get("rank_gap"), sample.meta.get("images")
     if gap is None or images is None:
-        raise InputError(
-            f"{sample.name} has no `rank_gap` and `images` in its .json; generate ranked pairs, or "
-            "sort by score with `--by gap`."
+        raise BrokenSample(
+            f"{sample.name} has no `rank_gap` and `images` in its .json: generate ranked pairs, or "
+            "sort by score with `--by gap`"
         )
-    if type(gap) is not int or type(images) is not int or not 1 <= abs(gap) < images < 2**31:
-        raise InputError(
-            f"{sample.name} has the rank_gap {quoted(gap)} for {quoted(images)} images, but it "
-            "must be between 1 and their number minus 1; fix the .json, or sort by score with "
-            "`--by gap`."
+    if type(gap) is not int or type(images) is not int or not abs(gap) < images < 2**31:
+        raise BrokenSample(
+            f"{sample.name} has the rank_gap {quoted(gap)} for {quoted(images)} images, "
+            "but it must be less than their number: fix the .json, or sort by score with `--by gap`"
         )
     return Difficulty(gap, images)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from io import BytesIO
 from typing import NamedTuple
 
+from PIL import Image
+
+from lit_prefopt.data.flatten import Colour, flatten, is_transparent
 from lit_prefopt.data.images import BrokenSample, open_image
 from lit_prefopt.prepare.cells import ImageSource
 from lit_prefopt.prepare.source_rows import MAX_BYTES
@@ -20,24 +24,31 @@ class CheckedImage(NamedTuple):
     data: bytes
     size: tuple[int, int]  # width and height of the upright image
     digest: bytes  # 16 bytes, equal for equal files
+    transparent: bool = False  # whether any pixel is, as stored in the source
 
 
-def load_checked(picture: ImageSource) -> CheckedImage | str:
-    """Load and check an image; return it, or an error message with its name."""
+def load_checked(picture: ImageSource, background: Colour | None = None) -> CheckedImage | str:
+    """Load and check an image; return it, or an error message with its name.
+
+    Args:
+        picture: Where the image is.
+        background: See `check`.
+    """
     try:
         data = picture.data if picture.path is None else _read(picture)
-        return check(data)
+        return check(data, background)
     except OSError as error:
         return f"{picture.name} cannot be read ({error.strerror})"
     except BrokenSample as error:
         return f"{picture.name} {error}"
 
 
-def check(data: bytes) -> CheckedImage:
+def check(data: bytes, background: Colour | None = None) -> CheckedImage:
     """Decode an image fully, and return it with its size and digest.
 
     Args:
         data: The encoded image: png, jpg or webp.
+        background: Colour on which a transparent image is stored; by default it stays unchanged.
     """
     image = open_image(data)
     width, height = image.size
@@ -49,10 +60,20 @@ def check(data: bytes) -> CheckedImage:
         if image.format == "PNG":
             # verify the checksums, which decoding ignores, to detect damage as well as truncation
             open_image(data).verify()
+        transparent = is_transparent(image)
+        if transparent and background is not None:
+            data = _on(image, background)
     except Exception as error:  # PIL's decoders raise many types for broken files
         raise BrokenSample(f"cannot be decoded ({error})") from error
     size = (height, width) if turned else (width, height)
-    return CheckedImage(data, size, digest(data))
+    return CheckedImage(data, size, digest(data), transparent)
+
+
+def _on(image: Image.Image, background: Colour) -> bytes:
+    """Encode a transparent image on a plain colour as png, with its EXIF data."""
+    buffer = BytesIO()
+    flatten(image, background).save(buffer, "PNG", exif=image.getexif())
+    return buffer.getvalue()
 
 
 def digest(*parts: bytes) -> bytes:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_prefopt.data.images import BrokenSample, decode
 from lit_prefopt.data.shards.format import EXTENSIONS, SIDES, Shard
-from lit_prefopt.data.shards.reader import Sample, parse, unpack
-from lit_prefopt.data.shards.tar import split_name
+from lit_prefopt.data.shards.reader import Sample, bounded_span, parse, unpack
+from lit_prefopt.data.shards.tar import is_plain, iterate_members, split_name
 from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.prepare.image_checks import CheckedImage, check, digest
+from lit_prefopt.prepare.prompt_length import exceeds_context
 from lit_prefopt.utils.filesystem import filesystem
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class SampleFindings(NamedTuple):
     broken: str = ""  # why training would replace it by another one
     odd: tuple[str, ...] = ()  # unexpected members
     empty: bool = False  # the text
+    long: bool = False  # the text, surely longer than CLIP's context
+    transparent: bool = False  # a side
     sizes: tuple[tuple[int, int], ...] = ()  # width and height of each side, best side first
     digest: bytes = b""  # of text and sides
     identical: bool = False
@@ -74,8 +77,12 @@ def places(index: Sequence[Shard], latents: LatentSet | None) -> Iterator[Sample
 
 def look(place: SampleLocation) -> SampleFindings:
     """Check a stored sample and return the findings; only images are opened."""
-    data = _bytes(place)
     name = f"{place.shard.name}, sample {place.sample}"
+    try:
+        bounded_span(place.shard, place.sample)
+    except BrokenSample as error:
+        return SampleFindings(name, f"{name} {error}")
+    data = _bytes(place)
     odd = odd_members(place.shard.name, data)
     try:
         offset = place.shard.span(place.sample)[0] - place.start
@@ -93,6 +100,8 @@ def look(place: SampleLocation) -> SampleFindings:
         name,
         odd=odd,
         empty=not sample.text.strip(),
+        long=exceeds_context(sample.text),
+        transparent=any(file.transparent for file in files),
         sizes=tuple(file.size for file in files),
         digest=digest(sample.text.encode(), *sides),
         identical=len(set(sides)) < len(sides),
@@ -113,6 +122,7 @@ def _check_cached_sample(
         name,
         odd=odd,
         empty=not sample.text.strip(),
+        long=exceeds_context(sample.text),
         sizes=tuple(sample.sizes),
         digest=digest(sample.text.encode(), *sides),
         identical=len(set(sides)) < len(sides),
@@ -130,11 +140,11 @@ def odd_members(shard: str, data: bytes) -> tuple[str, ...]:
     names = []
     try:
         with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
-            for member in tar:
+            for member in iterate_members(tar):
                 kind = split_name(member.name)[1] or ""
-                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+                plain = is_plain(member)
                 if not plain and not member.isdir():
-                    names.append(f"{shard}/{member.name} is a link or device")
+                    names.append(f"{shard}/{member.name} is a link, a device or sparse")
                 elif plain and kind not in KNOWN and not kind.endswith(SAFE):
                     names.append(f"{shard}/{member.name}")
     except tarfile.TarError:

@@ -41,7 +41,7 @@ class StageSummary:
     gaps: list[tuple[float, float]] = field(default_factory=list)  # smallest and largest of each
     disagreeing: int = 0  # pairs whose rejected side has the higher score
     swapped: int = 0  # those of them whose sides were swapped
-    even: int = 0  # pairs of two equal scores, skipped with `winner: reward`
+    even: int = 0  # pairs of two equal ranks, or with `winner: reward` of two equal scores; skipped
     small: int = 0  # pairs below `least`
     surplus: int = 0  # pairs beyond `most`
     broken: NamedCount = field(default_factory=NamedCount)
@@ -66,11 +66,18 @@ class StageSummary:
         ]
         lines += [
             f"{sum(self.pairs)} of {self.read} pairs; left out: {self.small} below `least`, "
-            f"{self.surplus} beyond `most`, {self.even} of two equal scores, "
+            f"{self.surplus} beyond `most`, {self.even} of two equal {what}, "
             f"{self.broken.count} broken",
             f"{self.disagreeing} with the better score on the rejected side, of which "
             f"{self.swapped} were swapped",
         ]
+        share = self.disagreeing / max(1, self.read - self.broken.count)
+        if share > 0.5:
+            lines.append(
+                f"Warning: the better score is on the rejected side in {share:.1%} of the pairs. "
+                "If people chose the sides, that may be so (a judge of aesthetics agrees with "
+                "51.4% of Pick-a-Pic's choices); if the judge did, the sign is reversed."
+            )
         return "\n".join([*lines, *(f"broken: {line}" for line in self.broken.lines())])
 
 
@@ -98,7 +105,8 @@ def split_into_stages(
         output: Output folder.
         stages: Number of stages.
         by: Measure of difficulty. `rank`: the difference of the two sides' ranks among the images
-            of their prompt, as published, from `rank_gap` and `images` in the pair's .json.
+            of their prompt, as published, from `rank_gap` and `images` in the pair's .json;
+            equal ranks are skipped.
             `gap`: the difference of their scores, from `scores` in the .json, or its `gap`.
         cut: How score gaps become stages: `equal-counts` gives each stage the same number of
             pairs, `equal-spacing` the same range of gaps, as the released code does (its
@@ -117,7 +125,7 @@ def split_into_stages(
     reader = ShardReader(find_shards(shards))
     made = StageSummary(by)
     known = _measure(reader, by, broken_share, made)
-    _count_disagreements(known.gaps, made)
+    made.disagreeing = int((known.gaps < 0).sum())
     kept = _kept(known.gaps, winner, least, most, made)
     where = np.full(made.read, OUT)
     if by == "rank":
@@ -193,11 +201,13 @@ def _measure(
     total = sum(reader.counts)
     for _, sample in progress(_samples(reader), "pairs checked", total):
         made.read += 1
-        if isinstance(sample, str):
-            made.broken.add(sample)
+        try:
+            if isinstance(sample, str):
+                raise BrokenSample(sample)
+            known.add(difficulty(sample, by))
+        except BrokenSample as error:
+            made.broken.add(str(error))
             known.add(Difficulty(float("nan"), 0))
-            continue
-        known.add(difficulty(sample, by))
     if not made.read:
         raise InputError("The shards contain no pair; check the path.")
     allowed = max(ALWAYS_ALLOWED, broken_share * made.read) if broken_share else 0
@@ -209,23 +219,12 @@ def _measure(
     return known
 
 
-def _count_disagreements(gaps: NDArray[np.float64], made: StageSummary) -> None:
-    """Count the pairs whose scores disagree with their sides; raise if they are the majority."""
-    made.disagreeing = int((gaps < 0).sum())
-    if 2 * made.disagreeing > made.read:
-        raise InputError(
-            f"The scores prefer the rejected side in {made.disagreeing} of {made.read} pairs, so "
-            "their sign is probably reversed; score again with a judge whose higher score is "
-            "better."
-        )
-
-
 def _kept(
     gaps: NDArray[np.float64], winner: Winner, least: float, most: int | None, made: StageSummary
 ) -> NDArray[np.bool_]:
     """Return the mask of the pairs to keep, and count the others."""
     kept = np.isfinite(gaps)
-    if winner == "reward":
+    if winner == "reward" or made.by == "rank":  # no stage holds a rank gap of 0
         made.even = int((gaps == 0).sum())
         kept &= gaps != 0
     small = kept & (abs(gaps) < least)

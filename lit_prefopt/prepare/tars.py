@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lit_prefopt.data.shards.tar import split_name
+from lit_prefopt.data.shards.tar import is_plain, iterate_members, split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.encodings import decode_text
@@ -63,10 +63,7 @@ def tar_samples(path: Path, columns: Columns, only: Set[str]) -> Iterator[RawRec
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # or all headers stay in memory
-        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and _key(member.name):
-            yield member
+    yield from (one for one in iterate_members(tar) if is_plain(one) and _key(one.name))
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:

@@ -9,12 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lit_prefopt.data.images import Augment, BrokenSample
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
-from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
+from lit_prefopt.data.shards.format import INDEX, LATENTS, SIDES, Shard
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.errors import check_number
 from lit_prefopt.prepare.counts import ImageSizes, NamedCount
 from lit_prefopt.prepare.progress_bar import progress
+from lit_prefopt.prepare.prompt_length import CONTEXT
 from lit_prefopt.prepare.sample_checks import SampleFindings, latent_set, look, places
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.parallel import map_in_order
@@ -34,6 +36,8 @@ class ValidationReport:
     odd: NamedCount = field(default_factory=NamedCount)  # unexpected members such as pickles
     unlisted: NamedCount = field(default_factory=NamedCount)  # tars missing in the index
     empty: NamedCount = field(default_factory=NamedCount)  # texts
+    long: NamedCount = field(default_factory=NamedCount)  # texts beyond CLIP's context
+    transparent: NamedCount = field(default_factory=NamedCount)  # pairs with a transparent image
     duplicates: NamedCount = field(default_factory=NamedCount)
     identical: NamedCount = field(default_factory=NamedCount)  # both sides are the same file
     unequal: NamedCount = field(default_factory=NamedCount)  # sides of different sizes
@@ -53,6 +57,8 @@ class ValidationReport:
             "unexpected members, never opened": self.odd,
             f"tars missing in {INDEX}": self.unlisted,
             "empty texts": self.empty,
+            f"texts of more than {CONTEXT} tokens": self.long,
+            "transparent, shown on white": self.transparent,
             "duplicate pairs": self.duplicates,
             "identical sides": self.identical,
             "sides of unequal size": self.unequal,
@@ -80,7 +86,8 @@ def validate(
 
     Args:
         shards: Folder or URL of the shards, with their index.json.
-        resolution: Report the share of images that are smaller than this, in pixels.
+        resolution: Of the training, in pixels: report the share of images that are smaller, and
+            as broken the pairs that are too long and narrow for it.
         broken_share: Maximum share of broken samples, as in training; 0 stops at the first one.
         workers: Number of threads; by default one per core.
     """
@@ -107,12 +114,15 @@ def validate(
 def _note(report: ValidationReport, sample: SampleFindings, seen: set[bytes]) -> None:
     for member in sample.odd:
         report.odd.add(member)
-    if sample.broken:
-        report.broken.add(sample.broken)
+    broken = sample.broken or _too_narrow(sample, report.resolution)
+    if broken:
+        report.broken.add(broken)
         return
     report.sizes.add(*sample.sizes)
     found = {
         "empty": sample.empty,
+        "long": sample.long,
+        "transparent": sample.transparent,
         "identical": sample.identical,
         "duplicates": sample.digest in seen,
         "unequal": len(set(sample.sizes)) > 1,
@@ -120,6 +130,17 @@ def _note(report: ValidationReport, sample: SampleFindings, seen: set[bytes]) ->
     for name in [name for name, is_so in found.items() if is_so]:
         getattr(report, name).add(sample.name)
     seen.add(sample.digest)
+
+
+def _too_narrow(sample: SampleFindings, resolution: int | None) -> str:
+    """Return why a sample cannot be resized to a resolution, or nothing."""
+    if resolution is None:
+        return ""
+    try:
+        Augment((resolution, resolution)).draw(sample.sizes[0], seed=0)
+    except BrokenSample as error:
+        return f"{sample.name}: {SIDES[0]} {error}"
+    return ""
 
 
 def _unlisted(folder: str, index: list[Shard]) -> list[str]:

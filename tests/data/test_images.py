@@ -51,6 +51,26 @@ def test_the_limits_are_limits():
         open_image(png_header(images.MAX_SIDE + 1, 10))
 
 
+@pytest.mark.parametrize("size", [(16_384, 1), (1, 16_384), (16_384, 60)])
+def test_a_side_that_would_become_huge_is_refused_before_it_is_resized(size, monkeypatch):
+    monkeypatch.setattr(Image.Image, "resize", lambda *_: pytest.fail("resized"))
+    data = picture(1, size)
+    sample = Sample("a.tar/1", "text", [data, picture(2)], None, {})
+    with pytest.raises(BrokenSample, match="chosen is too long and narrow with .* would enlarge"):
+        load_sample(sample, Augment((512, 512)), 1, SIDES)
+
+
+def test_what_resizing_makes_is_bounded_and_the_other_side_may_be_of_any_shape():
+    augment = Augment((512, 512))
+    crop, _ = augment.draw((16_384, 70), 1)
+    assert images.MAX_AREA / 2 < crop.size[0] * crop.size[1] <= images.MAX_AREA
+    sample = Sample("a.tar/1", "text", [picture(1), picture(2, (16_384, 1))], None, {})
+    assert [side.shape for side in load_sample(sample, augment, 1, SIDES).images] == [
+        (512, 512, 3),
+        (512, 512, 3),
+    ]
+
+
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF"])
 def test_other_formats_are_refused(form: str):
     with pytest.raises(BrokenSample, match="not a png, jpg or webp"):

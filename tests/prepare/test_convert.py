@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from lit_prefopt.cli import main
+from lit_prefopt.data.images import decode
 from lit_prefopt.errors import InputError
-from lit_prefopt.prepare import Columns, convert
+from lit_prefopt.prepare import Columns, convert, validate
 from tests.helpers.shards import picture
 from tests.helpers.sources import pair, ranked, samples, sides, write
 
@@ -64,7 +67,7 @@ def broken_pictures(folder: Path) -> dict[str, str]:
     return {
         "cut.jpg": "cannot be decoded (image file is truncated",
         "cut.png": "cannot be decoded",
-        "cut.webp": "is not a png, jpg or webp image",
+        "cut.webp": "cannot be decoded",
         "text.png": "is not a png, jpg or webp image",
         "empty.png": "is not a png, jpg or webp image",
         "folder.png": "is not a regular file",
@@ -217,3 +220,88 @@ def test_an_output_that_exists_is_refused(source: Path, tmp_path: Path):
     convert(str(source), str(tmp_path / "out"))
     with pytest.raises(InputError, match="exists and is not empty"):
         convert(str(source), str(tmp_path / "out"))
+
+
+def transparent(level: int, size: tuple[int, int] = (12, 10)) -> bytes:
+    """Return a red png of one opacity."""
+    buffer = BytesIO()
+    Image.new("RGBA", size, (255, 0, 0, level)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_transparent_pictures_are_counted_and_stored_unchanged(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "1.png").write_bytes(transparent(0))
+    (tmp_path / "3.png").write_bytes(transparent(255))
+    summary = convert(write(source, pair(1, 2), pair(3, 4)), str(tmp_path / "out"))
+    assert (summary.pairs, summary.transparent) == (2, 1)
+    assert "1 pairs have a transparent image, shown on white" in capsys.readouterr().out
+    assert sides(tmp_path / "out")[0][1] == transparent(0)
+    assert decode(sides(tmp_path / "out")[0][1]).getpixel((0, 0)) == (255, 255, 255)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["transparent"] == 1
+
+
+@pytest.mark.parametrize(
+    ("background", "colour"), [("black", (127, 0, 0)), ("#0000ff", (127, 0, 128))]
+)
+def test_a_background_is_put_behind_transparent_pictures(
+    source: Path, tmp_path: Path, background: str, colour: tuple[int, int, int]
+):
+    (tmp_path / "1.png").write_bytes(transparent(127))
+    arguments = ["--source", write(source, pair(1, 2)), "--output", str(tmp_path / "out")]
+    main(["shards", "convert", *arguments, "--background", background])
+    [(_, chosen, rejected)] = sides(tmp_path / "out")
+    found = Image.open(BytesIO(chosen))
+    assert (found.mode, found.getpixel((0, 0))) == ("RGB", colour)
+    assert rejected == picture(2)
+
+
+def test_a_background_that_is_no_colour_is_refused(source: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="background is 'glass'; give a colour such as white"):
+        convert(write(source, pair()), str(tmp_path / "out"), background="glass")
+
+
+@pytest.mark.parametrize(
+    ("text", "too_long"),
+    [
+        (" ".join(["word"] * 75), False),
+        (" ".join(["word"] * 76), True),
+        ("don't " * 37, False),  # two tokens each
+        ("1" * 76, True),  # CLIP splits digits
+        ("." * 200, False),  # possibly one token
+        ("verylongword" * 30, False),
+        (", ".join(["4k"] * 26), True),  # a comma, a digit and a letter are three
+    ],
+)
+def test_prompts_beyond_clips_context_are_counted(
+    source: Path, tmp_path: Path, text: str, too_long: bool, capsys: pytest.CaptureFixture
+):
+    summary = convert(write(source, pair(prompt=text)), str(tmp_path / "out"))
+    assert summary.long_prompts == too_long
+    assert ("longer than the 77 tokens" in capsys.readouterr().out) == too_long
+    assert validate(str(tmp_path / "out")).long.count == too_long
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv", "pairs.tar", "pairs.parquet"])
+def test_a_pipe_is_refused_as_a_source(tmp_path: Path, name: str):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="is a pipe or a device; write its content to a file"):
+        convert(str(tmp_path / name), str(tmp_path / "out"))
+
+
+def test_pictures_of_phones_and_editors_are_read_and_odd_ones_cost_no_other(
+    source: Path, tmp_path: Path
+):
+    image, preview = Image.open(BytesIO(picture(1))), Image.new("RGB", (4, 4))
+    image.save(tmp_path / "0.png", "MPO", save_all=True, append_images=[preview])
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("workflow", "x" * (3 << 20), zip=True)
+    image.save(tmp_path / "1.png", pnginfo=texts)
+    texts.add_text("more", "x" * (65 << 20), zip=True)
+    image.save(tmp_path / "2.png", pnginfo=texts)
+    records = [pair(0, 3, "a"), pair(1, 3, "b"), pair(2, 3, "c"), pair(4, 3, "d")]
+    summary = convert(write(source, *records), str(tmp_path / "out"))
+    assert [text for text, *_ in sides(tmp_path / "out")] == ["a", "b", "d"]
+    assert "2.png cannot be decoded" in summary.broken.names[0]
+    assert summary.broken.count == 1

@@ -148,17 +148,45 @@ def test_broken_pairs_are_named_and_left_out(tmp_path: Path):
 RANKED = {"rank_gap": 1, "images": 4}
 
 
+@pytest.mark.parametrize("by", ["gap", "rank"])
+def test_one_pair_without_a_gap_costs_no_other(tmp_path, by):
+    metas = [{"rank_gap": gap, "images": 4, "gap": gap} for gap in (3, 2, 1)] + [{"label": 1.0}]
+    made = split_into_stages(pairs(tmp_path / "in", *metas), str(tmp_path / "out"), 3, by)
+    assert (made.pairs, made.broken.count) == ([1, 1, 1], 1)
+    assert "000000003" in made.broken.names[0]
+    assert numbers(tmp_path / "out") == [[0], [1], [2]]
+
+
+def test_equal_ranks_are_counted_and_left_out(tmp_path, capsys):
+    metas = [{"rank_gap": gap, "images": 3} for gap in (0, 1, -0, 2)]
+    made = split_into_stages(pairs(tmp_path / "in", *metas), str(tmp_path / "out"), 2)
+    assert (made.pairs, made.even, made.broken.count) == ([1, 1], 2, 0)
+    assert "2 of two equal ranks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("winner", ["label", "reward"])
+@pytest.mark.parametrize(("gaps", "warned"), [((-1, -2, 3), True), ((-1, 2), False), ((1,), False)])
+def test_labels_that_disagree_with_most_scores_are_kept_with_a_warning(
+    tmp_path, capsys, winner, gaps, warned
+):
+    source = pairs(tmp_path / "in", *scored(*gaps))
+    made = split_into_stages(source, str(tmp_path / "out"), 1, "gap", winner=winner)
+    assert (made.pairs, made.disagreeing) == ([len(gaps)], sum(gap < 0 for gap in gaps))
+    assert made.swapped == (made.disagreeing if winner == "reward" else 0)
+    said = capsys.readouterr().out
+    assert ("rejected side in 66.7% of the pairs" in said) == warned
+
+
 @pytest.mark.parametrize(
     ("metas", "options", "sentence"),
     [
-        ([{}], {}, "000000000 has no `rank_gap` and `images` in its .json; generate ranked pairs"),
-        ([{"rank_gap": 4, "images": 4}], {}, "rank_gap 4 for 4 images, but it must be between"),
+        ([{}], {}, "000000000 has no `rank_gap` and `images` in its .json: generate ranked pairs"),
+        ([{"rank_gap": 4, "images": 4}], {}, "rank_gap 4 for 4 images, but it must be less than"),
         ([{"rank_gap": True, "images": 4}], {}, "rank_gap True for 4"),
         ([{"rank_gap": "1", "images": 4}], {}, "rank_gap '1' for 4 images"),
         ([{}], {"by": "gap"}, "neither `scores` of its chosen and rejected side nor a `gap`"),
         ([{"gap": float("nan")}], {"by": "gap"}, "neither `scores`"),
         ([{"gap": 10**400}], {"by": "gap"}, "neither `scores`"),
-        (scored(-1, -1, 1), {"by": "gap"}, "prefer the rejected side in 2 of 3 .* is probably rev"),
         (
             [RANKED] * 3,
             {"stages": 2},

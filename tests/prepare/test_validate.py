@@ -160,8 +160,9 @@ def test_pickles_and_odd_members_are_named_and_never_opened(tmp_path: Path):
         tar.addfile(link)
     index_shards(folder)
     report = validate(folder)
-    odd = {"__first.pth", "odd.scores.pyd", "odd.pickle", "README", "odd.chosen.jpg is a link or"}
-    assert {name.split("/")[1].removesuffix(" device") for name in report.odd.names} == odd
+    link_named = "odd.chosen.jpg is a link, a device or sparse"
+    odd = {"__first.pth", "odd.scores.pyd", "odd.pickle", "README", link_named}
+    assert {name.split("/")[1] for name in report.odd.names} == odd
     assert report.odd.count == 5
     assert not (tmp_path / "opened").exists()
 
@@ -213,3 +214,12 @@ def test_remote_shards_are_looked_at_too(make_shards: Maker):
     report = validate("memory://shards")
     assert (report.samples, report.broken.count) == (8, 1)
     files.rm("/shards", recursive=True)
+
+
+def test_pairs_too_narrow_for_the_resolution_are_broken(tmp_path: Path):
+    narrow = member("narrow", chosen=picture(1, (4000, 2)))
+    folder = make(tmp_path / "shards", *good(), narrow)
+    assert validate(folder).broken.count == 0
+    report = validate(folder, resolution=512)
+    assert report.broken.count == 1
+    assert "narrow: chosen is too long and narrow with 4000 x 2 pixels" in report.broken.names[0]

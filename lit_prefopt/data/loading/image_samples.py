@@ -101,7 +101,8 @@ def load_sample(sample: Sample, augment: Augment, seed: int, names: Sequence[str
     for name, data in zip(names, sample.sides, strict=True):
         with _name_side(sample, name):
             sides.append(ImageHeader.read(data))
-    crop, dropped = augment.draw(sides[0].size, seed)
+    with _name_side(sample, names[0]):
+        crop, dropped = augment.draw(sides[0].size, seed)
     images: list[Image.Image | Pixels] = []
     for name, side in zip(names, sides, strict=True):
         with _name_side(sample, name):

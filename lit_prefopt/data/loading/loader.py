@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_prefopt.data.loading.broken_samples import BrokenSamples
+from lit_prefopt.data.loading.long_prompts import LongPromptCounter
 from lit_prefopt.data.loading.worker import Batch, PairBatches, Stop, ignore_interrupts
 from lit_prefopt.data.order.position import EpochPosition, EpochProgress, ResumePoint
 from lit_prefopt.data.order.shaping import EnlargedCounter
@@ -44,6 +45,7 @@ class PairLoader(DataLoader[Batch]):
         self.batches, self.length = batches, length
         self.broken = BrokenSamples(batches.broken.share, batches.samples)
         self.enlarged: EnlargedCounter | None = None  # where the sizes are not known beforehand
+        self.long_prompts: LongPromptCounter | None = None  # where a text encoder embeds them
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
@@ -62,13 +64,21 @@ class PairLoader(DataLoader[Batch]):
             if isinstance(batch, Stop):
                 raise InputError(batch.reason)
             batch = self._counted(batch)
-            if self.enlarged is not None and number + 1 == remaining.batches:
-                self.enlarged.warn()  # a small set has fewer samples than are waited for
+            if number + 1 == remaining.batches:
+                self._warn()  # a small set has fewer samples than are waited for
             yield batch
+
+    def _warn(self) -> None:
+        if self.enlarged is not None:
+            self.enlarged.warn()
+        if self.long_prompts is not None:
+            self.long_prompts.finish()
 
     def _counted(self, batch: Batch) -> Batch:
         if self.enlarged is not None and batch.frames is not None:
             self.enlarged.count(batch.frames)
+        if self.long_prompts is not None:
+            self.long_prompts.count(batch.texts)
         self.broken.read += len(batch.keys) + len(batch.broken)
         for name in batch.broken:
             if name not in self.broken.names:

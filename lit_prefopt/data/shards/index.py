@@ -28,7 +28,7 @@ from lit_prefopt.data.shards.format import (
     parse,
     stale_index_error,
 )
-from lit_prefopt.data.shards.tar import split_name
+from lit_prefopt.data.shards.tar import is_plain, iterate_members, split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.addresses import check_address
 from lit_prefopt.utils.atomic_files import write_atomic
@@ -84,7 +84,7 @@ def index_shards(folder: str) -> None:
             f"{folder} is not a local folder; index a local copy of the shards, and put its "
             f"{INDEX} beside them."
         )
-    tars = sorted(Path(folder).glob("*.tar"))
+    tars = sorted(tar for tar in Path(folder).glob("*.tar") if tar.is_file())
     if not tars:
         raise InputError(f"{folder} contains no .tar file; name the folder of the shards.")
     shards = [scan_shard(tar) for tar in tars]
@@ -134,9 +134,8 @@ class _SampleSpan:
 def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
     samples: dict[str, _SampleSpan] = {}
     last = None
-    while (member := members.next()) is not None:
-        members.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-        key = sample_key(member.name) if member.isreg() else None
+    for member in iterate_members(members):
+        key = sample_key(member.name) if is_plain(member) else None
         if key is None:
             continue
         if key != last and key in samples:

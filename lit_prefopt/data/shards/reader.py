@@ -15,12 +15,18 @@ from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.shards.format import EXTENSIONS, IMAGES, SIDES, Shard
 from lit_prefopt.data.shards.index import sample_key
 from lit_prefopt.data.shards.remote_cache import ShardCache
-from lit_prefopt.data.shards.tar import DuplicateMember, group_members
+from lit_prefopt.data.shards.tar import (
+    DuplicateMember,
+    group_members,
+    is_plain,
+    iterate_members,
+)
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.filesystem import filesystem, is_local
 from lit_prefopt.utils.lru import LRUCache
 
 OPEN_FILES = 32  # several blocks' worth of shards
+MAX_BYTES = 1 << 30  # maximum of one sample; a file with holes claims any size
 
 
 class Sample(NamedTuple):
@@ -95,9 +101,8 @@ class ShardReader:
     def members(self, shard: int, sample: int) -> dict[str, Any]:
         """Read the members of a sample of any kind: bytes by extension, and its `__key__`."""
         source = self.shards[shard]
-        data = self._bytes(shard, *source.span(sample))
         try:
-            return unpack(data)
+            return unpack(self._bytes(shard, *bounded_span(source, sample)))
         except BrokenSample as error:
             raise BrokenSample(f"{source.name}, sample {sample}, {error}") from error
 
@@ -172,6 +177,19 @@ class ShardReader:
         self._files = LRUCache(OPEN_FILES, self._open, lambda file: file.close())
 
 
+def bounded_span(shard: Shard, sample: int) -> tuple[int, int]:
+    """Return the first byte of a sample and the one after its last; raise BrokenSample for many.
+
+    Args:
+        shard: The shard.
+        sample: Number of the sample in it.
+    """
+    start, stop = shard.span(sample)
+    if stop - start > MAX_BYTES:
+        raise BrokenSample(f"is too large with {stop - start} bytes")
+    return start, stop
+
+
 def unpack(data: bytes) -> dict[str, Any]:
     """Parse the tar members of one sample: bytes by extension, and its `__key__`."""
     try:
@@ -210,9 +228,10 @@ def _prompt(members: Mapping[str, Any]) -> str:
 def _text(file: BinaryIO, stop: int) -> bytes | None:
     """Read the .txt of the sample from the current offset to `stop`, or return None."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (member := tar.next()) is not None and member.offset < stop:
-            plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-            key = sample_key(member.name) if plain else None
+        for member in iterate_members(tar):
+            if member.offset >= stop:
+                break
+            key = sample_key(member.name) if is_plain(member) else None
             if key is None or member.name[len(key) + 1 :].lower() != "txt":
                 continue
             data = tar.extractfile(member)
@@ -229,8 +248,8 @@ def _damaged(error: Exception) -> str:
 def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
     # "r:" and plain files only: a compressed or sparse member could expand to any size
     with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        for member in iterate_members(tar):
+            if not is_plain(member):
                 continue
             file = tar.extractfile(member)
             if file is not None and sample_key(member.name) is not None:

@@ -11,6 +11,42 @@ from io import BytesIO
 
 KEY = "__key__"
 MODE = 0o644
+PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+
+
+def iterate_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar in order, without keeping their headers in memory.
+
+    Args:
+        tar: A tar opened for reading.
+
+    Raises:
+        tarfile.ReadError: A header is broken, or claims a size that its place does not have.
+    """
+    while (member := _next(tar)) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # or all headers stay in memory
+        if tar.offset < member.offset_data:  # tarfile would read the same headers for ever
+            raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
+        if is_plain(member) and member.offset_data + member.size > tar.offset:
+            raise tarfile.ReadError(f"the member at byte {member.offset} has a wrong size")
+        yield member
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except (tarfile.TarError, OSError):
+        raise
+    except Exception as error:  # tarfile raises many types for broken pax headers
+        raise tarfile.ReadError(f"broken headers at byte {tar.offset}: {error}") from error
+
+
+def is_plain(member: tarfile.TarInfo) -> bool:
+    """Return whether a member is a file as stored: no link or device, and not sparse.
+
+    A sparse member unfolds to any size; its headers may give it the type of a plain file.
+    """
+    return member.type in PLAIN and not member.issparse()
 
 
 class DuplicateMember(ValueError):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lit_prefopt.data.images import FORMATS, BrokenSample, Size, open_image, upright_size
+from lit_prefopt.data.images import FORMATS, BrokenSample, Size, decode, open_image, upright_size
 from lit_prefopt.data.shards.format import IMAGES, Shard
 from lit_prefopt.data.shards.index import write_index
 from lit_prefopt.data.shards.tar import write_members
@@ -191,4 +191,4 @@ def encode(image: Side, image_format: str = "png") -> tuple[bytes, str]:
 
 
 def _decoded(image: Side) -> Side:
-    return open_image(image).convert("L") if isinstance(image, bytes) else image
+    return decode(image, "L") if isinstance(image, bytes) else image
