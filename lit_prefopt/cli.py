@@ -25,6 +25,9 @@ from lit_prefopt.errors import (
 )
 from lit_prefopt.recipe_files import named_recipes
 from lit_prefopt.utils.addresses import check_secrets
+from lit_prefopt.utils.os_errors import explain_os_error
+from lit_prefopt.utils.output_lock import release_locks
+from lit_prefopt.utils.parent_watch import watch_parent
 
 if TYPE_CHECKING:
     from lit_prefopt.command_line.table import Table
@@ -144,8 +147,13 @@ def main(args: Sequence[str] | None = None) -> None:
             names = "".join(f"\n  {name}" for name in recipe_names(home))
             print(f"shipped recipes of `{command}`:{names}")
         return
+    watch_parent()
     try:
         _run(args)
+        sys.stdout.flush()  # a full disk or a closed pipe is noticed here, not after the end
+    except BrokenPipeError:  # as of `lit-prefopt ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as stop:
@@ -161,6 +169,8 @@ def main(args: Sequence[str] | None = None) -> None:
             print(f"lit-prefopt: {sentence}", file=sys.stderr)
             sys.exit(2)
         sys.exit(f"lit-prefopt: {sentence}")
+    finally:
+        release_locks()
 
 
 def _user_message(error: Exception) -> str | None:
@@ -181,7 +191,7 @@ def _user_message(error: Exception) -> str | None:
     lightnings = type(error).__name__ == "MisconfigurationException"
     if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):
         return printable(str(error))
-    return None
+    return explain_os_error(error)
 
 
 def _is_lost_rank(error: Exception) -> bool:

@@ -149,6 +149,8 @@ class Evaluation(Callback):
         groups, form = evaluator.plan.groups, evaluator.form
         parts = PartialRunEvaluation(folder, evaluator.settings, groups, form, evaluator.notes)
         meet()
+        if trainer.is_global_zero:
+            parts.lock.acquire()
         if trainer.is_global_zero and trainer.state.fn == "fit":
             parts.forget()
         meet()
@@ -166,6 +168,7 @@ class Evaluation(Callback):
         if trainer.is_global_zero:
             parts.join(partial(evaluator.complete, extra=extra))
             evaluator.print_table(folder)
+            parts.lock.release()
         meet()
 
     def _evaluator(self, trainer: Trainer, module: PreferenceDiffusionModule) -> Evaluator:

@@ -20,6 +20,7 @@ from lit_prefopt.runs.directory import CHECKPOINTS
 from lit_prefopt.runs.optimizer_steps import counters_at_last_step, pending_batches
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+SAME = 0.2  # seconds within which two signals are one
 
 
 class Interrupted(SystemExit):
@@ -91,7 +92,10 @@ class Interrupts(Callback):
         if os.getpid() != self._process:  # a forked worker inherits this handler
             return
         if self._signum:
-            os._exit(128 + signum)
+            # a cluster may send it to every process, and a launcher pass it on
+            if time.monotonic() - self._since > SAME:
+                os._exit(128 + signum)
+            return
         self._signum, self._since = signum, time.monotonic()
         text = f"\n{NAMES[signal.Signals(signum)]}: saving the state after this optimizer step; "
         os.write(2, f"{text}a second signal stops at once.\n".encode())  # print may be interrupted

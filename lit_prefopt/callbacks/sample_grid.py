@@ -19,6 +19,7 @@ from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import check_number
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.utils.atomic_files import atomic_file
 
 
 class SampleGrid(Callback):
@@ -80,7 +81,8 @@ class SampleGrid(Callback):
             return
         path = Path(trainer.default_root_dir) / "samples" / f"{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
+        with atomic_file(path) as stream:
+            grid.save(stream, "PNG")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(grid)

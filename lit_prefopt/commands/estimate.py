@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_prefopt.callbacks import Budget, Evaluation, ExportWeights, SampleGrid
+from lit_prefopt.callbacks.disk_space import DiskSpace
 from lit_prefopt.effective_batch import last_step
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.estimate.memory import GIB
@@ -20,7 +21,7 @@ from lit_prefopt.estimate.pace import Pace, device_name
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 from lit_prefopt.recipe_files import named_recipes
 
-UNMEASURED_CALLBACKS = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget)
+UNMEASURED_CALLBACKS = (ModelCheckpoint, ExportWeights, SampleGrid, Evaluation, Budget, DiskSpace)
 """Callbacks that take no part in a step."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lit_prefopt.export.layouts import DType, Layout
+from lit_prefopt.utils.output_lock import exclusive_output
 
 
 def export(
@@ -36,4 +37,5 @@ def export(
     """
     from lit_prefopt.export.write import write_weights  # imports torch and diffusers
 
-    write_weights(source, to, output, base, plus, dtype, base_config, variant)
+    with exclusive_output(output):
+        write_weights(source, to, output, base, plus, dtype, base_config, variant)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,10 @@ from typing import Any
 
 import yaml
 
+from lit_prefopt.commands.step_process import run_step
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.atomic_files import remove_partial, write_atomic
+from lit_prefopt.utils.output_lock import OutputLock, check_free_space
 
 ARGUMENTS, DONE = "arguments.json", "done"
 WAIT = 0.5  # seconds between two checks of a rank for the first rank's output
@@ -77,7 +78,7 @@ class Round:
     def check(self) -> None:
         """Raise InputError if the folder contains a round of another recipe."""
         file = self.folder / ARGUMENTS
-        if file.exists() and json.loads(file.read_text()) != self.arguments:
+        if file.exists() and file.read_bytes() != json.dumps(self.arguments).encode():
             raise InputError(
                 f"{self.folder} is a round of another run, with other arguments: resume it with the"
                 " same arguments, or choose another folder with `--output FOLDER`."
@@ -109,13 +110,20 @@ class RoundRunner:
             self.steps += 1
             environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
             environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + self.steps)
-        code = subprocess.run([sys.executable, "-m", "lit_prefopt.cli", *command], env=environment)
-        if code.returncode:  # the command has printed the reason
-            sys.exit(code.returncode)
+        code = run_step([sys.executable, "-m", "lit_prefopt.cli", *command], environment)
+        if code > 128:
+            print(
+                f"lit-prefopt: Stopped in `{command[0]}`: start `lit-prefopt rounds` again with "
+                "the same arguments to resume.",
+                file=sys.stderr,
+            )
+        if code:  # the command has printed the reason
+            sys.exit(code)
 
     def make(self, one: Round) -> None:
         """Run a round, or wait until the first rank has recorded its end."""
         if self.first:
+            remove_partial(one.folder, ARGUMENTS)
             one.check()
             one.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(one.folder / ARGUMENTS, json.dumps(one.arguments))
@@ -158,6 +166,10 @@ def rounds(
     _check_recipe("predict", ["--config", generate, *(generate_arguments or [])])
     for arguments in changing:
         _check_recipe("fit", ["--config", fit, *every, *arguments])
+    if rank.first:
+        lock = OutputLock(root, "choose another folder with `--output FOLDER`", inside=True)
+        lock.acquire()  # until the command ends
+        check_free_space(root)
     made: list[Round] = []
     for number in range(count):
         folder = root / f"round-{number}"

@@ -12,6 +12,7 @@ from lit_prefopt.evaluate.comparison import EvaluationPlan, image_sampler
 from lit_prefopt.evaluate.models import DType, check_alike, load_model
 from lit_prefopt.evaluate.results import Evaluator, PartialEvaluation, Pictures, check_pictures
 from lit_prefopt.evaluate.results import ResultGroup as Answered
+from lit_prefopt.evaluate.rows import SIDES
 from lit_prefopt.evaluate.scoring import Scorers, TextReader
 from lit_prefopt.generate.partial_outputs import PartialOutputs
 from lit_prefopt.generate.producer import Producer
@@ -56,6 +57,7 @@ class ModelComparison(Producer):
     WANTS: ClassVar[type[GenerationDataModule]] = PromptGroups
     WANTED: ClassVar[str] = "PromptGroups"
     VERB: ClassVar[str] = "evaluate"
+    SIMILAR: ClassVar[bool] = False  # only the first prompts' images are saved
 
     def __init__(
         self,
@@ -105,6 +107,13 @@ class ModelComparison(Producer):
         )
         one = self.evaluator
         return PartialEvaluation(self.output, one.settings, data.groups, one.form, one.notes)
+
+    def least_bytes(self) -> int:
+        """Return a low estimate of the saved images' size, a byte per pixel."""
+        height, width = self.evaluator.settings["resolution"]
+        prompts = self.groups().total_prompts
+        saved = prompts if self.pictures == "all" else min(self.pictures, prompts)
+        return saved * self.images * len(SIDES) * height * width
 
     def make(self, group: GenerationGroup) -> list[Answered]:
         """Evaluate a group."""

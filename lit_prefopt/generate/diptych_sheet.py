@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lit_prefopt.data.images import to_pil
 from lit_prefopt.generate.filters import Diptych
+from lit_prefopt.utils.atomic_files import atomic_file
 
 PANEL, SEAM, GAP, LINE = 160, 4, 12, 15  # pixels: a panel, between panels, cards and lines
 LETTERS = 52  # per line
@@ -43,7 +44,8 @@ class DiptychSheet:
         some = list(zip(diptychs, reasons, strict=True))[:free]
         self._cards += [draw_card(diptych, reason) for diptych, reason in some]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(self._cards).save(self.path)
+        with atomic_file(self.path) as stream:
+            draw_sheet(self._cards).save(stream, "PNG")
 
 
 def draw_card(diptych: Diptych, reason: str | None) -> Image.Image:

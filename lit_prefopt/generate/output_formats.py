@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -20,6 +18,8 @@ from lit_prefopt.data.shards.format import IMAGES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import ShardReader
 from lit_prefopt.data.shards.writer import ShardWriter, shard_number
+from lit_prefopt.utils.atomic_files import temporary_folder
+from lit_prefopt.utils.os_errors import name_output
 
 
 class OutputWriter(AbstractContextManager, Protocol):
@@ -105,13 +105,13 @@ class TableWriter:
     def __init__(self, output: Path) -> None:
         self.output, self.samples = output, 0
         self._pieces: list[tuple[Tensor, Tensor]] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> TableWriter:
         """Make the temporary folder beside the output."""
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        name = f".{self.output.name}."
-        self.folder = Path(tempfile.mkdtemp(prefix=name, dir=self.output.parent))
-        self.folder.chmod(0o755)  # mkdtemp sets 0o700
+        self.folder = self._stack.enter_context(temporary_folder(self.output))
+        self._stack.enter_context(name_output(self.output, self.folder))
         return self
 
     def append(self, errors: Tensor, t: Tensor) -> None:
@@ -131,10 +131,9 @@ class TableWriter:
         trace: TracebackType | None,
     ) -> None:
         """Complete and rename the folder, or remove it after an error."""
-        try:
-            if kind is None:
-                errors, t = (torch.cat(column) for column in zip(*self._pieces, strict=True))
-                write_table(self.folder, errors, t)
-                os.rename(self.folder, self.output)
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        with self._stack:  # removes the folder, and names the output in errors
+            if error is not None:
+                raise error
+            errors, t = (torch.cat(column) for column in zip(*self._pieces, strict=True))
+            write_table(self.folder, errors, t)
+            os.rename(self.folder, self.output)

@@ -7,13 +7,17 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar
+
+from safetensors import SafetensorError
 
 from lit_prefopt.data.latents.manifest import NOTES
 from lit_prefopt.data.shards.format import GENERATION_FILE
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat
 from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.output_lock import OutputLock, check_free_space
 
 COUNTS = "counts.json"
 
@@ -51,6 +55,7 @@ class PartialOutputs:
         self.output, self.count, self.form = output, count, form
         self.notes = dict(notes or {})
         self.folder = output.with_name(f"{output.name}.parts")
+        self.lock = OutputLock(output, self.ELSEWHERE)  # of rank zero
         self.settings = json.loads(json.dumps(settings))  # as they are read back
 
     @property
@@ -87,7 +92,7 @@ class PartialOutputs:
 
     def differences(self, folder: Path) -> list[str]:
         """Return the settings in which a folder's content differs from this generation's."""
-        made = json.loads((folder / self.SETTINGS_FILE).read_text())
+        made = self._read_json(folder / self.SETTINGS_FILE)
         made.pop(NOTES, None)
         return sorted(k for k in made | self.settings if made.get(k) != self.settings.get(k))
 
@@ -111,6 +116,16 @@ class PartialOutputs:
             self.form.add(writer, made)
             write_atomic(writer.folder / COUNTS, json.dumps({**left_out, "pairs": writer.samples}))
 
+    def check_free_space(self, number: int) -> None:
+        """Raise InputError if the disk has clearly too little space for the unfinished groups.
+
+        Args:
+            number: A finished group, from whose size the others' is estimated.
+        """
+        size = sum(file.stat().st_size for file in self._part(number).rglob("*"))
+        # the space for the output's second copy is the margin: groups differ
+        check_free_space(self.output, self.missing() * size, f"{self.missing()} groups need")
+
     def join(self, complete: Callable[[Path], object]) -> Counter[str]:
         """Join all parts to the output and remove them; return the counts by name.
 
@@ -121,14 +136,35 @@ class PartialOutputs:
         with self.form.open(self.output) as writer:
             for number in range(self.count):
                 part = self._part(number)
-                counts.update(json.loads((part / COUNTS).read_text()))
-                self.form.copy(writer, part)
+                counts.update(self._read_json(part / COUNTS))
+                self._copy(writer, part)
             if not writer.samples:
                 raise InputError(_nothing(counts, self.folder))
             complete(writer.folder)
             write_atomic(writer.folder / self.SETTINGS_FILE, self._dump_settings())
         shutil.rmtree(self.folder)
         return counts
+
+    def _copy(self, writer: Any, part: Path) -> None:
+        try:
+            self.form.copy(writer, part)
+        except (ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise InputError(
+                f"{part} is damaged ({shorten(str(error), 200)}): remove it and resume with the "
+                "same command, which makes it again."
+            ) from error
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise InputError(
+                f"{path} is damaged: remove {path.parent} and resume with the same command, which "
+                "makes it again."
+            )
+        return content
 
     def _part(self, number: int) -> Path:
         return self.folder / f"{number:08d}"

@@ -18,6 +18,7 @@ from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.partial_outputs import PartialOutputs
+from lit_prefopt.utils.output_lock import check_free_space
 from lit_prefopt.utils.quiet import ignore_warnings
 
 
@@ -45,12 +46,16 @@ class Producer(LightningModule):
     VERB: ClassVar[str] = "generate"
     """The verb for processing a group, for messages."""
 
+    SIMILAR: ClassVar[bool] = True
+    """Whether all groups take about the same space, so that the first shows that of all."""
+
     def __init__(self, backbone: Backbone, output: str) -> None:
         super().__init__()
         check_backbone(backbone)
         self.backbone = backbone
         self.output = Path(output)
         self.left_out: Counter[str] = Counter()  # of the current group
+        self._estimated = False
 
     @abstractmethod
     def make(self, group: Any) -> list[Any]:
@@ -73,6 +78,10 @@ class Producer(LightningModule):
     def model_settings(self) -> dict[str, Any]:
         """Return the model's settings that determine the output."""
         return {}
+
+    def least_bytes(self) -> int:
+        """Return a low estimate of the output's size, where it is known before the first group."""
+        return 0
 
     def notes(self) -> dict[str, Any]:
         """Return notes that may differ in a resumed run."""
@@ -107,6 +116,9 @@ class Producer(LightningModule):
     def setup(self, stage: str | None = None) -> None:
         """Check an existing output before processing."""
         self.parts = self.partial_outputs(self.groups())
+        if self.trainer.is_global_zero:
+            self.parts.lock.acquire()
+            check_free_space(self.output, self.least_bytes(), "its content needs")
         self.parts.check()
 
     def partial_outputs(self, data: Any) -> PartialOutputs:
@@ -144,6 +156,9 @@ class Producer(LightningModule):
         self.left_out.clear()
         made = self.make(group) if group.indices else self.make_empty(group)
         self.parts.write(group.number, made, self.left_out)
+        if self.SIMILAR and not self._estimated and self.trainer.is_global_zero:
+            self._estimated = True
+            self.parts.check_free_space(group.number)
 
     def on_predict_end(self) -> None:
         """Join the parts (rank zero), and log the counts."""
@@ -151,6 +166,10 @@ class Producer(LightningModule):
         if self.trainer.is_global_zero and not self.parts.complete:
             self._join()
         self.trainer.strategy.barrier()
+
+    def teardown(self, stage: str) -> None:
+        """Release the output's lock."""
+        self.parts.lock.release()
 
     def _join(self) -> None:
         missing = self.parts.missing()

@@ -17,7 +17,6 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError, check_number, printable, quoted
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.counts import ConversionSummary, NamedCount
-from lit_prefopt.prepare.disk import explain_full_disk
 from lit_prefopt.prepare.form_pairs import Matches, RecordPair, Ties, pairs_from_record
 from lit_prefopt.prepare.hold_out import (
     TRAIN,
@@ -37,6 +36,7 @@ from lit_prefopt.prepare.source_rows import (
 )
 from lit_prefopt.prepare.sources import Format, open_source
 from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.output_lock import exclusive_output
 from lit_prefopt.utils.parallel import map_in_order
 
 SUMMARY = "summary.json"
@@ -121,7 +121,7 @@ def convert(
     maker, held = _PairMaker(pairs, ties, broken_share), frozenset[bytes]()
     maker.summary.background = background
     opened = open_writers(output, hold_out > 0, max_count, max_size)
-    with explain_full_disk(output), opened as (target, writers):
+    with exclusive_output(output), opened as (target, writers):
         if hold_out:
             texts = open_source(source, format, columns, only={*columns.names("prompt")})
             held = choose_held_out(texts.rows, columns, hold_out)

@@ -21,9 +21,9 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.prepare.counts import NamedCount
 from lit_prefopt.prepare.difficulty import By, Difficulty, DifficultyArray, difficulty, swapped
-from lit_prefopt.prepare.disk import explain_full_disk
 from lit_prefopt.prepare.progress_bar import progress
 from lit_prefopt.utils.atomic_files import atomic_output, write_atomic
+from lit_prefopt.utils.output_lock import exclusive_output
 
 Cut = Literal["equal-counts", "equal-spacing"]
 Winner = Literal["label", "reward"]
@@ -135,7 +135,7 @@ def split_into_stages(
     _count(where, known.gaps, stages, cut, made)
     turned = (known.gaps < 0) & (winner == "reward")
     made.swapped = int((turned & (where != OUT)).sum())
-    with explain_full_disk(output), atomic_output(Path(output)) as folder:
+    with exclusive_output(output), atomic_output(Path(output)) as folder:
         folder.mkdir()
         with ExitStack() as stack:
             writers = [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
@@ -17,11 +17,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_prefopt.errors import InputError
 from lit_prefopt.runs.checkpoint_files import check_complete, last_checkpoint
 from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.output_lock import OutputLock, check_free_space
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
 ELSEWHERE = ("ckpt_path", "trainer.default_root_dir")  # locations, which are not part of the recipe
 ABSENT = "(absent)"
+OTHER_FOLDER = "choose another folder with `--trainer.default_root_dir FOLDER`"
 
 
 def run_directory(config: Namespace) -> Path:
@@ -35,6 +37,8 @@ def run_directory(config: Namespace) -> Path:
 def check_run_directory(root: Path, ckpt_path: str | None, *, fitting: bool) -> str | None:
     """Check that a run neither overwrites another run nor resumes from a bad checkpoint.
 
+    A fit locks the directory (rank zero), until `release_locks` or the end of the process.
+
     Args:
         root: The run's directory.
         ckpt_path: `--ckpt_path`: `last`, a path, or None.
@@ -44,8 +48,12 @@ def check_run_directory(root: Path, ckpt_path: str | None, *, fitting: bool) -> 
         The checkpoint to resume from: for `last`, the newest complete one.
 
     Raises:
-        InputError: The directory belongs to another run, or the checkpoint is missing or damaged.
+        InputError: The directory belongs to another run or is in use, or the checkpoint is missing
+            or damaged.
     """
+    if fitting and _is_first_rank():
+        OutputLock(root, OTHER_FOLDER, inside=True).acquire()  # until the command ends
+        check_free_space(root)
     held = sorted((root / CHECKPOINTS).glob("*.ckpt"))
     if ckpt_path == "last":
         if not held:
@@ -61,10 +69,9 @@ def check_run_directory(root: Path, ckpt_path: str | None, *, fitting: bool) -> 
             raise InputError(f"{ckpt_path} does not exist; name a checkpoint, or use `last`.")
         check_complete(checkpoint)
         own = root.resolve() in checkpoint.parents
-    if fitting and held and not own and _first_rank():
+    if fitting and held and not own and _is_first_rank():
         raise InputError(
-            f"{root} contains another run: resume it with `--ckpt_path last`, or choose another "
-            "folder with `--trainer.default_root_dir FOLDER`."
+            f"{root} contains another run: resume it with `--ckpt_path last`, or {OTHER_FOLDER}."
         )
     return ckpt_path
 
@@ -86,9 +93,9 @@ def set_checkpoint_folder(trainer: Trainer, root: Path) -> None:
             callback.dirpath = str(root.resolve() / CHECKPOINTS)
 
 
-def _first_rank() -> bool:
+def _is_first_rank() -> bool:
     """Return whether this is rank zero (before a Trainer exists)."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    return not _get_rank()
 
 
 class RunDirectory(SaveConfigCallback):

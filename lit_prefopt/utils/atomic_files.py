@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from lit_prefopt.utils.os_errors import name_output
+
+PARTIAL = ".partial"  # extension of temporary files and folders
+RANDOM = "?" * 8  # characters of their names that `tempfile` draws
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -27,14 +34,16 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         path: The output file; an existing one is replaced atomically.
     """
     path = Path(path)
-    file, temporary = tempfile.mkstemp(prefix=temporary_prefix(path), dir=path.parent)
+    with name_output(path):
+        file, temporary = tempfile.mkstemp(PARTIAL, temporary_prefix(path), path.parent)
     try:
-        with os.fdopen(file, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp sets 0o600
-        os.replace(temporary, path)
+        with name_output(path, Path(temporary)):
+            with os.fdopen(file, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp sets 0o600
+            os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -51,21 +60,58 @@ def atomic_output(path: Path, replace: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # a sibling, hence on the same file system: the rename at the end is atomic
-    with tempfile.TemporaryDirectory(prefix=temporary_prefix(path), dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with temporary_folder(path) as folder, name_output(path, folder):
+        temporary = folder / path.name
         yield temporary
         files = [temporary] if temporary.is_file() else temporary.rglob("*")
         for file in files:
             if file.is_file():
                 file.chmod(0o644)  # safetensors sets 0o600
         if replace and path.exists():
-            os.rename(path, Path(folder) / "before")
+            os.rename(path, folder / "before")
         os.rename(temporary, path)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder beside an output, and remove it when the block ends.
+
+    Args:
+        path: The output; the block may rename the folder to it.
+    """
+    folder = Path(tempfile.mkdtemp(PARTIAL, temporary_prefix(path), path.parent))
+    try:
+        folder.chmod(0o755)  # mkdtemp sets 0o700
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary_prefix(path: Path) -> str:
     """Return the prefix of a file's temporary files."""
     return f".{path.name}."
+
+
+def remove_partial(folder: Path, name: str) -> None:
+    """Remove temporary files and folders that killed processes left beside an output.
+
+    Args:
+        folder: The folder of the outputs.
+        name: Name of the output, which must be locked; `*` for all that have no lock of their own.
+    """
+    for left in folder.glob(f".{name if name == '*' else glob.escape(name)}.{RANDOM}{PARTIAL}"):
+        output = left.name.removesuffix(PARTIAL)[1 : -len(RANDOM) - 1]
+        if name == "*" and (folder / lock_name(output)).exists():
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def lock_name(name: str) -> str:
+    """Return the name of the lock file beside an output."""
+    return f".{name}-lock"
 
 
 def remove_temporaries(folder: Path, pattern: str) -> None:

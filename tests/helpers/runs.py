@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,17 @@ def finished(process: subprocess.Popen[str], patience: float = 600) -> str:
         kill(process)
         said = process.communicate()[0]
         raise AssertionError(f"not at its end after {patience} s:\n{said}") from None
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Limit the size of all files that are written, which fails as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tarfile
-import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,8 @@ from lit_prefopt.data.shards.format import IMAGES, Shard
 from lit_prefopt.data.shards.index import write_index
 from lit_prefopt.data.shards.tar import write_members
 from lit_prefopt.errors import InputError
+from lit_prefopt.utils.atomic_files import temporary_folder
+from lit_prefopt.utils.os_errors import name_output
 
 SHARD = "pairs-{:06d}.tar"
 Side = bytes | Image.Image | NDArray[np.uint8]
@@ -53,16 +54,16 @@ class ShardWriter:
         self._offsets: list[int] = []
         self._sizes: list[Size] = []  # of the best sides
         self._file: BinaryIO | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> ShardWriter:
         """Create the temporary folder beside the output."""
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise InputError(f"{self.output} exists and is not empty; remove it or choose another.")
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        name = f".{self.output.name}."
         # a sibling, hence on the same file system: the rename at the end is atomic
-        self.folder = Path(tempfile.mkdtemp(prefix=name, dir=self.output.parent))
-        self.folder.chmod(0o755)  # mkdtemp sets 0o700
+        self.folder = self._stack.enter_context(temporary_folder(self.output))
+        self._stack.enter_context(name_output(self.output, self.folder))
         return self
 
     def __exit__(
@@ -72,13 +73,12 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         """Complete and rename the folder, or remove it after an error."""
-        try:
+        with self._stack:  # removes the folder, and names the output in errors
             self._close_shard()
-            if kind is None:
-                write_index(self.folder, self.shards)
-                os.rename(self.folder, self.output)
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if error is not None:
+                raise error
+            write_index(self.folder, self.shards)
+            os.rename(self.folder, self.output)
 
     def add(
         self,

@@ -16,7 +16,7 @@ from rich.table import Table
 from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.console import picture_name
 from lit_prefopt.evaluate.statistics import Interval, paired_statistics
-from lit_prefopt.utils.atomic_files import write_atomic
+from lit_prefopt.utils.atomic_files import atomic_file, write_atomic
 
 MARGIN, CAPTION = 80, 16  # pixels of the sheet beside and between its images
 
@@ -71,15 +71,36 @@ def _rewards(results: Sequence[Path]) -> tuple[NDArray[np.float64], list[NDArray
 
 
 def _by_prompt(rows: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
-    """Return the mean of each prompt's images, (N,); a row without a number is its own prompt."""
-    numbers = [row.get("prompt", place) for place, row in enumerate(rows)]
+    """Return the mean of each prompt's images, (N,)."""
+    numbers = [row["prompt"] for row in rows]
     _, places = np.unique(numbers, return_inverse=True)
     rewards = np.array([row[name] for row in rows], np.float64)
     return np.bincount(places, rewards) / np.bincount(places)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "per_prompt.jsonl").read_text().splitlines()]
+    path = folder / "per_prompt.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [_parsed(json.loads(line), place) for place, line in enumerate(lines)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        rows = []
+    if not rows:
+        raise InputError(
+            f"{path} is damaged: remove {folder.parent / 'done'} and start `lit-prefopt rounds` "
+            "again with the same arguments, which evaluates the round again."
+        )
+    return rows
+
+
+def _parsed(row: dict[str, Any], place: int) -> dict[str, Any]:
+    """Return what the report needs; a row without a number is its own prompt."""
+    rewards = {name: float(row[name]) for name in ("reward_reference", "reward_policy")}
+    return {
+        "text": row["text"],
+        "seed": row["seed"],
+        "prompt": int(row.get("prompt", place)),
+    } | rewards
 
 
 def _row(name: str, start: NDArray[np.float64], after: NDArray[np.float64]) -> RoundRow:
@@ -115,7 +136,8 @@ def _plot(base: float, rows: Sequence[RoundRow], path: Path) -> None:
     axes.axhline(base, linestyle=":", color="grey")
     axes.set_xticks(numbers, ["start", *(row.name for row in rows)])
     axes.set_ylabel("mean reward; 95 % interval of the difference")
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
 
 
 def _sheet(results: Sequence[Path], path: Path, width: int = 128) -> None:
@@ -137,4 +159,5 @@ def _sheet(results: Sequence[Path], path: Path, width: int = 128) -> None:
                 way = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
                 at = (MARGIN + column * (width + 4), number * tile)
                 sheet.paste(image.resize((width, width), way), at)
-    sheet.save(path)
+    with atomic_file(path) as stream:
+        sheet.save(stream, "PNG")

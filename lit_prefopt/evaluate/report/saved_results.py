@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.evaluate.statistics import Interval
 
 ONLY_JUDGE = "reward"  # the name of an unnamed judge
+LARGEST = 1e100  # the difference of two numbers and its square can be computed
 Scores = dict[str, float | None]
 
 
@@ -67,12 +67,12 @@ def read_results(folder: Path) -> SavedResults:
             f"{folder} contains no evaluation.json; name the folder of an evaluation, such as "
             "runs/quickstart/evaluation."
         )
-    summary = mapping(_parsed(path.read_text(encoding="utf-8"), path))
+    summary = mapping(_parsed(_text(path), path))
     judges = [str(name) for name in mapping(summary.get("judges"))] or [ONLY_JUDGE]
     lines = folder / "per_prompt.jsonl"
     rows = []
     if lines.is_file():
-        written = lines.read_text(encoding="utf-8").split("\n")  # a prompt may contain U+2028
+        written = _text(lines).split("\n")  # a prompt may contain U+2028
         records = [mapping(_parsed(line, lines)) for line in written if line.strip()]
         rows = [_row(folder, number, record, judges) for number, record in enumerate(records)]
     return SavedResults(folder, summary, judges, rows)
@@ -93,9 +93,9 @@ def by_prompt(rows: list[ResultRow], values: list[float | None]) -> NDArray[np.f
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number unchanged, and None for anything else."""
+    """Return a finite number unchanged, and None for anything else, such as one out of range."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if real and math.isfinite(value) else None
+    return float(value) if real and abs(value) < LARGEST else None  # false for NaN
 
 
 def interval(value: Any) -> Interval | None:
@@ -111,10 +111,19 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not a text in UTF-8; run the evaluation again with `lit-prefopt test`."
+        ) from error
+
+
 def _parsed(text: str, path: Path) -> Any:
     try:
         return json.loads(text, parse_constant=lambda _: None)  # NaN is not valid JSON
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is incomplete ({error}); run the evaluation again with `lit-prefopt test`."
         ) from error

@@ -86,3 +86,14 @@ def test_images_of_a_prompt_count_as_one(tmp_path: Path) -> None:
     [row] = json.loads((tmp_path / "rounds.json").read_text())["rounds"]
     assert row["reward"] == pytest.approx((0.4 + 0.9) / 2)
     assert row["win_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"{", b"[]\n", b'{"text": "a", "seed": 0}\n', b"3\n"]
+)
+def test_damaged_rows_are_a_sentence(content: bytes, tmp_path: Path) -> None:
+    folders = [made(tmp_path, 0, START, START), made(tmp_path, 1, START, START)]
+    (folders[1] / "evaluation" / "per_prompt.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match="round-1.*is damaged: remove .*round-1/done and start"):
+        write_round_report(folders, tmp_path)
+    assert not (tmp_path / "rounds.json").exists()
