@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,7 +113,7 @@ def convert(
     check_number("max_size", max_size, 1)
     colour = _colour(background)
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not os.path.isdir(folder):
         raise InputError(f"There is no folder {quoted(image_folder)}; check `image_folder`.")
     rows, total, notes = open_source(source, format, columns)
     for note in notes:

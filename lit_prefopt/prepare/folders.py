@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def pair_folder(folder: Path) -> RecordSource:
 
 def is_pair_folder(folder: Path) -> bool:
     """Return whether a folder has the subfolders chosen/ and rejected/."""
-    return all((folder / side).is_dir() for side in SIDES)
+    return all(os.path.isdir(folder / side) for side in SIDES)
 
 
 def _images(folder: Path) -> dict[str, list[str]]:

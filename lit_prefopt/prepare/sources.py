@@ -6,11 +6,13 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Set
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from braceexpand import braceexpand
 
+from lit_prefopt.data.shards.find import MOST, RANGE
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.folders import is_pair_folder, pair_folder
@@ -58,8 +60,6 @@ def _open(source: str, form: Format, columns: Columns, only: Set[str]) -> Record
     if form == "folder":
         raise InputError(f"{source} has no folders chosen/ and rejected/; name their parent.")
     paths, notes = _files(source, form)
-    for path in paths:
-        check_regular(path)
     kind = SUFFIXES.get(paths[0].suffix.lower(), "") if form == "auto" else form
     if not kind:
         raise InputError(
@@ -70,8 +70,8 @@ def _open(source: str, form: Format, columns: Columns, only: Set[str]) -> Record
     names = columns.all()
     readers: dict[str, Reader] = {
         **READERS,
-        "csv": partial(READERS["csv"], names=names),
-        "tsv": partial(READERS["tsv"], names=names),
+        "csv": partial(separated, delimiter=",", names=names),
+        "tsv": partial(separated, delimiter="\t", names=names),
         "tar": partial(tar_samples, columns=columns, only=only),
     }
     return RecordSource(_each(paths, readers[kind]), notes=notes)
@@ -104,7 +104,7 @@ def _guarded(source: str, rows: Iterator[RawRecord]) -> Iterator[RawRecord]:
 def _files(source: str, form: str) -> tuple[list[Path], tuple[str, ...]]:
     """Return the files of a source, sorted by name, and a note on those that are not read."""
     folder = Path(source)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's method, it refuses no name
         return _matching(source)
     wanted = [form] if form != "auto" else ["parquet", "tar"]
     for kind in wanted:
@@ -125,10 +125,13 @@ def _contents(folder: Path) -> str:
 
 
 def _matching(source: str) -> tuple[list[Path], tuple[str, ...]]:
+    check_regular(source)
     if os.path.exists(source):  # also if its name looks like a pattern
         return [Path(source)], ()
+    # a range is held in memory as a whole
+    long = any(abs(int(last) - int(first)) > MOST for first, last in RANGE.findall(source))
     try:
-        names = list(braceexpand(source))
+        names = [source] if long else list(islice(braceexpand(source), MOST))
     except ValueError:  # unbalanced braces are part of a name
         names = [source]
     paths, notes = list[Path](), list[str]()
@@ -138,7 +141,7 @@ def _matching(source: str) -> tuple[list[Path], tuple[str, ...]]:
             found = [Path(path) for path in sorted(glob.glob(name)) if Path(path).is_file()]
             found, note = training_files(name, found)
             notes += note
-        if not found or not found[0].is_file():
+        if not found or not os.path.isfile(found[0]):
             raise InputError(f"{name} cannot be read (no such file); check the path.")
         paths += found
     return paths, tuple(notes)

@@ -278,6 +278,9 @@ def test_formats_are_named_where_the_ending_does_not_tell(source: Path, tmp_path
         ("gone.jsonl", "gone.jsonl cannot be read .no such file"),
         ("gone-*.jsonl", "cannot be read .no such file"),
         ("{broken.jsonl", "cannot be read .no such file"),
+        ("x" * 5000 + ".jsonl", "cannot be read .no such file"),
+        ("p-{0..99999999999}.parquet", "cannot be read .no such file"),
+        ("a\0.jsonl", "cannot be read .no such file"),
         ("", "contains neither chosen/ and rejected/ nor parquet nor tar files"),
     ],
 )
