@@ -125,7 +125,8 @@ def noise_shares(backbone: Backbone, steps: Steps) -> NoiseShares:
         found.append(share(_predict(backbone, noised, t, steps.prompt)))
     targets = process.targets(zeros, noise, t)
     expected = [share(targets[name]) for name in process.PREDICTIONS]
-    return NoiseShares(list(process.PREDICTIONS), *found, torch.stack(expected))
+    clear, noisy = found
+    return NoiseShares(list(process.PREDICTIONS), clear, noisy, torch.stack(expected))
 
 
 def _timesteps(process: DiscreteProcess, level: float, batch: Pairs | Steps) -> Tensor:
