@@ -9,6 +9,12 @@ from typing import Any
 from lit_prefopt.prepare.prompt_length import CONTEXT
 
 NAMED = 20  # broken files listed by name; the others are only counted
+LONGEST = 1000  # characters of a name
+
+
+def shorten(name: str) -> str:
+    """Return a name of bounded length, with its end, which has the reason."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}...{name[-LONGEST // 2 :]}"
 
 
 @dataclass
@@ -23,7 +29,7 @@ class NamedCount:
         self.count += 1
         if len(self.names) < NAMED:
             # a file name may be invalid UTF-8, printed text may not
-            self.names.append(name.encode(errors="backslashreplace").decode())
+            self.names.append(shorten(name.encode(errors="backslashreplace").decode()))
 
     def lines(self) -> list[str]:
         """Return the names, one per line, and how many more there are."""

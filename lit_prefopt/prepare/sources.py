@@ -39,7 +39,12 @@ def open_source(source: str, form: Format, columns: Columns) -> RecordSource:
         form: Its format; auto detects it from the file extensions.
         columns: Column names of the source.
     """
-    rows, total = _open(source, form, columns)
+    try:
+        rows, total = _open(source, form, columns)
+    except OSError as error:  # such as a name that is too long
+        raise InputError(
+            f"{source[:200]} cannot be read ({error.strerror}); check the path."
+        ) from error
     return RecordSource(_guarded(source, rows), total)
 
 
