@@ -13,7 +13,7 @@ from typing import Literal
 from braceexpand import braceexpand
 
 from lit_prefopt.data.shards.find import MOST, RANGE
-from lit_prefopt.errors import InputError
+from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.folders import is_pair_folder, pair_folder
 from lit_prefopt.prepare.image_rows import group_images
@@ -50,7 +50,12 @@ def open_source(
         columns: Column names of the source.
         only: Names of the columns that are needed, if not all of them are.
     """
-    opened = _open(source, form, columns, columns.all() if only is None else only)
+    try:
+        opened = _open(source, form, columns, columns.all() if only is None else only)
+    except OSError as error:  # such as a name that is too long
+        raise InputError(
+            f"{quoted(source)} cannot be read ({error.strerror}); check the path."
+        ) from error
     return opened._replace(rows=_guarded(source, group_images(opened.rows, columns)))
 
 
