@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.utils.os_errors import name_output
 
 PARTIAL = ".partial"  # extension of temporary files and folders
@@ -34,6 +35,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         path: The output file; an existing one is replaced atomically.
     """
     path = Path(path)
+    _check_replaceable(path)
     with name_output(path):
         file, temporary = tempfile.mkstemp(PARTIAL, temporary_prefix(path), path.parent)
     try:
@@ -58,6 +60,7 @@ def atomic_output(path: Path, replace: bool = False) -> Iterator[Path]:
         path: The final path.
         replace: Whether to replace an existing file or folder at the end.
     """
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a sibling, hence on the same file system: the rename at the end is atomic
     with temporary_folder(path) as folder, name_output(path, folder):
@@ -70,6 +73,12 @@ def atomic_output(path: Path, replace: bool = False) -> Iterator[Path]:
         if replace and path.exists():
             os.rename(path, folder / "before")
         os.rename(temporary, path)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Check that no pipe or device has the path, which a rename would replace."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{path} is a pipe or a device; choose the path of a file or a folder.")
 
 
 @contextmanager

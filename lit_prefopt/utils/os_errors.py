@@ -31,7 +31,7 @@ OPENED = {
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "choose a path whose parents are folders",
     errno.EISDIR: "name a file, not a folder",
-    errno.EEXIST: "remove it or choose another path",
+    errno.EEXIST: "choose another path",
     errno.ENOTEMPTY: "remove it or choose another path",
     errno.ELOOP: "repair the symbolic link",
     errno.ENXIO: "name a regular file",

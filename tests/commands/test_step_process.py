@@ -32,7 +32,8 @@ while True:
     time.sleep(0.05)
 """
 ROUNDS = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from lit_prefopt.commands.step_process import run_step
 code = run_step([sys.executable, "-c", *sys.argv[1:]], dict(os.environ))
 print("code", code)

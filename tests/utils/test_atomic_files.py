@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_prefopt.utils.atomic_files import atomic_output
+from lit_prefopt.errors import InputError
+from lit_prefopt.utils.atomic_files import atomic_output, write_atomic
 
 
 def test_a_whole_output_gets_its_name_and_can_be_read_by_others(tmp_path: Path) -> None:
@@ -21,6 +23,18 @@ def test_a_whole_output_gets_its_name_and_can_be_read_by_others(tmp_path: Path) 
         save_file({"x": torch.ones(1)}, path / "inner" / "x.safetensors")
     assert (tmp_path / "folder" / "inner" / "x.safetensors").stat().st_mode & 0o777 == 0o644
     assert {p.name for p in tmp_path.iterdir()} == {"new", "folder"}
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        write_atomic(tmp_path / "pipe", "text")
+    with (
+        pytest.raises(InputError, match="is a pipe or a device"),
+        atomic_output(tmp_path / "pipe", replace=True) as path,
+    ):
+        path.write_text("text")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def write_half(output: Path) -> None:
