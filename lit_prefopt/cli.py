@@ -131,12 +131,6 @@ def _call(components: Any, command: str, args: Sequence[str]) -> Any:
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; `args` defaults to the process's own."""
     args = list(sys.argv[1:] if args is None else args)
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP)
-        for command, home in {"fit": "recipes", **HOMES}.items():
-            names = "".join(f"\n  {name}" for name in recipe_names(home))
-            print(f"shipped recipes of `{command}`:{names}")
-        return
     watch_parent()
     try:
         _run(args)
@@ -191,7 +185,17 @@ def _is_lost_rank(error: Exception) -> bool:
     return gloo or type(error).__name__ in named
 
 
+def _print_help() -> None:
+    print(HELP)
+    for command, home in {"fit": "recipes", **HOMES}.items():
+        names = "".join(f"\n  {name}" for name in recipe_names(home))
+        print(f"shipped recipes of `{command}`:{names}")
+
+
 def _run(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        _print_help()
+        return
     # transformers warns at import of packages that no command needs
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if args[0] == "shards":

@@ -34,7 +34,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         path: The output file; an existing one is replaced atomically.
     """
     path = Path(path)
-    with name_output(path):
+    with name_output(path, path.parent):
         file, temporary = tempfile.mkstemp(PARTIAL, temporary_prefix(path), path.parent)
     try:
         with name_output(path, Path(temporary)):
@@ -79,7 +79,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     Args:
         path: The output; the block may rename the folder to it.
     """
-    folder = Path(tempfile.mkdtemp(PARTIAL, temporary_prefix(path), path.parent))
+    with name_output(path, path.parent):
+        folder = Path(tempfile.mkdtemp(PARTIAL, temporary_prefix(path), path.parent))
     try:
         folder.chmod(0o755)  # mkdtemp sets 0o700
         yield folder
