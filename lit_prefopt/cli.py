@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(130)
         sys.exit(143 if type(stop).__name__ == "SIGTERMException" else stop.code)
     except Exception as error:
-        sentence = None if os.environ.get(TRACE) else _user_message(error)
+        sentence = None if os.environ.get(TRACE) else _user_message(error, args)
         if sentence is None:
             raise
         if any(isinstance(cause, UsageError) for cause in causes(error)):
@@ -157,7 +158,7 @@ def main(args: Sequence[str] | None = None) -> None:
         release_locks()
 
 
-def _user_message(error: Exception) -> str | None:
+def _user_message(error: Exception, args: Sequence[str] = ()) -> str | None:
     """Return what is the user's to mend, in words, or None for a failure of the program.
 
     That is an InputError, or one that others were raised from (not one that was merely handled
@@ -175,7 +176,23 @@ def _user_message(error: Exception) -> str | None:
     lightnings = type(error).__name__ == "MisconfigurationException"
     if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):
         return str(error)
+    if isinstance(error, UnicodeDecodeError):
+        named = next(filter(_is_binary, (arg.split("=", 1)[-1] for arg in args)), None)
+        return named and f"{named} is not a text in UTF-8: name a YAML or text file."
     return explain_os_error(error)
+
+
+def _is_binary(name: str) -> bool:
+    """Return whether a name is that of a file whose beginning is not text."""
+    if not os.path.isfile(name):
+        return False
+    with open(name, "rb") as stream:
+        beginning = stream.read(2**20)
+    try:
+        getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _is_lost_rank(error: Exception) -> bool:
