@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -141,12 +142,6 @@ def _call(components: Any, command: str, args: Sequence[str]) -> Any:
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; `args` defaults to the process's own."""
     args = list(sys.argv[1:] if args is None else args)
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP)
-        for command, home in {"fit": "recipes", **HOMES}.items():
-            names = "".join(f"\n  {name}" for name in recipe_names(home))
-            print(f"shipped recipes of `{command}`:{names}")
-        return
     watch_parent()
     try:
         _run(args)
@@ -162,7 +157,7 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(130)
         sys.exit(143 if type(stop).__name__ == "SIGTERMException" else stop.code)
     except Exception as error:
-        sentence = None if os.environ.get(TRACE) else _user_message(error)
+        sentence = None if os.environ.get(TRACE) else _user_message(error, args)
         if sentence is None:
             raise
         if any(isinstance(cause, UsageError) for cause in causes(error)):
@@ -173,7 +168,7 @@ def main(args: Sequence[str] | None = None) -> None:
         release_locks()
 
 
-def _user_message(error: Exception) -> str | None:
+def _user_message(error: Exception, args: Sequence[str] = ()) -> str | None:
     """Return what is the user's to mend, in words, or None for a failure of the program.
 
     That is an InputError, or one that others were raised from (not one that was merely handled
@@ -191,7 +186,23 @@ def _user_message(error: Exception) -> str | None:
     lightnings = type(error).__name__ == "MisconfigurationException"
     if lightnings or (isinstance(error, ValueError) and is_from(error, "lightning")):
         return printable(str(error))
+    if isinstance(error, UnicodeDecodeError):
+        named = next(filter(_is_binary, (arg.split("=", 1)[-1] for arg in args)), None)
+        return named and f"{quoted(named)} is not a text in UTF-8: name a YAML or text file."
     return explain_os_error(error)
+
+
+def _is_binary(name: str) -> bool:
+    """Return whether a name is that of a file whose beginning is not text."""
+    if not os.path.isfile(name):
+        return False
+    with open(name, "rb") as stream:
+        beginning = stream.read(2**20)
+    try:
+        getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _is_lost_rank(error: Exception) -> bool:
@@ -201,7 +212,17 @@ def _is_lost_rank(error: Exception) -> bool:
     return gloo or type(error).__name__ in named
 
 
+def _print_help() -> None:
+    print(HELP)
+    for command, home in {"fit": "recipes", **HOMES}.items():
+        names = "".join(f"\n  {name}" for name in recipe_names(home))
+        print(f"shipped recipes of `{command}`:{names}")
+
+
 def _run(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        _print_help()
+        return
     # transformers warns at import of packages that no command needs
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for arg in args:  # before any of them is printed or saved

@@ -36,7 +36,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     _check_replaceable(path)
-    with name_output(path):
+    with name_output(path, path.parent):
         file, temporary = tempfile.mkstemp(PARTIAL, temporary_prefix(path), path.parent)
     try:
         with name_output(path, Path(temporary)):
@@ -88,7 +88,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     Args:
         path: The output; the block may rename the folder to it.
     """
-    folder = Path(tempfile.mkdtemp(PARTIAL, temporary_prefix(path), path.parent))
+    with name_output(path, path.parent):
+        folder = Path(tempfile.mkdtemp(PARTIAL, temporary_prefix(path), path.parent))
     try:
         folder.chmod(0o755)  # mkdtemp sets 0o700
         yield folder

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.atomic_files import lock_name, remove_partial
-from lit_prefopt.utils.os_errors import explain_os_errors
+from lit_prefopt.utils.os_errors import explain_os_errors, name_output
 
 try:
     import fcntl
@@ -77,7 +77,7 @@ class OutputLock:
             self._file, self._pid, self._made = earlier._file, earlier._pid, earlier._made
             self.held[self.path] = self
             return
-        with explain_os_errors():
+        with explain_os_errors(), name_output(self.output):
             folder = self.path.parent
             self._made = [one for one in (folder, *folder.parents) if not one.exists()]
             folder.mkdir(parents=True, exist_ok=True)

@@ -95,3 +95,10 @@ def test_an_output_below_a_file_is_a_sentence(tmp_path: Path, tiny_folder: str) 
         SystemExit, match=r"/file cannot be opened.*\(File exists\): choose another path"
     ):
         main(["export", "--source", tiny_folder, "--to", "unet", *output])
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.yaml"
+    path.write_bytes(b"PK\x80\x81")
+    with pytest.raises(SystemExit, match=r"weights.yaml is not a text in UTF-8: name a YAML"):
+        main(["rounds", "--config", str(path)])
