@@ -206,7 +206,7 @@ def _is_binary(name: str) -> bool:
 
 
 def _is_lost_rank(error: Exception) -> bool:
-    """Whether ranks could not talk to each other, by NCCL, its store, or gloo (a RuntimeError)."""
+    """Return whether a rank could not be reached, by NCCL, its store, or gloo (a RuntimeError)."""
     named = ("DistBackendError", "DistNetworkError", "DistStoreError")
     gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
     return gloo or type(error).__name__ in named
