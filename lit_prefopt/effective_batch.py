@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_prefopt.errors import InputError, check_number
+
+REPLACED = {
+    "pairs": ("accumulate_grad_batches",),
+    "validate_every": ("val_check_interval", "check_val_every_n_epoch"),
+}
+"""Keys of `batch`, with the Trainer's keys that set the same thing."""
+
+
+def prefer_trainer_keys(config: Any, given: Set[str]) -> None:
+    """Drop numbers of a recipe's `batch` where the command line has the Trainer's own key.
+
+    Args:
+        config: The recipe, which is changed.
+        given: Keys of the command line.
+    """
+    for key, names in REPLACED.items():
+        value = config.batch[key]
+        named = [
+            name
+            for name in names
+            if f"trainer.{name}" in given and config.trainer[name] is not None
+        ]
+        if value is not None and named and f"batch.{key}" not in given:
+            config.batch[key] = None
+            rank_zero_info(
+                f"trainer.{named[0]} of the command line replaces the recipe's batch.{key} "
+                f"({value})."
+            )
 
 
 class EffectiveBatch(Callback):
@@ -42,13 +71,13 @@ class EffectiveBatch(Callback):
         """
         epochs = trainer.check_val_every_n_epoch
         given = {
-            "accumulate_grad_batches": self.pairs and trainer.accumulate_grad_batches,
-            "val_check_interval": self.validate_every and trainer.val_check_interval,
-            "check_val_every_n_epoch": self.validate_every and (None if epochs == 1 else epochs),
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "val_check_interval": trainer.val_check_interval,
+            "check_val_every_n_epoch": None if epochs == 1 else epochs,
         }
-        for name, value in given.items():
-            if value is not None:
-                key = "pairs" if name == "accumulate_grad_batches" else "validate_every"
+        for key, name in ((key, name) for key, names in REPLACED.items() for name in names):
+            value = given[name]
+            if value is not None and getattr(self, key) is not None:
                 raise InputError(
                     f"trainer.{name} ({value}) and batch.{key} ({getattr(self, key)}) set the same "
                     f"thing: leave the first out, or set `--batch.{key} null`."

@@ -21,7 +21,7 @@ from lit_prefopt.callbacks.parameter_count import ParameterCount
 from lit_prefopt.callbacks.progress import StepProgressBar
 from lit_prefopt.command_line.parser import PlainParser
 from lit_prefopt.configs import BASE, PREDICT
-from lit_prefopt.effective_batch import EffectiveBatch
+from lit_prefopt.effective_batch import EffectiveBatch, prefer_trainer_keys
 from lit_prefopt.errors import InputError, causes, check_number
 from lit_prefopt.lazy import import_classes
 from lit_prefopt.recipe_files import allow_own_modules, loader
@@ -62,6 +62,7 @@ class PreferenceCLI(LightningCLI):
         config.ckpt_path = check_run_directory(self.root, config.get("ckpt_path"), fitting=fitting)
         strategy = config.trainer.strategy
         check_strategy(str(getattr(strategy, "class_path", strategy)).split(".")[-1])
+        prefer_trainer_keys(config, self.given)
         EffectiveBatch(**config.batch.as_dict()).check_alone(config.trainer)
         if config.batch.pairs is None and config.trainer.accumulate_grad_batches is None:
             config.trainer.accumulate_grad_batches = 1
@@ -129,6 +130,7 @@ class PreferenceCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`, which are the process's own or a test's."""
+        self.given = {arg.removeprefix("--").split("=")[0] for arg in args if arg[:2] == "--"}
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:

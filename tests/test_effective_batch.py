@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 
 from lit_prefopt.backbones import StableDiffusion
@@ -71,6 +72,20 @@ def test_keys_that_contradict_are_refused(
 ) -> None:
     with pytest.raises(SystemExit, match=sentence):
         main(["fit", *recipe, *change])
+
+
+def test_a_key_of_the_trainer_replaces_the_recipes_batch(
+    recipe: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = recipe.index("--batch.pairs")
+    plain = recipe[:start] + recipe[start + 4 :]  # with the numbers of toy-diffusion-dpo
+    given = ["--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "1"]
+    main(["fit", *plain, *given])
+    written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert written["batch"] == {"pairs": None, "validate_every": None}
+    assert written["trainer"]["accumulate_grad_batches"] == 3
+    for key in ("trainer.accumulate_grad_batches", "trainer.val_check_interval"):
+        assert f"{key} of the command line replaces the recipe's batch." in caplog.text
 
 
 def gradients(pipeline: str, shards: str, batch_size: int, accumulated: int) -> list[torch.Tensor]:
