@@ -8,7 +8,6 @@ from pathlib import Path
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils._validators import validate_repo_id
 
 from lit_prefopt.errors import InputError
 
@@ -42,7 +41,7 @@ def _check_hub(name: str) -> None:
             f"{name} does not exist: name a folder, or the name of a model on the hub."
         )
     try:
-        validate_repo_id(name)
+        url = hf_hub_url(name, FILE)  # checks the name
         folder = repo_folder_name(repo_id=name, repo_type="model")
         if any(Path(constants.HF_HUB_CACHE, folder, "snapshots").glob("*/*")):
             return
@@ -51,7 +50,7 @@ def _check_hub(name: str) -> None:
                 f"{name} is no local folder and not in the hub's cache, and HF_HUB_OFFLINE forbids "
                 "downloads: unset it, or name a local folder."
             )
-        get_hf_file_metadata(hf_hub_url(name, FILE), timeout=SECONDS)
+        get_hf_file_metadata(url, timeout=SECONDS)
     except HFValidationError as error:
         raise InputError(
             f"{name} is neither a local folder nor a possible name on the hub: check the spelling."
