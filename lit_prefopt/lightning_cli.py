@@ -41,6 +41,10 @@ from lit_prefopt.utils.quiet import hide_notices
 set_loader("yaml", loader(get_loader("yaml")), (yaml.YAMLError,))
 
 
+USERS = (MisconfigurationException, ValueError, TypeError, AttributeError, ImportError)
+"""Errors in building a recipe's classes that are the user's to mend."""
+
+
 class Parser(PlainParser, LightningArgumentParser):
     """LightningCLI's parser, with errors of one line."""
 
@@ -84,7 +88,7 @@ class PreferenceCLI(LightningCLI):
         """Build everything; what a class says of its arguments is the user's to mend."""
         try:
             super().instantiate_classes()
-        except (MisconfigurationException, ValueError, TypeError, AttributeError) as error:
+        except USERS as error:
             chain = causes(error)
             if any(isinstance(cause, InputError) for cause in chain):
                 raise

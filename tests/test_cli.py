@@ -229,6 +229,7 @@ def test_a_run_without_a_logger(recipe: list[str], tmp_path: Path) -> None:
         (["--model.optimizer.lr", "-1"], "lr is -1.*; give a number from 0"),
         (["--trainer.accumulate_grad_batches", "0"], "give a number from 1"),
         (["--trainer.max_steps", "-5"], "max_steps.*must be a non-negative integer or -1"),
+        (["--trainer.precision", "transformer-engine"], "cannot be used: .*transformer"),
         (["--trainer.strategy", "teleport"], "cannot be used: You selected an invalid strategy"),
     ],
 )
