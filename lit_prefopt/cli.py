@@ -188,7 +188,7 @@ def _user_message(error: Exception, args: Sequence[str] = ()) -> str | None:
         return printable(str(error))
     if isinstance(error, UnicodeDecodeError):
         named = next(filter(_is_binary, (arg.split("=", 1)[-1] for arg in args)), None)
-        return named and f"{quoted(named)} is not a text in UTF-8: name a YAML or text file."
+        return named and f"{printable(named)} is not a text in UTF-8: name a YAML or text file."
     return explain_os_error(error)
 
 
