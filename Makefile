@@ -25,8 +25,8 @@ test: $(INSTALLED)
 # at step zero.
 FAST := test_cli.py::test_fit_from_recipe_to_weights[full] \
 	methods/test_methods.py::test_step_zero test_losses.py test_metrics.py test_coming_from.py \
-	test_direction.py test_room_pages.py data diffusion evaluate/report experiments prepare \
-	processes
+	test_direction.py test_room_pages.py data/order data/test_images.py diffusion \
+	evaluate/report experiments processes
 
 test-fast: $(INSTALLED)
 	$(PYTEST) --dist worksteal $(addprefix tests/,$(FAST))
