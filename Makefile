@@ -26,7 +26,7 @@ test: $(INSTALLED)
 FAST := test_cli.py::test_fit_from_recipe_to_weights[full] \
 	methods/test_methods.py::test_step_zero test_losses.py test_metrics.py test_coming_from.py \
 	test_direction.py test_room_pages.py data/order data/test_images.py diffusion \
-	evaluate/report experiments processes
+	evaluate/report experiments
 
 test-fast: $(INSTALLED)
 	$(PYTEST) --dist worksteal $(addprefix tests/,$(FAST))
