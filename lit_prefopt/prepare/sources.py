@@ -6,13 +6,10 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Set
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from braceexpand import braceexpand
-
-from lit_prefopt.data.shards.find import MOST, RANGE
+from lit_prefopt.data.shards.find import MOST, expand_braces
 from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.folders import is_pair_folder, pair_folder
@@ -133,10 +130,8 @@ def _matching(source: str) -> tuple[list[Path], tuple[str, ...]]:
     check_regular(source)
     if os.path.exists(source):  # also if its name looks like a pattern
         return [Path(source)], ()
-    # a range is held in memory as a whole
-    long = any(abs(int(last) - int(first)) > MOST for first, last in RANGE.findall(source))
     try:
-        names = [source] if long else list(islice(braceexpand(source), MOST))
+        names = (expand_braces(source) or [source])[:MOST]
     except ValueError:  # unbalanced braces are part of a name
         names = [source]
     paths, notes = list[Path](), list[str]()

@@ -66,13 +66,8 @@ class ConsistencyProcess(DiscreteProcess):
 
     HAS_DENSITIES: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        prediction: str | None = None,
-        zero_terminal_snr: bool | None = None,
-    ) -> None:
-        super().__init__(config, prediction, zero_terminal_snr)
+    def __init__(self, config: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
         self.levels = int(config.get("original_inference_steps") or 50)
         """Number of noise levels of the distillation."""
         self.scaling = float(config.get("timestep_scaling") or 10.0)

@@ -53,26 +53,37 @@ class LossCheck:
         return None if self._state is None else self._state[1]
 
 
+def not_finite(tensors: Iterable[tuple[str, Tensor]], bound: float = math.inf) -> list[str]:
+    """Return the names of the tensors that have NaN, infinity or a value beyond a bound.
+
+    Reads each tensor once, and synchronizes once per device, whatever the number of tensors.
+
+    Args:
+        tensors: Names and tensors; integers and tensors without values are passed over.
+        bound: Magnitude that all values must be below.
+    """
+    extremes: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
+            values = tensor.detach()
+            if values.element_size() == 1:  # float8 has no minimum
+                values = values.float()
+            ends = torch.stack(torch.aminmax(values))  # NaN where one is NaN
+            extremes.setdefault(tensor.device, {})[name] = ends.float()
+    wrong = []
+    for found in extremes.values():
+        within = (torch.stack([*found.values()]).abs() < bound).all(dim=1)  # false for NaN
+        wrong += [name for name, good in zip(found, within.tolist(), strict=True) if not good]
+    return wrong
+
+
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """Return the name of the first tensor that has NaN or infinity, or None.
 
-    Synchronizes once per device, whatever the number of tensors.
-
     Args:
-        tensors: Names and tensors; integers are passed over.
+        tensors: Names and tensors, as for `not_finite`.
     """
-    largest: dict[torch.device, dict[str, Tensor]] = {}
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and tensor.numel():
-            norm = torch.linalg.vector_norm(tensor.detach(), math.inf)  # NaN where one is NaN
-            largest.setdefault(tensor.device, {})[name] = norm.float()
-    for norms in largest.values():
-        for name, finite in zip(
-            norms, torch.stack([*norms.values()]).isfinite().tolist(), strict=True
-        ):
-            if not finite:
-                return name
-    return None
+    return next(iter(not_finite(tensors)), None)
 
 
 def tensors_of(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

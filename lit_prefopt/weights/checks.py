@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.utils.finite import not_finite
 
 LARGEST = 1e10
 """Magnitude that no weight has; a flipped bit of an exponent exceeds it by far."""
@@ -27,8 +27,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: str, cure: str) -> None:
     Raises:
         InputError: At least one does.
     """
-    wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
-    if wrong:
+    if wrong := not_finite(tensors.items(), LARGEST):
         raise InputError(
             f"{source} contains NaN, infinite or absurdly large values in {len(wrong)} of its "
             f"{len(tensors)} tensors ({some_names(wrong)}): {cure}."
@@ -94,16 +93,6 @@ def contents(names: Iterable[str], most: int = 6) -> str:
         return "nothing"
     order = sorted(counts, key=lambda start: -counts[start])
     return some_names([f"{start} ({counts[start]})" for start in order], most)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    if tensor.element_size() == 1:  # float8 has no minimum
-        tensor = tensor.float()
-    with torch.no_grad():
-        low, high = (float(x) for x in torch.aminmax(tensor))
-    return low > -LARGEST and high < LARGEST  # false for NaN
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

@@ -41,19 +41,34 @@ def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
     return [shard for folder, names in folders.items() for shard in _chosen(folder, names)]
 
 
+def expand_braces(pattern: str) -> list[str] | None:
+    """Return the names that a pattern with braces means, at most MOST + 1.
+
+    Args:
+        pattern: A path or URL, such as `pairs/{000..099}.tar`.
+
+    Returns:
+        The names; None where a single range has more, which braceexpand would hold in memory.
+
+    Raises:
+        ValueError: The braces are unbalanced.
+    """
+    if any(abs(int(last) - int(first)) > MOST for first, last in RANGE.findall(pattern)):
+        return None
+    return list(islice(braceexpand(pattern), MOST + 1))
+
+
 def _expand(pattern: str) -> Iterable[str]:
     check_secrets(pattern)
     if os.path.exists(pattern):  # a name may contain braces
         return [pattern]
-    # first the ranges, each of which braceexpand holds in memory
-    long = any(abs(int(last) - int(first)) > MOST for first, last in RANGE.findall(pattern))
     try:
-        paths = [] if long else list(islice(braceexpand(pattern), MOST + 1))
+        paths = expand_braces(pattern)
     except ValueError as error:
         raise InputError(
             f"{pattern} has unbalanced braces; write {{000..009}} or {{a,b}}."
         ) from error
-    if long or len(paths) > MOST:
+    if paths is None or len(paths) > MOST:
         raise InputError(f"{pattern} names more than {MOST} files; use a shorter range.")
     for path in paths:
         check_address(path)
