@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import site
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -55,14 +56,18 @@ def table_path() -> Path:
     """Return the file of the table for this package in this environment.
 
     Its name is a hash of the package's sources, the installed distributions and the interpreter.
+    The folders of distributions are those of the environment, not `sys.path`: libraries append to
+    it while they are imported (setuptools its own vendored distributions).
     """
     digest = hashlib.blake2s(f"{sys.version} {PACKAGE} {CONFIGS}".encode())
     for file in [*sorted(PACKAGE.rglob("*.py")), BASE, PREDICT]:
         digest.update(file.read_bytes())
-    for folder in map(Path, sys.path):
-        if folder.is_dir():
-            installed = sorted(name for name in os.listdir(folder) if name.endswith("-info"))
-            digest.update(" ".join(installed).encode())
+    folders = [*site.getsitepackages(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    for folder in filter(os.path.isdir, folders):
+        installed = sorted(name for name in os.listdir(folder) if name.endswith("-info"))
+        digest.update(" ".join(installed).encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "lit-prefopt" / f"help-{digest.hexdigest()[:20]}.json"
 

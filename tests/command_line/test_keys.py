@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 import yaml
 
 from lit_prefopt.command_line.keys import check_keys
-from lit_prefopt.command_line.table import Table, load_table, store_table
+from lit_prefopt.command_line.table import Table, load_table, store_table, table_path
 from lit_prefopt.configs import recipe_names
 from lit_prefopt.errors import UsageError
 from lit_prefopt.lightning_cli import run_lightning
@@ -169,6 +170,16 @@ def test_the_table_answers_without_torch(
     assert answered.returncode == code, answered.stderr
     if not code:
         assert answered.stdout == run(PARSE, args).stdout
+
+
+def test_the_table_is_found_whatever_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """setuptools, which libraries import, appends its vendored distributions to `sys.path`."""
+    vendored = Path(setuptools.__path__[0]) / "_vendor"
+    assert list(vendored.glob("*.dist-info"))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(vendored)])
+    before = table_path()
+    sys.path.append(str(vendored))
+    assert table_path() == before
 
 
 def run(program: str, args: list[str]) -> subprocess.CompletedProcess[str]:
