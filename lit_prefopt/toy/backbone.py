@@ -10,6 +10,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.processes.settings import Sampling
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+FLOW_CHECKPOINT = Path(__file__).parent / "flow_checkpoint"
 TOY_SAMPLING = Sampling(steps=20, guidance=2.0, eta=1.0, batch_size=64)
 TOY_LCM_SAMPLING = Sampling(steps=4, guidance=2.0, batch_size=64)
 
