@@ -50,6 +50,9 @@ class PreferenceDiffusionModule(Learner):
     masked: bool = False
     """Whether errors count only inside a pair's mask, if it has one."""
 
+    mask_dilation: int = 0
+    """Positions of latents by which masks are enlarged in each direction."""
+
     needs_reference: bool = True
     """Whether training and held-out comparison need a reference; without one, a run is refused.
 
@@ -128,7 +131,8 @@ class PreferenceDiffusionModule(Learner):
     def add_noise(self, pairs: Pairs) -> NoisedPairs:
         """Add noise to all sides of each pair: one timestep and one noise, drawn from its seed."""
         u = draws.uniform(pairs.seeds, "t", device=pairs.latents.device)
-        return noise_pairs(self.backbone.process, pairs, self.draw_timesteps(u), masked=self.masked)
+        options = {"masked": self.masked, "mask_dilation": self.mask_dilation}
+        return noise_pairs(self.backbone.process, pairs, self.draw_timesteps(u), **options)
 
     def errors(self, noised: NoisedPairs) -> DenoisingErrors:
         """Return the denoising errors of the active network, all sides in one forward."""

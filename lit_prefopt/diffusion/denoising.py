@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Pairs, Prompt
+from lit_prefopt.batches import LogRatios, Pairs, Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.processes.discrete import DiscreteProcess
 
@@ -63,7 +63,12 @@ class NoisedPairs(NamedTuple):
 
 
 def noise_pairs(
-    process: DiscreteProcess, pairs: Pairs, t: Tensor, *, masked: bool = False
+    process: DiscreteProcess,
+    pairs: Pairs,
+    t: Tensor,
+    *,
+    masked: bool = False,
+    mask_dilation: int = 0,
 ) -> NoisedPairs:
     """Add noise to all sides of each pair: one noise per pair, drawn from its seed.
 
@@ -72,12 +77,22 @@ def noise_pairs(
         pairs: B pairs.
         t: Their timesteps, (B,).
         masked: Whether errors count only inside a pair's mask, if it has one.
+        mask_dilation: See `dilate`.
     """
+    masks = dilate(pairs.masks, mask_dilation) if masked and pairs.masks is not None else None
     # The same noise on all sides: its variance cancels in their difference.
     noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise", pairs.latents.device)
-    return NoisedPairs.from_pairs(
-        process, pairs if masked else pairs._replace(masks=None), t, noise
-    )
+    return NoisedPairs.from_pairs(process, pairs._replace(masks=masks), t, noise)
+
+
+def dilate(masks: Tensor, by: int) -> Tensor:
+    """Return masks dilated by a square: the largest value within so many positions, (B, 1, H, W).
+
+    Args:
+        masks: Masks at the latents' size, (B, 1, H, W).
+        by: Positions in each direction, those of latents: usually 8 pixels each.
+    """
+    return torch.nn.functional.max_pool2d(masks, 2 * by + 1, stride=1, padding=by)
 
 
 class DenoisingErrors(NamedTuple):
@@ -123,3 +138,15 @@ def error_log_ratios(policy: Tensor, reference: Tensor | None) -> Tensor:
     """
     zero = torch.zeros_like(policy) if reference is None else reference
     return 0.5 * (zero - policy)
+
+
+def weigh(ratios: LogRatios, weight: Tensor) -> LogRatios:
+    """Return log-ratios and errors multiplied by the weight of their noise level.
+
+    Args:
+        ratios: Log-ratios of B pairs.
+        weight: Factor of each pair's squared errors, (B,), such as `error_weight` of a process.
+    """
+    parts = {name: part for name, part in ratios._asdict().items() if name != "t"}
+    known = {name: part for name, part in parts.items() if part is not None}
+    return ratios._replace(**{name: weight[:, None] * part for name, part in known.items()})
