@@ -43,10 +43,12 @@ class SPINDiffusion(DiffusionDPO):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, beta=beta, **kwargs)
-        if exact and (self.anchor or self.chosen_protection is not None or self.gamma != 1):
+        of_errors = (self.anchor, self.chosen_protection is not None, self.weighting is not None)
+        if exact and (any(of_errors) or self.gamma != 1):
             raise InputError(
                 "`exact` compares steps, which have no denoising errors and are drawn uniformly: "
-                "leave `anchor`, `chosen_protection` and `gamma` out, or set `exact` to false."
+                "leave `anchor`, `chosen_protection`, `weighting` and `gamma` out, or set `exact` "
+                "to false."
             )
         own = self.backbone.sampling
         how = sampling or Sampling(own.steps, guidance=1.0, eta=1.0, batch_size=own.batch_size)
@@ -75,8 +77,8 @@ class SPINDiffusion(DiffusionDPO):
         device, real = pairs.latents.device, pairs.latents[:, 0]
         u = draws.uniform(pairs.seeds, "step", device=torch.device("cpu"))
         numbers = (u * rollout.how.steps).long()  # on the CPU, where the steps are counted
-        times = torch.tensor(rollout.times)
-        t, t_next = (to_device(times[which], device) for which in (numbers, numbers + 1))
+        levels = rollout.levels
+        t, t_next = (to_device(levels[which], device) for which in (numbers, numbers + 1))
         own = self._noised(real, t, t_next, pairs.seeds, rollout)
         others = self._rolled_out(pairs, numbers, rollout)
         sides = zip(own, others, strict=True)
@@ -101,7 +103,7 @@ class SPINDiffusion(DiffusionDPO):
         parents = process.add_noise(real, noise, t)
         # the prediction of a denoiser that knew the image; its step is the posterior
         known = process.target(real, noise, t)
-        step = process.step(known, parents, t, t_next, rollout.how.eta)
+        step = process.step(known, parents, t, t_next, rollout.how)
         return parents, step.sample(rollout.noise(seeds, "real step", real.device))
 
     def _rolled_out(self, pairs: Pairs, numbers: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
