@@ -72,13 +72,14 @@ def check_unet(
         )
 
 
-def check_vae(config: Any, source: str, channels: int) -> None:
+def check_vae(config: Any, source: str, channels: int, shift: bool = False) -> None:
     """Check that the latents of a VAE are scaled by one factor, and fit the denoiser.
 
     Args:
         config: The VAE's configuration.
         source: Hub name, folder or file of it, for messages.
         channels: Number of channels of the denoiser's latents.
+        shift: Whether the family's VAEs shift their latents.
     """
     if config.latents_mean is not None or config.latents_std is not None:
         raise InputError(
@@ -86,7 +87,7 @@ def check_vae(config: Any, source: str, channels: int) -> None:
             "(latents_mean, latents_std), as Playground v2.5 with its EDM noise, which is not "
             "supported: name a checkpoint whose VAE has only a scaling_factor."
         )
-    if config.shift_factor:
+    if config.shift_factor and not shift:
         raise InputError(
             f"The VAE of {source} shifts its latents (shift_factor {config.shift_factor!r:.80}), "
             "as those of flow-matching models, which are not supported: name a checkpoint whose "

@@ -141,7 +141,7 @@ class LatentConsistency(StableDiffusion):
             UNet2DConditionModel, source, "unet", self.frozen_dtype, config=lambda: config
         )
         own = [self.text_encoder] if self.has_encoders else []
-        self._check_unet(teacher, own, source)
+        self._check_denoiser(teacher, own, source)
         if teacher.config.time_cond_proj_dim is not None:
             raise InputError(
                 f"{source} is a guidance-distilled model itself: name the model that it was "

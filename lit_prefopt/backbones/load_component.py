@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 
 from lit_prefopt.backbones.component_checks import check_class
@@ -119,7 +119,7 @@ def find_variant(folder: Path, variant: str | None) -> str | None:
 
 
 def _from_file(kind: Any, source: str, name: str, dtype: torch.dtype, config: Config | None) -> Any:
-    if kind not in (UNet2DConditionModel, AutoencoderKL) or config is None:
+    if config is None:
         raise InputError(
             f"{source} is a file: a {kind.__name__} is loaded from a folder in diffusers' layout "
             "or a hub name."
