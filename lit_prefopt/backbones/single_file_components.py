@@ -15,6 +15,8 @@ from torch import nn
 from lit_prefopt.backbones.load_component import SINGLE_FILES
 from lit_prefopt.backbones.loading import Components, FolderComponents, check_family
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.base import Component
+from lit_prefopt.families.find import find_component
 from lit_prefopt.weights.checks import contents
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable
@@ -79,7 +81,8 @@ class SingleFileComponents(Components):
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
         """Load the UNet."""
         config = self.unet_config()
-        return self._load(lambda: UNet2DConditionModel.from_config(config), "unet", dtype)
+        part = find_component("unet", UNet2DConditionModel.__name__)
+        return self._load(lambda: UNet2DConditionModel.from_config(config), part, dtype)
 
     def unet_config(self) -> dict[str, Any]:
         """Load the UNet's configuration."""
@@ -88,7 +91,8 @@ class SingleFileComponents(Components):
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Load the VAE."""
         config = self.vae_config()
-        return self._load(lambda: AutoencoderKL.from_config(config), "vae", dtype)
+        part = find_component("vae", AutoencoderKL.__name__)
+        return self._load(lambda: AutoencoderKL.from_config(config), part, dtype)
 
     def vae_config(self) -> dict[str, Any]:
         """Load the VAE's configuration."""
@@ -97,14 +101,16 @@ class SingleFileComponents(Components):
     def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
         """Load the text encoder of a name."""
         config = self.architecture.text_config(name, kind)
-        return self._load(lambda: kind(config), name, dtype)
+        return self._load(lambda: kind(config), find_component(name, kind.__name__), dtype)
 
     def tokenizer(self, name: str) -> Any:
         """Load the tokenizer of a name."""
         return self.architecture.tokenizer(name)
 
-    def _load(self, build: Callable[[], nn.Module], name: str, dtype: torch.dtype) -> Any:
-        return load_from_file(build, self.file, name, dtype, self.architecture.pretrained)
+    def _load(
+        self, build: Callable[[], nn.Module], component: Component, dtype: torch.dtype
+    ) -> Any:
+        return load_from_file(build, self.file, component, dtype, self.architecture.pretrained)
 
 
 def open_components(
