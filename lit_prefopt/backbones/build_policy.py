@@ -10,7 +10,7 @@ from diffusers import ModelMixin
 from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.backbones.lora import ATTENTION, LoRA
 from lit_prefopt.backbones.policy import Policy, freeze
-from lit_prefopt.families import Family
+from lit_prefopt.families.base import Family
 
 
 def build_policy(net: ModelMixin, lora: LoRA | None, reference: str, family: Family) -> Policy:

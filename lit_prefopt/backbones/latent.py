@@ -26,7 +26,7 @@ from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.backbones.text_encoders import TextEncoder
 from lit_prefopt.errors import InputError
-from lit_prefopt.families import Family
+from lit_prefopt.families.base import Family
 from lit_prefopt.processes.discrete import DiscreteProcess
 from lit_prefopt.processes.marks import add_metadata
 from lit_prefopt.weights.lora_files import WEIGHTS, read_lora
@@ -130,10 +130,10 @@ class LatentBackbone(Backbone):
             else parts.denoiser(net_dtype)
         )
         texts = self._load_encoders(parts, names, frozen_dtype)
-        networks = [text.network for text in texts.values()]
+        networks = {name: text.network for name, text in texts.items()}
         self._check_denoiser(net, networks, source)
         if start_lora is not None:
-            merge_lora(net, networks, read_lora(start_lora))
+            merge_lora(self.FAMILY, net, networks, read_lora(start_lora))
         if nf4:
             quantize_nf4(net, net_dtype, lora)
         if gradient_checkpointing:
@@ -257,7 +257,6 @@ class LatentBackbone(Backbone):
         """Downsampling factor of the VAE: pixels per latent, along each side."""
         return 2 ** (len(self.vae_config.block_out_channels) - 1)
 
-
     def _load_encoders(
         self, parts: Components, names: list[str], dtype: torch.dtype
     ) -> dict[str, TextEncoder]:
@@ -272,7 +271,9 @@ class LatentBackbone(Backbone):
         for name in names:
             optional = self.LEFT_OUT_BY.get(name)
             if optional and not parts.has_encoder(name):
-                rank_zero_info(f"{parts.pretrained} has no {name}: prompts are embedded without it.")
+                rank_zero_info(
+                    f"{parts.pretrained} has no {name}: prompts are embedded without it."
+                )
                 continue
             kind, tokenizer = self.ENCODERS[name], name.replace("text_encoder", "tokenizer")
             try:
@@ -328,12 +329,12 @@ class LatentBackbone(Backbone):
         """Read further options of the checkpoint, such as those of its pipeline."""
 
     @abstractmethod
-    def _check_denoiser(self, net: Any, encoders: list[Any], source: str) -> None:
+    def _check_denoiser(self, net: Any, encoders: dict[str, Any], source: str) -> None:
         """Check that a denoiser belongs to the family and fits the text encoders.
 
         Args:
             net: The denoiser.
-            encoders: The text encoders' networks; empty if they are not loaded.
+            encoders: The text encoders' networks by name; empty if they are not loaded.
             source: Hub name, folder or file of the denoiser, for messages.
         """
 

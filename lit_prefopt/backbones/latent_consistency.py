@@ -140,7 +140,7 @@ class LatentConsistency(StableDiffusion):
         teacher = load_component(
             UNet2DConditionModel, source, "unet", self.frozen_dtype, config=lambda: config
         )
-        own = [self.text_encoder] if self.has_encoders else []
+        own = {name: text.network for name, text in self.texts.items()}
         self._check_denoiser(teacher, own, source)
         if teacher.config.time_cond_proj_dim is not None:
             raise InputError(

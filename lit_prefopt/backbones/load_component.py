@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from lit_prefopt.backbones.component_checks import check_class
 from lit_prefopt.configs import find_config
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.find import find_component
 from lit_prefopt.weights.checks import check_weights, first_line
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable
@@ -128,8 +129,9 @@ def _from_file(kind: Any, source: str, name: str, dtype: torch.dtype, config: Co
     stated = dict(config())
     if kind is UNet2DConditionModel:
         stated = stated | {"time_cond_proj_dim": _guidance_width(file)}
+    component = find_component(name, kind.__name__)
     return load_from_file(
-        lambda: kind.from_config(stated), file, name, dtype, "the pipeline that it is used in"
+        lambda: kind.from_config(stated), file, component, dtype, "the pipeline that it is used in"
     )
 
 

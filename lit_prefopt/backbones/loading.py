@@ -17,7 +17,7 @@ from lit_prefopt.backbones.load_component import (
     load_component,
 )
 from lit_prefopt.errors import InputError
-from lit_prefopt.families import Component, Family
+from lit_prefopt.families.base import Component, Family
 from lit_prefopt.weights.hub import check_reachable
 
 
@@ -94,8 +94,7 @@ class FolderComponents(Components):
         missing = [
             name
             for name in needed
-            if self.lacks(name)
-            and name.replace("tokenizer", "text_encoder") not in optional
+            if self.lacks(name) and name.replace("tokenizer", "text_encoder") not in optional
         ]
         if missing:
             raise InputError(

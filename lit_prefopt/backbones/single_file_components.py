@@ -14,7 +14,7 @@ from torch import nn
 from lit_prefopt.backbones.load_component import SINGLE_FILES
 from lit_prefopt.backbones.loading import Components, FolderComponents, check_family
 from lit_prefopt.errors import InputError
-from lit_prefopt.families import Component, Family
+from lit_prefopt.families.base import Component, Family
 from lit_prefopt.weights.checks import contents
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable
@@ -96,8 +96,8 @@ class SingleFileComponents(Components):
 
     def text_encoder(self, name: str, dtype: torch.dtype) -> nn.Module:
         """Load the text encoder of a name."""
-        kind, config = self.family.components[name].kind, self.architecture.text_config(name)
-        return self._load(lambda: kind(config), name, dtype)
+        part, config = self.family.components[name], self.architecture.text_config(name)
+        return self._load(lambda: part.kind(config), part, dtype)
 
     def tokenizer(self, name: str, kind: Any) -> Any:
         """Load the tokenizer of a name and a transformers class."""
@@ -107,10 +107,10 @@ class SingleFileComponents(Components):
         return any(key.startswith(prefix) for key in self.file.keys)
 
     def _component(self, part: Component, config: dict[str, Any], dtype: torch.dtype) -> Any:
-        return self._load(lambda: part.kind.from_config(config), part.name, dtype)
+        return self._load(lambda: part.kind.from_config(config), part, dtype)
 
-    def _load(self, build: Callable[[], nn.Module], name: str, dtype: torch.dtype) -> Any:
-        return load_from_file(build, self.file, name, dtype, self.architecture.pretrained)
+    def _load(self, build: Callable[[], nn.Module], part: Component, dtype: torch.dtype) -> Any:
+        return load_from_file(build, self.file, part, dtype, self.architecture.pretrained)
 
 
 def open_components(

@@ -9,7 +9,7 @@ import torch
 from lit_prefopt.backbones.text_encoders import CLIPText
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
-from lit_prefopt.families import SD1
+from lit_prefopt.families.stable_diffusion import SD1
 
 
 class StableDiffusion(UNetBackbone):
@@ -18,7 +18,7 @@ class StableDiffusion(UNetBackbone):
     text_encoder: Any
     tokenizer: Any
 
-    FAMILY = SD1
+    FAMILY = SD1  # and SD2, whose components have the same names
     ENCODERS: ClassVar = {"text_encoder": CLIPText}
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from lit_prefopt.backbones.text_encoders import CLIPText
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
 from lit_prefopt.errors import InputError
-from lit_prefopt.families import SDXL
+from lit_prefopt.families.stable_diffusion_xl import SDXL
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.transfer import to_device
 

@@ -112,5 +112,5 @@ class UNetBackbone(LatentBackbone):
     def _read_options(self, parts: Components) -> None:
         self.empty_is_zero = parts.option("force_zeros_for_empty_prompt", self.EMPTY_IS_ZERO)
 
-    def _check_denoiser(self, net: Any, encoders: list[Any], source: str) -> None:
-        check_unet(net, encoders, source, type(self).__name__, self.ADDITION)
+    def _check_denoiser(self, net: Any, encoders: dict[str, Any], source: str) -> None:
+        check_unet(net, [*encoders.values()], source, type(self).__name__, self.ADDITION)
