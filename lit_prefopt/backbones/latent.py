@@ -27,14 +27,14 @@ from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.backbones.text_encoders import TextEncoder
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.base import Family
-from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.base import Process
 from lit_prefopt.processes.marks import add_metadata
 from lit_prefopt.weights.lora_files import WEIGHTS, read_lora
 from lit_prefopt.weights.merge import merge_lora
 
 DType = Literal["float32", "bfloat16", "float16"]
 
-ProcessBuilder = Callable[[dict[str, Any], str, str | None], DiscreteProcess]
+ProcessBuilder = Callable[[dict[str, Any], str, str | None], Process]
 """Function of a scheduler's configuration, of the checkpoint and of the denoiser's source."""
 
 

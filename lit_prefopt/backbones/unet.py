@@ -17,6 +17,7 @@ from lit_prefopt.backbones.loading import Components
 from lit_prefopt.batches import Prompt
 from lit_prefopt.processes.discrete import DiscreteProcess
 from lit_prefopt.processes.marks import mark_metadata
+from lit_prefopt.processes.variance_preserving import VariancePreserving
 
 
 class UNetBackbone(LatentBackbone):
@@ -38,7 +39,9 @@ class UNetBackbone(LatentBackbone):
     EMPTY_IS_ZERO: ClassVar[bool] = False
     """Whether the empty prompt is embedded as zeros, if the pipeline's configuration is silent."""
 
-    PROCESS: ClassVar[type[DiscreteProcess]] = DiscreteProcess
+    process: VariancePreserving
+
+    PROCESS: ClassVar[type[VariancePreserving]] = DiscreteProcess
     """Class of the noise process."""
 
     extra_conditioning: Callable[[Tensor, Tensor, dict[str, Any]], dict[str, Any]] | None = None
