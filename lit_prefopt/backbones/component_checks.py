@@ -57,19 +57,37 @@ def check_unet(
     width = sum(encoder.config.hidden_size for encoder in encoders)
     expected = {"cross_attention_dim": width} if encoders else {}
     expected["addition_embed_type"] = addition
-    for name, value in expected.items():
-        stated = getattr(unet.config, name)
-        if stated != value and not (name == "cross_attention_dim" and stated == [value]):
-            raise InputError(
-                f"The UNet of {source} has {name} {stated} where {family} and its text encoders "
-                f"need {value}: it belongs to another family; name one of this family."
-            )
+    _check_config("UNet", unet.config, expected, source, family)
     if unet.config.in_channels != unet.config.out_channels:
         raise InputError(
             f"The UNet of {source} has {unet.config.in_channels} input channels and "
             f"{unet.config.out_channels} output channels: an inpainting model cannot be "
             "trained; name a text-to-image model."
         )
+
+
+def check_transformer(net: Any, expected: dict[str, Any], source: str, family: str) -> None:
+    """Check that a transformer fits the text encoders and the latents.
+
+    Args:
+        net: The transformer.
+        expected: Settings that its configuration must have, by name.
+        source: Hub name, folder or file of it, for messages.
+        family: Name of the backbone.
+    """
+    _check_config("transformer", net.config, expected, source, family)
+
+
+def _check_config(
+    denoiser: str, config: Any, expected: dict[str, Any], source: str, family: str
+) -> None:
+    for name, value in expected.items():
+        stated = getattr(config, name)
+        if stated != value and not (name == "cross_attention_dim" and stated == [value]):
+            raise InputError(
+                f"The {denoiser} of {source} has {name} {stated} where {family} and its text "
+                f"encoders need {value}: it belongs to another family; name one of this family."
+            )
 
 
 def check_vae(config: Any, source: str, channels: int, shift: bool = False) -> None:

@@ -91,6 +91,9 @@ class LatentBackbone(Backbone):
     SHIFTED: ClassVar[bool] = False
     """Whether the family's VAEs shift their latents."""
 
+    WHOLE_FILES: ClassVar[bool] = True
+    """Whether single files of the family contain VAE and text encoders."""
+
     vae: Any  # Any: diffusers is untyped; None if not loaded
     vae_config: Any
     small_decoder: Any  # None if the VAE decodes everything
@@ -121,15 +124,24 @@ class LatentBackbone(Backbone):
         part, source = self.FAMILY.denoiser, denoiser or pretrained
         names = [name for name in self.ENCODERS if encoders and name not in without]
         parts = open_components(
-            self.FAMILY, pretrained, names, variant=variant, config=config, vae=vae
+            self.FAMILY,
+            pretrained,
+            names,
+            variant=variant,
+            config=config,
+            vae=vae,
+            whole=self.WHOLE_FILES,
         )
+        left_out = {
+            name for name in self.LEFT_OUT_BY if name in without or not parts.has_encoder(name)
+        }
         noise = process(parts.scheduler(), pretrained, denoiser)
         net = (
             load_component(part.kind, denoiser, part.name, net_dtype, config=parts.denoiser_config)
             if denoiser
             else parts.denoiser(net_dtype)
         )
-        texts = self._load_encoders(parts, names, frozen_dtype)
+        texts = self._load_encoders(parts, [n for n in names if n not in left_out], frozen_dtype)
         networks = {name: text.network for name, text in texts.items()}
         self._check_denoiser(net, networks, source)
         if start_lora is not None:
@@ -150,7 +162,11 @@ class LatentBackbone(Backbone):
                 decoder, frozen_dtype, self.latent_shape[0], self.pixels_per_latent
             )
             self.small_decoder = freeze(small)
-        self.texts = texts
+        self.texts, self.left_out = texts, left_out
+        if lacking := sorted(left_out - {*without}):
+            rank_zero_info(
+                f"{pretrained} has no {' and no '.join(lacking)}: prompts are embedded without it."
+            )
         for name, text in texts.items():
             setattr(self, name, freeze(text.network))
             setattr(self, name.replace("text_encoder", "tokenizer"), text.tokenizer)
@@ -222,10 +238,10 @@ class LatentBackbone(Backbone):
         """Encode images to mean and deviation, in the VAE's precision and scale."""
         self.require_encoders("A run on images")
         height, width = images.shape[-2:]
-        if height % self.pixels_per_latent or width % self.pixels_per_latent:
+        if not self.has_size(height, width):
             raise InputError(
-                f"The backbone's VAE cannot encode images of {width} x {height} pixels: set "
-                f"`--data.resolution` to a multiple of {self.pixels_per_latent}."
+                f"The backbone cannot encode images of {width} x {height} pixels: set "
+                f"`--data.resolution` to {self.sizes}."
             )
         with torch.autocast(images.device.type, enabled=False):
             posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
@@ -270,11 +286,6 @@ class LatentBackbone(Backbone):
         texts = {}
         for name in names:
             optional = self.LEFT_OUT_BY.get(name)
-            if optional and not parts.has_encoder(name):
-                rank_zero_info(
-                    f"{parts.pretrained} has no {name}: prompts are embedded without it."
-                )
-                continue
             kind, tokenizer = self.ENCODERS[name], name.replace("text_encoder", "tokenizer")
             try:
                 texts[name] = kind(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 
 from lit_prefopt.backbones.component_checks import check_class
@@ -120,16 +119,17 @@ def find_variant(folder: Path, variant: str | None) -> str | None:
 
 
 def _from_file(kind: Any, source: str, name: str, dtype: torch.dtype, config: Config | None) -> Any:
-    if config is None:
+    component = find_component(name, kind.__name__)
+    if component is None or config is None:
         raise InputError(
             f"{source} is a file: a {kind.__name__} is loaded from a folder in diffusers' layout "
             "or a hub name."
         )
     file = WeightsFile(source)
     stated = dict(config())
-    if kind is UNet2DConditionModel:
-        stated = stated | {"time_cond_proj_dim": _guidance_width(file)}
-    component = find_component(name, kind.__name__)
+    width = _guidance_width(file)
+    if width is not None or "time_cond_proj_dim" in stated:
+        stated |= {"time_cond_proj_dim": width}
     return load_from_file(
         lambda: kind.from_config(stated), file, component, dtype, "the pipeline that it is used in"
     )

@@ -28,7 +28,8 @@ class SingleFileComponents(Components):
         pretrained: The file.
         config: Hub name or folder of a pipeline of the same architecture; by default diffusers'
             choice from the hub for such a file.
-        passed: Names of the components that are not needed from it.
+        passed: Names of the components that are not needed from it; one that is needed all the same
+            comes from the pipeline of the same architecture.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class SingleFileComponents(Components):
 
     def vae(self, dtype: torch.dtype) -> Any:
         """Load the VAE."""
+        if not self.has_vae:
+            return self.architecture.vae(dtype)
         return self._component(self.family.vae, self.vae_config(), dtype)
 
     def vae_config(self) -> dict[str, Any]:
@@ -91,12 +94,16 @@ class SingleFileComponents(Components):
         return self.architecture.vae_config()
 
     def has_encoder(self, name: str) -> bool:
-        """Whether the file contains a text encoder."""
-        return self._has(self.family.components[name].prefixes[0])
+        """Whether the file or the pipeline of the same architecture has a text encoder."""
+        part = self.family.components[name]
+        return self._has(part.prefixes[0]) or self.architecture.has_encoder(name)
 
     def text_encoder(self, name: str, dtype: torch.dtype) -> nn.Module:
         """Load the text encoder of a name."""
-        part, config = self.family.components[name], self.architecture.text_config(name)
+        part = self.family.components[name]
+        if not self._has(part.prefixes[0]):
+            return self.architecture.text_encoder(name, dtype)
+        config = self.architecture.text_config(name)
         return self._load(lambda: part.kind(config), part, dtype)
 
     def tokenizer(self, name: str, kind: Any) -> Any:
@@ -121,6 +128,7 @@ def open_components(
     variant: str | None,
     config: str | None,
     vae: str | None,
+    whole: bool,
 ) -> Components:
     """Open the components of a model, from the hub, a folder or a single file.
 
@@ -131,6 +139,7 @@ def open_components(
         variant: Variant of a folder's files.
         config: Source of a file's architecture.
         vae: Source of another VAE.
+        whole: Whether files of the family contain VAE and text encoders.
     """
     if vae is not None and not vae.endswith(".json"):
         check_reachable(vae)  # at once, not after the denoiser was read
@@ -138,6 +147,8 @@ def open_components(
     if pretrained.endswith(SINGLE_FILES):
         # without encoders, they are not loaded, but a file without them is still of another kind
         passed = [] if vae is None and encoders else ["vae"]
+        if not whole:
+            passed = [name for name in family.components if name != family.denoiser.name]
         parts = SingleFileComponents(family, pretrained, config, passed)
     else:
         needed = ["scheduler", *(["vae"] if encoders and vae is None else [])]

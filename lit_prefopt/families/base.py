@@ -93,6 +93,7 @@ class Family:
             configuration and whether it predicts v.
         kohya_version: kohya's `ss_base_model_version`, given the same.
         kohya_module: kohya's `ss_network_module`.
+        kohya_v2: kohya's `ss_v2`.
         kohya_original: Whether kohya's layer names of the denoiser are the original ones.
         one_alpha: Whether kohya's files are written with one alpha for all layers, since diffusers
             0.42 ignores an attention layer's alpha that differs from the most common one.
@@ -116,6 +117,7 @@ class Family:
     noise: Literal["ddpm", "flow"] = "ddpm"
     compared: tuple[str, ...] = ()
     kohya_module: str = "networks.lora"
+    kohya_v2: bool = False
     kohya_original: bool = True
     one_alpha: bool = True
     is_own: Callable[[Config], bool] = field(default=lambda config: True)

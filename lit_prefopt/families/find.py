@@ -40,15 +40,17 @@ def family_of(
     return found[0]
 
 
-def find_component(name: str, class_name: str) -> Component:
-    """Return a component by its name in a pipeline and its class.
+def find_component(name: str, class_name: str) -> Component | None:
+    """Return a component by its name in a pipeline and its class, or None.
 
     Args:
         name: The name, such as `text_encoder_2`.
         class_name: The class of diffusers or transformers.
     """
     parts = (part for family in FAMILIES for part in family.components.values())
-    return next(part for part in parts if (part.name, part.class_name) == (name, class_name))
+    return next(
+        (part for part in parts if (part.name, part.class_name) == (name, class_name)), None
+    )
 
 
 def denoiser_of(class_name: object) -> Component | None:

@@ -62,6 +62,7 @@ SD2 = replace(
     ),
     architecture=lambda config, v: f"stable-diffusion-v2-{'768-v' if v else '512'}",
     kohya_version=lambda config, v: "sd_v2" + ("_v" if v else ""),
+    kohya_v2=True,
     # OpenCLIP's text encoder, that of SD 2.x, has a plain GELU
     is_own=lambda text: text.get("hidden_act") == "gelu",
 )
