@@ -27,8 +27,8 @@ class StableDiffusion3(TransformerBackbone):
             .safetensors file in the layout of the original release.
         t5: Load the T5 text encoder, the largest part of the model. Without it, zeros take the
             place of its tokens, as in the stock pipeline.
-        text_tokens: Number of T5's tokens to which a prompt is padded or cut; without T5, of the zeros in
-            their place, which may be none.
+        text_tokens: Number of T5's tokens to which a prompt is padded or cut; without T5, the
+            number of zeros in their place, which may be 0.
     """
 
     FAMILY = SD3
