@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from lit_prefopt.backbones.unet import UNetBackbone
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.utils.transfer import to_device
 
 
@@ -36,4 +36,5 @@ class StableDiffusion(UNetBackbone):
         ).input_ids
         device = self.text_encoder.device
         with torch.autocast(device.type, enabled=False):
-            return Prompt(self.text_encoder(to_device(tokens, device)).last_hidden_state)
+            hidden = self.text_encoder(to_device(tokens, device)).last_hidden_state
+        return Prompt({"hidden": hidden})

@@ -25,7 +25,7 @@ from lit_prefopt.backbones.nf4 import quantize_nf4
 from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.small_decoder import SmallDecoder
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.processes.discrete import DiscreteProcess
 from lit_prefopt.processes.marks import add_metadata, mark_metadata
 from lit_prefopt.weights.lora_files import read_lora
@@ -210,7 +210,7 @@ class UNetBackbone(VAEBackbone):
             prompt: B embedded prompts.
             latents: (B, C, H, W), for their number, size and device.
         """
-        kwargs: dict[str, Any] = {"encoder_hidden_states": prompt.hidden.to(self.dtype)}
+        kwargs: dict[str, Any] = {"encoder_hidden_states": prompt["hidden"].to(self.dtype)}
         if self.takes_guidance:
             scale = prompt.guidance
             if scale is None:
@@ -236,15 +236,11 @@ class UNetBackbone(VAEBackbone):
         """Return the settings of latents and prompts that the UNet requires, by name."""
         config = self.policy.denoiser.config
         width = config.cross_attention_dim
-        pooled = None
+        text = {"hidden": width if isinstance(width, int) else width[0]}
         if self.ADDITION is not None:
             whole = config.projection_class_embeddings_input_dim
-            pooled = whole - 6 * config.addition_time_embed_dim
-        return super().latent_settings() | {
-            "scaling_factor": self.vae_config.scaling_factor,
-            "prompt_width": width if isinstance(width, int) else width[0],
-            "pooled_width": pooled,
-        }
+            text["pooled"] = whole - 6 * config.addition_time_embed_dim
+        return super().latent_settings() | {"text": text}
 
     def reference_settings(self) -> dict[str, Any]:
         """Return the settings that determine the reference's errors, by name."""

@@ -34,7 +34,7 @@ def _chunks(texts: list[str], size: int) -> list[list[str]]:
 def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
     sampler = backbone.process.sampler(how)
     prompt = backbone.embed(texts)
-    device = prompt.hidden.device
+    device = prompt.device
     shape = backbone.sampling_shape(how)
     latents = draws.normal(seeds, shape, "start", device)
     for i, t in enumerate(sampler.timesteps):
