@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
+from lit_prefopt.conditioning import described
 from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
 from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.long_prompts import LongPromptCounter
@@ -20,7 +21,7 @@ from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.fingerprint import fingerprint
 
-CHECKED_PAIRS = 256  # number of pairs whose timesteps are compared
+CHECKED_PAIRS = 256  # number of pairs whose noise levels are compared
 
 
 class CacheUser(Protocol):
@@ -36,8 +37,8 @@ class CacheUser(Protocol):
     def trainer(self) -> Any:
         """Return the Trainer of the run."""
 
-    def draw_timesteps(self, u: Tensor) -> Tensor:
-        """Return the timesteps at quantiles u of their distribution."""
+    def level_quantiles(self, u: Tensor) -> Tensor:
+        """Return quantiles of the process's distribution of noise levels."""
 
 
 def check_data(module: CacheUser, data: object) -> None:
@@ -81,20 +82,36 @@ def check_latents(backbone: Backbone, latents: LatentSet) -> None:
     """
     settings, made_by = latents.settings, latents.notes.get("checkpoint")
     wanted = backbone.latent_settings()
-    differing = [f"{n} {settings[n]} and not {v}" for n, v in wanted.items() if settings[n] != v]
+    differing = [
+        _difference(n, settings.get(n), v) for n, v in wanted.items() if settings.get(n) != v
+    ]
     if differing:
         raise InputError(
             f"The pairs were cached for another model ({', '.join(differing)}): train {made_by}, "
             "which cached them, or cache them again."
         )
-    own = {name: fingerprint(part) for name, part in backbone.encoders.items()}
-    differing = [name for name in own if own[name] != settings["encoders"].get(name)]
+    own, theirs = backbone.encoders, settings["encoders"]
+    if own and (odd := sorted(own.keys() ^ theirs.keys())):
+        with_it = "and the backbone has one" if odd[0] in own else "which the backbone lacks"
+        without = "out" if odd[0] in own else ""
+        raise InputError(
+            f"The pairs were cached by {made_by} with{without} {odd[0]}, {with_it}: cache them "
+            "again, or take the same `--backbone.pretrained`."
+        )
+    differing = [name for name, part in own.items() if fingerprint(part) != theirs[name]]
     if differing:
         raise InputError(
             f"The pairs were cached by {made_by} in {settings['dtype']}, whose {differing[0]} has "
             "other weights or another precision than the backbone's: cache them again, or take the "
             "same `--backbone.pretrained`, `.vae` and `.dtype`."
         )
+
+
+def _difference(name: str, cached: Any, wanted: Any) -> str:
+    """Describe a setting of a cache that differs from the backbone's."""
+    if name == "text":
+        return f"text tensors {described(cached)} and not {described(wanted)}"
+    return f"{name} {cached} and not {wanted}"
 
 
 def _log_unverified(backbone: Backbone, latents: LatentSet) -> None:
@@ -160,7 +177,7 @@ def _check_tables(module: CacheUser, data: CachedPairs) -> None:
                 f"{', '.join(differing)}: give the recipe that computed them, or compute them "
                 "again."
             )
-        _check_times(module, table)
+        _check_levels(module, table)
 
 
 def _check_complete(module: CacheUser, data: CachedPairs) -> None:
@@ -178,17 +195,17 @@ def _check_complete(module: CacheUser, data: CachedPairs) -> None:
             )
 
 
-def _check_times(module: CacheUser, table: ErrorTable) -> None:
-    """Check that cached errors have timesteps of the method's own distribution."""
-    times = table.times(CHECKED_PAIRS)
-    known = [int(i) for i in torch.nonzero(times[:, 0] >= 0)]
+def _check_levels(module: CacheUser, table: ErrorTable) -> None:
+    """Check that cached errors have noise levels of the method's own distribution."""
+    stored = table.quantiles(CHECKED_PAIRS)
+    known = [int(i) for i in torch.nonzero(stored[:, 0] >= 0)]
     held_out = table.settings["held_out"]
     for draw in range(table.draws):
         seeds = _seeds(table, known, draw, held_out=held_out)
-        own = module.draw_timesteps(draws.uniform(seeds, "t"))
-        if not torch.equal(own, times[known, draw]):
+        own = module.level_quantiles(draws.uniform(seeds, "t")).float()
+        if not torch.equal(own, stored[known, draw]):
             raise InputError(
-                f"{type(module).__name__} draws other timesteps than those of {table.folder}: "
+                f"{type(module).__name__} draws other noise levels than those of {table.folder}: "
                 "compute the errors again with its `gamma` and `gamma_steps`, if it has them; a "
                 "method with draws of its own cannot use them."
             )

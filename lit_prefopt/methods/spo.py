@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import LogRatios, Prompt, Steps, concatenate
+from lit_prefopt.batches import LogRatios, Steps, concatenate
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.losses import Comparisons, clip, preference_loss
@@ -87,7 +88,7 @@ class SPO(OnPolicyModule):
         return concatenate(rows)
 
     def _decisions(self, texts: list[str], prompt: Prompt, seeds: Tensor) -> Iterator[_Decision]:
-        rollout, count, device = self.rollout, self.candidates, prompt.hidden.device
+        rollout, count, device = self.rollout, self.candidates, prompt.device
         all_sides = prompt.repeat(count)
 
         def noise(purpose: str) -> Tensor:
@@ -113,7 +114,7 @@ class SPO(OnPolicyModule):
             if not last:
                 ahead = rollout.step(children.flatten(0, 1), number, all_sides)
             clean = children.flatten(0, 1) if ahead is None else ahead.clean
-            t = torch.full((len(clean),), rollout.times[number], device=device)
+            t = rollout.level(number, len(clean), device)
             repeated = [text for text in texts for _ in range(count)]
             scores = self.judge_latents(clean, repeated, t).view(-1, count)
             yield _Decision(chain, scores)
@@ -142,7 +143,7 @@ class SPO(OnPolicyModule):
         kept = prompt.rows(row)
         for number, parents, children in decision.chain:
             t, t_next = (
-                torch.full((len(row), 1), self.rollout.times[n], device=scores.device)
+                self.rollout.level(n, len(row), scores.device)[:, None]
                 for n in (number, number + 1)
             )
             # without inner steps all candidates of a decision share their parent
