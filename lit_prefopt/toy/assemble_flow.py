@@ -32,7 +32,7 @@ from lit_prefopt.export.pipeline_folder import write_pipeline
 from lit_prefopt.toy.backbone import CHECKPOINT, FLOW_CHECKPOINT
 
 TEXT_LENGTH = 16
-"""Tokens of a text: every caption has at most 14, and each costs as much as one of the image's 16."""
+"""Tokens of a text; every caption has at most 14, and each costs as much as one of the image."""
 
 WORDS = {"hidden_size": 64, "num_attention_heads": 2, "projection_dim": 32}
 """The second text encoder."""

@@ -15,6 +15,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError
+from lit_prefopt.evaluate.models import load_model
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.toy import ToyFlow, ToyPrompts
 from lit_prefopt.toy import backbone as toy_backbone
@@ -172,7 +173,11 @@ def test_its_training_runs_and_what_it_trained_is_assembled(start: Path, tmp_pat
         ["fit", "--config", str(CONFIGS / "flow.yaml")]
         + [f"--{key}={value}" for key, value in arguments.items()]
     )
+    evaluated = load_model(str(tmp_path / "run")).backbone  # as `evaluate --model.policy`
+    assert evaluated.embed(["a"])["hidden"].shape == (1, TEXT_LENGTH, 192)
     weights = tmp_path / "run" / "weights" / "transformer"
+    trained = SD3Transformer2DModel.from_pretrained(weights)
+    assert torch.equal(evaluated.policy.denoiser.proj_out.bias, trained.proj_out.bias)
     assemble_flow(str(weights), output=str(tmp_path / "pipeline"))
     pipeline = stock(tmp_path / "pipeline")
     assert pipeline.transformer.proj_out.bias.abs().max() > 0
