@@ -140,7 +140,7 @@ def test_a_stopped_computation_ends_with_the_same_bytes(
     table = load_file(made)
     assert table["errors"].shape == (24, 2, 2)
     assert table["errors"].isfinite().all()
-    assert table["t"].unique().numel() > 30
+    assert table["u"].unique().numel() > 30
 
 
 def test_a_pair_that_cannot_be_read_has_no_errors(
@@ -158,7 +158,7 @@ def test_a_pair_that_cannot_be_read_has_no_errors(
     output = errors(frozen(tiny_folder), str(folder), tmp_path / "out")
     table = load_file(Path(output) / "errors.safetensors")
     assert table["errors"].isfinite().all(2).all(1).tolist() == [n != 3 for n in range(24)]
-    assert table["t"][3].tolist() == [-1, -1]
+    assert table["u"][3].tolist() == [-1, -1]
     tar.write_bytes(whole)  # mended since
     module = data(str(folder), reference=output)
     broken = [name for batch in module.train_dataloader() for name in batch.broken]
