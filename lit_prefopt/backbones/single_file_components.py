@@ -15,6 +15,7 @@ from torch import nn
 from lit_prefopt.backbones.load_component import SINGLE_FILES
 from lit_prefopt.backbones.loading import Components, FolderComponents, check_family
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.find import find_component
 from lit_prefopt.weights.checks import contents
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable
@@ -79,7 +80,9 @@ class SingleFileComponents(Components):
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
         """Load the UNet."""
         config = self.unet_config()
-        return self._load(lambda: UNet2DConditionModel.from_config(config), "unet", dtype)
+        return self._load(
+            UNet2DConditionModel, "unet", lambda kind: kind.from_config(config), dtype
+        )
 
     def unet_config(self) -> dict[str, Any]:
         """Load the UNet's configuration."""
@@ -88,7 +91,7 @@ class SingleFileComponents(Components):
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Load the VAE."""
         config = self.vae_config()
-        return self._load(lambda: AutoencoderKL.from_config(config), "vae", dtype)
+        return self._load(AutoencoderKL, "vae", lambda kind: kind.from_config(config), dtype)
 
     def vae_config(self) -> dict[str, Any]:
         """Load the VAE's configuration."""
@@ -97,14 +100,19 @@ class SingleFileComponents(Components):
     def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
         """Load the text encoder of a name."""
         config = self.architecture.text_config(name, kind)
-        return self._load(lambda: kind(config), name, dtype)
+        return self._load(kind, name, lambda kind: kind(config), dtype)
 
     def tokenizer(self, name: str) -> Any:
         """Load the tokenizer of a name."""
         return self.architecture.tokenizer(name)
 
-    def _load(self, build: Callable[[], nn.Module], name: str, dtype: torch.dtype) -> Any:
-        return load_from_file(build, self.file, name, dtype, self.architecture.pretrained)
+    def _load(
+        self, kind: Any, name: str, build: Callable[[Any], nn.Module], dtype: torch.dtype
+    ) -> Any:
+        component = find_component(name, kind.__name__)
+        assert component is not None, f"{kind.__name__} is in no family"
+        source = self.architecture.pretrained
+        return load_from_file(lambda: build(kind), self.file, component, dtype, source)
 
 
 def open_components(

@@ -10,6 +10,7 @@ from transformers import CLIPTextModel
 
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
+from lit_prefopt.families.stable_diffusion import SD1
 from lit_prefopt.utils.transfer import to_device
 
 
@@ -21,11 +22,7 @@ class StableDiffusion(UNetBackbone):
 
     PIPELINE = StableDiffusionPipeline
     ENCODERS: ClassVar = {"text_encoder": CLIPTextModel}
-    FILE_PREFIXES: ClassVar = {
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "cond_stage_model.",
-    }
+    FAMILY = SD1  # and SD2, whose components have the same names
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Prompt:

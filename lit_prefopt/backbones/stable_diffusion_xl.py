@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.stable_diffusion_xl import SDXL
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.transfer import to_device
 
@@ -34,12 +35,7 @@ class StableDiffusionXL(UNetBackbone):
         "text_encoder": CLIPTextModel,
         "text_encoder_2": CLIPTextModelWithProjection,
     }
-    FILE_PREFIXES: ClassVar = {
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "conditioner.embedders.0.",
-        "text_encoder_2": "conditioner.embedders.1.",
-    }
+    FAMILY = SDXL
     ADDITION = "text_time"
     EMPTY_IS_ZERO = True
 

@@ -26,6 +26,7 @@ from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.batches import Prompt
+from lit_prefopt.families.base import Family
 from lit_prefopt.processes.discrete import DiscreteProcess
 from lit_prefopt.processes.marks import add_metadata, mark_metadata
 from lit_prefopt.processes.variance_preserving import VariancePreserving
@@ -79,8 +80,8 @@ class UNetBackbone(VAEBackbone):
     ENCODERS: ClassVar[dict[str, type[nn.Module]]]
     """Names and classes of the text encoders."""
 
-    FILE_PREFIXES: ClassVar[dict[str, str]]
-    """Components of a single file, and the prefix of the keys of each."""
+    FAMILY: ClassVar[Family]
+    """Names of its components and of their weights in files."""
 
     ADDITION: ClassVar[str | None] = None
     """Additional conditioning of the UNet (`addition_embed_type` of its configuration)."""
@@ -123,7 +124,7 @@ class UNetBackbone(VAEBackbone):
         parts = open_components(
             self.PIPELINE,
             pretrained,
-            self.FILE_PREFIXES,
+            self.FAMILY.file_prefixes,
             [*self.ENCODERS] if encoders else [],
             variant=variant,
             config=config,
@@ -145,7 +146,7 @@ class UNetBackbone(VAEBackbone):
         }
         self._check_unet(unet, [*text_encoders.values()], denoiser or pretrained)
         if start_lora is not None:
-            merge_lora(unet, [*text_encoders.values()], read_lora(start_lora))
+            merge_lora(self.FAMILY, unet, text_encoders, read_lora(start_lora))
         if nf4:
             quantize_nf4(unet, unet_dtype, lora)
         if gradient_checkpointing:
