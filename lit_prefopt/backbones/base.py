@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_prefopt.backbones.policy import Policy
 from lit_prefopt.batches import Prompt
 from lit_prefopt.errors import InputError
-from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.base import Process
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.fingerprint import fingerprint
 
@@ -37,7 +37,7 @@ class Backbone(nn.Module, ABC):
         process: The noise process: noising, target of the denoiser, reverse steps.
     """
 
-    def __init__(self, policy: Policy, process: DiscreteProcess) -> None:
+    def __init__(self, policy: Policy, process: Process) -> None:
         super().__init__()
         self.policy = policy
         self.process = process
@@ -118,7 +118,7 @@ class Backbone(nn.Module, ABC):
 
         Args:
             latents: Noised latents, (B, C, H, W).
-            t: Timesteps, (B,).
+            t: Noise levels of the process, (B,).
             prompt: B embedded prompts.
         """
 

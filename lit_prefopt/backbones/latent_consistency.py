@@ -104,7 +104,7 @@ class LatentConsistency(StableDiffusion):
         # the form of guidance in LCMs: w = 0 is without guidance
         w = (prompt.guidance - 1).view(-1, 1, 1, 1)
         prediction = with_prompt + w * (with_prompt - without)
-        return self.process.step(prediction, latents, t, t_next, eta=0.0).mean
+        return self.process.step(prediction, latents, t, t_next, Sampling(eta=0.0)).mean
 
     def freeze(self) -> None:
         """Freeze all parameters and drop reference and teacher, for inference only."""

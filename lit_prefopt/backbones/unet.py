@@ -28,6 +28,7 @@ from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.batches import Prompt
 from lit_prefopt.processes.discrete import DiscreteProcess
 from lit_prefopt.processes.marks import add_metadata, mark_metadata
+from lit_prefopt.processes.variance_preserving import VariancePreserving
 from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
 
@@ -90,7 +91,9 @@ class UNetBackbone(VAEBackbone):
     extra_conditioning: Callable[[Tensor, Tensor, dict[str, Any]], dict[str, Any]] | None = None
     """Function of latents, timesteps and conditioning that returns more of it (ControlNet)."""
 
-    PROCESS: ClassVar[type[DiscreteProcess]] = DiscreteProcess
+    process: VariancePreserving
+
+    PROCESS: ClassVar[type[VariancePreserving]] = DiscreteProcess
     """Class of the noise process."""
 
     def __init__(
