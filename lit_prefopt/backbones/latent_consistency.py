@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.consistency import ConsistencyProcess
 from lit_prefopt.processes.schedule import check_scheduler
@@ -92,9 +92,9 @@ class LatentConsistency(StableDiffusion):
         if prompt.guidance is None:
             raise InputError(
                 "A teacher's step needs a guidance scale per prompt: give it as "
-                "`prompt._replace(guidance=scale)`."
+                "`prompt.replace(guidance=scale)`."
             )
-        hidden = prompt.hidden, self.empty.hidden.expand_as(prompt.hidden)
+        hidden = prompt["hidden"], self.empty["hidden"].expand_as(prompt["hidden"])
         twice = self.teacher(
             latents.repeat(2, 1, 1, 1).to(self.frozen_dtype),
             t.repeat(2),
@@ -140,8 +140,8 @@ class LatentConsistency(StableDiffusion):
         teacher = load_component(
             UNet2DConditionModel, source, "unet", self.frozen_dtype, config=lambda: config
         )
-        own = [self.text_encoder] if self.has_encoders else []
-        self._check_unet(teacher, own, source)
+        own = {name: text.network for name, text in self.texts.items()}
+        self._check_denoiser(teacher, own, source)
         if teacher.config.time_cond_proj_dim is not None:
             raise InputError(
                 f"{source} is a guidance-distilled model itself: name the model that it was "
