@@ -17,6 +17,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.data.shards.writer import ShardWriter
 from tests.helpers.recipes import small_recipe
 from tests.helpers.tiny import tiny_clip, tiny_lcm, tiny_pipeline, tiny_xl_pipeline
+from tests.helpers.tiny_sd3 import tiny_sd3_pipeline, tiny_sd35_pipeline
 
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time
 
@@ -49,6 +50,24 @@ def tiny_lcm_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_xl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a whole SDXL pipeline with random weights, 32 x 32 pixels."""
     return str(tiny_xl_pipeline(tmp_path_factory.mktemp("tiny") / "sdxl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a whole Stable Diffusion 3 pipeline with random weights, 32 x 32 pixels."""
+    return str(tiny_sd3_pipeline(tmp_path_factory.mktemp("tiny") / "sd3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd35_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a whole Stable Diffusion 3.5 pipeline with random weights, 32 x 32 pixels."""
+    return str(tiny_sd35_pipeline(tmp_path_factory.mktemp("tiny") / "sd35"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd35_without_t5_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a Stable Diffusion 3.5 pipeline that was saved without T5."""
+    return str(tiny_sd35_pipeline(tmp_path_factory.mktemp("tiny") / "sd35", t5=False))
 
 
 @pytest.fixture(scope="session")
