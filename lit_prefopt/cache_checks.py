@@ -20,7 +20,7 @@ from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.fingerprint import fingerprint
 
-CHECKED_PAIRS = 256  # number of pairs whose timesteps are compared
+CHECKED_PAIRS = 256  # number of pairs whose noise levels are compared
 
 
 class CacheUser(Protocol):
@@ -36,8 +36,8 @@ class CacheUser(Protocol):
     def trainer(self) -> Any:
         """Return the Trainer of the run."""
 
-    def draw_timesteps(self, u: Tensor) -> Tensor:
-        """Return the timesteps at quantiles u of their distribution."""
+    def level_quantiles(self, u: Tensor) -> Tensor:
+        """Return quantiles of the process's distribution of noise levels."""
 
 
 def check_data(module: CacheUser, data: object) -> None:
@@ -160,7 +160,7 @@ def _check_tables(module: CacheUser, data: CachedPairs) -> None:
                 f"{', '.join(differing)}: give the recipe that computed them, or compute them "
                 "again."
             )
-        _check_times(module, table)
+        _check_levels(module, table)
 
 
 def _check_complete(module: CacheUser, data: CachedPairs) -> None:
@@ -178,17 +178,17 @@ def _check_complete(module: CacheUser, data: CachedPairs) -> None:
             )
 
 
-def _check_times(module: CacheUser, table: ErrorTable) -> None:
-    """Check that cached errors have timesteps of the method's own distribution."""
-    times = table.times(CHECKED_PAIRS)
-    known = [int(i) for i in torch.nonzero(times[:, 0] >= 0)]
+def _check_levels(module: CacheUser, table: ErrorTable) -> None:
+    """Check that cached errors have noise levels of the method's own distribution."""
+    stored = table.quantiles(CHECKED_PAIRS)
+    known = [int(i) for i in torch.nonzero(stored[:, 0] >= 0)]
     held_out = table.settings["held_out"]
     for draw in range(table.draws):
         seeds = _seeds(table, known, draw, held_out=held_out)
-        own = module.draw_timesteps(draws.uniform(seeds, "t"))
-        if not torch.equal(own, times[known, draw]):
+        own = module.level_quantiles(draws.uniform(seeds, "t")).float()
+        if not torch.equal(own, stored[known, draw]):
             raise InputError(
-                f"{type(module).__name__} draws other timesteps than those of {table.folder}: "
+                f"{type(module).__name__} draws other noise levels than those of {table.folder}: "
                 "compute the errors again with its `gamma` and `gamma_steps`, if it has them; a "
                 "method with draws of its own cannot use them."
             )

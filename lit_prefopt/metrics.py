@@ -108,22 +108,26 @@ class NamedMeans(Metric):
 
 
 class PreferenceMetric(NamedMeans):
-    """Held-out preference accuracy and margin, also by bin of the timestep (bin 0: cleanest).
+    """Held-out preference accuracy and margin, also by bin of the noise level (bin 0: cleanest).
 
     Args:
-        steps: Number of noise levels.
         draws: Number of draws of each pair.
-        bins: Number of equal ranges of the timestep.
+        bins: Number of equal ranges of the level's place in the schedule.
     """
 
-    def __init__(self, steps: int, draws: int = 1, bins: int = 4) -> None:
+    def __init__(self, draws: int = 1, bins: int = 4) -> None:
         names = ["loss", "accuracy", "margin", "error", "reference_error"]
         super().__init__([*names, *(f"accuracy_t{b}" for b in range(bins))])
-        self.steps, self.draws, self.bins = steps, draws, bins
+        self.draws, self.bins = draws, bins
 
     @torch.no_grad()
     def update(  # type: ignore[override]
-        self, ratios: LogRatios, pairs: Pairs, beta: float, losses: Tensor | None = None
+        self,
+        ratios: LogRatios,
+        pairs: Pairs,
+        beta: float,
+        quantile: Tensor,
+        losses: Tensor | None = None,
     ) -> None:
         """Add a batch of held-out pairs.
 
@@ -131,6 +135,7 @@ class PreferenceMetric(NamedMeans):
             ratios: Log-ratios of the pairs' sides.
             pairs: The pairs.
             beta: Factor of margins.
+            quantile: Place of each pair's noise level in the schedule, (B,) in [0, 1).
             losses: The loss of each pair, (B,), if the method has one for held-out pairs.
         """
         measured = ratios.errors | ({} if losses is None else {"loss": losses})
@@ -138,7 +143,7 @@ class PreferenceMetric(NamedMeans):
             margin = ratios.margin(beta)
             right = accuracy(margin)
             measured |= {"accuracy": right, "margin": margin}
-            bins = ratios.t * self.bins // self.steps
+            bins = (quantile * self.bins).long()
             measured |= {f"accuracy_t{b}": right[bins == b] for b in range(self.bins)}
         super().update(measured)
 

@@ -71,7 +71,7 @@ class PreferenceDiffusionModule(Learner):
         self.validation_draws = validation_draws
         self.check_base = check_base
         self.base_to_check = self.checking_base = False
-        self.held_out = PreferenceMetric(self.backbone.process.steps, validation_draws)
+        self.held_out = PreferenceMetric(validation_draws)
 
     def setup(self, stage: str | None = None) -> None:
         """Check that the data fit backbone and method, before training starts."""
@@ -117,18 +117,21 @@ class PreferenceDiffusionModule(Learner):
 
     # Building blocks of the hooks ---------------------------------------------------------------
 
-    def draw_timesteps(self, u: Tensor) -> Tensor:
-        """Return the timesteps at quantiles u of their distribution; uniform by default.
+    def level_quantiles(self, u: Tensor) -> Tensor:
+        """Return quantiles of the process's distribution of noise levels; u itself by default.
+
+        A method that draws some levels more often than others transforms u here; how the levels
+        themselves are distributed is the process's choice.
 
         Args:
-            u: Uniform draws in [0, 1), (B,) float64.
+            u: Uniform draws in [0, 1), (B,) float64; 0 is clean.
         """
-        return (u * self.backbone.process.steps).long()
+        return u
 
     def add_noise(self, pairs: Pairs) -> NoisedPairs:
-        """Add noise to all sides of each pair: one timestep and one noise, drawn from its seed."""
-        u = draws.uniform(pairs.seeds, "t", device=pairs.latents.device)
-        return noise_pairs(self.backbone.process, pairs, self.draw_timesteps(u), masked=self.masked)
+        """Add noise to all sides of each pair: one level and one noise, drawn from its seed."""
+        u = self.level_quantiles(draws.uniform(pairs.seeds, "t"))
+        return noise_pairs(self.backbone.process, pairs, u, masked=self.masked)
 
     def errors(self, noised: NoisedPairs) -> DenoisingErrors:
         """Return the denoising errors of the active network, all sides in one forward."""
@@ -195,7 +198,9 @@ class PreferenceDiffusionModule(Learner):
         for draw in range(self.validation_draws):
             seeded = pairs.at_draw(draw)
             ratios = self.log_ratios(seeded)
-            self.held_out.update(ratios, seeded, self.beta, self.held_out_losses(ratios, seeded))
+            quantile = self.backbone.process.quantile(ratios.t)
+            losses = self.held_out_losses(ratios, seeded)
+            self.held_out.update(ratios, seeded, self.beta, quantile, losses)
 
     def held_out_losses(self, ratios: LogRatios, pairs: Pairs) -> Tensor | None:
         """Return the weighted loss of each held-out pair, (B,); None if the method has none.
@@ -207,7 +212,7 @@ class PreferenceDiffusionModule(Learner):
         return pairs.weights * self.losses(ratios, pairs)
 
     def on_validation_epoch_end(self) -> None:
-        """Log held-out loss, accuracy and margin; the accuracy also by quarter of the timesteps."""
+        """Log held-out loss, accuracy and margin; the accuracy also by quarter of the levels."""
         self._log_held_out("val")
         super().on_validation_epoch_end()
 

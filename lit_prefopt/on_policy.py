@@ -111,14 +111,14 @@ class OnPolicyModule(PreferenceDiffusionModule):
         Args:
             latents: Clean latents or predictions of them, (B, C, H, W).
             texts: B prompts.
-            t: Timesteps of the predictions, (B,); 0 for clean latents.
+            t: Noise levels of the predictions, (B,); 0 for clean latents.
 
         Raises:
             InputError: The judge does not give one number for each image.
         """
         parts = latents.split(self.sampling.batch_size)
         images = torch.cat([self.backbone.preview(part) for part in parts])
-        scores = checked_scores(self.judge, images, texts, t)
+        scores = checked_scores(self.judge, images, texts, self.backbone.process.timestep(t))
         self.window.add({"judge": scores.mean()})
         self.images_judged += len(images)
         return scores

@@ -40,9 +40,10 @@ def test_summary_by_hand() -> None:
 
 
 def test_held_out_by_bin_of_the_timestep() -> None:
-    held_out = PreferenceMetric(steps=1000)
+    held_out = PreferenceMetric()
     values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
-    held_out.update(LogRatios(values, torch.tensor([0, 249, 250, 999])), pairs(4), beta=2.0)
+    t = torch.tensor([0, 249, 250, 999])
+    held_out.update(LogRatios(values, t), pairs(4), 2.0, t.double() / 1000)
     means = {name: value.item() for name, value in held_out.compute().items()}
     assert means["accuracy"] == pytest.approx(2.5 / 4)
     assert means["accuracy_t0"] == 0.5

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.errors import InputError
 from lit_prefopt.processes.marks import source_marks
+from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.schedule import last_level
+from lit_prefopt.processes.settings import LevelDraw
+from lit_prefopt.processes.variance_preserving import VariancePreserving
+
+Kind = TypeVar("Kind", bound=VariancePreserving)
 
 
 def build_process(
-    kind: type[DiscreteProcess],
+    kind: type[Kind],
     config: dict[str, Any],
     source: str,
     denoiser: str | None = None,
     prediction: str | None = None,
     zero_terminal_snr: bool | None = None,
-) -> DiscreteProcess:
-    """Build the noise process of a checkpoint, and log what its file is marked as.
+) -> Kind:
+    """Build the noise process of a UNet's checkpoint, and log what its file is marked as.
 
     The marks of a single file override the scheduler, which belongs to the pipeline that only gives
     the file's architecture; the recipe overrides both.
@@ -49,3 +55,35 @@ def build_process(
             "`--backbone.zero_terminal_snr true`; if not, false."
         )
     return process
+
+
+def build_flow(
+    config: dict[str, Any],
+    source: str,
+    denoiser: str | None = None,
+    levels: LevelDraw | None = None,
+    mu: Callable[[int, int], float] | None = None,
+    patch: int = 2,
+    linear: bool = False,
+) -> RectifiedFlow:
+    """Build the rectified flow of a transformer's checkpoint.
+
+    Args:
+        config: The scheduler's configuration.
+        source: Hub name, folder or file of the checkpoint.
+        denoiser: The same of a denoiser from elsewhere.
+        levels: Distribution of the noise levels in training.
+        mu: Function of image tokens and sampling steps that returns the family's shift.
+        patch: Side of the square of latents that is one token.
+        linear: Whether the stock pipeline has levels of 1 to 1/n before the shift.
+
+    Raises:
+        InputError: Scheduler or file state another noise process.
+    """
+    marks = source_marks(denoiser, source)
+    if any(marks):
+        raise InputError(
+            f"{denoiser or source} is marked as a model with {marks.summary}, which a flow has "
+            "not: name a checkpoint of the family."
+        )
+    return RectifiedFlow(config, levels, mu, patch, linear)

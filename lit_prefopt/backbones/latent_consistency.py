@@ -104,7 +104,7 @@ class LatentConsistency(StableDiffusion):
         # the form of guidance in LCMs: w = 0 is without guidance
         w = (prompt.guidance - 1).view(-1, 1, 1, 1)
         prediction = with_prompt + w * (with_prompt - without)
-        return self.process.step(prediction, latents, t, t_next, eta=0.0).mean
+        return self.process.step(prediction, latents, t, t_next, Sampling(eta=0.0)).mean
 
     def freeze(self) -> None:
         """Freeze all parameters and drop reference and teacher, for inference only."""
@@ -140,8 +140,8 @@ class LatentConsistency(StableDiffusion):
         teacher = load_component(
             UNet2DConditionModel, source, "unet", self.frozen_dtype, config=lambda: config
         )
-        own = [self.text_encoder] if self.has_encoders else []
-        self._check_unet(teacher, own, source)
+        own = {name: text.network for name, text in self.texts.items()}
+        self._check_denoiser(teacher, own, source)
         if teacher.config.time_cond_proj_dim is not None:
             raise InputError(
                 f"{source} is a guidance-distilled model itself: name the model that it was "

@@ -25,7 +25,7 @@ from lit_prefopt.batches import Pairs, Prompt, Steps
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import NoisedPairs
 from lit_prefopt.errors import InputError
-from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.base import Process
 
 CLEAR, NOISY = 0.9, 0.1
 """Noise levels of the check, as the share of the signal's variance."""
@@ -93,7 +93,7 @@ def base_errors(backbone: Backbone, pairs: Pairs) -> BaseErrors:
     """
     process = backbone.process
     noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "base check", pairs.latents.device)
-    t = _timesteps(process, NOISY, pairs)
+    t = _levels(process, NOISY, pairs)
     noised = NoisedPairs.from_pairs(process, pairs, t, noise)
     prediction = _predict(backbone, noised.latents, noised.t_per_side, noised.prompt)
     targets = process.targets(
@@ -120,7 +120,7 @@ def noise_shares(backbone: Backbone, steps: Steps) -> NoiseShares:
 
     found = []
     for level in (CLEAR, NOISY):
-        t = _timesteps(process, level, steps)
+        t = _levels(process, level, steps)
         noised = process.add_noise(zeros, noise, t)
         found.append(share(_predict(backbone, noised, t, steps.prompt)))
     targets = process.targets(zeros, noise, t)
@@ -129,9 +129,9 @@ def noise_shares(backbone: Backbone, steps: Steps) -> NoiseShares:
     return NoiseShares(list(process.PREDICTIONS), clear, noisy, torch.stack(expected))
 
 
-def _timesteps(process: DiscreteProcess, level: float, batch: Pairs | Steps) -> Tensor:
+def _levels(process: Process, share: float, batch: Pairs | Steps) -> Tensor:
     device = batch.prompt.hidden.device
-    return torch.full((len(batch.seeds),), process.timestep_at(level), device=device)
+    return process.level_at(share).to(device).expand(len(batch.seeds))
 
 
 @torch.no_grad()

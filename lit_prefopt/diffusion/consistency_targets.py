@@ -49,7 +49,7 @@ def consistency_points(
         w: Smallest and largest guidance in the form of LCMs, drawn uniformly.
     """
     device = pairs.latents.device
-    t, t_lower = backbone.process.draw_levels(draws.uniform(pairs.seeds, "t", device=device))
+    t, t_lower = backbone.process.adjacent_levels(draws.uniform(pairs.seeds, "t", device=device))
     drawn = draws.uniform(pairs.seeds, "guidance", device=device)
     scale = 1 + w[0] + (w[1] - w[0]) * drawn
     # The same noise on all sides: its variance cancels in their difference.

@@ -11,7 +11,8 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import Pairs, Prompt
 from lit_prefopt.diffusion import draws
-from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.base import Process
+from lit_prefopt.utils.transfer import to_device
 
 
 def discounted(u: Tensor, gamma: float, steps: int) -> Tensor:
@@ -39,16 +40,14 @@ class NoisedPairs(NamedTuple):
     """Noised sides of a batch of pairs, with the denoiser's target."""
 
     latents: Tensor  # (B * K, C, H, W), noised
-    t: Tensor  # (B,) int64
+    t: Tensor  # (B,) in the process's dtype: noise levels
     prompt: Prompt  # B * K rows
     target: Tensor  # (B, K, C, H, W): target of the prediction
     masks: Tensor | None  # (B, 1, H, W)
 
     @classmethod
-    def from_pairs(
-        cls, process: DiscreteProcess, pairs: Pairs, t: Tensor, noise: Tensor
-    ) -> NoisedPairs:
-        """Add the same noise (B, C, H, W) at the same timestep (B,) to all sides of each pair."""
+    def from_pairs(cls, process: Process, pairs: Pairs, t: Tensor, noise: Tensor) -> NoisedPairs:
+        """Add the same noise (B, C, H, W) at the same level (B,) to all sides of each pair."""
         sides = pairs.sides
         latents = pairs.latents.flatten(0, 1)
         noise, times = noise.repeat_interleave(sides, 0), t.repeat_interleave(sides)
@@ -58,23 +57,25 @@ class NoisedPairs(NamedTuple):
 
     @property
     def t_per_side(self) -> Tensor:
-        """Timesteps of the noised latents, (B * K,)."""
+        """Noise levels of the noised latents, (B * K,)."""
         return self.t.repeat_interleave(self.target.shape[1])
 
 
-def noise_pairs(
-    process: DiscreteProcess, pairs: Pairs, t: Tensor, *, masked: bool = False
-) -> NoisedPairs:
-    """Add noise to all sides of each pair: one noise per pair, drawn from its seed.
+def noise_pairs(process: Process, pairs: Pairs, u: Tensor, *, masked: bool = False) -> NoisedPairs:
+    """Add noise to all sides of each pair: one level and one noise per pair.
 
     Args:
         process: The noise process.
-        pairs: B pairs.
-        t: Their timesteps, (B,).
+        pairs: B pairs; the noise is drawn from their seeds.
+        u: Quantiles of their noise levels, (B,) float64 on the CPU, so that the levels are the same
+            to the last bit on every device.
         masked: Whether errors count only inside a pair's mask, if it has one.
     """
+    channels, height, width = pairs.latents.shape[2:]
+    shape, device = (channels, height, width), pairs.latents.device
+    t = to_device(process.draw_levels(u, shape), device)
     # The same noise on all sides: its variance cancels in their difference.
-    noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise", pairs.latents.device)
+    noise = draws.normal(pairs.seeds, shape, "noise", device)
     return NoisedPairs.from_pairs(
         process, pairs if masked else pairs._replace(masks=None), t, noise
     )

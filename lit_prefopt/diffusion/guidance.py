@@ -21,7 +21,7 @@ def guided(
     Args:
         backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
         latents: (B, C, H, W).
-        t: (B,) int64.
+        t: Noise levels, (B,).
         prompt: B rows.
         guidance: Scale; 1 is without. A denoiser conditioned on the scale needs one forward.
     """

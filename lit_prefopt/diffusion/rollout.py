@@ -34,9 +34,21 @@ class Rollout:
                 "trains on stored pairs, such as ConsistencyDPO, or another backbone."
             )
         self.backbone, self.how = backbone, how
-        times = backbone.process.timesteps(how.steps)
-        self.times = [*times.tolist(), 0]
-        """Timestep before each step, and 0 after the last."""
+        sampler = backbone.process.sampler(how, backbone.sampling_shape(how))
+        self.levels = sampler.levels
+        """Noise level before each step and after the last, (steps + 1,) on the CPU."""
+        self._values = sampler.levels.tolist()
+
+    def level(self, number: int, rows: int, device: torch.device | None = None) -> Tensor:
+        """Return the noise level before step `number`, (rows,); after the last step the clean one.
+
+        Args:
+            number: Number of the step; 0 is the noisiest.
+            rows: Number of rows that have this level.
+            device: Device of the result.
+        """
+        value = self._values[number]  # a number of Python: the device is not synchronised
+        return torch.full((rows,), value, dtype=self.levels.dtype, device=device)
 
     def start(self, seeds: Tensor, device: torch.device | None = None) -> Tensor:
         """Return pure noise, (B, C, H, W) float32."""
@@ -48,10 +60,7 @@ class Rollout:
 
     def step(self, latents: Tensor, number: int, prompt: Prompt) -> ReverseStep:
         """Return step `number` from these latents, (B, C, H, W)."""
-        t, t_next = (
-            torch.full((len(latents),), self.times[n], device=latents.device)
-            for n in (number, number + 1)
-        )
+        t, t_next = (self.level(n, len(latents), latents.device) for n in (number, number + 1))
         return transition(self.backbone, self.how, latents, t, t_next, prompt)
 
     def roll_out(self, seeds: Tensor, prompt: Prompt, dtype: torch.dtype) -> Tensor:
@@ -86,14 +95,14 @@ def transition(
 
     Args:
         backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
-        how: Guidance and eta.
+        how: Guidance, eta and form of the step.
         latents: (B, C, H, W).
-        t: (B,) int64.
-        t_next: (B,) int64.
+        t: Noise levels, (B,).
+        t_next: Less noisy ones, (B,).
         prompt: B rows.
     """
     prediction = guided(backbone, latents, t, prompt, how.guidance)
-    return backbone.process.step(prediction, latents, t, t_next, how.eta)
+    return backbone.process.step(prediction, latents, t, t_next, how)
 
 
 def logp(backbone: Backbone, how: Sampling, steps: Steps) -> Tensor:

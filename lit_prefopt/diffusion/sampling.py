@@ -32,12 +32,12 @@ def _chunks(texts: list[str], size: int) -> list[list[str]]:
 
 
 def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
-    sampler = backbone.process.sampler(how)
+    shape = backbone.sampling_shape(how)
+    sampler = backbone.process.sampler(how, shape)
     prompt = backbone.embed(texts)
     device = prompt.hidden.device
-    shape = backbone.sampling_shape(how)
     latents = draws.normal(seeds, shape, "start", device)
-    for i, t in enumerate(sampler.timesteps):
+    for i, t in enumerate(sampler.levels[:-1]):
         times = t.to(device).expand(len(texts))
         prediction = guided(backbone, latents, times, prompt, how.guidance)
         noise = None

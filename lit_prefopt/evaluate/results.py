@@ -183,7 +183,7 @@ class Evaluator:
         self.settings = {
             **{side: dict(models[side]) for side in SIDES},
             "sampler": {
-                "class": type(policy.process.sampler(how)).__name__,
+                "class": type(policy.process.sampler(how, policy.sampling_shape(how))).__name__,
                 **policy.process.settings(),
             },
             "sampling": asdict(how),

@@ -85,14 +85,14 @@ class TableFormat:
         return TableWriter(folder)
 
     def add(self, writer: TableWriter, made: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Write chunks: errors (pairs, draws, K) and timesteps (pairs, draws)."""
-        for errors, t in made:
-            writer.append(errors, t)
+        """Write chunks: errors (pairs, draws, K) and quantiles of the levels (pairs, draws)."""
+        for errors, u in made:
+            writer.append(errors, u)
 
     def copy(self, writer: TableWriter, part: Path) -> None:
         """Write the table of a part."""
         tensors = load_file(part / TABLE)
-        writer.append(tensors["errors"], tensors["t"])
+        writer.append(tensors["errors"], tensors["u"])
 
 
 class TableWriter:
@@ -114,14 +114,14 @@ class TableWriter:
         self._stack.enter_context(name_output(self.output, self.folder))
         return self
 
-    def append(self, errors: Tensor, t: Tensor) -> None:
+    def append(self, errors: Tensor, u: Tensor) -> None:
         """Append rows.
 
         Args:
             errors: (pairs, draws, K).
-            t: (pairs, draws).
+            u: (pairs, draws).
         """
-        self._pieces.append((errors, t))
+        self._pieces.append((errors, u))
         self.samples += len(errors)
 
     def __exit__(
@@ -134,6 +134,6 @@ class TableWriter:
         with self._stack:  # removes the folder, and names the output in errors
             if error is not None:
                 raise error
-            errors, t = (torch.cat(column) for column in zip(*self._pieces, strict=True))
-            write_table(self.folder, errors, t)
+            errors, u = (torch.cat(column) for column in zip(*self._pieces, strict=True))
+            write_table(self.folder, errors, u)
             os.rename(self.folder, self.output)

@@ -29,10 +29,10 @@ from lit_prefopt.generate.producer import Producer
 class ReferenceErrors(Producer):
     """Computes the denoising errors of the reference at fixed draws, for `CachedPairs`.
 
-    A draw contains everything random about a training sample: timestep, noise, view, caption
+    A draw contains everything random about a training sample: noise level, noise, view, caption
     dropout and the VAE's posterior sample. Training with the table does not evaluate the
     reference, and a full fine-tune with `--backbone.reference none` has no second network. The
-    table takes 8 bytes for the errors and 4 for the timestep of each draw of a pair.
+    table takes 8 bytes for the errors and 4 for the noise level of each draw of a pair.
 
     Use the backbone and trainer settings of the training, which refuses errors of another network,
     noise schedule, precision or attention. The last digits also depend on the batch size.
@@ -44,7 +44,7 @@ class ReferenceErrors(Producer):
         draws: Draws per pair; for held-out pairs the method's `validation_draws`.
         caption_dropout: Share of the draws with an empty prompt, as in training.
         held_out: Draw as in validation: the first view, without caption dropout.
-        gamma: The method's `gamma`, if it has one; 1 draws timesteps uniformly.
+        gamma: The method's `gamma`, if it has one; 1 leaves the draw to the noise process.
         gamma_steps: See `gamma`.
         masked: Compute errors only inside a pair's mask, as the method does.
         batch_size: Pairs per forward, best as many as in training.
@@ -108,8 +108,8 @@ class ReferenceErrors(Producer):
         super().setup(stage)
 
     def make(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
-        """Return the errors and timesteps of a group, in stored order."""
-        [(errors, t)] = self.make_empty(group)
+        """Return the errors and quantiles of a group, in stored order."""
+        [(errors, u)] = self.make_empty(group)
         usable = [
             pair for pair in zip(group.indices, group.samples, strict=True) if self._fits(pair)
         ]
@@ -117,14 +117,14 @@ class ReferenceErrors(Producer):
             some = usable[start : start + self.batch_size]
             rows = [index - group.places.start for index, _ in some]
             for draw in range(self.draws):
-                errors[rows, draw], t[rows, draw] = self._measured(some, draw)
-        return [(errors, t)]
+                errors[rows, draw], u[rows, draw] = self._measured(some, draw)
+        return [(errors, u)]
 
     def make_empty(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
         """Return the rows of pairs that cannot be read."""
         form = len(group.places), self.draws
         errors = torch.full((*form, len(SIDES)), torch.nan)
-        return [(errors, torch.full(form, -1, dtype=torch.int32))]
+        return [(errors, torch.full(form, -1.0))]
 
     def _fits(self, pair: tuple[int, LatentSample]) -> bool:
         try:
@@ -136,15 +136,14 @@ class ReferenceErrors(Producer):
 
     @torch.no_grad()
     def _measured(self, some: list[tuple[int, LatentSample]], draw: int) -> tuple[Tensor, Tensor]:
-        """Return the errors (B, K) and timesteps (B,) of one draw, on the CPU."""
+        """Return the errors (B, K) and quantiles of the levels (B,) of one draw, on the CPU."""
         of = 0 if self.held_out else draw
         items = [self.samples.view(one, draw_seed(self.seed, index, of)) for index, one in some]
         batch = move_data_to_device(self.samples.collate(items), self.device)
         pairs = draw_latents(self.backbone, batch).at_draw(draw - of)
         u = discounted(drawing.uniform(pairs.seeds, "t"), self.gamma, self.gamma_steps)
-        t = (u * self.backbone.process.steps).long()
-        seen = noise_pairs(self.backbone.process, pairs, t, masked=self.masked)
+        seen = noise_pairs(self.backbone.process, pairs, u, masked=self.masked)
         weights = self.backbone.as_reference() if self.backbone.has_reference else nullcontext()
         with weights:
             errors = predict_errors(self.backbone, seen).value
-        return errors.cpu(), t.int().cpu()
+        return errors.cpu(), u.float()

@@ -48,8 +48,8 @@ class StepAwarePreference(Learner):
         processor: Hub name or folder of its image processor and tokenizer; by default
             `pretrained`.
         guidance: Classifier-free guidance scale of the predictions; 1 disables it.
-        noisiest: Noisiest timestep in training; by default the process's own. 0 trains on clean
-            images, as decoded by the VAE.
+        noisiest: Noisiest timestep in training (1000 sigma of a flow); by default the process's
+            own. 0 trains on clean images, as decoded by the VAE.
         judge: Relabels the training pairs by scoring their clean images; by default, and always in
             validation, the labels of the shards are used.
         threshold: Minimum difference of the two softmax probabilities of `judge` for a
@@ -118,12 +118,12 @@ class StepAwarePreference(Learner):
 
         Args:
             pairs: B pairs of latents.
-            t: Timesteps of the pairs, (B,) int64; 0 is the cleanest.
+            t: Timesteps of the pairs, (B,) int64, as the judge takes them; 0 is the cleanest.
         """
         # The same noise on all sides: the scores should depend on the images, not on the noise.
         noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "noise", pairs.latents.device)
         process = self.backbone.process
-        noised = NoisedPairs.from_pairs(process, pairs, t, noise)
+        noised = NoisedPairs.from_pairs(process, pairs, process.level(t), noise)
         latents, times = noised.latents, noised.t_per_side
         predicted = guided(self.backbone, latents, times, noised.prompt, self.guidance)
         images = self.backbone.decode(process.clean(predicted, latents, times))

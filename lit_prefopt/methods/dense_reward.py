@@ -89,7 +89,7 @@ class DenseRewardDPO(OnPolicyModule):
             rows = repeated.rows(part.to(prompt.hidden.device))
             states.append(self.rollout.roll_out(own_seeds[part], rows, self.states))
             last = states[-1][:, -1].to(prompt.hidden.device).float()
-            clean = torch.zeros(len(last), dtype=torch.int64, device=last.device)
+            clean = self.rollout.level(self.sampling.steps, len(last), last.device)
             some = [every_text[i] for i in part]
             scores.append(self.judge_latents(last, some, clean))
         every, score = torch.cat(states), torch.cat(scores).view(-1, count)
@@ -97,7 +97,7 @@ class DenseRewardDPO(OnPolicyModule):
         score = score.cpu()
         ranks = torch.linspace(0, count - 1, self.kept).round().long()
         order = score.argsort(dim=1, descending=True, stable=True)[:, ranks]
-        times = torch.tensor(self.rollout.times).expand(len(texts), -1).contiguous()
+        times = self.rollout.levels.expand(len(texts), -1).contiguous()
         own = every.view(len(texts), count, *every.shape[1:])
         best_first = own[torch.arange(len(texts))[:, None], order]
         return Trajectories(best_first, times, score.gather(1, order), prompt.cpu(), seeds)

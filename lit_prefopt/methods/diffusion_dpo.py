@@ -80,9 +80,9 @@ class DiffusionDPO(PreferenceDiffusionModule):
                 "have 200 to 5000, such as `--model.beta 2000`."
             )
 
-    def draw_timesteps(self, u: Tensor) -> Tensor:
-        """Return the timesteps at quantiles u of their discounted distribution, (B,)."""
-        return super().draw_timesteps(discounted(u, self.gamma, self.gamma_steps))
+    def level_quantiles(self, u: Tensor) -> Tensor:
+        """Return discounted quantiles, (B,)."""
+        return discounted(u, self.gamma, self.gamma_steps)
 
     def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the link's loss of each pair, (B,) (Eq. 14)."""

@@ -75,8 +75,8 @@ class SPINDiffusion(DiffusionDPO):
         device, real = pairs.latents.device, pairs.latents[:, 0]
         u = draws.uniform(pairs.seeds, "step", device=torch.device("cpu"))
         numbers = (u * rollout.how.steps).long()  # on the CPU, where the steps are counted
-        times = torch.tensor(rollout.times)
-        t, t_next = (to_device(times[which], device) for which in (numbers, numbers + 1))
+        levels = rollout.levels
+        t, t_next = (to_device(levels[which], device) for which in (numbers, numbers + 1))
         own = self._noised(real, t, t_next, pairs.seeds, rollout)
         others = self._rolled_out(pairs, numbers, rollout)
         sides = zip(own, others, strict=True)
@@ -101,7 +101,7 @@ class SPINDiffusion(DiffusionDPO):
         parents = process.add_noise(real, noise, t)
         # the prediction of a denoiser that knew the image; its step is the posterior
         known = process.target(real, noise, t)
-        step = process.step(known, parents, t, t_next, rollout.how.eta)
+        step = process.step(known, parents, t, t_next, rollout.how)
         return parents, step.sample(rollout.noise(seeds, "real step", real.device))
 
     def _rolled_out(self, pairs: Pairs, numbers: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:

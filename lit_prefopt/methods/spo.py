@@ -113,7 +113,7 @@ class SPO(OnPolicyModule):
             if not last:
                 ahead = rollout.step(children.flatten(0, 1), number, all_sides)
             clean = children.flatten(0, 1) if ahead is None else ahead.clean
-            t = torch.full((len(clean),), rollout.times[number], device=device)
+            t = rollout.level(number, len(clean), device)
             repeated = [text for text in texts for _ in range(count)]
             scores = self.judge_latents(clean, repeated, t).view(-1, count)
             yield _Decision(chain, scores)
@@ -142,7 +142,7 @@ class SPO(OnPolicyModule):
         kept = prompt.rows(row)
         for number, parents, children in decision.chain:
             t, t_next = (
-                torch.full((len(row), 1), self.rollout.times[n], device=scores.device)
+                self.rollout.level(n, len(row), scores.device)[:, None]
                 for n in (number, number + 1)
             )
             # without inner steps all candidates of a decision share their parent

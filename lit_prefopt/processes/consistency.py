@@ -13,12 +13,18 @@ from diffusers import LCMScheduler
 from torch import Tensor
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.processes.discrete import DiscreteProcess
-from lit_prefopt.processes.samplers import Sampler
+from lit_prefopt.processes.base import Reading
+from lit_prefopt.processes.samplers import Sampler, with_clean
 from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.processes.variance_preserving import VariancePreserving
 
 SIGMA_DATA = 0.5
 """Deviation of the data that the boundary scalings assume, for every LCM."""
+
+NO_TARGETS = (
+    "A consistency model has no denoising errors to train on or to compare: take a method for "
+    "consistency models, such as ConsistencyDPO, or another backbone."
+)
 
 
 def boundary(t: Tensor, scaling: float = 10.0) -> tuple[Tensor, Tensor]:
@@ -50,7 +56,7 @@ def pseudo_huber(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
     return ((difference.square() + delta**2).sqrt() - delta).mean((-3, -2, -1))
 
 
-class ConsistencyProcess(DiscreteProcess):
+class ConsistencyProcess(VariancePreserving):
     """Noise process of an LCM: that of the model it was distilled from, sampled in few steps.
 
     Args:
@@ -72,7 +78,7 @@ class ConsistencyProcess(DiscreteProcess):
         """Number of noise levels of the distillation."""
         self.scaling = float(config.get("timestep_scaling") or 10.0)
 
-    def draw_levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def adjacent_levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return a timestep of the distillation and the next cleaner one, both (B,) int64.
 
         With 50 levels they are 20 (n + 1) - 1 and 20 less, at least 0.
@@ -97,17 +103,18 @@ class ConsistencyProcess(DiscreteProcess):
         return skip * latents.float() + out * self.clean(prediction, latents, t)
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Raise an error: a consistency model has no denoising target.
+        """Raise an error: a consistency model has no denoising target."""
+        raise InputError(NO_TARGETS)
 
-        Raises:
-            InputError: Always.
-        """
-        raise InputError(
-            "A consistency model has no denoising errors to train on or to compare: take a method "
-            "for consistency models, such as ConsistencyDPO, or another backbone."
-        )
+    def targets(self, latents: Tensor, noise: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Raise an error: a consistency model has no denoising target."""
+        raise InputError(NO_TARGETS)
 
-    def sampler(self, how: Sampling) -> Sampler:
+    def error_weight(self, t: Tensor, of: Reading) -> Tensor:
+        """Raise an error: a consistency model has no denoising errors."""
+        raise InputError(NO_TARGETS)
+
+    def sampler(self, how: Sampling, shape: tuple[int, int, int]) -> Sampler:
         """Return a new multistep sampler."""
         return Multistep(self, how)
 
@@ -135,12 +142,12 @@ class Multistep(Sampler):
             num_train_timesteps=process.steps, original_inference_steps=process.levels
         )
         stock.set_timesteps(how.steps)
-        super().__init__(stock.timesteps)
+        super().__init__(with_clean(stock.timesteps))
         self.process = process
 
     def draws_noise(self, number: int) -> bool:
         """Whether step `number` adds noise: all but the last do."""
-        return number + 1 < len(self.timesteps)
+        return number + 1 < self.steps
 
     def step(
         self, prediction: Tensor, latents: Tensor, number: int, noise: Tensor | None
@@ -154,4 +161,4 @@ class Multistep(Sampler):
         return self.process.add_noise(clean, noise, self._at(number + 1, latents))
 
     def _at(self, number: int, latents: Tensor) -> Tensor:
-        return torch.full((len(latents),), int(self.timesteps[number]), device=latents.device)
+        return torch.full((len(latents),), int(self.levels[number]), device=latents.device)

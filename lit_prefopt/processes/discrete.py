@@ -1,81 +1,19 @@
-"""Discrete-time noise process: noising, target of the denoiser, reverse steps, sampler."""
+"""Discrete-time diffusion (DDPM): the denoiser's target and the DDIM sampler."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
+import torch
 from diffusers import DDIMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_prefopt.errors import InputError, quoted
-from lit_prefopt.processes.base import ReverseStep
+from lit_prefopt.processes.base import Reading
 from lit_prefopt.processes.samplers import DDIM, Sampler
-from lit_prefopt.processes.schedule import last_level, noise_schedule
 from lit_prefopt.processes.settings import Sampling
-from lit_prefopt.utils.fingerprint import fingerprint
+from lit_prefopt.processes.variance_preserving import VariancePreserving
 
 
-class DiscreteProcess(nn.Module):
-    """Discrete-time diffusion (DDPM) with a denoiser that predicts the noise or the velocity.
-
-    Args:
-        config: The checkpoint's scheduler configuration, as diffusers stores it.
-        prediction: Prediction type of the denoiser, if the configuration states a wrong one.
-        zero_terminal_snr: Whether the last noise level is pure noise, if the configuration states
-            it wrongly.
-
-    Raises:
-        InputError: The noise process or the prediction type is not supported.
-    """
-
-    PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
-    """Prediction types that can be trained."""
-
-    HAS_TARGETS: ClassVar[bool] = True
-    """Whether the denoiser has a target for noised latents."""
-
-    HAS_DENSITIES: ClassVar[bool] = True
-    """Whether a sampler's steps have a log-density, as on-policy methods need."""
-
-    def __init__(
-        self,
-        config: dict[str, Any],
-        prediction: str | None = None,
-        zero_terminal_snr: bool | None = None,
-    ) -> None:
-        super().__init__()
-        self.scheduler = noise_schedule(config, prediction, zero_terminal_snr)
-        self.prediction = self.scheduler.config["prediction_type"]
-        if self.prediction not in self.PREDICTIONS:
-            raise InputError(
-                f"The checkpoint's scheduler has prediction_type {quoted(self.prediction)}, which "
-                f"cannot be trained; use a checkpoint with one of {', '.join(self.PREDICTIONS)}."
-            )
-        if self.prediction == "epsilon" and self.zero_terminal_snr:
-            raise InputError(
-                "The noise schedule ends in pure noise (zero terminal SNR), of which a model that "
-                "predicts epsilon cannot be sampled: set `--backbone.prediction v_prediction` if "
-                "the model predicts v, or `--backbone.zero_terminal_snr false`."
-            )
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings of noising and target by name."""
-        levels = fingerprint({"levels": self.scheduler.alphas_cumprod})
-        return {"steps": self.steps, "prediction": self.prediction, "levels": levels}
-
-    @property
-    def steps(self) -> int:
-        """Number of noise levels T; t runs from 0 to T - 1."""
-        return self.scheduler.config["num_train_timesteps"]
-
-    @property
-    def zero_terminal_snr(self) -> bool:
-        """Whether the last noise level is pure noise."""
-        return last_level(self.scheduler) == 0
-
-    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return sqrt(abar_t) latents + sqrt(1 - abar_t) noise, all (B, C, H, W) with t (B,)."""
-        return self.scheduler.add_noise(latents, noise, t)
+class DiscreteProcess(VariancePreserving):
+    """Discrete-time diffusion (DDPM) with a denoiser that predicts the noise or the velocity."""
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the target of the denoiser, (B, C, H, W)."""
@@ -91,57 +29,18 @@ class DiscreteProcess(nn.Module):
         velocity = self.scheduler.get_velocity(latents, noise, t)
         return {"epsilon": noise, "v_prediction": velocity, "sample": latents}
 
-    def timestep_at(self, level: float) -> int:
-        """Return the timestep whose share of the signal's variance is nearest to a level."""
-        return int((self.scheduler.alphas_cumprod - level).abs().argmin())
+    def error_weight(self, t: Tensor, of: Reading) -> Tensor:
+        """Return the factor that turns the denoiser's squared error into that of another reading.
 
-    def timesteps(self, steps: int) -> Tensor:
-        """Return the timesteps of a roll-out, noisiest first, (steps,) int64."""
-        return self.sampler(Sampling(steps)).timesteps
-
-    def step(
-        self, prediction: Tensor, latents: Tensor, t: Tensor, t_next: Tensor, eta: float = 1.0
-    ) -> ReverseStep:
-        """Return the reverse step of stochastic DDIM (arXiv 2010.02502, Eqs. 12 and 16).
-
-        A t_next below 0 counts as 0: the noise level there is small but not zero, so the last step
-        has a density too, whatever final level the checkpoint has.
-
-        Args:
-            prediction: Prediction of the denoiser at (latents, t), (B, C, H, W).
-            latents: (B, C, H, W).
-            t: (B,) int64.
-            t_next: (B,) int64, less noisy.
-            eta: Share of DDPM's noise; above 0 for a density.
+        With the share a of the signal's variance, the errors of noise, velocity and image are as
+        a : 1 : 1 - a.
         """
-        levels = self.scheduler.alphas_cumprod.double().to(t.device)
-        here, there = (levels[x.clamp(min=0)].view(-1, 1, 1, 1) for x in (t, t_next))
-        sigma = eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
-        noise, clean = self._noise_and_clean(prediction.float(), latents.float(), here)
-        direction = (1 - there - sigma**2).clamp(min=0).sqrt().float()
-        return ReverseStep(there.sqrt().float() * clean + direction * noise, sigma.float(), clean)
+        signal = self._signal(t)
+        shares = {"noise": signal, "velocity": torch.ones_like(signal), "image": 1 - signal}
+        own = shares["velocity" if self.prediction == "v_prediction" else "noise"]
+        return (shares[of] / own).float()
 
-    def clean(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
-        """Return the predicted clean latents, (B, C, H, W) float32.
-
-        Args:
-            prediction: Prediction of the denoiser at (latents, t), (B, C, H, W).
-            latents: (B, C, H, W).
-            t: (B,) int64.
-        """
-        level = self.scheduler.alphas_cumprod.double().to(t.device)[t].view(-1, 1, 1, 1)
-        return self._noise_and_clean(prediction.float(), latents.float(), level)[1]
-
-    def _noise_and_clean(
-        self, prediction: Tensor, latents: Tensor, level: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the predicted noise and clean latents of a prediction of either type."""
-        signal, rest = level.sqrt().float(), (1 - level).sqrt().float()
-        if self.prediction == "v_prediction":
-            return signal * prediction + rest * latents, signal * latents - rest * prediction
-        return prediction, (latents - rest * prediction) / signal
-
-    def sampler(self, how: Sampling) -> Sampler:
+    def sampler(self, how: Sampling, shape: tuple[int, int, int]) -> Sampler:
         """Return a new DDIM sampler of this process.
 
         Latents are not clipped and timesteps start at 1, as in the stock pipeline, whatever

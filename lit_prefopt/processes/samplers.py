@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
@@ -14,11 +15,17 @@ class Sampler(ABC):
     """One sampling run from noise to clean latents; the caller provides all noise.
 
     Args:
-        timesteps: Timestep before each step, noisiest first, (steps,) int64.
+        levels: Noise level before each step, noisiest first, and that after the last, (steps + 1,)
+            in the process's dtype.
     """
 
-    def __init__(self, timesteps: Tensor) -> None:
-        self.timesteps = timesteps
+    def __init__(self, levels: Tensor) -> None:
+        self.levels = levels
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.levels) - 1
 
     @abstractmethod
     def draws_noise(self, number: int) -> bool:
@@ -48,7 +55,7 @@ class DDIM(Sampler):
 
     def __init__(self, scheduler: DDIMScheduler, how: Sampling) -> None:
         scheduler.set_timesteps(how.steps)
-        super().__init__(scheduler.timesteps)
+        super().__init__(with_clean(scheduler.timesteps))
         self.scheduler, self.eta = scheduler, how.eta
 
     def draws_noise(self, number: int) -> bool:
@@ -60,5 +67,10 @@ class DDIM(Sampler):
     ) -> Tensor:
         """Return the next latents, (B, C, H, W)."""
         return self.scheduler.step(
-            prediction, self.timesteps[number], latents, eta=self.eta, variance_noise=noise
+            prediction, self.levels[number], latents, eta=self.eta, variance_noise=noise
         ).prev_sample
+
+
+def with_clean(levels: Tensor) -> Tensor:
+    """Return levels (S,) followed by 0, the clean level, (S + 1,)."""
+    return torch.cat([levels, levels.new_zeros(1)])

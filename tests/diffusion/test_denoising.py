@@ -29,9 +29,9 @@ def test_latents_are_never_clipped_whatever_sampler_the_checkpoint_names() -> No
     """Euler's configuration has no `clip_sample`, and DDIM's default would clip to one."""
     config = {**SD15, "prediction_type": "epsilon", "_class_name": "EulerDiscreteScheduler"}
     del config["clip_sample"]
-    sampler = DiscreteProcess(config).sampler(Sampling(steps=20))
+    sampler = DiscreteProcess(config).sampler(Sampling(steps=20), (4, 8, 8))
     assert sampler.scheduler.config.clip_sample is False
-    assert sampler.timesteps.tolist() == list(range(951, 0, -50))
+    assert sampler.levels.tolist() == [*range(951, 0, -50), 0]
 
 
 def test_other_predictions_are_refused() -> None:

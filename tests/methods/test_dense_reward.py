@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -62,11 +63,10 @@ def test_a_trajectory_by_hand(backbone: StableDiffusion) -> None:
         t, t_next = (torch.full((2,), x) for x in (501, 1))
         said = guided(backbone, start, t, prompt, 3.0)
         noise = [draws.normal(own[:, 0], (4, 8, 8), f"step {i}") for i in range(2)]
-        middle = process.step(said, start, t, t_next).sample(noise[0])
+        middle = process.step(said, start, t, t_next, how).sample(noise[0])
         again = guided(backbone, middle, t_next, prompt, 3.0)
-        end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64)).sample(
-            noise[1]
-        )
+        last = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64), how)
+        end = last.sample(noise[1])
     assert made.t.tolist() == [[501, 1, 0]] * 2
     for row in range(2):
         firsts = made.states[row, :, 0]
@@ -237,8 +237,9 @@ def test_discounted_offline_timesteps(backbone: StableDiffusion) -> None:
     plain = DiffusionDPO(backbone, AdamW(1e-3), beta=5000.0)
     tilted = DiffusionDPO(backbone, AdamW(1e-3), beta=5000.0, gamma=0.9)
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    assert torch.equal(plain.draw_timesteps(u), (u * 1000).long())
-    drawn = tilted.draw_timesteps(u)
+    draw = partial(backbone.process.draw_levels, shape=(4, 8, 8))
+    assert torch.equal(draw(plain.level_quantiles(u)), (u * 1000).long())
+    drawn = draw(tilted.level_quantiles(u))
     bins = torch.bincount(49 - drawn // 20, minlength=50) / len(u)  # 0 is the noisiest
     weights = 0.9 ** torch.arange(50, dtype=torch.float64)
     torch.testing.assert_close(bins.double(), weights / weights.sum(), atol=1e-4, rtol=0)

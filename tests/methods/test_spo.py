@@ -77,9 +77,10 @@ def test_two_steps_by_hand(backbone: StableDiffusion) -> None:
         t, t_next = (torch.full((2,), x) for x in (501, 1))
         said = guided(backbone, start, t, prompt, 3.0)
         for c in range(2):
-            middle = process.step(said, start, t, t_next).sample(noise(f"step 0 candidate {c}"))
+            step = process.step(said, start, t, t_next, how)
+            middle = step.sample(noise(f"step 0 candidate {c}"))
             again = guided(backbone, middle, t_next, prompt, 3.0)
-            end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64))
+            end = process.step(again, middle, t_next, torch.zeros(2, dtype=torch.int64), how)
             middles.append(middle)
             ends.append(end.sample(noise(f"step 1 candidate {c}")))
         bright = torch.stack([backbone.decode(end).mean((1, 2, 3)) for end in ends], 1)

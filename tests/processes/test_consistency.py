@@ -11,6 +11,8 @@ from lit_prefopt.processes.consistency import ConsistencyProcess, boundary, pseu
 from lit_prefopt.processes.settings import Sampling
 from tests.helpers.schedules import SD15, alphas
 
+SHAPE = 4, 64, 64
+
 
 def process(prediction: str = "epsilon", **changes: object) -> ConsistencyProcess:
     return ConsistencyProcess({**SD15, "prediction_type": prediction, **changes})
@@ -62,10 +64,10 @@ def test_pseudo_huber_by_hand() -> None:
 
 def test_levels_are_those_of_the_distillation() -> None:
     u = torch.tensor([0.0, 0.0199, 0.02, 0.5, 0.999999], dtype=torch.float64)
-    t, lower = process().draw_levels(u)
+    t, lower = process().adjacent_levels(u)
     assert t.tolist() == [19, 19, 39, 519, 999]
     assert lower.tolist() == [0, 0, 19, 499, 979]
-    t, lower = process(original_inference_steps=20).draw_levels(u)
+    t, lower = process(original_inference_steps=20).adjacent_levels(u)
     assert t.tolist() == [49, 49, 49, 549, 999]
     assert lower.tolist() == [0, 0, 0, 499, 949]
 
@@ -74,12 +76,15 @@ def test_levels_are_those_of_the_distillation() -> None:
 def test_timesteps_are_those_of_the_stock_scheduler(steps: int) -> None:
     stock = LCMScheduler()
     stock.set_timesteps(steps)
-    assert process().timesteps(steps).tolist() == stock.timesteps.tolist()
+    assert process().sampler(Sampling(steps), SHAPE).levels.tolist() == [
+        *stock.timesteps.tolist(),
+        0,
+    ]
 
 
 def test_more_steps_than_levels_are_refused() -> None:
     with pytest.raises(InputError, match="51 sampling steps are more than the 50 levels"):
-        process().sampler(Sampling(steps=51))
+        process().sampler(Sampling(steps=51), SHAPE)
 
 
 def test_a_consistency_model_has_no_denoising_error() -> None:

@@ -92,8 +92,8 @@ def test_zero_terminal_snr_is_that_of_the_paper() -> None:
         ours = process.scheduler.alphas_cumprod.double()
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
     trailing = DiscreteProcess({**SD15, **ZERO, "timestep_spacing": "trailing"})
-    sampler = trailing.sampler(Sampling(steps=4))
-    assert sampler.timesteps[0] == 999  # the level of pure noise itself
+    sampler = trailing.sampler(Sampling(steps=4), (4, 8, 8))
+    assert sampler.levels[0] == 999  # the level of pure noise itself
     v, noise = torch.randn(2, 1, 4, 8, 8).unbind(0)
     there = (1 - expected[749]).sqrt() * noise - expected[749].sqrt() * v
     torch.testing.assert_close(sampler.step(v, noise, 0, None), there.float(), atol=1e-4, rtol=1e-4)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,8 +21,9 @@ TABLE = "errors.safetensors"
 class ErrorTable:
     """Reads single rows of a table from `lit-prefopt predict --config sd15-reference-cache`.
 
-    The file has `errors`, (pairs, draws, K) float32, and `t`, (pairs, draws) int32, in the order in
-    which the pairs are stored; the row of an unreadable pair is NaN. It is memory-mapped, so that
+    The file has `errors`, (pairs, draws, K) float32, and `u`, (pairs, draws) float32, the quantiles
+    of their noise levels, in the order in which the pairs are stored; the row of an unreadable pair
+    is NaN. It is memory-mapped, so that
     all processes of a machine share its pages.
 
     Args:
@@ -60,9 +60,9 @@ class ErrorTable:
             raise BrokenSample(f"{name} was broken when the reference's errors were computed")
         return row
 
-    def times(self, pairs: int) -> Tensor:
-        """Return the timesteps of the draws of the first pairs, (pairs, draws) int64."""
-        return self._rows("t", 0, min(pairs, self.pairs)).long()
+    def quantiles(self, pairs: int) -> Tensor:
+        """Return the quantiles of the levels of the first pairs' draws, (pairs, draws) float32."""
+        return self._rows("u", 0, min(pairs, self.pairs))
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         if self._file is None:
@@ -82,13 +82,13 @@ def draw_seed(seed: int, index: int, draw: int) -> int:
     return sample_seed(seed, draw, index)
 
 
-def write_table(folder: Path, errors: Tensor, t: Tensor) -> None:
+def write_table(folder: Path, errors: Tensor, u: Tensor) -> None:
     """Write a table into a folder.
 
     Args:
         folder: An existing folder.
         errors: (pairs, draws, K) float32.
-        t: (pairs, draws); below 0 for a pair that could not be read.
+        u: (pairs, draws) float32; below 0 for a pair that could not be read.
     """
-    save_file({"errors": errors.contiguous(), "t": t.to(torch.int32)}, folder / TABLE)
+    save_file({"errors": errors.contiguous(), "u": u.contiguous()}, folder / TABLE)
     (folder / TABLE).chmod(0o644)  # safetensors sets 0o600
