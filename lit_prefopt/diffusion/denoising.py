@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import LogRatios, Pairs, Prompt
+from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.processes.base import Process
 from lit_prefopt.utils.transfer import to_device
