@@ -6,7 +6,7 @@ Liu et al., arXiv 2209.03003, in the conventions of Stable Diffusion 3 (arXiv 24
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +50,12 @@ class RectifiedFlow(Process):
 
     PREDICTIONS: ClassVar[tuple[str, ...]] = ("velocity",)
 
+    WRONG_TIMES: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {
+        "1 - t": lambda t: 1 - t,
+        "1000 t": lambda t: STEPS * t,
+        "t / 1000": lambda t: t / STEPS,
+    }
+
     prediction = "velocity"
 
     def __init__(
@@ -69,7 +75,7 @@ class RectifiedFlow(Process):
         """Return the settings of noise levels and target by name."""
         names = ("shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal")
         stated = {name: self.scheduler.config[name] for name in names}
-        drawn = {"draw": self.levels.draw}
+        drawn: dict[str, Any] = {"draw": self.levels.draw}
         if self.levels.draw.startswith("logit-normal"):
             drawn |= {"mean": self.levels.mean, "deviation": self.levels.deviation}
         return {"steps": self.steps, "prediction": self.prediction, **stated, **drawn}
