@@ -104,7 +104,7 @@ class RectifiedFlow(Process):
         how, sigma = self.levels, u.double()
         if how.draw == "schedule":
             place = (sigma * STEPS).long() + 1  # 1 to 1000
-            sigma = place / STEPS
+            sigma = place.double() / STEPS
             factor = 1.0 if self.mu is not None else self.shift(shape)
         else:
             if how.draw.startswith("logit-normal"):
