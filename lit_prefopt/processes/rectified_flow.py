@@ -105,7 +105,7 @@ class RectifiedFlow(Process):
         if how.draw == "schedule":
             place = (sigma * STEPS).long() + 1  # 1 to 1000
             sigma = place.double() / STEPS
-            factor = 1.0 if self.mu is not None else self.shift(shape)
+            factor = self._static_shift
         else:
             if how.draw.startswith("logit-normal"):
                 sigma = torch.sigmoid(how.mean + how.deviation * torch.special.ndtri(sigma))
@@ -114,9 +114,7 @@ class RectifiedFlow(Process):
 
     def quantile(self, t: Tensor) -> Tensor:
         """Return the place of levels in the checkpoint's own schedule, in [0, 1), float64."""
-        static = not self.scheduler.config["use_dynamic_shifting"]
-        factor = float(self.scheduler.config["shift"]) if static else 1.0
-        return shifted(t.double(), 1 / factor).clamp(max=1 - 1e-9)
+        return shifted(t.double(), 1 / self._static_shift).clamp(max=1 - 1e-9)
 
     def level_at(self, share: float) -> Tensor:
         """Return the level with this share of the signal's variance, ()."""
@@ -130,6 +128,12 @@ class RectifiedFlow(Process):
     def level(self, timestep: Tensor) -> Tensor:
         """Return the levels of timesteps, a thousandth of them, float64."""
         return timestep.double() / STEPS
+
+    @property
+    def _static_shift(self) -> float:
+        """Factor of the shift in the scheduler's own table, which has none by resolution."""
+        config = self.scheduler.config
+        return 1.0 if config["use_dynamic_shifting"] else float(config["shift"])
 
     def _mu(self, shape: tuple[int, int, int], steps: int) -> float | None:
         if self.mu is None or not self.scheduler.config["use_dynamic_shifting"]:

@@ -157,7 +157,9 @@ def test_draws_against_their_distribution_functions(
 def test_the_schedules_own_levels_are_drawn_equally_often() -> None:
     process = RectifiedFlow({"shift": 3.0}, LevelDraw("schedule"))
     table = FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas.flip(0)
-    torch.testing.assert_close(process.draw_levels(U, SHAPE).float(), table, atol=1e-6, rtol=0)
+    drawn = process.draw_levels(U, SHAPE)
+    assert drawn.dtype == torch.float64
+    torch.testing.assert_close(drawn.float(), table, atol=1e-6, rtol=0)
     assert process.draw_levels(U[-1:], SHAPE).item() == 1
 
 
