@@ -203,7 +203,8 @@ def _unequal(ours: Tensor, theirs: Tensor, atol: float | None) -> str | None:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    # `contiguous` keeps the stride 0 of an expanded axis of one row, which cannot be viewed
+    return tensor.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def _place(distance: Tensor) -> tuple[int, ...]:
