@@ -55,7 +55,10 @@ def check_dpo(folder: Path) -> None:
     assert any(".lora_B." in name for name in load_file(folder / WEIGHTS))
 
 
-@pytest.mark.parametrize("weighting", ["velocity", "noise", "image"])
+SLOW = [pytest.param(of, marks=pytest.mark.slow) for of in ("noise", "image")]
+
+
+@pytest.mark.parametrize("weighting", ["velocity", *SLOW])
 def test_flow_dpo_from_pairs_to_weights(
     weighting: str, common: list[str], shards: str, tmp_path: Path
 ) -> None:
