@@ -57,7 +57,9 @@ class Budget(Callback):
         policy = pl_module.backbone.policy
         nets = policy.denoiser, policy.frozen, getattr(pl_module.backbone, "teacher", None)
         counted = [net for net in nets if net is not None]
-        self._hooks = [net.register_forward_pre_hook(self._count, with_kwargs=True) for net in counted]
+        self._hooks = [
+            net.register_forward_pre_hook(self._count, with_kwargs=True) for net in counted
+        ]
         self._judged_before = self.judged
         if isinstance(pl_module, OnPolicyModule):
             self._judged_before -= pl_module.images_judged
