@@ -14,7 +14,7 @@ PACKAGE = "lit_prefopt"
 # itself. A name is a folder or a file of the package, the longest that fits.
 LEVELS = [
     ["errors", "lazy", "data"],
-    ["utils", "batches", "losses", "configs"],
+    ["utils", "batches", "losses", "configs", "families"],
     ["processes", "weights", "data.images", "recipe_files"],
     ["recipe_strings"],
     ["command_line"],

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lit_prefopt.backbones.lora import LoRA
     from lit_prefopt.backbones.policy import Policy, trained
     from lit_prefopt.backbones.stable_diffusion import StableDiffusion
+    from lit_prefopt.backbones.stable_diffusion_3 import StableDiffusion3
     from lit_prefopt.backbones.stable_diffusion_xl import StableDiffusionXL
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LoRA",
     "Policy",
     "StableDiffusion",
+    "StableDiffusion3",
     "StableDiffusionXL",
     "check_backbone",
     "trained",

@@ -144,6 +144,27 @@ class Backbone(nn.Module, ABC):
     def pixels_per_latent(self) -> int:
         """Downsampling factor of the VAE: pixels per latent, along each side."""
 
+    @property
+    def size_multiple(self) -> int:
+        """Number of pixels that the sides of images are multiples of."""
+        return self.pixels_per_latent
+
+    @property
+    def largest_side(self) -> int | None:
+        """Largest side of images in pixels, if there is one."""
+        return None
+
+    @property
+    def sizes(self) -> str:
+        """Sides that images can have, for messages."""
+        most = "" if self.largest_side is None else f" up to {self.largest_side}"
+        return f"a multiple of {self.size_multiple}{most}"
+
+    def has_size(self, height: int, width: int) -> bool:
+        """Whether images can have a size in pixels."""
+        fits = self.largest_side is None or max(height, width) <= self.largest_side
+        return fits and not (height % self.size_multiple or width % self.size_multiple)
+
     def sampling_shape(self, how: Sampling) -> tuple[int, int, int]:
         """Return (C, H, W) of the latents of a sampled image.
 
@@ -156,10 +177,10 @@ class Backbone(nn.Module, ABC):
         channels, *own = self.latent_shape
         unit = self.pixels_per_latent
         height, width = how.height or unit * own[0], how.width or unit * own[1]
-        if height % unit or width % unit:
+        if not self.has_size(height, width):
             raise InputError(
                 f"Images of {width} x {height} pixels cannot be sampled: set width and height of "
-                f"`sampling` to multiples of {unit}."
+                f"`sampling` to {self.sizes}."
             )
         return channels, height // unit, width // unit
 

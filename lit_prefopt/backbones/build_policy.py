@@ -1,33 +1,36 @@
-"""Build the policy of a UNet: LoRA or full fine-tune, with its reference."""
+"""Build the policy of a denoiser: LoRA or full fine-tune, with its reference."""
 
 from __future__ import annotations
 
 import copy
 from typing import Literal
 
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 
 from lit_prefopt.backbones.load_component import load_component
-from lit_prefopt.backbones.lora import LoRA
+from lit_prefopt.backbones.lora import ATTENTION, LoRA
 from lit_prefopt.backbones.policy import Policy, freeze
+from lit_prefopt.families.base import Family
 
 
-def build_policy(unet: UNet2DConditionModel, lora: LoRA | None, reference: str) -> Policy:
-    """Build the policy with its reference: a frozen copy, another UNet, no adapter, or none.
+def build_policy(net: ModelMixin, lora: LoRA | None, reference: str, family: Family) -> Policy:
+    """Build the policy with its reference: a frozen copy, another network, no adapter, or none.
 
     Args:
-        unet: The denoiser to be trained; a LoRA is added to it in place.
+        net: The denoiser to be trained; a LoRA is added to it in place.
         lora: The adapter, if only one is trained.
-        reference: `initial`, `none`, or hub name, folder or file of another UNet.
+        reference: `initial`, `none`, or hub name, folder or file of another denoiser.
+        family: The denoiser's family.
     """
-    frozen: UNet2DConditionModel | Literal["adapter-off"] | None = None
+    frozen: ModelMixin | Literal["adapter-off"] | None = None
     if reference not in ("initial", "none"):
+        part = family.denoiser
         other = load_component(
-            UNet2DConditionModel, reference, "unet", unet.dtype, config=lambda: dict(unet.config)
+            part.kind, reference, part.name, net.dtype, config=lambda: dict(net.config)
         )
         frozen = freeze(other)
     elif reference == "initial":
-        frozen = "adapter-off" if lora else freeze(copy.deepcopy(unet))
+        frozen = "adapter-off" if lora else freeze(copy.deepcopy(net))
     if lora is not None:
-        lora.add_to(unet)
-    return Policy(unet, frozen)
+        lora.add_to(net, family.lora_targets or ATTENTION)
+    return Policy(net, frozen)

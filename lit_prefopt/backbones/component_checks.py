@@ -57,13 +57,7 @@ def check_unet(
     width = sum(encoder.config.hidden_size for encoder in encoders)
     expected = {"cross_attention_dim": width} if encoders else {}
     expected["addition_embed_type"] = addition
-    for name, value in expected.items():
-        stated = getattr(unet.config, name)
-        if stated != value and not (name == "cross_attention_dim" and stated == [value]):
-            raise InputError(
-                f"The UNet of {source} has {name} {stated} where {family} and its text encoders "
-                f"need {value}: it belongs to another family; name one of this family."
-            )
+    _check_config("UNet", unet.config, expected, source, family)
     if unet.config.in_channels != unet.config.out_channels:
         raise InputError(
             f"The UNet of {source} has {unet.config.in_channels} input channels and "
@@ -72,13 +66,38 @@ def check_unet(
         )
 
 
-def check_vae(config: Any, source: str, channels: int) -> None:
+def check_transformer(net: Any, expected: dict[str, Any], source: str, family: str) -> None:
+    """Check that a transformer fits the text encoders and the latents.
+
+    Args:
+        net: The transformer.
+        expected: Settings that its configuration must have, by name.
+        source: Hub name, folder or file of it, for messages.
+        family: Name of the backbone.
+    """
+    _check_config("transformer", net.config, expected, source, family)
+
+
+def _check_config(
+    denoiser: str, config: Any, expected: dict[str, Any], source: str, family: str
+) -> None:
+    for name, value in expected.items():
+        stated = getattr(config, name)
+        if stated != value and not (name == "cross_attention_dim" and stated == [value]):
+            raise InputError(
+                f"The {denoiser} of {source} has {name} {stated} where {family} and its text "
+                f"encoders need {value}: it belongs to another family; name one of this family."
+            )
+
+
+def check_vae(config: Any, source: str, channels: int, shift: bool = False) -> None:
     """Check that the latents of a VAE are scaled by one factor, and fit the denoiser.
 
     Args:
         config: The VAE's configuration.
         source: Hub name, folder or file of it, for messages.
         channels: Number of channels of the denoiser's latents.
+        shift: Whether the family's VAEs shift their latents.
     """
     if config.latents_mean is not None or config.latents_std is not None:
         raise InputError(
@@ -86,7 +105,7 @@ def check_vae(config: Any, source: str, channels: int) -> None:
             "(latents_mean, latents_std), as Playground v2.5 with its EDM noise, which is not "
             "supported: name a checkpoint whose VAE has only a scaling_factor."
         )
-    if config.shift_factor:
+    if config.shift_factor and not shift:
         raise InputError(
             f"The VAE of {source} shifts its latents (shift_factor {config.shift_factor!r:.80}), "
             "as those of flow-matching models, which are not supported: name a checkpoint whose "

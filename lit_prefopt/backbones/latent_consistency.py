@@ -140,8 +140,8 @@ class LatentConsistency(StableDiffusion):
         teacher = load_component(
             UNet2DConditionModel, source, "unet", self.frozen_dtype, config=lambda: config
         )
-        own = [self.text_encoder] if self.has_encoders else []
-        self._check_unet(teacher, own, source)
+        own = {name: text.network for name, text in self.texts.items()}
+        self._check_denoiser(teacher, own, source)
         if teacher.config.time_cond_proj_dim is not None:
             raise InputError(
                 f"{source} is a guidance-distilled model itself: name the model that it was "

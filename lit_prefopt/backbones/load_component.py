@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 
 from lit_prefopt.backbones.component_checks import check_class
 from lit_prefopt.configs import find_config
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.find import find_component
 from lit_prefopt.weights.checks import check_weights, first_line
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable
@@ -119,17 +119,19 @@ def find_variant(folder: Path, variant: str | None) -> str | None:
 
 
 def _from_file(kind: Any, source: str, name: str, dtype: torch.dtype, config: Config | None) -> Any:
-    if kind not in (UNet2DConditionModel, AutoencoderKL) or config is None:
+    component = find_component(name, kind.__name__)
+    if component is None or config is None:
         raise InputError(
             f"{source} is a file: a {kind.__name__} is loaded from a folder in diffusers' layout "
             "or a hub name."
         )
     file = WeightsFile(source)
     stated = dict(config())
-    if kind is UNet2DConditionModel:
-        stated = stated | {"time_cond_proj_dim": _guidance_width(file)}
+    width = _guidance_width(file)
+    if width is not None or "time_cond_proj_dim" in stated:
+        stated |= {"time_cond_proj_dim": width}
     return load_from_file(
-        lambda: kind.from_config(stated), file, name, dtype, "the pipeline that it is used in"
+        lambda: kind.from_config(stated), file, component, dtype, "the pipeline that it is used in"
     )
 
 

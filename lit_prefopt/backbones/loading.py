@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from torch import nn
-from transformers import CLIPTokenizer
 
 from lit_prefopt.backbones.load_component import (
     component_config,
@@ -18,6 +17,7 @@ from lit_prefopt.backbones.load_component import (
     load_component,
 )
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.base import Component, Family
 from lit_prefopt.weights.hub import check_reachable
 
 
@@ -25,12 +25,12 @@ class Components(ABC):
     """The components of a stock diffusers pipeline, loaded one by one.
 
     Args:
-        pipeline: The stock pipeline's class.
+        family: The pipeline's family.
         pretrained: Source of the components.
     """
 
-    def __init__(self, pipeline: type[DiffusionPipeline], pretrained: str) -> None:
-        self.pipeline, self.pretrained = pipeline, pretrained
+    def __init__(self, family: Family, pretrained: str) -> None:
+        self.family, self.pretrained = family, pretrained
 
     @abstractmethod
     def scheduler(self) -> dict[str, Any]:
@@ -41,12 +41,12 @@ class Components(ABC):
         """Return an option of the pipeline, such as `force_zeros_for_empty_prompt`."""
 
     @abstractmethod
-    def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """Load the UNet."""
+    def denoiser(self, dtype: torch.dtype) -> Any:
+        """Load the denoiser."""
 
     @abstractmethod
-    def unet_config(self) -> dict[str, Any]:
-        """Load the UNet's configuration without its weights."""
+    def denoiser_config(self) -> dict[str, Any]:
+        """Load the denoiser's configuration without its weights."""
 
     @property
     @abstractmethod
@@ -54,7 +54,7 @@ class Components(ABC):
         """Whether the source contains a VAE; False for one on the hub, which is not searched."""
 
     @abstractmethod
-    def vae(self, dtype: torch.dtype) -> AutoencoderKL:
+    def vae(self, dtype: torch.dtype) -> Any:
         """Load the VAE."""
 
     @abstractmethod
@@ -62,42 +62,51 @@ class Components(ABC):
         """Load the VAE's configuration without its weights."""
 
     @abstractmethod
-    def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
-        """Load the text encoder of a name and a transformers class."""
+    def has_encoder(self, name: str) -> bool:
+        """Whether the source has a text encoder that its family may lack."""
 
     @abstractmethod
-    def tokenizer(self, name: str) -> Any:
-        """Load the tokenizer of a name."""
+    def text_encoder(self, name: str, dtype: torch.dtype) -> nn.Module:
+        """Load the text encoder of a name."""
+
+    @abstractmethod
+    def tokenizer(self, name: str, kind: Any) -> Any:
+        """Load the tokenizer of a name and a transformers class."""
 
 
 class FolderComponents(Components):
     """Components in diffusers' layout, from the hub or a local folder.
 
     Args:
-        pipeline: The stock pipeline's class.
+        family: The pipeline's family.
         pretrained: Hub name or folder.
-        needed: Names of the components that the folder must have.
+        needed: Names of the components that the folder must have, unless the family may lack them.
         variant: Variant of the files, such as `fp16`.
     """
 
     def __init__(
-        self,
-        pipeline: type[DiffusionPipeline],
-        pretrained: str,
-        needed: list[str],
-        variant: str | None = None,
+        self, family: Family, pretrained: str, needed: list[str], variant: str | None = None
     ) -> None:
-        super().__init__(pipeline, pretrained)
+        super().__init__(family, pretrained)
         self.variant = variant
-        check_family(pipeline, pretrained)
-        if Path(pretrained).is_dir():
-            missing = [name for name in needed if not (Path(pretrained) / name).is_dir()]
-            if missing:
-                raise InputError(
-                    f"{pretrained} has no {' and no '.join(missing)}: name the folder of a full "
-                    f"pipeline ({pipeline.__name__}); a UNet or a VAE alone goes to "
-                    "`--backbone.denoiser` or `--backbone.vae`."
-                )
+        check_family(family, pretrained)
+        optional = {part.name for part in family.encoders if part.optional}
+        missing = [
+            name
+            for name in needed
+            if self.lacks(name) and name.replace("tokenizer", "text_encoder") not in optional
+        ]
+        if missing:
+            raise InputError(
+                f"{pretrained} has no {' and no '.join(missing)}: name the folder of a full "
+                f"pipeline ({family.pipelines[0]}); a denoiser or a VAE alone goes "
+                "to `--backbone.denoiser` or `--backbone.vae`."
+            )
+
+    def lacks(self, name: str) -> bool:
+        """Whether the source is a local folder without a component's folder."""
+        folder = Path(self.pretrained)
+        return folder.is_dir() and not (folder / name).is_dir()
 
     def scheduler(self) -> dict[str, Any]:
         """Load the scheduler's configuration, the first component to be loaded."""
@@ -112,33 +121,37 @@ class FolderComponents(Components):
 
     def option(self, name: str, default: Any) -> Any:
         """Return an option from the pipeline's model_index.json."""
-        return _pipeline_config(self.pipeline, self.pretrained).get(name, default)
+        return _pipeline_config(self.family, self.pretrained).get(name, default)
 
-    def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """Load the UNet."""
-        return load_component(UNet2DConditionModel, self.pretrained, "unet", dtype, self.variant)
+    def denoiser(self, dtype: torch.dtype) -> Any:
+        """Load the denoiser."""
+        return self._component(self.family.denoiser, dtype)
 
-    def unet_config(self) -> dict[str, Any]:
-        """Load the UNet's configuration."""
-        return component_config(UNet2DConditionModel, self.pretrained, "unet")
+    def denoiser_config(self) -> dict[str, Any]:
+        """Load the denoiser's configuration."""
+        return self._config(self.family.denoiser)
 
     @property
     def has_vae(self) -> bool:
         """Whether a local folder contains a VAE."""
         return (Path(self.pretrained) / "vae").is_dir()
 
-    def vae(self, dtype: torch.dtype) -> AutoencoderKL:
+    def vae(self, dtype: torch.dtype) -> Any:
         """Load the VAE."""
-        return load_component(AutoencoderKL, self.pretrained, "vae", dtype, self.variant)
+        return self._component(self.family.vae, dtype)
 
     def vae_config(self) -> dict[str, Any]:
         """Load the VAE's configuration."""
-        return component_config(AutoencoderKL, self.pretrained, "vae")
+        return self._config(self.family.vae)
 
-    def text_encoder(self, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
+    def has_encoder(self, name: str) -> bool:
+        """Whether the pipeline's model_index.json does not leave a text encoder out."""
+        return self.option(name, ("", "")) != [None, None]
+
+    def text_encoder(self, name: str, dtype: torch.dtype) -> nn.Module:
         """Load the text encoder of a name."""
         return from_folder(
-            kind,
+            self.family.components[name].kind,
             self.pretrained,
             name,
             name,
@@ -147,39 +160,39 @@ class FolderComponents(Components):
             trust_remote_code=False,
         )
 
-    def text_config(self, name: str, kind: Any) -> Any:
+    def text_config(self, name: str) -> Any:
         """Load the configuration of a text encoder."""
+        kind = self.family.components[name].kind
         with component_errors(self.pretrained, name):
             return kind.config_class.from_pretrained(
                 self.pretrained, subfolder=name, trust_remote_code=False
             )
 
-    def tokenizer(self, name: str) -> Any:
-        """Load the tokenizer of a name."""
+    def tokenizer(self, name: str, kind: Any) -> Any:
+        """Load the tokenizer of a name and a transformers class."""
         with component_errors(self.pretrained, name):
-            return CLIPTokenizer.from_pretrained(
-                self.pretrained, subfolder=name, trust_remote_code=False
-            )
+            return kind.from_pretrained(self.pretrained, subfolder=name, trust_remote_code=False)
+
+    def _component(self, part: Component, dtype: torch.dtype) -> Any:
+        return load_component(part.kind, self.pretrained, part.name, dtype, self.variant)
+
+    def _config(self, part: Component) -> dict[str, Any]:
+        return component_config(part.kind, self.pretrained, part.name)
 
 
-def check_family(pipeline: type[DiffusionPipeline], source: str) -> None:
+def check_family(family: Family, source: str) -> None:
     """Check that a pipeline belongs to a family, if its configuration names one."""
     check_reachable(source)
-    stated = _pipeline_config(pipeline, source).get("_class_name")
-    image_to_image = pipeline.__name__.replace("Pipeline", "Img2ImgPipeline")
-    if stated not in (None, pipeline.__name__, image_to_image, *_SAME_PARTS):
+    stated = _pipeline_config(family, source).get("_class_name")
+    if stated not in (None, *family.pipelines):
         raise InputError(
-            f"{source} is a {stated} and not a {pipeline.__name__}: take the backbone of its "
+            f"{source} is a {stated} and not a {family.pipelines[0]}: take the backbone of its "
             "family, or name a checkpoint of this one."
         )
 
 
-_SAME_PARTS = ("LatentConsistencyModelPipeline",)
-"""Pipelines that differ from their family's pipeline only in sampling."""
-
-
-def _pipeline_config(pipeline: type[DiffusionPipeline], source: str) -> dict[str, Any]:
+def _pipeline_config(family: Family, source: str) -> dict[str, Any]:
     try:
-        return dict(pipeline.load_config(source))
+        return dict(family.pipeline.load_config(source))
     except OSError:  # a model_index.json is optional
         return {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import ModelMixin
@@ -14,6 +15,9 @@ from torch import nn
 from lit_prefopt.backbones.policy import trained
 from lit_prefopt.errors import InputError, check_number
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""Projections of a UNet's attention, by the end of their names."""
+
 
 @dataclass
 class LoRA:
@@ -23,25 +27,33 @@ class LoRA:
         rank: Rank of the update.
         alpha: The update is multiplied by alpha / rank, so that 0 trains nothing; alpha is the rank
             if not given.
-        targets: Layers that get an adapter, by the end of their name.
+        targets: Layers that get an adapter, by the end of their name; if not given, the
+            projections of the denoiser's attention (`to_q`, `to_k`, `to_v`, `to_out.0`; of a joint
+            attention also those of the text).
         dropout: Dropout probability of the adapter's inputs in training.
     """
 
     rank: int
     alpha: float | None = None
-    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    targets: list[str] | None = None
     dropout: float = 0.0
 
-    def add_to(self, denoiser: ModelMixin) -> None:
-        """Freeze the network and add the adapter, which is the identity until it is trained."""
+    def add_to(self, denoiser: ModelMixin, defaults: Sequence[str] = ATTENTION) -> None:
+        """Freeze the network and add the adapter, which is the identity until it is trained.
+
+        Args:
+            denoiser: The network.
+            defaults: Its layers that get an adapter if no targets are given.
+        """
         self._check_numbers()
-        self._check_targets(denoiser)
+        targets = list(defaults if self.targets is None else self.targets)
+        _check_targets(targets, denoiser)
         denoiser.requires_grad_(False)
         denoiser.add_adapter(
             LoraConfig(
                 r=self.rank,
                 lora_alpha=self.rank if self.alpha is None else self.alpha,
-                target_modules=list(self.targets),
+                target_modules=targets,
                 lora_dropout=self.dropout,
                 init_lora_weights="gaussian",
             )
@@ -61,21 +73,22 @@ class LoRA:
                 f"zero; set `--backbone.lora.{name} {cure}`."
             )
 
-    def _check_targets(self, denoiser: ModelMixin) -> None:
-        """Check that targets match layers: an error if none does, and a warning if some do not."""
-        unknown = [one for one in self.targets if not _matches(one, denoiser)]
-        if not unknown:
-            return
-        named = ", ".join(repr(one[:40]) for one in unknown[:5])
-        kinds = (nn.Linear, nn.Conv2d)
-        layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, kinds)]
-        message = (
-            f"{len(unknown)} of the LoRA's {len(self.targets)} targets match no layer of "
-            f"{type(denoiser).__name__} ({named}); its layers' names end in {_ends(layers)}"
-        )
-        if len(unknown) == len(self.targets):
-            raise InputError(f"{message}: give such names as `--backbone.lora.targets`.")
-        rank_zero_warn(f"{message}; only the other targets are trained.")
+
+def _check_targets(targets: list[str], denoiser: ModelMixin) -> None:
+    """Check that targets match layers: an error if none does, and a warning if some do not."""
+    unknown = [one for one in targets if not _matches(one, denoiser)]
+    if not unknown:
+        return
+    named = ", ".join(repr(one[:40]) for one in unknown[:5])
+    kinds = (nn.Linear, nn.Conv2d)
+    layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, kinds)]
+    message = (
+        f"{len(unknown)} of the LoRA's {len(targets)} targets match no layer of "
+        f"{type(denoiser).__name__} ({named}); its layers' names end in {_ends(layers)}"
+    )
+    if len(unknown) == len(targets):
+        raise InputError(f"{message}: give such names as `--backbone.lora.targets`.")
+    rank_zero_warn(f"{message}; only the other targets are trained.")
 
 
 def _matches(target: str, net: nn.Module) -> bool:

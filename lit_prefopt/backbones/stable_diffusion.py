@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionPipeline
-from transformers import CLIPTextModel
 
+from lit_prefopt.backbones.text_encoders import CLIPText
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
-from lit_prefopt.utils.transfer import to_device
+from lit_prefopt.families.stable_diffusion import SD1
 
 
 class StableDiffusion(UNetBackbone):
@@ -19,21 +18,11 @@ class StableDiffusion(UNetBackbone):
     text_encoder: Any
     tokenizer: Any
 
-    PIPELINE = StableDiffusionPipeline
-    ENCODERS: ClassVar = {"text_encoder": CLIPTextModel}
-    FILE_PREFIXES: ClassVar = {
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "cond_stage_model.",
-    }
+    FAMILY = SD1  # and SD2, whose components have the same names
+    ENCODERS: ClassVar = {"text_encoder": CLIPText}
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Prompt:
         """Embed B prompts: the text encoder's last state after its final layer norm."""
         self.require_encoders("Embedding prompts")
-        tokens = self.tokenizer(
-            texts, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        device = self.text_encoder.device
-        with torch.autocast(device.type, enabled=False):
-            return Prompt(self.text_encoder(to_device(tokens, device)).last_hidden_state)
+        return Prompt(self.texts["text_encoder"].encode(texts).last_hidden_state)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from lit_prefopt.backbones.text_encoders import CLIPText
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.batches import Prompt
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.stable_diffusion_xl import SDXL
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.transfer import to_device
 
@@ -29,17 +29,8 @@ class StableDiffusionXL(UNetBackbone):
     tokenizer: Any
     tokenizer_2: Any
 
-    PIPELINE = StableDiffusionXLPipeline
-    ENCODERS: ClassVar = {
-        "text_encoder": CLIPTextModel,
-        "text_encoder_2": CLIPTextModelWithProjection,
-    }
-    FILE_PREFIXES: ClassVar = {
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "conditioner.embedders.0.",
-        "text_encoder_2": "conditioner.embedders.1.",
-    }
+    FAMILY = SDXL
+    ENCODERS: ClassVar = {"text_encoder": CLIPText, "text_encoder_2": CLIPText}
     ADDITION = "text_time"
     EMPTY_IS_ZERO = True
 
@@ -51,10 +42,9 @@ class StableDiffusionXL(UNetBackbone):
         any final layer norm; the pooled prompt is the second encoder's projection.
         """
         self.require_encoders("Embedding prompts")
-        first = self._encode(self.tokenizer, self.text_encoder, texts)
-        second = self._encode(self.tokenizer_2, self.text_encoder_2, texts)
-        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        pooled = second.text_embeds
+        first, _ = self.texts["text_encoder"].penultimate(texts)
+        second, pooled = self.texts["text_encoder_2"].penultimate(texts)
+        hidden = torch.cat([first, second], dim=-1)
         if self.empty_is_zero:
             empty = to_device(torch.tensor([text == "" for text in texts]), hidden.device)
             hidden = hidden.masked_fill(empty[:, None, None], 0)
@@ -80,11 +70,3 @@ class StableDiffusionXL(UNetBackbone):
     def sampling(self) -> Sampling:
         """Default sampling settings: the stock pipeline's guidance, in small batches."""
         return Sampling(guidance=5.0, batch_size=4)
-
-    def _encode(self, tokenizer: Any, encoder: Any, texts: list[str]) -> Any:
-        tokens = tokenizer(
-            texts, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        device = encoder.device
-        with torch.autocast(device.type, enabled=False):
-            return encoder(to_device(tokens, device), output_hidden_states=True)

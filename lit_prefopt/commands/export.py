@@ -20,9 +20,10 @@ def export(
 
     Args:
         source: A run's folder; one of its checkpoints; a LoRA of diffusers, kohya, peft, ComfyUI
-            or OneTrainer; a UNet's folder; or a complete pipeline's folder.
+            or OneTrainer; a denoiser's folder; or a complete pipeline's folder.
         to: `diffusers-lora` for `load_lora_weights`; `kohya` for a LoRA in A1111 and ComfyUI;
-            `unet` for a denoiser's folder, with the LoRA merged; `pipeline` for a complete
+            `comfyui` for a LoRA with ComfyUI's own names; `unet` or `transformer`, as the family
+            has it, for a denoiser's folder, with the LoRA merged; `pipeline` for a complete
             diffusers folder; `single-file` for one checkpoint that A1111, ComfyUI and
             `from_single_file` load.
         output: Output file (.safetensors) or folder.

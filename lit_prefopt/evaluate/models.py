@@ -6,21 +6,17 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from diffusers import (
-    LatentConsistencyModelPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_prefopt.backbones import LatentConsistency, StableDiffusion, StableDiffusionXL
-from lit_prefopt.backbones.unet import UNetBackbone
+from lit_prefopt import backbones
+from lit_prefopt.backbones import Backbone
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base_pipeline import BasePipeline
+from lit_prefopt.export.base_pipeline import BasePipeline, takes_guidance
 from lit_prefopt.export.recipe import TOY, Recipe
 from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
+from lit_prefopt.families.base import Family
 from lit_prefopt.utils.fingerprint import fingerprint
 from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
@@ -34,8 +30,8 @@ class LoadedModel(NamedTuple):
     """A loaded, frozen model."""
 
     name: str
-    family: str  # `sd1`, `sd2` or `sdxl`
-    backbone: UNetBackbone
+    family: str  # such as `sdxl`
+    backbone: Backbone
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that identify the model."""
@@ -59,10 +55,10 @@ def load_model(
     """Load a model by its name.
 
     Args:
-        name: A hub name; a folder or single .safetensors file of a whole pipeline; a UNet's
+        name: A hub name; a folder or single .safetensors file of a whole pipeline; a denoiser's
             folder; a LoRA's .safetensors file; a checkpoint (.ckpt) or the folder of a run of
             this library; `toy` for the toy world's.
-        base: The pipeline that a LoRA or a UNet belongs to, if it has no recipe.
+        base: The pipeline that a LoRA or a denoiser belongs to, if it has no recipe.
         dtype: Precision of the weights.
         variant: Variant of the pipeline's files, such as `fp16`.
         config: Hub name or folder of a pipeline of the same architecture as a single file.
@@ -83,10 +79,10 @@ def load_model(
     pretrained = str(recipe.pretrained)
     pipeline = BasePipeline.from_recipe(recipe)
     backbone = _build(pipeline, pretrained, recipe, origin, dtype)
-    _complete(backbone, origin._replace(recipe=recipe))
+    _complete(backbone, pipeline.family, origin._replace(recipe=recipe))
     backbone.freeze()
     backbone.eval()
-    return LoadedModel(name, pipeline.family, backbone)
+    return LoadedModel(name, pipeline.family.name, backbone)
 
 
 def check_alike(policy: LoadedModel, reference: LoadedModel) -> None:
@@ -123,8 +119,8 @@ def _origin(name: str) -> TrainedWeights:
         return TrainedWeights(name, Recipe(pretrained=name))
     if path.exists():
         origin = read_trained_weights(name)
-        # of a whole pipeline the UNet is one part among others
-        return origin._replace(unet=None) if (path / "model_index.json").is_file() else origin
+        # of a whole pipeline the denoiser is one part among others
+        return origin._replace(denoiser=None) if (path / "model_index.json").is_file() else origin
     if path.suffix in FILES or name.startswith((".", "/", "~")):
         raise InputError(f"{name} does not exist; name a model's file or folder, or a hub name.")
     return TrainedWeights(name, Recipe(pretrained=name))
@@ -144,11 +140,11 @@ def _is_lora(file: Path) -> bool:
 
 def _build(
     pipeline: BasePipeline, pretrained: str, recipe: Recipe, origin: TrainedWeights, dtype: DType
-) -> UNetBackbone:
-    """Load the pipeline as a backbone, with a UNet from a folder of its own."""
-    unet = str(origin.unet) if isinstance(origin.unet, Path) else recipe.denoiser
+) -> Backbone:
+    """Load the pipeline as a backbone, with a denoiser from a folder of its own."""
+    family, folder = pipeline.family, origin.denoiser
     arguments: dict[str, Any] = {
-        "denoiser": unet,
+        "denoiser": str(folder) if isinstance(folder, Path) else recipe.denoiser,
         "vae": recipe.vae,
         "variant": recipe.variant,
         "config": recipe.config,
@@ -159,15 +155,20 @@ def _build(
         "dtype": dtype,
         "policy_dtype": "float32" if dtype == "float16" else dtype,
     }
-    if pipeline.kind is StableDiffusionXLPipeline:
-        return StableDiffusionXL(pretrained, **arguments)
-    own = pipeline.unet_config.get("time_cond_proj_dim")
-    if isinstance(origin.unet, Path):
-        own = UNet2DConditionModel.load_config(unet).get("time_cond_proj_dim")
-    added = _guidance_width(origin.unet) if isinstance(origin.unet, dict) and own is None else None
-    if own or added or pipeline.kind is LatentConsistencyModelPipeline:
-        return LatentConsistency(pretrained, guidance_width=added, **arguments)
-    return StableDiffusion(pretrained, **arguments)
+    # a family takes only the arguments that its process has
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    kind = family.backbone
+    if family.distilled_backbone is not None:
+        config: dict[str, Any] = pipeline.denoiser_config
+        if isinstance(folder, Path):
+            config = family.denoiser.kind.load_config(folder)
+        own = takes_guidance(config)
+        added = _guidance_width(folder) if isinstance(folder, dict) and not own else None
+        if own or added or pipeline.kind.__name__ == family.distilled_pipeline:
+            kind = family.distilled_backbone
+            arguments |= {"guidance_width": added}
+    backbone: Backbone = getattr(backbones, kind)(pretrained, **arguments)
+    return backbone
 
 
 def _guidance_width(weights: dict[str, Tensor]) -> int | None:
@@ -175,21 +176,24 @@ def _guidance_width(weights: dict[str, Tensor]) -> int | None:
     return None if layer is None else layer.shape[1]
 
 
-def _complete(backbone: UNetBackbone, origin: TrainedWeights) -> None:
+def _complete(backbone: Backbone, family: Family, origin: TrainedWeights) -> None:
     """Load the weights of a checkpoint or of a LoRA into a backbone."""
-    unet, encoders = backbone.policy.denoiser, [getattr(backbone, n) for n in backbone.ENCODERS]
-    if isinstance(origin.unet, dict):
+    net = backbone.policy.denoiser
+    encoders = {n: net for n, net in backbone.encoders.items() if n != family.vae.name}
+    if isinstance(origin.denoiser, dict):
         try:
-            unet.load_state_dict(origin.unet)
+            net.load_state_dict(origin.denoiser)
         except RuntimeError as error:
             raise InputError(
-                f"{origin.name} holds the weights of another UNet than {origin.recipe.pretrained} "
-                "has: name the pipeline that was trained as `--model.base`."
+                f"{origin.name} holds the weights of another {family.denoiser.name} than "
+                f"{origin.recipe.pretrained} has: name the pipeline that was trained as "
+                "`--model.base`."
             ) from error
     if origin.lora is not None:
-        merge_lora(unet, encoders, origin.lora)
-    elif origin.recipe.start_lora is not None:  # merged in the UNet, but not in the text encoders
-        merge_lora(unet, encoders, read_lora(origin.recipe.start_lora).without("unet"))
+        merge_lora(family, net, encoders, origin.lora)
+    elif origin.recipe.start_lora is not None:  # merged in the denoiser, not in the text encoders
+        start = read_lora(origin.recipe.start_lora).without_denoiser()
+        merge_lora(family, net, encoders, start)
 
 
 def _source(name: str) -> dict[str, Any]:

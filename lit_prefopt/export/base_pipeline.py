@@ -3,60 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DiffusionPipeline,
-    LatentConsistencyModelPipeline,
-    LCMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDPMScheduler, DiffusionPipeline, LCMScheduler
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig
 
 from lit_prefopt.backbones.component_checks import check_vae
 from lit_prefopt.backbones.load_component import find_variant, from_folder, load_component
 from lit_prefopt.backbones.single_file_components import published_config
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.recipe import Recipe
+from lit_prefopt.families.base import Component, Family
+from lit_prefopt.families.find import family_of
 from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.processes.schedule import check_scheduler, restate_scheduler
 from lit_prefopt.weights.checks import first_line
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable
-from lit_prefopt.weights.merge import pipeline_parts
-
-KINDS = {
-    "StableDiffusionPipeline": StableDiffusionPipeline,
-    "StableDiffusionImg2ImgPipeline": StableDiffusionPipeline,
-    "LatentConsistencyModelPipeline": LatentConsistencyModelPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-    "StableDiffusionXLImg2ImgPipeline": StableDiffusionXLPipeline,
-}
-"""Pipeline classes that can be exported, with their families."""
-
-TEXT_ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)
-"""Classes of a pipeline's text encoders."""
 
 LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
 """Packages whose classes a pipeline folder may name."""
 
-COMPARED = ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type")
-
 
 class BasePipeline:
-    """A Stable Diffusion 1.x, 2.x or SDXL pipeline; only its configuration is loaded at first.
+    """A pipeline of a known family; only its configuration is loaded at first.
 
     Args:
         name: Hub name, folder in diffusers' layout, or single .safetensors file.
@@ -87,9 +66,10 @@ class BasePipeline:
         self.config = (config or published_config(WeightsFile(name))) if self.single else name
         check_reachable(self.config)
         try:
-            index = DiffusionPipeline.load_config(self.config)
-            self.unet_config: dict[str, Any] = UNet2DConditionModel.load_config(
-                self.config, subfolder="unet"
+            self.index: dict[str, Any] = DiffusionPipeline.load_config(self.config)
+            self._check_kind()
+            self.denoiser_config: dict[str, Any] = self.family.denoiser.kind.load_config(
+                self.config, subfolder=self.family.denoiser.name
             )
             self.scheduler_config = DDPMScheduler.load_config(self.config, subfolder="scheduler")
         except (OSError, ValueError) as error:
@@ -99,13 +79,14 @@ class BasePipeline:
                 "(`--model.base` of an evaluation), and one of the same architecture as "
                 "`--base_config` (`--model.config`) if that is a single file."
             ) from error
-        self.stated = source_marks(denoiser, name).config
-        self.stated |= {} if prediction is None else {"prediction_type": prediction}
-        if zero_terminal_snr is not None:
-            self.stated["rescale_betas_zero_snr"] = zero_terminal_snr
-        self.scheduler_config = self.scheduler_config | self.stated
-        check_scheduler(self.scheduler_config)
-        self._check(index)
+        self.stated: dict[str, Any] = {}
+        if self.family.noise == "ddpm":
+            self.stated = source_marks(denoiser, name).config
+            self.stated |= {} if prediction is None else {"prediction_type": prediction}
+            if zero_terminal_snr is not None:
+                self.stated["rescale_betas_zero_snr"] = zero_terminal_snr
+            self.scheduler_config = self.scheduler_config | self.stated
+            check_scheduler(self.scheduler_config)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> BasePipeline:
@@ -119,15 +100,12 @@ class BasePipeline:
             recipe.denoiser,
         )
 
-    def _check(self, index: dict[str, Any]) -> None:
+    def _check_kind(self) -> None:
         """Raise InputError for other families, and for folders with code of their own."""
-        kind = index.get("_class_name")
-        if kind not in KINDS:
-            raise InputError(f"{self.config} is a {kind}; supported are {', '.join(KINDS)}.")
-        self.kind = KINDS[kind]
-        if missing := [name for name in self.encoders if not index.get(name, [None])[0]]:
+        needed = [part.name for part in self.family.encoders if not part.optional]
+        if missing := [name for name in needed if not self._has(name)]:
             raise InputError(f"{self.config} has no {' and no '.join(missing)}: name a whole one.")
-        libraries = {value[0] for value in index.values() if isinstance(value, list)}
+        libraries = {value[0] for value in self.index.values() if isinstance(value, list)}
         files = {str(path) for path in Path(self.config).glob("*/*.py")}
         if strange := (libraries - LIBRARIES) | files:
             raise InputError(
@@ -135,19 +113,38 @@ class BasePipeline:
                 "name a pipeline of diffusers' and transformers' own classes."
             )
 
+    def _has(self, name: str) -> bool:
+        """Whether the pipeline's index names a component."""
+        return bool(self.index.get(name, [None])[0])
+
     @cached_property
-    def family(self) -> str:
-        """The family, which sets a single file's layout: `sd1`, `sd2` or `sdxl`."""
-        if self.kind is StableDiffusionXLPipeline:
-            return "sdxl"
-        # OpenCLIP's text encoder, that of SD 2.x, has a plain GELU
-        return "sd2" if self._text_config("text_encoder").hidden_act == "gelu" else "sd1"
+    def family(self) -> Family:
+        """The family, which sets all names of weights."""
+        return family_of(
+            self.index.get("_class_name"),
+            self.config,
+            lambda: self._text_config("text_encoder", CLIPTextConfig).to_dict(),
+        )
+
+    @cached_property
+    def encoders(self) -> dict[str, Component]:
+        """Its text encoders by their names in the pipeline, without those that it lacks."""
+        parts = [part for part in self.family.encoders if self._has(part.name)]
+        if self.single:
+            keys = WeightsFile(self.name).keys
+            parts = [
+                part
+                for part in parts
+                if not part.optional or any(key.startswith(part.prefixes[0]) for key in keys)
+            ]
+        return {part.name: part for part in parts}
 
     @property
-    def encoders(self) -> tuple[str, ...]:
-        """Names of its text encoders in the pipeline."""
-        both = self.kind is StableDiffusionXLPipeline
-        return ("text_encoder", "text_encoder_2") if both else ("text_encoder",)
+    def kind(self) -> type[DiffusionPipeline]:
+        """Class of the stock pipeline."""
+        stated = str(self.index["_class_name"])
+        own: type[DiffusionPipeline] = self.family.pipeline
+        return getattr(diffusers, stated) if stated == self.family.distilled_pipeline else own
 
     @property
     def v_prediction(self) -> bool:
@@ -162,94 +159,102 @@ class BasePipeline:
     @property
     def side(self) -> int | None:
         """Native height and width of its images in pixels, if it is known."""
-        size = self.unet_config.get("sample_size")
+        size = self.denoiser_config.get("sample_size")
         if not isinstance(size, int):
             return None
         blocks = self.vae_config()["block_out_channels"]
         return size * 2 ** (len(blocks) - 1)
 
     def skeleton(self) -> dict[str, nn.Module]:
-        """Return UNet and text encoders without weights: names and shapes."""
+        """Return denoiser and text encoders without weights: names and shapes."""
+        denoiser = self.family.denoiser
         with torch.device("meta"):
-            encoders = [
-                kind(self._text_config(part))
-                for part, kind in zip(self.encoders, TEXT_ENCODERS, strict=False)
-            ]
-            return pipeline_parts(UNet2DConditionModel.from_config(self.unet_config), encoders)
+            parts = {denoiser.name: denoiser.kind.from_config(self.denoiser_config)}
+            return parts | {
+                name: part.kind(self._text_config(name, part.kind.config_class))
+                for name, part in self.encoders.items()
+            }
 
-    def unet(self) -> UNet2DConditionModel:
-        """Load its UNet in float32."""
-        return self._part(UNet2DConditionModel, "unet")
+    def denoiser(self) -> Any:
+        """Load its denoiser in float32."""
+        return self._part(self.family.denoiser, self.denoiser_config)
 
-    def pipeline(self, unet: UNet2DConditionModel, vae: str | None) -> DiffusionPipeline:
+    def pipeline(self, denoiser: Any, vae: str | None) -> DiffusionPipeline:
         """Load the complete pipeline in float32, as an LCM's if its UNet was distilled into one.
 
         Args:
-            unet: Replaces the pipeline's UNet.
+            denoiser: Replaces the pipeline's denoiser.
             vae: Hub name, folder or file of a VAE that replaces the pipeline's, or None.
         """
-        self.check_form(unet)
-        parts: dict[str, Any] = {"unet": unet}
-        parts["vae"] = (
-            self._part(AutoencoderKL, "vae")
+        self.check_form(denoiser)
+        own, other = self.family.denoiser.name, self.family.vae
+        parts: dict[str, Any] = {own: denoiser}
+        parts[other.name] = (
+            self._part(other, self.vae_config())
             if vae is None
-            else load_component(AutoencoderKL, vae, "vae", torch.float32, config=self.vae_config)
+            else load_component(other.kind, vae, other.name, torch.float32, config=self.vae_config)
         )
-        for name, kind in zip(self.encoders, TEXT_ENCODERS, strict=False):
-            parts[name] = self._text_encoder(name, kind)
+        for part in self.family.encoders:
+            if part.name in self.encoders:
+                parts[part.name] = self._text_encoder(part)
+            else:  # the stock loader fails on a missing one that it is not told of
+                parts |= {part.name: None, part.name.replace("text_encoder", "tokenizer"): None}
         with self._readable():
             if self.single:
                 pipeline = self.kind.from_single_file(self.name, config=self.config, **parts)
             else:
-                variant = find_variant(Path(self.name) / "unet", self.variant)
+                variant = find_variant(Path(self.name) / own, self.variant)
                 pipeline = self.kind.from_pretrained(
                     self.name, variant=variant, use_safetensors=True, **parts
                 )
-        took_guidance = self.unet_config.get("time_cond_proj_dim") is not None
-        if self.kind is StableDiffusionPipeline and not took_guidance and _takes_guidance(unet):
-            pipeline = _lcm(pipeline)
+        distilled = self.family.distilled_pipeline
+        added = takes_guidance(denoiser.config) and not takes_guidance(self.denoiser_config)
+        if distilled is not None and added and self.kind.__name__ != distilled:
+            pipeline = _lcm(pipeline, getattr(diffusers, distilled))
         if self.stated:
             pipeline.scheduler = restate_scheduler(pipeline.scheduler, self.stated)
-        check_vae(pipeline.vae.config, vae or self.name, unet.config.in_channels)
+        if self.family.noise == "ddpm":
+            check_vae(pipeline.vae.config, vae or self.name, denoiser.config.in_channels)
         return pipeline
 
-    def check_form(self, unet: UNet2DConditionModel) -> None:
-        """Raise InputError if a UNet's configuration differs from this base's."""
-        for key in COMPARED:
-            ours, theirs = (json.dumps(c.get(key)) for c in (self.unet_config, unet.config))
+    def check_form(self, denoiser: Any) -> None:
+        """Raise InputError if a denoiser's configuration differs from this base's."""
+        for key in self.family.compared:
+            ours, theirs = (json.dumps(c.get(key)) for c in (self.denoiser_config, denoiser.config))
             if ours != theirs:
                 raise InputError(
-                    f"The UNet's {key} is {theirs}, that of {self.name} is {ours}: name the "
-                    "pipeline that was trained as `--base`."
+                    f"The {self.family.denoiser.name}'s {key} is {theirs}, that of {self.name} is "
+                    f"{ours}: name the pipeline that was trained as `--base`."
                 )
 
     def vae_config(self) -> dict[str, Any]:
         """Load the configuration of its VAE."""
-        config: dict[str, Any] = AutoencoderKL.load_config(self.config, subfolder="vae")
+        vae = self.family.vae
+        config: dict[str, Any] = vae.kind.load_config(self.config, subfolder=vae.name)
         return config
 
-    def _part(self, kind: Any, name: str) -> Any:
-        """Load its UNet or its VAE in float32."""
+    def _part(self, part: Component, config: dict[str, Any]) -> Any:
+        """Load its denoiser or its VAE in float32."""
         if self.single:
-            config = self.unet_config if name == "unet" else self.vae_config()
-            return self._from_file(lambda: kind.from_config(config), name)
+            return self._from_file(lambda: part.kind.from_config(config), part)
         with self._readable():
             return load_component(
-                kind, self.name, name, torch.float32, self.variant, use_safetensors=True
+                part.kind, self.name, part.name, torch.float32, self.variant, use_safetensors=True
             )
 
-    def _text_encoder(self, name: str, kind: type[nn.Module]) -> nn.Module:
+    def _text_encoder(self, part: Component) -> nn.Module:
         """Load a text encoder in float32."""
+        kind, name = part.kind, part.name
         if self.single:
-            config = self._text_config(name)
-            return self._from_file(lambda: kind(config), name)
+            config = self._text_config(name, kind.config_class)
+            return self._from_file(lambda: kind(config), part)
         options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
         with self._readable():
             encoder: nn.Module = from_folder(kind, self.name, name, name, self.variant, **options)
             return encoder
 
-    def _from_file(self, build: Callable[[], nn.Module], name: str) -> nn.Module:
-        return load_from_file(build, WeightsFile(self.name), name, torch.float32, self.config)
+    def _from_file(self, build: Callable[[], nn.Module], part: Component) -> nn.Module:
+        return load_from_file(build, WeightsFile(self.name), part, torch.float32, self.config)
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -265,18 +270,22 @@ class BasePipeline:
                 "needs one."
             ) from e
 
-    def _text_config(self, part: str) -> CLIPTextConfig:
-        return CLIPTextConfig.from_pretrained(self.config, subfolder=part, trust_remote_code=False)
+    def _text_config(self, name: str, kind: Any) -> Any:
+        return kind.from_pretrained(self.config, subfolder=name, trust_remote_code=False)
 
 
-def _takes_guidance(unet: UNet2DConditionModel) -> bool:
-    """Return whether a UNet is conditioned on the guidance scale."""
-    return unet.config.time_cond_proj_dim is not None
+def takes_guidance(config: Mapping[str, Any]) -> bool:
+    """Return whether a denoiser is conditioned on the guidance scale by an embedding of its own.
+
+    Args:
+        config: Its configuration.
+    """
+    return config.get("time_cond_proj_dim") is not None
 
 
-def _lcm(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+def _lcm(pipeline: DiffusionPipeline, kind: Any) -> DiffusionPipeline:
     """Return the pipeline as a latent consistency model's."""
     scheduler = LCMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     parts = pipeline.components | {"scheduler": scheduler}
     checked = pipeline.config.get("requires_safety_checker", True)
-    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=checked)
+    return kind(**parts, requires_safety_checker=checked)

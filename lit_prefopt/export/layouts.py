@@ -2,5 +2,7 @@
 
 from typing import Literal
 
-Layout = Literal["diffusers-lora", "kohya", "unet", "pipeline", "single-file"]
+Layout = Literal[
+    "diffusers-lora", "kohya", "comfyui", "unet", "transformer", "pipeline", "single-file"
+]
 DType = Literal["float32", "bfloat16", "float16"]

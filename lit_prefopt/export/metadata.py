@@ -10,9 +10,7 @@ IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
 def base_version(base: BasePipeline) -> str:
     """Return kohya's name of the family (`ss_base_model_version`)."""
-    if base.family == "sdxl":
-        return "sdxl_base_v1-0"
-    return {"sd1": "sd_v1", "sd2": "sd_v2"}[base.family] + ("_v" if base.v_prediction else "")
+    return base.family.kohya_version(base.denoiser_config, base.v_prediction)
 
 
 def modelspec(base: BasePipeline, title: str, lora: bool) -> dict[str, str]:
@@ -23,14 +21,12 @@ def modelspec(base: BasePipeline, title: str, lora: bool) -> dict[str, str]:
         title: Title of the file.
         lora: Whether the file contains only a LoRA.
     """
-    architecture = {
-        "sd1": "stable-diffusion-v1",
-        "sd2": "stable-diffusion-v2-768-v" if base.v_prediction else "stable-diffusion-v2-512",
-        "sdxl": "stable-diffusion-xl-v1-base",
-    }[base.family]
+    architecture = base.family.architecture(base.denoiser_config, base.v_prediction)
     side = base.side
     resolution = {} if side is None else {"modelspec.resolution": f"{side}x{side}"}
-    marks = mark_metadata(base.v_prediction, base.zero_terminal_snr)
+    marks = {}
+    if base.family.noise == "ddpm":
+        marks = mark_metadata(base.v_prediction, base.zero_terminal_snr)
     if not lora:  # kohya's fields are those of its LoRAs
         marks = {name: value for name, value in marks.items() if not name.startswith("ss_")}
     return resolution | {

@@ -1,20 +1,23 @@
-"""Read the weights to export: a LoRA file, a UNet, a checkpoint, or a run's folder."""
+"""Read the weights to export: a LoRA file, a denoiser, a checkpoint, or a run's folder."""
 
 from __future__ import annotations
 
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
+from lit_prefopt.families.base import Component
+from lit_prefopt.families.find import DENOISERS, FAMILIES, denoiser_of
+from lit_prefopt.families.lora_prefixes import DENOISER
 from lit_prefopt.weights.checkpoint import read_checkpoint
 from lit_prefopt.weights.checks import check_finite, some_names
 from lit_prefopt.weights.lora_files import (
@@ -26,53 +29,64 @@ from lit_prefopt.weights.lora_files import (
 )
 
 LAST = Path("checkpoints") / "last.ckpt"
-DENOISER = "backbone.policy.denoiser."
+STATE = "backbone.policy.denoiser."
+"""Beginning of a checkpoint's keys of the trained weights."""
 
 
 class TrainedWeights(NamedTuple):
     """Trained weights, with the recipe of their pipeline.
 
-    They are a LoRA, or all weights of a UNet, in a folder or by name.
+    They are a LoRA, or all weights of a denoiser, in a folder or by name.
     """
 
     name: str
     recipe: Recipe
     lora: LoRAFile | None = None
-    unet: Path | dict[str, Tensor] | None = None
+    denoiser: Path | dict[str, Tensor] | None = None
 
-    def load_unet(self, base: BasePipeline | None) -> UNet2DConditionModel:
-        """Load the UNet with the trained weights, or the one into which a LoRA is to be merged.
+    @property
+    def component(self) -> Component | None:
+        """Component of a denoiser's folder by its configuration, or None."""
+        if not isinstance(self.denoiser, Path):
+            return None
+        stated = ModelMixin.load_config(self.denoiser).get("_class_name")
+        found = denoiser_of(stated)
+        if found is None:
+            known = ", ".join(dict.fromkeys(f.denoiser.class_name for f in FAMILIES))
+            raise InputError(f"{self.denoiser} is a {stated!s:.80}; supported are {known}.")
+        return found
+
+    def load_denoiser(self, base: BasePipeline | None) -> Any:
+        """Load the denoiser with the trained weights, or the one to merge a LoRA into.
 
         Args:
-            base: The pipeline that was trained; optional only for a UNet's folder.
+            base: The pipeline that was trained; optional only for a denoiser's folder.
         """
-        if isinstance(self.unet, Path):
-            return load_component(UNet2DConditionModel, str(self.unet), "unet", torch.float32)
-        if base is None:
+        part = self.component if base is None else base.family.denoiser
+        if part is not None and isinstance(self.denoiser, Path):
+            return load_component(part.kind, str(self.denoiser), part.name, torch.float32)
+        if part is None or base is None:
             raise missing_base(self.name)
         denoiser = self.recipe.denoiser
         own = (
             load_component(
-                UNet2DConditionModel,
-                denoiser,
-                "unet",
-                torch.float32,
-                config=lambda: base.unet_config,
+                part.kind, denoiser, part.name, torch.float32, config=lambda: base.denoiser_config
             )
             if denoiser
             else None
         )
-        if self.unet is None:
-            return own or base.unet()
-        unet = own or UNet2DConditionModel.from_config(base.unet_config | _added(self.unet))
+        if self.denoiser is None:
+            return own or base.denoiser()
+        assert isinstance(self.denoiser, dict)
+        net = own or part.kind.from_config(base.denoiser_config | _added(self.denoiser))
         try:
-            unet.load_state_dict(self.unet)
+            net.load_state_dict(self.denoiser)
         except RuntimeError as error:
             raise InputError(
-                f"The weights of {self.name} do not fit the UNet of {base.name}: name the "
+                f"The weights of {self.name} do not fit the {part.name} of {base.name}: name the "
                 "pipeline that was trained as `--base`."
             ) from error
-        return unet
+        return net
 
 
 def _added(weights: dict[str, Tensor]) -> dict[str, int]:
@@ -93,8 +107,8 @@ def read_trained_weights(source: str) -> TrainedWeights:
     """Read the trained weights of a path.
 
     Args:
-        source: A LoRA's .safetensors file; a UNet's folder; a .ckpt that `lit-prefopt fit` wrote;
-            a run's folder; or a whole pipeline's folder.
+        source: A LoRA's .safetensors file; a denoiser's folder; a .ckpt that `lit-prefopt fit`
+            wrote; a run's folder; or a whole pipeline's folder.
 
     Raises:
         InputError: It contains no such weights.
@@ -103,7 +117,9 @@ def read_trained_weights(source: str) -> TrainedWeights:
     if path.is_dir():
         return _folder(path)
     if not path.exists():
-        raise InputError(f"{source} does not exist; name a LoRA file, a UNet, a .ckpt or a run.")
+        raise InputError(
+            f"{source} does not exist; name a LoRA file, a denoiser, a .ckpt or a run."
+        )
     if path.suffix == ".ckpt":
         return _checkpoint(path)
     return TrainedWeights(source, recipe_in(path.parent), read_lora(path))
@@ -112,20 +128,23 @@ def read_trained_weights(source: str) -> TrainedWeights:
 def _folder(folder: Path) -> TrainedWeights:
     name = str(folder)
     if (folder / "config.json").is_file():
-        return TrainedWeights(name, recipe_in(folder.parent), unet=folder)
+        return TrainedWeights(name, recipe_in(folder.parent), denoiser=folder)
+    inner = next((folder / x for x in DENOISERS if (folder / x / "config.json").is_file()), None)
     if (folder / "model_index.json").is_file():
-        return TrainedWeights(name, Recipe(pretrained=name), unet=folder / "unet")
+        if inner is None:
+            raise InputError(f"{name} has no {' and no '.join(DENOISERS)}: name a whole pipeline.")
+        return TrainedWeights(name, Recipe(pretrained=name), denoiser=inner)
     if is_lora_folder(folder):
         return TrainedWeights(name, recipe_in(folder), read_lora(folder))
-    if (folder / "unet" / "config.json").is_file():
-        return TrainedWeights(name, recipe_in(folder), unet=folder / "unet")
+    if inner is not None:
+        return TrainedWeights(name, recipe_in(folder), denoiser=inner)
     if (folder / "weights").is_dir():
         return _folder(folder / "weights")
     if (folder / LAST).is_file():
         return _checkpoint(folder / LAST)
     raise InputError(
-        f"{folder} contains neither weights nor checkpoints/last.ckpt: name a LoRA file, a UNet, a "
-        ".ckpt or a run."
+        f"{folder} contains neither weights nor checkpoints/last.ckpt: name a LoRA file, a "
+        "denoiser, a .ckpt or a run."
     )
 
 
@@ -134,8 +153,8 @@ def _checkpoint(path: Path) -> TrainedWeights:
     checkpoint = read_checkpoint(path, recipe=True)
     state, text = checkpoint["state_dict"], checkpoint["recipe"]
     recipe = read_recipe(text, path)
-    weights = {k.removeprefix(DENOISER): v for k, v in state.items() if k.startswith(DENOISER)}
-    others = [k for k in state if k.startswith("backbone.") and not k.startswith(DENOISER)]
+    weights = {k.removeprefix(STATE): v for k, v in state.items() if k.startswith(STATE)}
+    others = [k for k in state if k.startswith("backbone.") and not k.startswith(STATE)]
     if others or not weights:
         raise InputError(
             f"{path} contains {some_names(others, 1) or 'no denoiser'}, which cannot be exported: "
@@ -143,7 +162,7 @@ def _checkpoint(path: Path) -> TrainedWeights:
         )
     check_finite(weights, str(path), "name a checkpoint from before the run diverged")
     if recipe.lora is None:
-        return TrainedWeights(str(path), recipe, unet=weights)
+        return TrainedWeights(str(path), recipe, denoiser=weights)
     return TrainedWeights(str(path), recipe, _adapter(path, weights, recipe.lora.get("alpha")))
 
 
@@ -162,7 +181,7 @@ def _adapter(path: Path, weights: dict[str, Tensor], alpha: object) -> LoRAFile:
     return LoRAFile(
         str(path),
         {
-            ("unet", flat_name(name)): LoRALayer(
+            (DENOISER, flat_name(name)): LoRALayer(
                 half["A"], half["B"], float(len(half["A"]) if alpha is None else alpha)
             )
             for name, half in halves.items()

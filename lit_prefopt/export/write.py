@@ -18,14 +18,24 @@ from lit_prefopt.export.pipeline_folder import write_pipeline
 from lit_prefopt.export.recipe import Recipe
 from lit_prefopt.export.single_file import check_single_file, single_file_state
 from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
-from lit_prefopt.export.write_lora import combine, write_diffusers_lora, write_kohya_lora
+from lit_prefopt.export.write_lora import (
+    combine,
+    write_comfyui_lora,
+    write_diffusers_lora,
+    write_kohya_lora,
+)
+from lit_prefopt.families.find import DENOISERS, FAMILIES
 from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.utils.atomic_files import atomic_output
 from lit_prefopt.weights.checks import check_finite
 from lit_prefopt.weights.lora_files import WEIGHTS, LoRAFile, read_lora
 from lit_prefopt.weights.merge import match_lora, merge_lora
 
-LORA_WRITERS = {"diffusers-lora": write_diffusers_lora, "kohya": write_kohya_lora}
+LORA_WRITERS = {
+    "diffusers-lora": write_diffusers_lora,
+    "kohya": write_kohya_lora,
+    "comfyui": write_comfyui_lora,
+}
 
 
 def write_weights(
@@ -93,20 +103,21 @@ def _with_lora_marks(recipe: Recipe, source: Path) -> Recipe:
 
 
 def _loras(origin: TrainedWeights, plus: str | None, to: Layout) -> list[LoRAFile]:
-    """Return the LoRAs not yet merged into the UNet: the initial one, and the trained one."""
+    """Return the LoRAs not yet merged into the denoiser: the initial one, and the trained one."""
     if origin.lora is not None:
         return [*_start(origin, plus), origin.lora]
     if to in LORA_WRITERS:
         raise InputError(
-            f"{origin.name} is a fully trained UNet, not a LoRA: export it to "
-            "unet, pipeline or single-file."
+            f"{origin.name} is a fully trained denoiser, not a LoRA: export it to "
+            f"{' or '.join(DENOISERS)}, pipeline or single-file."
         )
     if plus is not None and origin.recipe.start_lora is None:
         raise InputError(
-            f"{origin.name} is a fully trained UNet without a LoRA in its recipe: omit `--plus`."
+            f"{origin.name} is a fully trained denoiser without a LoRA in its recipe: omit "
+            "`--plus`."
         )
-    # It is merged into the UNet already, but not into the text encoders.
-    return [] if to == "unet" else [lora.without("unet") for lora in _start(origin, plus)]
+    # It is merged into the denoiser already, but not into the text encoders.
+    return [] if to in DENOISERS else [lora.without_denoiser() for lora in _start(origin, plus)]
 
 
 def _start(origin: TrainedWeights, plus: str | None) -> list[LoRAFile]:
@@ -129,7 +140,7 @@ def _lora_writer(
     if base is None:
         raise missing_base(name)
     parts = base.skeleton()
-    layers = reduce(combine, (match_lora(parts, lora) for lora in loras))
+    layers = reduce(combine, (match_lora(base.family, parts, lora) for lora in loras))
     _check_written(
         {f"{name}.{k}": v for (_, name), x in layers.items() for k, v in x._asdict().items()},
         dtype,
@@ -145,24 +156,36 @@ def _merged_writer(
     dtype: torch.dtype,
 ) -> Callable[[Path], None]:
     """Return a function that writes the weights with all LoRAs merged."""
-    unet = origin.load_unet(base)
-    if to == "unet":
+    own = base.family.denoiser if base is not None else origin.component
+    if own is None:
+        raise missing_base(origin.name)
+    if to in DENOISERS and to != own.name:
+        raise InputError(
+            f"The denoiser of {base.name if base else origin.name} is a {own.name}: export it "
+            f"with `--to {own.name}`."
+        )
+    denoiser = origin.load_denoiser(base)
+    if to in DENOISERS:
+        family = base.family if base else next(f for f in FAMILIES if f.denoiser is own)
         for lora in loras:
-            merge_lora(unet, [], lora)
-        unet.to(dtype)
-        _check_written(unet.state_dict(), dtype)
-        return unet.save_pretrained
+            merge_lora(family, denoiser, {}, lora)
+        denoiser.to(dtype)
+        _check_written(denoiser.state_dict(), dtype)
+        save: Callable[[Path], None] = denoiser.save_pretrained
+        return save
     if base is None:
         raise missing_base(origin.name)
     if to == "single-file":
-        check_single_file(unet)
-    pipeline = base.pipeline(unet, origin.recipe.vae)
+        check_single_file(denoiser.config)
+    pipeline = base.pipeline(denoiser, origin.recipe.vae)
     for lora in loras:
-        merge_lora(unet, [getattr(pipeline, part) for part in base.encoders], lora)
+        merge_lora(
+            base.family, denoiser, {name: getattr(pipeline, name) for name in base.encoders}, lora
+        )
     for part in pipeline.components.values():
         if isinstance(part, nn.Module) and part.dtype != dtype:
             part.to(dtype)
-    for name in ("unet", "vae", *base.encoders):
+    for name in (own.name, base.family.vae.name, *base.encoders):
         _check_written(getattr(pipeline, name).state_dict(), dtype)
     if to == "pipeline":
         return lambda path: write_pipeline(pipeline, path)

@@ -1,7 +1,8 @@
-"""Write LoRA files in diffusers' layout, and in kohya's for A1111 and ComfyUI."""
+"""Write LoRA files in the layouts of diffusers, kohya and ComfyUI."""
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.metadata import base_version, modelspec
 from lit_prefopt.processes.marks import add_metadata
-from lit_prefopt.weights.ldm_names import unet_names
 from lit_prefopt.weights.lora_files import LoRALayer, flat_name
+from lit_prefopt.weights.lora_layers import to_original
 
 Layers = Mapping[tuple[str, str], LoRALayer]
 
@@ -56,7 +58,13 @@ def write_diffusers_lora(
         dtype: Precision of the file.
     """
     arguments: dict[str, object] = {}
+    known = inspect.signature(base.kind.save_lora_weights).parameters
     for part in dict.fromkeys(part for part, _ in layers):
+        if f"{part}_lora_layers" not in known:
+            raise InputError(
+                f"diffusers loads no LoRA of the {part} of a {base.kind.__name__}: export it to "
+                "kohya or comfyui, or merged to pipeline."
+            )
         own = {name: layer for (owner, name), layer in layers.items() if owner == part}
         # peft's keys: a file that mixes them with diffusers' older ones is only half loaded
         arguments[f"{part}_lora_layers"] = {
@@ -85,8 +93,8 @@ def _adapter_config(layers: dict[str, LoRALayer]) -> LoraConfig:
 def write_kohya_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype) -> None:
     """Write a LoRA in kohya's layout.
 
-    SDXL's layers have the names of the original code and those of SD 1.x and 2.x diffusers' names,
-    as in the files of kohya's own trainer, which other programs support.
+    The layers of most denoisers have the names of the original code and those of SD 1.x and 2.x
+    diffusers' names, as in the files of kohya's own trainer, which other programs support.
 
     Args:
         layers: Layers by part and module.
@@ -94,40 +102,72 @@ def write_kohya_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torc
         base: The pipeline that they belong to.
         dtype: Precision of the file.
     """
-    skeleton = base.skeleton()
-    layers = _one_alpha(layers)
+    family = base.family
+    renamed = _renamed(layers, base, family.kohya_original)
+    if family.one_alpha:
+        renamed = _one_alpha(renamed)
     state: dict[str, Tensor] = {}
-    for (part, name), layer in layers.items():
-        key = _kohya_key(part, name, base.family, skeleton[part])
+    for (part, name), layer in renamed.items():
+        inner = name if part == family.denoiser.name else _with_text_model(name, part, base)
+        key = f"{family.components[part].kohya}_{flat_name(inner)}"
         state[f"{key}.lora_down.weight"] = layer.down.to(dtype).contiguous()
         state[f"{key}.lora_up.weight"] = layer.up.to(dtype).contiguous()
         state[f"{key}.alpha"] = torch.tensor(layer.alpha)
-    ranks, (alpha,) = ({getattr(x, a) for x in layers.values()} for a in ("rank", "alpha"))
+    ranks, alphas = ({getattr(x, a) for x in renamed.values()} for a in ("rank", "alpha"))
     save_file(
         state,
         path,
         modelspec(base, path.stem, lora=True)
         | {
-            "ss_network_module": "networks.lora",
+            "ss_network_module": family.kohya_module,
             "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-            "ss_network_alpha": str(_number(alpha)),
+            "ss_network_alpha": str(_number(alphas.pop())) if len(alphas) == 1 else "Dynamic",
             "ss_base_model_version": base_version(base),
             "ss_sd_model_name": Path(base.name).name if Path(base.name).exists() else base.name,
-            "ss_v2": str(base.family == "sd2"),
+            "ss_v2": str(family.kohya_v2),
         },
     )
 
 
-def _kohya_key(part: str, name: str, family: str, net: nn.Module) -> str:
-    if part == "unet":
-        original = unet_names(n for n, _ in net.named_modules()) if family == "sdxl" else {}
-        return f"lora_unet_{flat_name(original.get(name, name))}"
-    prefix = (
-        "lora_te2" if part == "text_encoder_2" else "lora_te1" if family == "sdxl" else "lora_te"
-    )
+def write_comfyui_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype) -> None:
+    """Write a LoRA in ComfyUI's layout: the original names of its networks, with their dots.
+
+    Args:
+        layers: Layers by part and module.
+        path: The file.
+        base: The pipeline that they belong to.
+        dtype: Precision of the file.
+    """
+    family = base.family
+    state: dict[str, Tensor] = {}
+    for (part, name), layer in _renamed(layers, base, True).items():
+        inner = name if part == family.denoiser.name else _with_text_model(name, part, base)
+        key = f"{family.components[part].comfyui}{inner}"
+        state[f"{key}.lora_A.weight"] = layer.down.to(dtype).contiguous()
+        state[f"{key}.lora_B.weight"] = layer.up.to(dtype).contiguous()
+        state[f"{key}.alpha"] = torch.tensor(layer.alpha)
+    save_file(state, path, modelspec(base, path.stem, lora=True))
+
+
+def _renamed(
+    layers: Layers, base: BasePipeline, original: bool
+) -> dict[tuple[str, str], LoRALayer]:
+    """Return the layers with the denoiser's names in the original code, if they are wanted."""
+    if not original:
+        return dict(layers)
+    denoiser = base.family.denoiser
+    own = {name: layer for (part, name), layer in layers.items() if part == denoiser.name}
+    renamed = to_original(own, base.skeleton()[denoiser.name], denoiser)
+    others = {key: layer for key, layer in layers.items() if key[0] != denoiser.name}
+    return {(denoiser.name, name): layer for name, layer in renamed.items()} | others
+
+
+def _with_text_model(name: str, part: str, base: BasePipeline) -> str:
+    """Return the name of a text encoder's layer with `text_model.`, which CLIP's have in files."""
+    if not base.family.components[part].class_name.startswith("CLIP"):
+        return name
     short = name.removeprefix("text_model.")
-    inner = short if short == "text_projection" else f"text_model.{short}"
-    return f"{prefix}_{flat_name(inner)}"
+    return short if short == "text_projection" else f"text_model.{short}"
 
 
 def _one_alpha(layers: Layers) -> dict[tuple[str, str], LoRALayer]:

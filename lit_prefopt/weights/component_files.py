@@ -6,46 +6,24 @@ under original names or diffusers', with or without a prefix.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.base import Component, Entry, Layout
+from lit_prefopt.families.lora_prefixes import DENOISER, role_of
 from lit_prefopt.weights.checks import check_weights, contents, missing_tensors, some_names
-from lit_prefopt.weights.ldm_names import open_clip_name, unet_names, vae_name
-
-PREFIXES = {
-    "unet": ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
-    "vae": ("first_stage_model.", "vae.", ""),
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_encoder.", ""),
-    "text_encoder_2": ("conditioner.embedders.1.", "text_encoder_2.", ""),
-}
-"""Prefixes of a component's keys, the whole checkpoints' first."""
-
-OLD_VAE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-"""Names of a VAE's attention layers in early versions of diffusers."""
 
 SCALED = ("scale_weight", "weight_scale", "scaled_fp8")
 """Ends of the keys of 8-bit files whose weights must be multiplied by scales."""
-
-
-class Entry(NamedTuple):
-    """Key of a parameter in a file, and how the file stores it."""
-
-    key: str
-    third: int | None = None  # of fused query, key and value
-    transposed: bool = False
-
-
-Layout = dict[str, Entry]
-"""The file's entries by the parameters of the network."""
 
 
 class WeightsFile:
@@ -90,7 +68,7 @@ class WeightsFile:
 def load_from_file(
     build: Callable[[], nn.Module],
     file: WeightsFile,
-    name: str,
+    component: Component,
     dtype: torch.dtype,
     architecture: str,
 ) -> nn.Module:
@@ -99,7 +77,7 @@ def load_from_file(
     Args:
         build: Builds the network by its configuration; its initial weights are never allocated.
         file: A whole checkpoint, or the component alone.
-        name: The component's name in a pipeline.
+        component: The component of its family.
         dtype: Precision of the weights.
         architecture: Source of the configuration, for messages.
 
@@ -110,8 +88,10 @@ def load_from_file(
     with init_empty_weights():
         model = build()
     wanted = model.state_dict()
-    layout = max(_layouts(name, list(wanted)), key=lambda one: _matches(one, file))
-    missing = sorted({entry.key for entry in layout.values()} - file.keys)
+    name = component.name
+    layout = max(_layouts(component, list(wanted)), key=lambda one: _matches(one, file))
+    implied = {p for p in component.identity if p in layout and layout[p].key not in file.keys}
+    missing = sorted({e.key for p, e in layout.items() if p not in implied} - file.keys)
     if not _matches(layout, file):
         raise InputError(
             f"{file.path} has no {name} under names that are known here: it contains "
@@ -124,14 +104,19 @@ def load_from_file(
         raise missing_tensors(source, missing, len(layout))
     loaded = {}
     for parameter, tensor in wanted.items():
+        if parameter in implied:
+            loaded[parameter] = torch.eye(len(tensor), dtype=dtype)
+            continue
         entry = layout[parameter]
         value = _stored(file.read(entry.key), entry, tensor.shape)
         if value.shape != tensor.shape:
             difference = f"{entry.key} is {tuple(value.shape)} and should be {tuple(tensor.shape)}"
             raise _other_architecture(file, architecture, difference)
         loaded[parameter] = value.to(dtype if tensor.is_floating_point() else tensor.dtype)
-    _warn_unused(file, name, layout)
+    _warn_unused(file, component, layout)
     model.load_state_dict(loaded, assign=True)
+    if isinstance(model, PreTrainedModel):
+        model.tie_weights()  # an embedding that has two names
     model.eval()
     check_weights(model, source)
     return model
@@ -144,15 +129,15 @@ def _other_architecture(file: WeightsFile, architecture: str, difference: str) -
     )
 
 
-def _warn_unused(file: WeightsFile, name: str, layout: Layout) -> None:
-    """Warn of a UNet's tensors that the architecture lacks; encoders may have unused layers."""
+def _warn_unused(file: WeightsFile, component: Component, layout: Layout) -> None:
+    """Warn of a denoiser's tensors that the architecture lacks; encoders may have unused layers."""
     used = {entry.key for entry in layout.values()}
-    prefix = next(p for p in PREFIXES[name] if all(key.startswith(p) for key in used))
+    prefix = next(p for p in component.prefixes if all(key.startswith(p) for key in used))
     unused = sorted(key for key in file.keys - used if key.startswith(prefix))
-    if name == "unet" and prefix and unused:
+    if role_of(component.name) == DENOISER and prefix and unused:
         rank_zero_warn(
-            f"{len(unused)} tensors of the UNet of {file.path} are not in its architecture and not "
-            f"used ({some_names(unused)}): check `--backbone.config`."
+            f"{len(unused)} tensors of the {component.name} of {file.path} are not in its "
+            f"architecture and not used ({some_names(unused)}): check `--backbone.config`."
         )
 
 
@@ -167,61 +152,45 @@ def _stored(tensor: Tensor, entry: Entry, shape: torch.Size) -> Tensor:
         tensor = tensor.chunk(3)[entry.third].clone()
     if entry.transposed:
         tensor = tensor.T.contiguous()
+    if entry.swapped and len(tensor) % 2 == 0:
+        tensor = torch.cat(tensor.chunk(2)[::-1])
     # the original code's attention layers of a VAE are convolutions, those of later files are not
     squeezed = tensor.ndim != len(shape) and {*tensor.shape[2:], *shape[2:]} <= {1}
     return tensor.reshape(shape) if squeezed and tensor.numel() == shape.numel() else tensor
 
 
-def _layouts(name: str, parameters: list[str]) -> Iterator[Layout]:
+def _layouts(component: Component, parameters: list[str]) -> Iterator[Layout]:
     """Yield all layouts in which files store a component."""
-    for prefix in PREFIXES[name]:
-        for names in _namings(name, parameters):
+    for prefix in component.prefixes:
+        for names in component.layouts(parameters):
             yield {
                 parameter: entry._replace(key=prefix + entry.key)
                 for parameter, entry in names.items()
             }
 
 
-def _namings(name: str, parameters: list[str]) -> Iterator[Layout]:
-    """Yield the layouts of a component without prefix."""
-    if name == "unet":
-        original = unet_names(parameters)
-        yield {p: Entry(original[p]) for p in parameters}
-        yield {p: Entry(p) for p in parameters}
-    elif name == "vae":
-        numbers = [
-            int(m[1]) for p in parameters if (m := re.match(r"decoder\.up_blocks\.(\d+)", p))
-        ]
-        yield {p: Entry(vae_name(p, 1 + max(numbers))) for p in parameters}
-        yield {p: Entry(p) for p in parameters}
-        yield {p: Entry(_old_vae_name(p)) for p in parameters}
-    else:
-        inner = {p: p.removeprefix("text_model.") for p in parameters}
-        for start in ("transformer.", ""):
-            # early files, and what was merged from them, have no `text_model.`
-            for middle in ("text_model.", ""):
-                yield {
-                    p: Entry(start + (n if n.startswith("text_projection") else middle + n))
-                    for p, n in inner.items()
-                }
-        for start in ("model.", ""):
-            yield {p: _open_clip(n, start) for p, n in inner.items()}
+def original_state(net: nn.Module, component: Component) -> dict[str, Tensor]:
+    """Return a network's weights with the keys of the original release's single file.
 
-
-def _old_vae_name(name: str) -> str:
-    if ".attentions." not in name:
-        return name
-    for new, old in OLD_VAE.items():
-        name = name.replace(f".{new}.", f".{old}.")
-    return name
-
-
-def _open_clip(name: str, prefix: str) -> Entry:
-    """Return the entry of a text encoder's parameter in OpenCLIP's layout."""
-    if name == "text_projection.weight":
-        return Entry(f"{prefix}text_projection", transposed=True)
-    if found := re.fullmatch(r"(.+)\.self_attn\.([qkv])_proj\.(weight|bias)", name):
-        layer, letter, kind = found.groups()
-        key = f"{prefix}{open_clip_name(layer)}.attn.in_proj_{kind}"
-        return Entry(key, third="qkv".index(letter))
-    return Entry(prefix + open_clip_name(name))
+    Args:
+        net: The network.
+        component: The component of its family.
+    """
+    state = net.state_dict()
+    layout = component.original(list(state))
+    thirds: dict[str, list[Tensor]] = {}
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        entry = layout[name]
+        key = component.prefixes[0] + entry.key
+        if entry.third is not None:
+            thirds.setdefault(key, [tensor] * 3)[entry.third] = tensor
+            continue
+        if entry.swapped:
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        if entry.transposed:
+            tensor = tensor.T
+        if entry.conv and tensor.ndim == 2:
+            tensor = tensor[:, :, None, None]
+        out[key] = tensor
+    return out | {key: torch.cat(parts) for key, parts in thirds.items()}

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_prefopt.errors import InputError, quoted
+from lit_prefopt.families.lora_prefixes import COMPONENTS, DENOISER, role_of
 from lit_prefopt.weights.checks import check_finite, contents, some_names
 from lit_prefopt.weights.lora_keys import (
-    COMPONENTS,
     Adapter,
     adapter_alpha,
     file_adapters,
@@ -74,11 +74,12 @@ class LoRAFile(NamedTuple):
     """
 
     source: str
-    layers: dict[tuple[str, str], LoRALayer]  # by part (`unet`, `text_encoder`, ...) and flat name
+    layers: dict[tuple[str, str], LoRALayer]  # by role (`denoiser`, `text_encoder`, ...), flat name
 
-    def without(self, part: str) -> LoRAFile:
-        """Return a copy without the layers of one component."""
-        return self._replace(layers={key: x for key, x in self.layers.items() if key[0] != part})
+    def without_denoiser(self) -> LoRAFile:
+        """Return a copy with the layers of the text encoders alone."""
+        own = {key: layer for key, layer in self.layers.items() if key[0] != DENOISER}
+        return self._replace(layers=own)
 
 
 def read_lora(path: str | Path) -> LoRAFile:
@@ -107,7 +108,7 @@ def is_lora_folder(folder: Path) -> bool:
 
 
 def _lora_files(path: Path) -> list[tuple[Path, str | None]]:
-    """Return the files of a LoRA, each with its component if that is named by a folder."""
+    """Return the files of a LoRA, each with its role if that is named by a folder."""
     if not path.is_dir():
         return [(path, None)]
     found = [path / name for name in FILES if (path / name).is_file()]
@@ -119,7 +120,7 @@ def _lora_files(path: Path) -> list[tuple[Path, str | None]]:
         )
     if found[0].parent == path:
         return [(found[0], None)]
-    return [(file, file.parent.name) for file in found]
+    return [(file, role_of(file.parent.name)) for file in found]
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -186,7 +187,7 @@ def _check_kind(file: Path, tensors: dict[str, Tensor]) -> None:
 def _adapters(
     file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], part: str | None
 ) -> dict[str, Adapter]:
-    """Return the adapter configurations of a file, by component."""
+    """Return the adapter configurations of a file, by role."""
     adapters = file_adapters(file, metadata)
     beside = file.with_name(PEFT_CONFIG)
     if not any(key.startswith("base_model.") for key in tensors):
@@ -197,7 +198,8 @@ def _adapters(
         raise InputError(
             f"{file} is a peft adapter, whose alpha is in {PEFT_CONFIG}: copy that file beside it."
         )
-    return dict.fromkeys(COMPONENTS if part is None else (part,), peft_adapter(beside))
+    roles = map(role_of, COMPONENTS) if part is None else (part,)
+    return dict.fromkeys(roles, peft_adapter(beside))
 
 
 def _pair(file: Path, name: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -18,35 +18,14 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.lora_prefixes import (
+    COMPONENTS,
+    DENOISER,
+    PREFIXES,
+    TEXT_MODEL,
+    role_of,
+)
 from lit_prefopt.weights.checks import some_names
-
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-"""Components of a pipeline that a LoRA may change."""
-
-PREFIXES = {
-    # kohya, whose layer names have no dots
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-    # diffusers and OneTrainer
-    "unet.": "unet",
-    "text_encoder.": "text_encoder",
-    "text_encoder_1.": "text_encoder",
-    "text_encoder_2.": "text_encoder_2",
-    # ComfyUI, and trainers that write for it
-    "model.diffusion_model.": "unet",
-    "diffusion_model.": "unet",
-    "text_encoders.clip_l.transformer.": "text_encoder",
-    "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "clip_l.transformer.": "text_encoder",
-    "clip_g.transformer.": "text_encoder_2",
-    "clip_l.": "text_encoder",
-    "clip_g.": "text_encoder_2",
-    # peft
-    "text_model.": "text_encoder",
-}
-"""Beginnings of keys, with the component that they belong to; others are a UNet's."""
 
 PEFT = "base_model.model."
 """Prefix of peft's keys, before that of a component."""
@@ -72,12 +51,12 @@ Adapter = dict[str, Any]
 def layer_tensors(
     file: Path, tensors: dict[str, Tensor], part: str | None
 ) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """Return the tensors `down`, `up` and `alpha` of all layers, by component and layer name.
+    """Return the tensors `down`, `up` and `alpha` of all layers, by role and layer name.
 
     Args:
         file: The file that they come from, for messages.
         tensors: All tensors of a LoRA file.
-        part: The component, if the keys do not name it.
+        part: The role, if the keys do not state it.
 
     Raises:
         InputError: A key is in no known layout, or two keys name the same matrix.
@@ -91,8 +70,8 @@ def layer_tensors(
                 "one of diffusers, kohya, peft, ComfyUI or OneTrainer."
             )
         prefix = next((p for p in PREFIXES if found["layer"].startswith(p)), "")
-        named = prefix if prefix != "text_model." else ""  # part of the layer's name
-        owner = part or PREFIXES.get(prefix, "unet")
+        named = prefix if prefix != TEXT_MODEL else ""  # part of the layer's name
+        owner = part or PREFIXES.get(prefix, DENOISER)
         layer = found["layer"].removeprefix(named).replace(".processor.", ".")
         half = found["alpha"] or HALVES.get(found["half"], found["half"])
         held = layers.setdefault((owner, layer.removesuffix("_lora")), {})
@@ -103,7 +82,7 @@ def layer_tensors(
 
 
 def file_adapters(file: Path, metadata: dict[str, str]) -> dict[str, Adapter]:
-    """Return the adapter configurations in a file's metadata, by component.
+    """Return the adapter configurations in a file's metadata, by role.
 
     Args:
         file: The file, for messages.
@@ -116,7 +95,7 @@ def file_adapters(file: Path, metadata: dict[str, str]) -> dict[str, Adapter]:
     adapters: dict[str, Adapter] = {}
     for key, value in stated.items():
         owner, _, name = key.partition(".")
-        adapters.setdefault(owner, {})[name] = value
+        adapters.setdefault(role_of(owner), {})[name] = value
     return adapters
 
 
@@ -186,5 +165,5 @@ def _new_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 state = convert_unet_state_dict_to_peft(state)
         except ValueError as error:
             raise InputError(f"{file} is not in diffusers' or kohya's LoRA layout.") from error
-        names |= {f"{owner or 'unet'}.{key}": tensor for key, tensor in state.items()}
+        names |= {f"{owner}.{key}" if owner else key: tensor for key, tensor in state.items()}
     return names

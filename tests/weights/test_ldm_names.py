@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import (
 from diffusers.utils import convert_unet_state_dict_to_peft
 
 from lit_prefopt.export.single_file import UNET, VAE, unet_state, vae_state
-from lit_prefopt.weights.ldm_names import unet_names
+from lit_prefopt.families.ldm_names import unet_names
 from lit_prefopt.weights.lora_files import flat_name
 
 SD1 = {"cross_attention_dim": 768}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.weights.ldm_names import unet_names
+from lit_prefopt.families.ldm_names import unet_names
 from lit_prefopt.weights.lora_files import flat_name, read_lora
 from lit_prefopt.weights.merge import merge_lora
 from tests.helpers.exporting import Family, export, refused

@@ -13,7 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.weights.ldm_names import unet_names
+from lit_prefopt.families.ldm_names import unet_names
 from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
 from tests.helpers.exporting import (

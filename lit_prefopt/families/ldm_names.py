@@ -1,4 +1,4 @@
-"""Key names of the original Stable Diffusion (LDM) code for diffusers' layers."""
+"""Names of the original Stable Diffusion (LDM) code for diffusers' layers."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ def vae_name(name: str, blocks: int) -> str:
     if found := re.match(r"decoder\.up_blocks\.(\d+)", name):
         name = f"decoder.up_blocks.{blocks - 1 - int(found[1])}{name[found.end() :]}"
     words = VAE_WORDS | (VAE_ATTENTION if ".attentions." in name else {})
-    return _exchanged(name, words)
+    return exchanged(name, words)
 
 
 def open_clip_name(name: str) -> str:
     """Return OpenCLIP's name of a text encoder's parameter, given without `text_model.`."""
-    return _exchanged(name, OPEN_CLIP_WORDS)
+    return exchanged(name, OPEN_CLIP_WORDS)
 
 
-def _exchanged(name: str, words: dict[str, str]) -> str:
+def exchanged(name: str, words: dict[str, str]) -> str:
     """Replace whole words in a name, longer ones first."""
     for ours in sorted(words, key=len, reverse=True):
         name = re.sub(rf"(?<![^.]){re.escape(ours)}(?![^.])", words[ours], name)
@@ -102,11 +102,11 @@ def _exchanged(name: str, words: dict[str, str]) -> str:
 def _unet_name(name: str, layers: int, attended: set[str]) -> str:
     found = BLOCK.fullmatch(name)
     if found is None:
-        return _replaced(name, UNET_ENDS)
+        return replaced(name, UNET_ENDS)
     side, block, kind, layer, rest = found.groups()
     first = int(block or 0) * (layers + 1)
     if kind == "resnets":
-        rest = _replaced(rest, UNET_RESNET)
+        rest = replaced(rest, UNET_RESNET)
     position = 1 if kind == "attentions" else 0
     if side == "mid":
         return f"middle_block.{position or 2 * int(layer)}.{rest}"
@@ -120,7 +120,7 @@ def _unet_name(name: str, layers: int, attended: set[str]) -> str:
     return f"output_blocks.{first + int(layer)}.{position}.{rest}"
 
 
-def _replaced(name: str, table: dict[str, str]) -> str:
+def replaced(name: str, table: dict[str, str]) -> str:
     """Replace the prefix of a name (whole words) by the table."""
     for ours, theirs in table.items():
         if name == ours or name.startswith(f"{ours}."):

@@ -1,0 +1,143 @@
+"""A model family: components of its pipelines, names of their weights, and metadata of its files.
+
+Only names stand here: nothing imports torch or diffusers before a class or a tensor is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Config = Mapping[str, Any]
+
+
+class Entry(NamedTuple):
+    """Key of a parameter in a file, and how the file stores it."""
+
+    key: str
+    third: int | None = None  # of fused query, key and value
+    transposed: bool = False
+    swapped: bool = False  # scale and shift of an adaptive norm, in the other order
+    conv: bool = False  # a linear layer that the file stores as a 1 x 1 convolution
+
+
+Layout = dict[str, Entry]
+"""A file's entries by the parameters of the network."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A network of a pipeline.
+
+    Args:
+        name: Its name and its folder in diffusers' layout, such as `unet` or `text_encoder_2`.
+        class_name: Its class.
+        prefixes: Beginnings of its keys in .safetensors files, a whole checkpoint's first.
+        layouts: Function that yields the layouts in which files store its parameters, given their
+            names; the original release's first, without prefix.
+        library: Package of its class.
+        optional: Whether a pipeline may lack it.
+        identity: Parameters that are the identity where a file lacks them.
+        kohya: Beginning of its layer names in kohya's LoRA files.
+        comfyui: Beginning of its layer names in ComfyUI's LoRA files.
+        roles: Names under which `read_lora` stores its layers; by default its own.
+    """
+
+    name: str
+    class_name: str
+    prefixes: tuple[str, ...]
+    layouts: Callable[[Sequence[str]], Iterator[Layout]]
+    library: Literal["diffusers", "transformers"] = "diffusers"
+    optional: bool = False
+    identity: tuple[str, ...] = ()
+    kohya: str = ""
+    comfyui: str = ""
+    roles: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Any:
+        """Class of the network; imports its package."""
+        return getattr(importlib.import_module(self.library), self.class_name)
+
+    @property
+    def lora_roles(self) -> tuple[str, ...]:
+        """Names under which `read_lora` stores its layers."""
+        return self.roles or (self.name,)
+
+    def original(self, parameters: Sequence[str]) -> Layout:
+        """Return the layout of the original release, without prefix.
+
+        Args:
+            parameters: Names of all parameters of the network.
+        """
+        return next(iter(self.layouts(parameters)))
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family, and all that depends on it outside its backbone.
+
+    Args:
+        name: Its short name, such as `sdxl`.
+        title: Its name in messages.
+        pipelines: Classes of stock pipelines that have these components, the usual one first.
+        denoiser: UNet or transformer.
+        vae: The VAE.
+        encoders: Text encoders, in the pipeline's order.
+        backbone: Class of `lit_prefopt.backbones` that trains it.
+        noise: Its noise process: discrete diffusion (`ddpm`) or rectified flow (`flow`).
+        compared: Settings of the denoiser's configuration that must agree with the base's.
+        architecture: Name in Stability AI's model specification, given the denoiser's
+            configuration and whether it predicts v.
+        kohya_version: kohya's `ss_base_model_version`, given the same.
+        kohya_module: kohya's `ss_network_module`.
+        kohya_v2: kohya's `ss_v2`.
+        kohya_original: Whether kohya's layer names of the denoiser are the original ones.
+        one_alpha: Whether kohya's files are written with one alpha for all layers, since diffusers
+            0.42 ignores an attention layer's alpha that differs from the most common one.
+        is_own: Whether a pipeline of these classes is of this family, given the configuration of
+            its first text encoder, where several families share a class.
+        distilled_pipeline: Class of pipelines whose denoiser is conditioned on the guidance scale.
+        distilled_backbone: Class of `lit_prefopt.backbones` for such a denoiser.
+        lora_targets: Layers of the denoiser that a LoRA adapts by default; empty for those of a
+            UNet.
+    """
+
+    name: str
+    title: str
+    pipelines: tuple[str, ...]
+    denoiser: Component
+    vae: Component
+    encoders: tuple[Component, ...]
+    backbone: str
+    architecture: Callable[[Config, bool], str]
+    kohya_version: Callable[[Config, bool], str]
+    noise: Literal["ddpm", "flow"] = "ddpm"
+    compared: tuple[str, ...] = ()
+    kohya_module: str = "networks.lora"
+    kohya_v2: bool = False
+    kohya_original: bool = True
+    one_alpha: bool = True
+    is_own: Callable[[Config], bool] = field(default=lambda config: True)
+    distilled_pipeline: str | None = None
+    distilled_backbone: str | None = None
+    lora_targets: tuple[str, ...] = ()
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """Denoiser, VAE and text encoders by name."""
+        return {part.name: part for part in (self.denoiser, self.vae, *self.encoders)}
+
+    @property
+    def file_prefixes(self) -> dict[str, str]:
+        """Prefix of each component's keys in a single file that must have the component."""
+        return {
+            name: part.prefixes[0] for name, part in self.components.items() if not part.optional
+        }
+
+    @property
+    def pipeline(self) -> Any:
+        """Class of the stock pipeline; imports diffusers."""
+        return getattr(importlib.import_module("diffusers"), self.pipelines[0])

@@ -1,0 +1,121 @@
+"""Names of LoRA layers in the original code, with fused query, key and value split and joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lit_prefopt.families.base import Component, Entry
+from lit_prefopt.weights.lora_files import LoRALayer, flat_name
+
+
+def adaptable(net: nn.Module) -> list[str]:
+    """Return the names of the layers of a network that can have an adapter."""
+    return [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+def original_layers(net: nn.Module, component: Component) -> dict[str, Entry]:
+    """Return where the original code has the layers of a denoiser.
+
+    Args:
+        net: The denoiser.
+        component: The component of its family.
+    """
+    layout = component.original(list(net.state_dict()))
+    entries = {name: layout[f"{name}.weight"] for name in adaptable(net)}
+    return {
+        n: entry._replace(key=entry.key.removesuffix(".weight")) for n, entry in entries.items()
+    }
+
+
+def denoiser_spellings(net: nn.Module, component: Component) -> dict[str, dict[str, Entry | None]]:
+    """Map all flat names in use to the layers that they stand for.
+
+    A layer's value is None where the name is that of the layer alone, and else its place in the
+    layer of the original code.
+
+    Args:
+        net: The denoiser.
+        component: The component of its family.
+    """
+    found: dict[str, dict[str, Entry | None]] = {}
+    for name, entry in original_layers(net, component).items():
+        found.setdefault(flat_name(entry.key), {})[name] = entry
+        if entry.third is not None:  # each third by itself, as OneTrainer names it
+            found.setdefault(flat_name(f"{entry.key}.{entry.third}"), {})[name] = None
+    for name in adaptable(net):
+        found[flat_name(name)] = {name: None}
+    return found
+
+
+def split_layer(layer: LoRALayer, entry: Entry | None) -> LoRALayer:
+    """Return the part of an original layer's LoRA that belongs to one of diffusers' layers.
+
+    Args:
+        layer: The LoRA of the original layer.
+        entry: Place of diffusers' layer in it.
+    """
+    if entry is None:
+        return layer
+    up = layer.up
+    if entry.third is not None:
+        size = len(up) // 3
+        up = up[entry.third * size : (entry.third + 1) * size]
+    return layer._replace(up=_swapped(up, entry))
+
+
+def to_original(
+    layers: Mapping[str, LoRALayer], net: nn.Module, component: Component
+) -> dict[str, LoRALayer]:
+    """Return the LoRA of the original code's layers that is equal to one of diffusers' layers.
+
+    The LoRAs of a query, a key and a value become one of the fused layer, whose rank is the sum of
+    theirs; one that had been split is joined again.
+
+    Args:
+        layers: LoRA by names of layers in diffusers.
+        net: The denoiser that they belong to, possibly on the meta device.
+        component: The component of its family.
+    """
+    places = original_layers(net, component)
+    out: dict[str, LoRALayer] = {}
+    fused: dict[str, dict[int, LoRALayer]] = {}
+    sizes: dict[str, list[int]] = {}
+    for name, entry in places.items():
+        if entry.third is not None:
+            size = len(net.get_submodule(name).get_parameter("weight"))
+            sizes.setdefault(entry.key, [0, 0, 0])[entry.third] = size
+    for name, layer in layers.items():
+        entry = places[name]
+        if entry.third is not None:
+            fused.setdefault(entry.key, {})[entry.third] = layer
+        else:
+            out[entry.key] = layer._replace(up=_swapped(layer.up, entry))
+    return out | {key: _joined(parts, sizes[key]) for key, parts in fused.items()}
+
+
+def _joined(parts: dict[int, LoRALayer], sizes: list[int]) -> LoRALayer:
+    """Return the LoRA of a fused layer, given those of its thirds and the outputs of each."""
+    first = next(iter(parts.values()))
+    alike = all(x.alpha == first.alpha and torch.equal(x.down, first.down) for x in parts.values())
+    if alike and len(parts) == 3:  # split from one
+        return first._replace(up=torch.cat([parts[third].up for third in range(3)]))
+    scales = [layer.alpha / layer.rank for layer in parts.values()]
+    rank = sum(layer.rank for layer in parts.values())
+    same = len(set(scales)) == 1
+    up = torch.zeros(sum(sizes), rank, dtype=first.up.dtype if same else torch.float32)
+    column = 0
+    for third, layer in sorted(parts.items()):
+        start = sum(sizes[:third])
+        block = layer.up if same else layer.up.float() * (layer.alpha / layer.rank)
+        up[start : start + sizes[third], column : column + layer.rank] = block
+        column += layer.rank
+    down = torch.cat([layer.down for _, layer in sorted(parts.items())])
+    return LoRALayer(down, up, scales[0] * rank if same else float(rank))
+
+
+def _swapped(up: Tensor, entry: Entry) -> Tensor:
+    """Return outputs with scale and shift exchanged, if the original code has them so."""
+    return torch.cat(up.chunk(2)[::-1]) if entry.swapped else up
