@@ -117,3 +117,37 @@ def test_a_network_without_blocks_is_refused() -> None:
         apply_memory_format_and_compile([vae], channels_last=False, compiled=True)
     with pytest.raises(InputError, match="--backbone.nf4"):
         quantize_nf4(vae, torch.float32, LoRA(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])
+def test_compiled_blocks_of_every_kind_compute_the_same(lora: LoRA | None) -> None:
+    """Checkpointed, at three sizes, with and without gradients, the adapter turned on and off."""
+    torch.manual_seed(0)
+    plain, compiled = (tiny_sd3_transformer(**THREE_KINDS).train() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    compiled.enable_gradient_checkpointing()
+    if lora is not None:
+        lora.add_to(plain)
+        lora.add_to(compiled)
+        compiled.load_state_dict(plain.state_dict())
+    apply_memory_format_and_compile([compiled], channels_last=False, compiled=True)
+    for side in (8, 8, 12, 16):
+        outs = [_passes(net, side, adapter=lora is not None) for net in (plain, compiled)]
+        for ours, expected in zip(*outs, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+
+
+def _passes(net: SD3Transformer2DModel, side: int, *, adapter: bool) -> list[Tensor]:
+    """Return the reference's and the policy's outputs, and the policy's gradients."""
+    if adapter:
+        net.disable_adapters()
+    with torch.no_grad():
+        reference = called(net, side, side=side)
+    if adapter:
+        net.enable_adapters()
+    policy = called(net, side, side=side)
+    gradients = torch.autograd.grad(policy.square().mean(), [*trained(net).values()])
+    with torch.no_grad():
+        sampled = called(net, side, rows=1, side=side)
+    return [reference, policy.detach(), torch.cat([g.flatten() for g in gradients]), sampled]

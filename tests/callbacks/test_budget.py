@@ -99,3 +99,16 @@ def test_no_budget_at_all_is_refused() -> None:
         Budget(0)
     with pytest.raises(InputError, match="pairs is 0"):
         Budget(pairs=0)
+
+
+def test_a_forward_counts_its_rows_however_it_is_called() -> None:
+    """Flow transformers are called by keywords, and one takes a list of images."""
+    counter, net = Budget(1000), torch.nn.Identity()
+    rows = torch.zeros(5, 16, 8, 8)
+    with torch.no_grad():
+        counter._count(net, (rows, torch.zeros(5)), {})
+        counter._count(net, (), {"hidden_states": rows, "timestep": torch.zeros(5)})
+        counter._count(net, ([*rows],), {})
+    assert counter.spent == 15
+    counter._count(net, (), {"hidden_states": rows})
+    assert counter.spent == 15 + 3 * 5
