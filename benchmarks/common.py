@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -18,8 +17,6 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -87,31 +84,6 @@ SDXL_UNET = {
     "projection_class_embeddings_input_dim": 2816,
 }
 
-SD35_MEDIUM = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "qk_norm": "rms_norm",
-    "dual_attention_layers": tuple(range(13)),
-}
-SD35_TOKENS = 77 + 256
-"""Tokens of a prompt of Stable Diffusion 3.5: those of the CLIPs, and of T5."""
-SD35_VAE = {
-    "latent_channels": 16,
-    "scaling_factor": 1.5305,
-    "shift_factor": 0.0609,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
@@ -158,22 +130,6 @@ def random_sdxl(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
             scheduler=DDIMScheduler(**SCHEDULER),
             add_watermarker=False,
         ).save_pretrained(folder)
-    return folder
-
-
-def sd35_configs(folder: Path, **changes: object) -> Path:
-    """Write the configurations of a Stable Diffusion 3.5 medium pipeline, without its weights.
-
-    Args:
-        folder: Where to write.
-        **changes: Changes to the transformer.
-    """
-    with torch.device("meta"):
-        SD3Transformer2DModel(**SD35_MEDIUM | changes).save_config(folder / "transformer")
-        AutoencoderKL(**FULL_SIZE_VAE | SD35_VAE).save_config(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
-    index = {"_class_name": "StableDiffusion3Pipeline"}
-    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

@@ -20,13 +20,13 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from benchmarks.common import SD35_MEDIUM, SD35_TOKENS, default_dtype, sd35_configs, write_report
+from benchmarks.common import default_dtype, write_report
 from lit_prefopt.backbones import LoRA, StableDiffusion3
-from lit_prefopt.batches import LatentPairs, Prompt
 from lit_prefopt.estimate.memory import GIB
 from lit_prefopt.estimate.pace import TERA, Pace
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
+from tests.helpers.sd35_medium import random_pairs, sd35_configs
 
 TINY = {
     **{"num_layers": 3, "num_attention_heads": 2, "caption_projection_dim": 128},
@@ -108,28 +108,6 @@ def random_backbone(
             dtype="bfloat16",
             encoders=False,
         )
-
-
-def random_pairs(changes: dict[str, object], rows: int, side: int, seed: int) -> LatentPairs:
-    """Return a batch as from a cache.
-
-    Args:
-        changes: Changes to the transformer.
-        rows: Number of pairs.
-        side: Of the latents.
-        seed: Of the random numbers.
-    """
-    config, random = SD35_MEDIUM | changes, torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random).bfloat16()
-
-    prompt = Prompt(
-        draw(rows, SD35_TOKENS, int(str(config["joint_attention_dim"]))),
-        draw(rows, int(str(config["pooled_projection_dim"]))),
-    )
-    rest = [["a"] * rows, torch.arange(rows) + seed, *[torch.ones(rows)] * 2, ["key"] * rows]
-    return LatentPairs(draw(rows, 2, 16, side, side), None, prompt, *rest)
 
 
 def table(pace: Pace, before: int) -> str:
