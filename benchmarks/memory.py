@@ -30,7 +30,8 @@ from benchmarks.made import MADE, without_numbers
 from benchmarks.recipes import KINDS, Data, Train, recipe
 from lit_prefopt import optimizers as configs
 from lit_prefopt.backbones import LoRA
-from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, Prompt
+from lit_prefopt.batches import Batch, ImagePairs, LatentPairs
+from lit_prefopt.conditioning import Prompt, Text
 from lit_prefopt.estimate.memory import GIB, MemoryFootprint, footprint
 from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.methods import DiffusionDPO
@@ -117,7 +118,10 @@ def _prompt(case: Case, batch: int) -> Prompt:
     if xl:
         width, pooled = (2048, 1280) if full else (56, 20)
     hidden = torch.zeros(batch, tokens, width, dtype=torch.bfloat16)
-    return Prompt(hidden, torch.zeros(batch, pooled, dtype=torch.bfloat16) if xl else None)
+    text: dict[str, Text] = {"hidden": hidden}
+    if xl:
+        text["pooled"] = torch.zeros(batch, pooled, dtype=torch.bfloat16)
+    return Prompt(text)
 
 
 def measure(

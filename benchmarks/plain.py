@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from lit_prefopt.backbones import trained
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.methods import DiffusionDPO
 
 
@@ -130,7 +130,7 @@ class PlainLoop:
         t = torch.randint(0, backbone.process.steps, (len(texts),), device=latents.device)
         t = t.repeat(2)
         noised = scheduler.add_noise(latents, noise, t)
-        prompt = Prompt(*(None if f is None else torch.cat([f, f]) for f in embedded))
+        prompt = Prompt.cat([embedded, embedded])
         conditioning = backbone.denoiser_kwargs(prompt, noised)
         target = backbone.process.target(latents, noise, t).float()
 

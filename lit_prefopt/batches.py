@@ -1,7 +1,6 @@
 """Records that are passed from data module to loss, in the order of their creation, with shapes.
 
 B  pairs in a batch           K  sides of a pair (2; more for ranked lists), best side first
-N  tokens of a prompt         D  width of the prompt's embedding
 C, H, W  channels, height, width: of images (C = 3) or of latents
 E  draws at which the reference's errors are known
 M  roll-outs of a prompt
@@ -16,6 +15,7 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
 
 
@@ -49,44 +49,6 @@ def scaled(pixels: Tensor) -> Tensor:
     """Return uint8 pixels as contiguous float32 in [-1, 1]."""
     floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return floats.div_(127.5).sub_(1)
-
-
-class Prompt(NamedTuple):
-    """Conditioning of the denoiser beside the timestep, one row per prompt.
-
-    A model family uses the fields that it knows. A frame holds the size conditioning of an image,
-    in pixels: height and width of the original, top and left of the crop in the resized (and
-    possibly mirrored) image, height and width of the crop.
-    """
-
-    hidden: Tensor  # (B, N, D): the embedded text, token by token
-    pooled: Tensor | None = None  # (B, P): the pooled embedding of the text
-    frames: Tensor | None = None  # (B, 6) int64; an uncropped image of the latents' size if None
-    guidance: Tensor | None = None  # (B,) float32: guidance scale, for denoisers that take one
-
-    def repeat(self, times: int) -> Prompt:
-        """Repeat each row `times` times, (B * times, ...): one for each side."""
-        return Prompt(*(_repeated(field, times) for field in self))  # type: ignore[arg-type]
-
-    def rows(self, which: Tensor) -> Prompt:
-        """Return the rows of these numbers, (B',) int64."""
-        return Prompt(*(None if f is None else f[which] for f in self))  # type: ignore[arg-type]
-
-    def cpu(self) -> Prompt:
-        """Return a copy on the CPU."""
-        return Prompt(*(None if f is None else f.cpu() for f in self))  # type: ignore[arg-type]
-
-    def prepend(self, other: Prompt) -> Prompt:
-        """Return the other prompt's rows followed by these; both have the same fields."""
-        return Prompt(*map(_joined, other, self))  # type: ignore[arg-type]
-
-
-def _repeated(field: Tensor | None, times: int) -> Tensor | None:
-    return None if field is None else field.repeat_interleave(times, 0)
-
-
-def _joined(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return None if first is None or second is None else torch.cat([first, second])
 
 
 class LatentPairs(NamedTuple):
@@ -153,7 +115,7 @@ class Pairs(NamedTuple):
     def prompt_per_side(self) -> Prompt:
         """Conditioning of the denoiser for every side: B * K rows."""
         prompt = self.prompt.repeat(self.sides)
-        return prompt if self.frames is None else prompt._replace(frames=self.frames.flatten(0, 1))
+        return prompt if self.frames is None else prompt.replace(frames=self.frames.flatten(0, 1))
 
 
 Batch = ImagePairs | LatentPairs | Pairs
@@ -219,34 +181,37 @@ Rows = TypeVar("Rows", Steps, Trajectories)
 """A record with one row per sample in each tensor."""
 
 
+PROMPT = "prompt."  # start of the flat names of a prompt's tensors
+
+
 def tensors_by_name(record: Steps | Trajectories) -> dict[str, Tensor]:
     """Return a record's tensors by name, those of its prompt as `prompt.NAME`."""
-    prompt = {f"prompt.{name}": value for name, value in record.prompt._asdict().items()}
-    named = {**record._asdict(), **prompt}
-    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    prompt = {PROMPT + name: value for name, value in record.prompt.tensors().items()}
+    return {**_fields(record), **prompt}
 
 
 def record_from_tensors(kind: type[Rows], tensors: Mapping[str, Tensor]) -> Rows:
     """Return the record of these tensors: the inverse of `tensors_by_name`."""
-    prefix = "prompt."
-    prompt = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
-    return kind(prompt=Prompt(**prompt), **others)
+    prompt = {k.removeprefix(PROMPT): v for k, v in tensors.items() if k.startswith(PROMPT)}
+    others = {k: v for k, v in tensors.items() if not k.startswith(PROMPT)}
+    return kind(prompt=Prompt.from_tensors(prompt), **others)
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
     """Concatenate records along their rows."""
-    named = [tensors_by_name(part) for part in parts]
-    return record_from_tensors(
-        type(parts[0]), {k: torch.cat([n[k] for n in named]) for k in named[0]}
-    )
+    named = [_fields(part) for part in parts]
+    others = {name: torch.cat([one[name] for one in named]) for name in named[0]}
+    return type(parts[0])(prompt=Prompt.cat([part.prompt for part in parts]), **others)
 
 
 def select_rows(record: Rows, which: Tensor | slice) -> Rows:
     """Return some rows; a slice shares the record's memory."""
-    return record_from_tensors(
-        type(record), {k: v[which] for k, v in tensors_by_name(record).items()}
-    )
+    others = {name: value[which] for name, value in _fields(record).items()}
+    return type(record)(prompt=record.prompt.rows(which), **others)
+
+
+def _fields(record: Steps | Trajectories) -> dict[str, Tensor]:
+    return {name: value for name, value in record._asdict().items() if name != "prompt"}
 
 
 class LogRatios(NamedTuple):

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
+from lit_prefopt.conditioning import described
 from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
 from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.long_prompts import LongPromptCounter
@@ -28,6 +29,7 @@ class CacheUser(Protocol):
 
     backbone: Backbone
     masked: bool
+    mask_dilation: int
     validation_draws: int
     needs_reference: bool
     takes_reference_errors: bool
@@ -81,20 +83,36 @@ def check_latents(backbone: Backbone, latents: LatentSet) -> None:
     """
     settings, made_by = latents.settings, latents.notes.get("checkpoint")
     wanted = backbone.latent_settings()
-    differing = [f"{n} {settings[n]} and not {v}" for n, v in wanted.items() if settings[n] != v]
+    differing = [
+        _difference(n, settings.get(n), v) for n, v in wanted.items() if settings.get(n) != v
+    ]
     if differing:
         raise InputError(
             f"The pairs were cached for another model ({', '.join(differing)}): train {made_by}, "
             "which cached them, or cache them again."
         )
-    own = {name: fingerprint(part) for name, part in backbone.encoders.items()}
-    differing = [name for name in own if own[name] != settings["encoders"].get(name)]
+    own, theirs = backbone.encoders, settings["encoders"]
+    if own and (odd := sorted(own.keys() ^ theirs.keys())):
+        with_it = "and the backbone has one" if odd[0] in own else "which the backbone lacks"
+        without = "out" if odd[0] in own else ""
+        raise InputError(
+            f"The pairs were cached by {made_by} with{without} {odd[0]}, {with_it}: cache them "
+            "again, or take the same `--backbone.pretrained`."
+        )
+    differing = [name for name, part in own.items() if fingerprint(part) != theirs[name]]
     if differing:
         raise InputError(
             f"The pairs were cached by {made_by} in {settings['dtype']}, whose {differing[0]} has "
             "other weights or another precision than the backbone's: cache them again, or take the "
             "same `--backbone.pretrained`, `.vae` and `.dtype`."
         )
+
+
+def _difference(name: str, cached: Any, wanted: Any) -> str:
+    """Describe a setting of a cache that differs from the backbone's."""
+    if name == "text":
+        return f"text tensors {described(cached)} and not {described(wanted)}"
+    return f"{name} {cached} and not {wanted}"
 
 
 def _log_unverified(backbone: Backbone, latents: LatentSet) -> None:
@@ -204,7 +222,8 @@ def settings_of_reference(module: Any) -> dict[str, Any]:
     """Return the settings that determine the errors of a module's reference, by name.
 
     Args:
-        module: A module with a backbone, a trainer, and `masked`.
+        module: A module with a backbone, a trainer, `masked` and `mask_dilation`.
     """
-    own = {"precision": str(module.trainer.precision), "masked": module.masked}
+    own = {"precision": str(module.trainer.precision)}
+    own |= {name: getattr(module, name) for name in ("masked", "mask_dilation")}
     return {**module.backbone.reference_settings(), **own}

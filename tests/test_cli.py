@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from lit_prefopt import load
 from lit_prefopt.cli import main
+from tests.helpers.recipes import SMALL
 from tests.helpers.runs import LORA, scalars
 
 
@@ -54,7 +55,7 @@ def test_fit_from_recipe_to_weights(
     prompt = module.backbone.embed(["a cat", "a dog"])
     with torch.no_grad():
         ours = module.backbone.predict(latents, t, prompt)
-        theirs = stock.unet(latents, t, prompt.hidden).sample
+        theirs = stock.unet(latents, t, prompt["hidden"]).sample
         with module.backbone.as_reference():
             before = module.backbone.predict(latents, t, prompt)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -78,7 +79,7 @@ def test_fit_on_sdxl(
     small += ["--backbone.pretrained", tiny_xl_folder, "--backbone.vae", tiny_xl_folder]
     small += ["--trainer.accumulate_grad_batches", "1", "--model.optimizer.warmup_steps", "0"]
     data = recipe[recipe.index("--data") :]
-    main(["fit", "--config", name, *small, *data])
+    main(["fit", "--config", name, "--config", SMALL, *small, *data])
     run = tmp_path / "run"
     module = load(run / "checkpoints" / "last.ckpt").eval()
     stock = StableDiffusionXLPipeline.from_pretrained(tiny_xl_folder)
@@ -88,12 +89,12 @@ def test_fit_on_sdxl(
         stock.unet = UNet2DConditionModel.from_pretrained(run / "weights" / "unet")
     inputs, prompt = (torch.randn(2, 4, 8, 8), torch.tensor([9, 700])), module.backbone.embed(["a"])
     ids = torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)
-    told = {"text_embeds": prompt.pooled.repeat(2, 1).float(), "time_ids": ids}
+    told = {"text_embeds": prompt["pooled"].repeat(2, 1).float(), "time_ids": ids}
     with torch.no_grad():
         ours = module.backbone.predict(*inputs, prompt.repeat(2)).float()
         with module.backbone.as_reference():
             before = module.backbone.predict(*inputs, prompt.repeat(2)).float()
-        hidden = prompt.hidden.repeat(2, 1, 1).float()
+        hidden = prompt["hidden"].repeat(2, 1, 1).float()
         theirs = stock.unet(*inputs, hidden, added_cond_kwargs=told).sample
     tolerance = 3e-2 if extra else 1e-2  # text encoders (and, under LoRA, the UNet) are bfloat16
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)

@@ -14,7 +14,10 @@ PACKAGE = "lit_prefopt"
 # itself. A name is a folder or a file of the package, the longest that fits.
 LEVELS = [
     ["errors", "lazy", "data"],
-    ["utils", "batches", "losses", "configs", "families"],
+    ["utils", "losses", "configs", "families"],
+    ["ragged"],
+    ["conditioning"],
+    ["batches"],
     ["processes", "weights", "data.images", "recipe_files"],
     ["recipe_strings"],
     ["command_line"],

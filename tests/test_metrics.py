@@ -3,14 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_prefopt.batches import LogRatios, Pairs, Prompt
+from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.metrics import PreferenceMetric, RunningMeans, accuracy, batch_means
 
 
 def pairs(count: int) -> Pairs:
     return Pairs(
         torch.zeros(count, 2, 4, 1, 1),
-        Prompt(torch.zeros(count, 1, 1)),
+        Prompt({"hidden": torch.zeros(count, 1, 1)}),
         torch.arange(count),
         torch.ones(count),
         torch.ones(count),

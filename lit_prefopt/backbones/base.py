@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prefopt.backbones.policy import Policy
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import Process
 from lit_prefopt.processes.settings import Sampling
@@ -52,12 +52,19 @@ class Backbone(nn.Module, ABC):
         """Return mean and deviation of the latents of images (B, 3, H, W) in [-1, 1]."""
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation before `scaled`, in the VAE's precision, to be cached."""
+        """Return mean and deviation before scaling, in the VAE's precision, to be cached."""
         return self.encode(images)
 
-    def scaled(self, latents: Tensor) -> Tensor:
-        """Scale means or deviations of `posterior` as the denoiser expects them, float32."""
-        return latents.float()
+    def scaled(self, means: Tensor) -> Tensor:
+        """Scale means of `posterior` as the denoiser expects latents, float32."""
+        return means.float()
+
+    def scaled_deviation(self, deviations: Tensor) -> Tensor:
+        """Scale deviations of `posterior` as those of the denoiser's latents, float32.
+
+        It differs from `scaled` where a family shifts its latents: a shift changes no deviation.
+        """
+        return deviations.float()
 
     @property
     def latent_dtype(self) -> torch.dtype:
@@ -91,13 +98,19 @@ class Backbone(nn.Module, ABC):
         return {name: part for name, part in self.named_children() if name not in others}
 
     def latent_settings(self) -> dict[str, Any]:
-        """Return the settings of latents and prompts that the denoiser requires, by name."""
+        """Return the settings of latents and prompts that the denoiser requires, by name.
+
+        Cached pairs with other settings are refused. `text` is the width of every text tensor by
+        name (None: not checked); `tokens` is their number, where the family fixes it. A family
+        that depends on more adds names of its own.
+        """
         return {
             "latent_channels": self.latent_shape[0],
             "pixels_per_latent": self.pixels_per_latent,
             "scaling_factor": None,
-            "prompt_width": None,
-            "pooled_width": None,
+            "shift_factor": None,
+            "text": None,
+            "tokens": None,
         }
 
     def reference_settings(self) -> dict[str, Any]:
@@ -220,13 +233,13 @@ class Backbone(nn.Module, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """Move to another device or precision, and re-embed the empty prompt there."""
         if self._empty is not None:
-            self._empty = None if self.has_encoders else _mapped(fn, self._empty)
+            self._empty = None if self.has_encoders else self._empty.map(fn)
         return super()._apply(fn, recurse)
 
     def set_empty_prompt(self, prompt: Prompt) -> None:
         """Set the empty prompt, one row, as it was embedded elsewhere."""
         device = next(self.policy.parameters()).device
-        self._empty = _mapped(lambda field: field.to(device), prompt)
+        self._empty = prompt.to(device)
 
     def freeze(self) -> None:
         """Freeze all parameters and drop the reference, for inference only."""
@@ -238,10 +251,6 @@ class Backbone(nn.Module, ABC):
         super().train(False)
         self.policy.train(mode)
         return self
-
-
-def _mapped(fn: Callable[[Tensor], Tensor], prompt: Prompt) -> Prompt:
-    return Prompt(*(None if f is None else fn(f) for f in prompt))  # type: ignore[arg-type]
 
 
 def check_backbone(backbone: object) -> None:

@@ -247,26 +247,40 @@ class LatentBackbone(Backbone):
             posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         return posterior.mean, posterior.std
 
-    def scaled(self, latents: Tensor) -> Tensor:
-        """Scale means or deviations as the denoiser expects them, float32."""
-        return latents.float() * self.vae_config.scaling_factor
+    def scaled(self, means: Tensor) -> Tensor:
+        """Shift and scale means as the denoiser expects latents, float32."""
+        shift = self.vae_config.shift_factor
+        shifted = means.float() if shift is None else means.float() - shift
+        return shifted * self.vae_config.scaling_factor
+
+    def scaled_deviation(self, deviations: Tensor) -> Tensor:
+        """Scale deviations as those of the denoiser's latents, float32."""
+        return deviations.float() * self.vae_config.scaling_factor
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images to mean and deviation of the scaled latents, float32."""
         mean, deviation = self.posterior(images)
-        return self.scaled(mean), self.scaled(deviation)
+        return self.scaled(mean), self.scaled_deviation(deviation)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents to images in [-1, 1], float32."""
         self.require_encoders("Decoding latents")
-        scaled = (latents / self.vae_config.scaling_factor).to(self.vae.dtype)
+        own, shift = latents / self.vae_config.scaling_factor, self.vae_config.shift_factor
+        own = (own if shift is None else own + shift).to(self.vae.dtype)
         with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(scaled).sample.float().clamp(-1, 1)
+            return self.vae.decode(own).sample.float().clamp(-1, 1)
 
     def preview(self, latents: Tensor) -> Tensor:
         """Decode latents to images in [-1, 1], float32, with the small decoder if there is one."""
         return self.decode(latents) if self.small_decoder is None else self.small_decoder(latents)
+
+    def latent_settings(self) -> dict[str, Any]:
+        """Return the settings of latents and prompts that the denoiser requires, by name."""
+        return super().latent_settings() | {
+            "scaling_factor": self.vae_config.scaling_factor,
+            "shift_factor": self.vae_config.shift_factor,
+        }
 
     @property
     def pixels_per_latent(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.stable_diffusion import StableDiffusion
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.consistency import ConsistencyProcess
 from lit_prefopt.processes.schedule import check_scheduler
@@ -92,9 +92,9 @@ class LatentConsistency(StableDiffusion):
         if prompt.guidance is None:
             raise InputError(
                 "A teacher's step needs a guidance scale per prompt: give it as "
-                "`prompt._replace(guidance=scale)`."
+                "`prompt.replace(guidance=scale)`."
             )
-        hidden = prompt.hidden, self.empty.hidden.expand_as(prompt.hidden)
+        hidden = prompt["hidden"], self.empty["hidden"].expand_as(prompt["hidden"])
         twice = self.teacher(
             latents.repeat(2, 1, 1, 1).to(self.frozen_dtype),
             t.repeat(2),

@@ -8,7 +8,7 @@ import torch
 
 from lit_prefopt.backbones.text_encoders import CLIPText
 from lit_prefopt.backbones.unet import UNetBackbone
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.families.stable_diffusion import SD1
 
 
@@ -25,4 +25,4 @@ class StableDiffusion(UNetBackbone):
     def embed(self, texts: list[str]) -> Prompt:
         """Embed B prompts: the text encoder's last state after its final layer norm."""
         self.require_encoders("Embedding prompts")
-        return Prompt(self.texts["text_encoder"].encode(texts).last_hidden_state)
+        return Prompt({"hidden": self.texts["text_encoder"].encode(texts).last_hidden_state})

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from lit_prefopt.backbones.component_checks import check_transformer
 from lit_prefopt.backbones.text_encoders import CLIPText, T5Text
 from lit_prefopt.backbones.transformer import TransformerBackbone
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.families.stable_diffusion_3 import SD3
 from lit_prefopt.processes.settings import Sampling
@@ -59,19 +59,26 @@ class StableDiffusion3(TransformerBackbone):
             else clip.new_zeros(len(texts), self.text_tokens, width)
         )
         hidden = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=-2)
-        return Prompt(hidden, torch.cat([pooled for _, pooled in clips], dim=-1))
+        pooled = torch.cat([pooled for _, pooled in clips], dim=-1)
+        return Prompt({"hidden": hidden, "pooled": pooled})
 
     def velocity(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return the velocity, (B, C, H, W); the network's time is 1000 t in float32."""
         predicted: Tensor = self.policy.net(
             hidden_states=latents,
             timestep=(1000 * t).float(),
-            encoder_hidden_states=prompt.hidden.to(self.dtype),
-            pooled_projections=prompt.pooled.to(self.dtype),
+            encoder_hidden_states=prompt["hidden"].to(self.dtype),
+            pooled_projections=prompt["pooled"].to(self.dtype),
             joint_attention_kwargs=None,
             return_dict=False,
         )[0]
         return predicted
+
+    def latent_settings(self) -> dict[str, Any]:
+        """Return the settings of latents and prompts that the transformer requires, by name."""
+        config = self.policy.denoiser.config
+        text = {"hidden": config.joint_attention_dim, "pooled": config.pooled_projection_dim}
+        return super().latent_settings() | {"text": text, "text_tokens": self.text_tokens}
 
     @property
     def sampling(self) -> Sampling:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones.text_encoders import CLIPText
 from lit_prefopt.backbones.unet import UNetBackbone
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.stable_diffusion_xl import SDXL
 from lit_prefopt.processes.settings import Sampling
@@ -49,11 +49,11 @@ class StableDiffusionXL(UNetBackbone):
             empty = to_device(torch.tensor([text == "" for text in texts]), hidden.device)
             hidden = hidden.masked_fill(empty[:, None, None], 0)
             pooled = pooled.masked_fill(empty[:, None], 0)
-        return Prompt(hidden, pooled)
+        return Prompt({"hidden": hidden, "pooled": pooled})
 
     def denoiser_kwargs(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
         """Return the UNet's conditioning, with the pooled prompt and the size conditioning."""
-        if prompt.pooled is None:
+        if "pooled" not in prompt:
             raise InputError(
                 "SDXL needs pooled prompts and these have none: embed them with "
                 "StableDiffusionXL, or cache the pairs again with it."
@@ -63,7 +63,7 @@ class StableDiffusionXL(UNetBackbone):
             height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
             frame = torch.tensor([height, width, 0, 0, height, width])
             frames = to_device(frame, latents.device).expand(len(latents), -1)
-        added = {"text_embeds": prompt.pooled.to(self.dtype), "time_ids": frames}
+        added = {"text_embeds": prompt["pooled"].to(self.dtype), "time_ids": frames}
         return super().denoiser_kwargs(prompt, latents) | {"added_cond_kwargs": added}
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones.build_process import build_flow
 from lit_prefopt.backbones.latent import LatentBackbone
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.settings import LevelDraw

@@ -14,7 +14,7 @@ from lit_prefopt.backbones.build_process import build_process
 from lit_prefopt.backbones.component_checks import check_unet
 from lit_prefopt.backbones.latent import LatentBackbone
 from lit_prefopt.backbones.loading import Components
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.processes.discrete import DiscreteProcess
 from lit_prefopt.processes.marks import mark_metadata
 from lit_prefopt.processes.variance_preserving import VariancePreserving
@@ -78,7 +78,7 @@ class UNetBackbone(LatentBackbone):
             prompt: B embedded prompts.
             latents: (B, C, H, W), for their number, size and device.
         """
-        kwargs: dict[str, Any] = {"encoder_hidden_states": prompt.hidden.to(self.dtype)}
+        kwargs: dict[str, Any] = {"encoder_hidden_states": prompt["hidden"].to(self.dtype)}
         if self.takes_guidance:
             scale = prompt.guidance
             if scale is None:
@@ -98,15 +98,11 @@ class UNetBackbone(LatentBackbone):
         """Return the settings of latents and prompts that the UNet requires, by name."""
         config = self.policy.denoiser.config
         width = config.cross_attention_dim
-        pooled = None
+        text = {"hidden": width if isinstance(width, int) else width[0]}
         if self.ADDITION is not None:
             whole = config.projection_class_embeddings_input_dim
-            pooled = whole - 6 * config.addition_time_embed_dim
-        return super().latent_settings() | {
-            "scaling_factor": self.vae_config.scaling_factor,
-            "prompt_width": width if isinstance(width, int) else width[0],
-            "pooled_width": pooled,
-        }
+            text["pooled"] = whole - 6 * config.addition_time_embed_dim
+        return super().latent_settings() | {"text": text}
 
     def _marks(self) -> dict[str, str]:
         predicts_v = self.process.prediction == "v_prediction"

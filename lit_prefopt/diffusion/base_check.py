@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Pairs, Prompt, Steps
+from lit_prefopt.batches import Pairs, Steps
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import NoisedPairs
 from lit_prefopt.errors import InputError
@@ -130,7 +131,7 @@ def noise_shares(backbone: Backbone, steps: Steps) -> NoiseShares:
 
 
 def _levels(process: Process, share: float, batch: Pairs | Steps) -> Tensor:
-    device = batch.prompt.hidden.device
+    device = batch.prompt.device
     return process.level_at(share).to(device).expand(len(batch.seeds))
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone, LatentConsistency
-from lit_prefopt.batches import Pairs, Prompt
+from lit_prefopt.batches import Pairs
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.processes.consistency import pseudo_huber
@@ -59,7 +60,7 @@ def consistency_points(
         x.repeat_interleave(sides, 0) for x in (noise, t, t_lower, scale.float())
     )
     noised = backbone.process.add_noise(pairs.latents.flatten(0, 1), every, every_t)
-    prompt = pairs.prompt_per_side._replace(guidance=every_scale)
+    prompt = pairs.prompt_per_side.replace(guidance=every_scale)
     lower = backbone.teacher_step(noised, every_t, every_lower, prompt)
     return ConsistencyPoints(noised, t, lower, t_lower, prompt, sides)
 

@@ -37,7 +37,7 @@ def draw_latents(backbone: Backbone, batch: LatentPairs) -> Pairs:
     """
     latents = backbone.scaled(batch.mean)
     if batch.deviation is not None:
-        latents = _drawn(latents, backbone.scaled(batch.deviation), batch.seeds)
+        latents = _drawn(latents, backbone.scaled_deviation(batch.deviation), batch.seeds)
     return Pairs(
         latents,
         batch.prompt,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 
 
 def guided(
@@ -27,11 +27,11 @@ def guided(
     """
     if backbone.takes_guidance:
         scale = torch.full((len(latents),), guidance, device=latents.device)
-        return backbone.predict(latents, t, prompt._replace(guidance=scale)).float()
+        return backbone.predict(latents, t, prompt.replace(guidance=scale)).float()
     if guidance == 1:
         return backbone.predict(latents, t, prompt).float()
-    both = prompt.prepend(backbone.empty._replace(frames=None).repeat(len(latents)))
-    both = both._replace(frames=None if prompt.frames is None else prompt.frames.repeat(2, 1))
+    empty = backbone.empty.repeat(len(latents))
+    both = prompt.replace(guidance=None).prepend(empty.replace(frames=prompt.frames))
     twice = backbone.predict(latents.repeat(2, 1, 1, 1), t.repeat(2), both).float()
     without, with_prompt = twice.chunk(2)
     return without + guidance * (with_prompt - without)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Prompt, Steps
+from lit_prefopt.batches import Steps
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.errors import InputError
@@ -73,7 +74,7 @@ class Rollout:
             prompt: B rows.
             dtype: Precision of the states.
         """
-        device = prompt.hidden.device
+        device = prompt.device
         latents = self.start(seeds, device).to(dtype)
         states = [latents.cpu()]
         for number in range(self.how.steps):

@@ -35,7 +35,7 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     shape = backbone.sampling_shape(how)
     sampler = backbone.process.sampler(how, shape)
     prompt = backbone.embed(texts)
-    device = prompt.hidden.device
+    device = prompt.device
     latents = draws.normal(seeds, shape, "start", device)
     for i, t in enumerate(sampler.levels[:-1]):
         times = t.to(device).expand(len(texts))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lit_prefopt.backbones import trained
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.estimate.step_cost import Context, bytes_of, checkpointing, step_cost
 from lit_prefopt.learner import Learner
 from lit_prefopt.optimizers import AdamW, AdamW8bit
@@ -168,6 +169,8 @@ def first_row(batch: Any) -> Any:
 def _first(field: Any) -> Any:
     if isinstance(field, tuple) and hasattr(field, "_fields"):
         return first_row(field)
+    if isinstance(field, Prompt):
+        return field.rows(slice(1))
     return field[:1] if isinstance(field, torch.Tensor | list) else field
 
 

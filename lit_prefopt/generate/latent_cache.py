@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Prompt, scaled
+from lit_prefopt.batches import scaled
+from lit_prefopt.conditioning import described
 from lit_prefopt.data.images import Augment, BrokenSample, Size, decode
 from lit_prefopt.data.latents.latent_reader import members_of
 from lit_prefopt.data.latents.manifest import EMPTY
@@ -66,6 +67,9 @@ class LatentCache(Producer):
     The cache contains mean and deviation of the VAE's posterior in its own precision, so that
     training samples the same latents as from images, and the prompt embeddings. Every shard of
     images becomes one of latents, so that the order of samples does not change.
+
+    A prompt is stored as the text tensors that the family embeds, each by its name and in its
+    precision, and without padding where prompts have lengths of their own.
 
     In bfloat16 a view of a pair takes 0.13 MB at 512 pixels and 0.52 MB at 1024; a prompt takes
     0.12 MB with Stable Diffusion 1.x and 0.32 MB with SDXL.
@@ -151,6 +155,11 @@ class LatentCache(Producer):
         self.backbone.require_encoders("LatentCache")
         super().setup(stage)
 
+    def on_predict_start(self) -> None:
+        """Check the embedded prompts before the first pair is encoded."""
+        _check_text(self.backbone)
+        super().on_predict_start()
+
     def make(self, group: StoredGroup) -> list[EncodedPair]:
         """Encode the pairs of a group, a batch of images at a time."""
         pairs = zip(group.samples, group.shards, group.seeds.tolist(), strict=True)
@@ -171,7 +180,8 @@ class LatentCache(Producer):
     def complete(self, folder: Path) -> None:
         """Write the empty prompt, once for all pairs."""
         prompt = self.backbone.embed([""])
-        save_file(_kept(prompt), folder / EMPTY)
+        tensors = {name: x.contiguous() for name, x in prompt.cpu().tensors().items()}
+        save_file(tensors, folder / EMPTY)
         (folder / EMPTY).chmod(0o644)
 
     def summary(self) -> str:
@@ -222,7 +232,7 @@ class LatentCache(Producer):
         mean, deviation = (
             torch.cat(x).unflatten(0, form).cpu() for x in zip(*batches, strict=True)
         )
-        prompt = self.backbone.embed([pair.sample.text for pair in pairs])
+        prompt = self.backbone.embed([pair.sample.text for pair in pairs]).cpu()
         made = []
         for i, pair in enumerate(pairs):
             if not (mean[i].isfinite().all() and deviation[i].isfinite().all()):
@@ -233,14 +243,18 @@ class LatentCache(Producer):
                 tensors["deviation"] = deviation[i]
             if pair.masks is not None:
                 tensors["masks"] = resize_masks(pair.masks, mean)
-            one = prompt.rows(torch.tensor([i], device=prompt.hidden.device))
-            tensors |= {name: field[0] for name, field in _kept(one).items()}
+            tensors |= prompt.row(i)
             stored = pair.sample.text, tensors, pair.sample.meta
             made.append(EncodedPair(*stored, pair.shard, pair.size))
         return made
 
 
-def _kept(prompt: Prompt) -> dict[str, Tensor]:
-    """Return the fields of a prompt that are not None, by name, on the CPU."""
-    fields = prompt.cpu()._asdict().items()
-    return {name: field.contiguous() for name, field in fields if field is not None}
+def _check_text(backbone: Backbone) -> None:
+    """Check that a backbone embeds the text tensors that it declares for its caches."""
+    declared, embedded = backbone.latent_settings()["text"], backbone.empty.widths()
+    if declared is not None and declared != embedded:
+        raise InputError(
+            f"{type(backbone).__name__} embeds prompts as {described(embedded)}, and its "
+            f"`latent_settings` have {described(declared)} as `text`: return there the width of "
+            "each text tensor by name."
+        )

@@ -86,9 +86,9 @@ class DenseRewardDPO(OnPolicyModule):
         repeated, every_text = prompt.repeat(count), [text for text in texts for _ in range(count)]
         states, scores = [], []
         for part in torch.arange(len(own_seeds)).split(size):
-            rows = repeated.rows(part.to(prompt.hidden.device))
+            rows = repeated.rows(part.to(prompt.device))
             states.append(self.rollout.roll_out(own_seeds[part], rows, self.states))
-            last = states[-1][:, -1].to(prompt.hidden.device).float()
+            last = states[-1][:, -1].to(prompt.device).float()
             clean = self.rollout.level(self.sampling.steps, len(last), last.device)
             some = [every_text[i] for i in part]
             scores.append(self.judge_latents(last, some, clean))

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import LogRatios, Prompt, Steps, concatenate
+from lit_prefopt.batches import LogRatios, Steps, concatenate
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.losses import Comparisons, clip, preference_loss
@@ -87,7 +88,7 @@ class SPO(OnPolicyModule):
         return concatenate(rows)
 
     def _decisions(self, texts: list[str], prompt: Prompt, seeds: Tensor) -> Iterator[_Decision]:
-        rollout, count, device = self.rollout, self.candidates, prompt.hidden.device
+        rollout, count, device = self.rollout, self.candidates, prompt.device
         all_sides = prompt.repeat(count)
 
         def noise(purpose: str) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.methods import SPO
@@ -37,8 +37,10 @@ def family(request: pytest.FixtureRequest, tiny_folder: str, tiny_xl_folder: str
 
 def same(one: Prompt, other: Prompt) -> bool:
     """Whether two prompts have the same rows, type included."""
-    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None or b is not None]
-    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+    a, b = one.tensors(), other.tensors()
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a
+    )
 
 
 def test_a_run_embeds_it_once(family: StableDiffusion) -> None:
@@ -72,17 +74,17 @@ def test_it_follows_moves_and_copies(family: StableDiffusion) -> None:
     assert not any("empty" in name for name in family.state_dict())
     other = copy.deepcopy(family)
     assert same(other.empty, family.empty)
-    assert other.empty.hidden is not family.empty.hidden
+    assert other.empty["hidden"] is not family.empty["hidden"]
     outer = torch.nn.ModuleList([other]).to(torch.bfloat16)  # as a Trainer moves a module
-    assert outer[0].empty.hidden.dtype == torch.bfloat16
+    assert outer[0].empty["hidden"].dtype == torch.bfloat16
     assert same(other.empty, other.embed([""]))
-    assert family.empty.hidden.dtype == torch.float32
+    assert family.empty["hidden"].dtype == torch.float32
 
 
 def test_what_was_embedded_in_inference_mode_serves_in_training(family: StableDiffusion) -> None:
     with torch.inference_mode():
         empty = family.empty
-    assert not empty.hidden.is_inference()
+    assert not empty["hidden"].is_inference()
     latents, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 800])
     guided(family, latents, t, family.embed(TEXTS), 5.0).sum().backward()
     grads = [p.grad for p in family.policy.parameters() if p.requires_grad]

@@ -81,12 +81,12 @@ def test_a_step_of_the_teacher_in_double_precision(lcm: LatentConsistency) -> No
     t, t_next = torch.tensor([999, 19]), torch.tensor([979, 0])
     latents, prompt = torch.randn(2, *LATENTS), lcm.embed(["a cat", "the sea"])
     w = torch.tensor([7.0, 0.5])
-    told = prompt._replace(guidance=w + 1)
+    told = prompt.replace(guidance=w + 1)
     ours = lcm.teacher_step(latents, t, t_next, told)
     with torch.no_grad():
         cond, uncond = (
             lcm.teacher(latents, t, encoder_hidden_states=hidden).sample.double()
-            for hidden in (prompt.hidden, lcm.embed(["", ""]).hidden)
+            for hidden in (prompt["hidden"], lcm.embed(["", ""])["hidden"])
         )
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = (1 - betas).cumprod(0)
@@ -106,7 +106,7 @@ def test_a_student_starts_as_its_teacher(tiny_folder: str) -> None:
     student = LatentConsistency(tiny_folder, teacher=tiny_folder, guidance_width=16)
     inputs = torch.randn(2, *LATENTS), torch.tensor([19, 999])
     prompt = student.embed(["a cat", "rain"])
-    told = prompt._replace(guidance=torch.tensor([1.0, 9.0]))
+    told = prompt.replace(guidance=torch.tensor([1.0, 9.0]))
     said = student.predict(*inputs, told)
     theirs = StableDiffusion(tiny_folder, reference="none").predict(*inputs, prompt)
     assert torch.equal(said, theirs)
@@ -147,6 +147,6 @@ def test_what_is_no_lcm_is_refused(
     with pytest.raises(InputError, match="predicts v_prediction and .* epsilon"):
         LatentConsistency(tiny_lcm_folder, teacher=str(other))
     lcm = LatentConsistency(tiny_lcm_folder)
-    prompt = lcm.embed(["a"])._replace(guidance=torch.ones(1))
+    prompt = lcm.embed(["a"]).replace(guidance=torch.ones(1))
     with pytest.raises(InputError, match="--backbone.teacher"):
         lcm.teacher_step(torch.zeros(1, *LATENTS), torch.tensor([19]), torch.tensor([0]), prompt)

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError
@@ -33,7 +33,7 @@ def test_prompts_are_embedded_as_the_stock_pipeline_does(
 ) -> None:
     texts = ["a cat", "", "a very long prompt that does not fit into the encoder at all"]
     theirs, _ = stock.encode_prompt(texts, "cpu", 1, do_classifier_free_guidance=False)
-    torch.testing.assert_close(backbone.embed(texts).hidden, theirs)
+    torch.testing.assert_close(backbone.embed(texts)["hidden"], theirs)
 
 
 def test_latents_are_the_stock_vaes(
@@ -54,7 +54,7 @@ def test_prediction_is_the_stock_unets(
 ) -> None:
     latents, t, prompt = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 16, 32)
     theirs = stock.unet(latents, t, prompt).sample
-    torch.testing.assert_close(backbone.predict(latents, t, Prompt(prompt)), theirs)
+    torch.testing.assert_close(backbone.predict(latents, t, Prompt({"hidden": prompt})), theirs)
 
 
 def test_latent_shape(backbone: StableDiffusion) -> None:
@@ -126,9 +126,11 @@ def test_lora_file_keeps_its_alpha_and_all_its_layers(
     stock.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     latents, t, prompt = torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 16, 32)
     theirs = stock.unet(latents, t, prompt).sample
-    torch.testing.assert_close(backbone.predict(latents, t, Prompt(prompt)), theirs)
+    torch.testing.assert_close(backbone.predict(latents, t, Prompt({"hidden": prompt})), theirs)
     with backbone.as_reference():
-        assert not torch.allclose(backbone.predict(latents, t, Prompt(prompt)), theirs, atol=1e-3)
+        assert not torch.allclose(
+            backbone.predict(latents, t, Prompt({"hidden": prompt})), theirs, atol=1e-3
+        )
 
 
 def test_without_a_reference_nobody_speaks_for_it(tiny_folder: str) -> None:
@@ -210,9 +212,9 @@ def test_a_distilled_unet_is_told_the_guidance(tmp_path: Path) -> None:
     inputs, prompt = (torch.randn(2, 4, 8, 8), torch.tensor([3, 900])), backbone.embed(["a", "b"])
     stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     told = stock.get_guidance_scale_embedding(torch.full((2,), 3.0), 16)
-    theirs = stock.unet(*inputs, prompt.hidden, timestep_cond=told).sample
+    theirs = stock.unet(*inputs, prompt["hidden"], timestep_cond=told).sample
     torch.testing.assert_close(backbone.predict(*inputs, prompt), theirs, atol=1e-5, rtol=1e-4)
-    other = backbone.predict(*inputs, prompt._replace(guidance=torch.tensor([4.0, 9.0])))
+    other = backbone.predict(*inputs, prompt.replace(guidance=torch.tensor([4.0, 9.0])))
     torch.testing.assert_close(other[0], theirs[0], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(other[1], theirs[1], atol=1e-3)
 

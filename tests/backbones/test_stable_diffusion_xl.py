@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 
 from lit_prefopt.backbones import LoRA, StableDiffusionXL
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError
@@ -40,10 +40,10 @@ def test_prompts_are_embedded_as_the_stock_pipeline_does(
 ) -> None:
     hidden, empty_hidden, pooled, empty_pooled = stock.encode_prompt(TEXTS, device="cpu")
     ours, nothing = backbone.embed(TEXTS), backbone.embed(["", ""])
-    torch.testing.assert_close(ours.hidden, hidden)
-    torch.testing.assert_close(ours.pooled, pooled)
-    assert torch.equal(nothing.hidden, empty_hidden)
-    assert torch.equal(nothing.pooled, empty_pooled)
+    torch.testing.assert_close(ours["hidden"], hidden)
+    torch.testing.assert_close(ours["pooled"], pooled)
+    assert torch.equal(nothing["hidden"], empty_hidden)
+    assert torch.equal(nothing["pooled"], empty_pooled)
     assert (empty_hidden == 0).all()
 
 
@@ -57,9 +57,9 @@ def test_an_empty_prompt_that_is_not_zero(tmp_path: Path) -> None:
     stock = StableDiffusionXLPipeline.from_pretrained(folder)
     _, empty_hidden, _, empty_pooled = stock.encode_prompt("a", device="cpu")
     nothing = StableDiffusionXL(str(folder)).embed([""])
-    torch.testing.assert_close(nothing.hidden, empty_hidden)
-    torch.testing.assert_close(nothing.pooled, empty_pooled)
-    assert nothing.hidden.abs().max() > 0
+    torch.testing.assert_close(nothing["hidden"], empty_hidden)
+    torch.testing.assert_close(nothing["pooled"], empty_pooled)
+    assert nothing["hidden"].abs().max() > 0
 
 
 def test_the_unet_is_told_each_pictures_frame(
@@ -71,13 +71,13 @@ def test_the_unet_is_told_each_pictures_frame(
         stock._get_add_time_ids((h, w), (top, left), (a, b), torch.float32, 20)
         for h, w, top, left, a, b in frames.tolist()
     ]
-    told = {"text_embeds": prompt.pooled, "time_ids": torch.cat(ids)}
-    theirs = stock.unet(latents, t, prompt.hidden, added_cond_kwargs=told).sample
-    torch.testing.assert_close(backbone.predict(latents, t, prompt._replace(frames=frames)), theirs)
+    told = {"text_embeds": prompt["pooled"], "time_ids": torch.cat(ids)}
+    theirs = stock.unet(latents, t, prompt["hidden"], added_cond_kwargs=told).sample
+    torch.testing.assert_close(backbone.predict(latents, t, prompt.replace(frames=frames)), theirs)
     other = backbone.predict(latents, t, prompt)
     assert not torch.allclose(other, theirs, atol=1e-4)
     whole = torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)
-    assert torch.equal(other, backbone.predict(latents, t, prompt._replace(frames=whole)))
+    assert torch.equal(other, backbone.predict(latents, t, prompt.replace(frames=whole)))
 
 
 def test_images_are_the_stock_pipelines(
@@ -139,17 +139,17 @@ def test_lora_file_loads_in_the_stock_pipeline(tiny_xl_folder: str, tmp_path: Pa
     stock.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     latents, t, prompt = torch.randn(1, 4, 8, 8), torch.tensor([3]), backbone.embed(["a"])
     ids = torch.tensor([[32.0, 32, 0, 0, 32, 32]])
-    told = {"text_embeds": prompt.pooled, "time_ids": ids}
-    theirs = stock.unet(latents, t, prompt.hidden, added_cond_kwargs=told).sample
+    told = {"text_embeds": prompt["pooled"], "time_ids": ids}
+    theirs = stock.unet(latents, t, prompt["hidden"], added_cond_kwargs=told).sample
     torch.testing.assert_close(backbone.predict(latents, t, prompt), theirs)
     with backbone.as_reference():
         assert not torch.allclose(backbone.predict(latents, t, prompt), theirs, atol=1e-3)
 
 
 def test_prompts_without_frames_and_with_them_do_not_mix() -> None:
-    framed = Prompt(torch.zeros(1, 2, 3), frames=torch.zeros(1, 6, dtype=torch.int64))
+    framed = Prompt({"hidden": torch.zeros(1, 2, 3)}, frames=torch.zeros(1, 6, dtype=torch.int64))
     assert framed.repeat(2).frames.shape == (2, 6)
-    assert framed.repeat(2).pooled is None
+    assert "pooled" not in framed.repeat(2)
 
 
 def test_another_family_is_refused(tiny_folder: str) -> None:
@@ -158,6 +158,7 @@ def test_another_family_is_refused(tiny_folder: str) -> None:
 
 
 def test_prompts_of_another_family_are_refused(backbone: StableDiffusionXL) -> None:
-    prompt = backbone.embed(["a cat"])._replace(pooled=None)
+    prompt = backbone.embed(["a cat"])
+    prompt = prompt.replace(text={"hidden": prompt["hidden"]})
     with pytest.raises(InputError, match="SDXL needs pooled prompts"):
         backbone.predict(torch.zeros(1, 4, 8, 8), torch.tensor([3]), prompt)

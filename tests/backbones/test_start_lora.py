@@ -88,7 +88,7 @@ def test_a_resumed_run_keeps_its_reference(
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
     pipeline.load_lora_weights(file)
     with torch.no_grad():
-        started = pipeline.unet(*inputs, prompt.hidden).sample
+        started = pipeline.unet(*inputs, prompt["hidden"]).sample
     torch.testing.assert_close(spoken[0][1], started, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(spoken[0][0], started, atol=1e-5)
 

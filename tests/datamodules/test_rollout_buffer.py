@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import Prompt, Steps, Trajectories, select_rows
+from lit_prefopt.batches import Steps, Trajectories, select_rows
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
 
 
@@ -16,7 +17,7 @@ def trajectories(*numbers: int) -> Trajectories:
         value.view(-1, 1, 1, 1, 1, 1).expand(-1, 3, 5, 4, 2, 2).to(torch.bfloat16),
         torch.arange(5, 0, -1).expand(len(value), -1).contiguous(),
         torch.tensor([3.0, 2.0, 1.0]).expand(len(value), -1).contiguous(),
-        Prompt(value.view(-1, 1, 1).float()),
+        Prompt({"hidden": value.view(-1, 1, 1).float()}),
         value,
     )
 
@@ -41,7 +42,7 @@ def test_a_batch_takes_rows_of_all_rounds_in_their_order() -> None:
         buffer.add(trajectories(*numbers))
     which = torch.tensor([6, 0, 3, 3, 5, 1])
     batch = buffer.batch(which, which + 100, draw)
-    assert batch.prompt.hidden.flatten().tolist() == which.tolist()
+    assert batch.prompt["hidden"].flatten().tolist() == which.tolist()
     assert batch.parents[:, 0, 0, 0, 0, 0].tolist() == which.tolist()
     assert batch.seeds.tolist() == (which + 100).tolist()
     assert batch.parents.dtype == torch.float32

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_prefopt.batches import Pairs, Prompt
+from lit_prefopt.batches import Pairs
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion.denoising import NoisedPairs, denoising_errors, error_log_ratios
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.discrete import DiscreteProcess
@@ -42,7 +43,9 @@ def test_other_predictions_are_refused() -> None:
 def test_all_sides_share_timestep_and_noise() -> None:
     process = DiscreteProcess({**SD15, "prediction_type": "epsilon"})
     latents = torch.randn(3, 1, 4, 2, 2).expand(3, 2, 4, 2, 2)
-    pairs = Pairs(latents, Prompt(torch.randn(3, 5, 7)), torch.arange(3), *torch.ones(2, 3))
+    pairs = Pairs(
+        latents, Prompt({"hidden": torch.randn(3, 5, 7)}), torch.arange(3), *torch.ones(2, 3)
+    )
     noised = NoisedPairs.from_pairs(
         process, pairs, torch.tensor([7, 300, 999]), torch.randn(3, 4, 2, 2)
     )
@@ -50,7 +53,7 @@ def test_all_sides_share_timestep_and_noise() -> None:
     assert torch.equal(chosen, rejected)
     assert torch.equal(noised.target[:, 0], noised.target[:, 1])
     assert noised.t_per_side.tolist() == [7, 7, 300, 300, 999, 999]
-    assert torch.equal(noised.prompt.hidden[0], noised.prompt.hidden[1])
+    assert torch.equal(noised.prompt["hidden"][0], noised.prompt["hidden"][1])
 
 
 def test_errors_are_means_in_float32() -> None:

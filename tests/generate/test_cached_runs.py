@@ -50,9 +50,11 @@ def test_another_model_is_refused_before_anything_is_trained(
     with pytest.raises(SystemExit, match="whose vae has other weights"):
         main(["fit", *arguments, "--backbone.vae", str(tmp_path / "vae")])
     xl = ["--backbone", "StableDiffusionXL", "--backbone.pretrained", tiny_xl_folder]
-    with pytest.raises(SystemExit, match="scaling_factor 0.18215 and not 0.13025, prompt_width"):
+    with pytest.raises(SystemExit, match="scaling_factor 0.18215 and not 0.13025, text tensors"):
         main(["fit", *arguments, *xl])
-    with pytest.raises(SystemExit, match="prompt_width 32 and not 56"):
+    with pytest.raises(
+        SystemExit, match=r"text tensors hidden \(32\) and not hidden \(56\), pooled \(20\)\)"
+    ):
         main(["fit", *arguments, *xl, "--backbone.encoders", "false"])
 
 

@@ -40,7 +40,7 @@ def same_but_for_encoding(images: Pairs, latents: Pairs) -> None:
     for name in ("seeds", "labels", "weights", "frames"):
         assert torch.equal(getattr(images, name), getattr(latents, name)), name
     torch.testing.assert_close(latents.latents, images.latents, **CLOSE)
-    torch.testing.assert_close(latents.prompt.hidden, images.prompt.hidden, **CLOSE)
+    torch.testing.assert_close(latents.prompt["hidden"], images.prompt["hidden"], **CLOSE)
     if images.masks is not None:
         assert torch.equal(images.masks, latents.masks)
 
@@ -58,7 +58,7 @@ def test_what_is_kept_is_the_posterior_of_both_sides(
     mean, deviation = (
         x.unflatten(0, (4, 2)) for x in backbone.posterior(batch.scaled().images.flatten(0, 1))
     )
-    hidden = backbone.embed(batch.texts).hidden
+    hidden = backbone.embed(batch.texts)["hidden"]
     for i in range(4):
         tensors = kept[i].tensors
         assert tensors["mean"].shape == (2, 2, 4, 8, 8)
@@ -232,12 +232,12 @@ def test_sdxl_from_the_cache(tiny_xl_folder: str, shards: str, tmp_path: Path) -
     for one, other in zip(images.train_dataloader(), latents.train_dataloader(), strict=True):
         pairs, kept = module.form_pairs(one), module.form_pairs(other)
         same_but_for_encoding(pairs, kept)
-        torch.testing.assert_close(kept.prompt.pooled, pairs.prompt.pooled, **CLOSE)
+        torch.testing.assert_close(kept.prompt["pooled"], pairs.prompt["pooled"], **CLOSE)
         with torch.no_grad():
             errors = [module.log_ratios(p).policy_error for p in (pairs, kept)]
         torch.testing.assert_close(*errors, **CLOSE)
     facts = json.loads((Path(folder) / "generation.json").read_text())
-    assert (facts["pooled_width"], facts["prompt_width"]) == (20, 56)
+    assert facts["text"] == {"hidden": 56, "pooled": 20}
 
 
 def test_what_a_cached_batch_is_without_its_second_side(cached: str, tiny_folder: str) -> None:

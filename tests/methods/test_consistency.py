@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import LatentConsistency, LoRA, StableDiffusion
-from lit_prefopt.batches import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.consistency_targets import consistency_points
 from lit_prefopt.diffusion.rollout import Rollout
@@ -75,7 +74,7 @@ def test_residuals_and_loss_in_double_precision(lcm: Make) -> None:
         ratios = module.log_ratios(pairs)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = (1 - betas).cumprod(0)
-    empty = backbone.embed([""]).hidden
+    empty = backbone.embed([""])["hidden"]
 
     def answer(net: torch.nn.Module, x: Tensor, t: int, w: float, hidden: Tensor) -> Tensor:
         frequencies = torch.exp(-math.log(10000) * torch.arange(8) / 7)
@@ -97,7 +96,7 @@ def test_residuals_and_loss_in_double_precision(lcm: Make) -> None:
         assert int(ratios.t[row]) == high
         found = {}
         for side in range(2):
-            hidden = pairs.prompt.hidden[row : row + 1]
+            hidden = pairs.prompt["hidden"][row : row + 1]
             x = pairs.latents[row : row + 1, side].double()
             x = abar[high].sqrt() * x + (1 - abar[high]).sqrt() * noise
             with torch.no_grad():
@@ -142,7 +141,7 @@ def test_draws_do_not_depend_on_the_batch(lcm: Make) -> None:
     pairs = module.form_pairs(image_pairs())
     last = pairs._replace(
         latents=pairs.latents[2:],
-        prompt=Prompt(pairs.prompt.hidden[2:]),
+        prompt=pairs.prompt.rows(slice(2, None)),
         seeds=pairs.seeds[2:],
     )
     together, alone = module.log_ratios(pairs), module.log_ratios(last)

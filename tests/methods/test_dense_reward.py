@@ -127,7 +127,7 @@ def test_the_same_steps_of_all_sides_and_the_best_one_first(backbone: StableDiff
         of = made.states[which[row]]
         assert torch.equal(steps.parents[row], of[:, numbers])
         assert torch.equal(steps.children[row], of[:, [n + 1 for n in numbers]])
-    assert torch.equal(steps.prompt.hidden, made.prompt.hidden[which])
+    assert torch.equal(steps.prompt["hidden"], made.prompt["hidden"][which])
     again = module.draw(made, which, seeds)
     assert torch.equal(again.parents, steps.parents)
     assert torch.equal(again.t, steps.t)

@@ -52,7 +52,7 @@ def test_every_candidate_is_predicted_once(backbone: StableDiffusion) -> None:
     assert steps.t_next.flatten().tolist() == [251] * 2 + [1] * 2 + [0] * 2
     repeated = [text for text in TEXTS for _ in range(3)]
     assert module.judge.asked == [(repeated, [t] * 6) for t in (251, 1, 0)]
-    assert torch.equal(steps.prompt.hidden, backbone.embed(TEXTS).hidden.repeat(3, 1, 1))
+    assert torch.equal(steps.prompt["hidden"], backbone.embed(TEXTS)["hidden"].repeat(3, 1, 1))
     assert steps.seeds.tolist() == SEEDS.tolist() * 3
     # without inner steps both sides have one parent, which is asked of the denoiser once
     assert steps.parents.shape == (6, 1, 1, 4, 8, 8)

@@ -4,11 +4,12 @@ A sample has 000001.txt and 000001.json like a pair of images, and instead of th
 000001.cache.safetensors with
 
     mean, deviation  (V, K, C, H, W): the VAE's posterior of V views of K sides, in its precision
-    hidden, pooled   (N, D) and (P,): the embedded prompt, in the text encoders' precision
-    frames           (V, K, 6) int64: see `batches.Prompt`
+    frames           (V, K, 6) int64: see `conditioning.Prompt`
     masks            (V, 1, H, W) float32, where the pair has a mask
 
-`deviation`, `pooled` and `masks` are optional. Mirrored views follow the others.
+and the text tensors of the embedded prompt, all other names, in the text encoders' precision: with
+Stable Diffusion `hidden` (N, D), with SDXL also `pooled` (P,). A ragged one has its own length and
+no padding. `deviation` and `masks` are optional. Mirrored views follow the others.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lit_prefopt.conditioning import RESERVED
 from lit_prefopt.data.images import BrokenSample, Size
 from lit_prefopt.data.shards.format import CACHED, LATENTS
 from lit_prefopt.data.shards.reader import ShardReader, parse
 
-NEEDED = ("mean", "hidden", "frames")
+NEEDED = ("mean", "frames")
 
 
 class LatentSample(NamedTuple):
@@ -35,6 +37,16 @@ class LatentSample(NamedTuple):
     text: str
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+    @property
+    def views(self) -> dict[str, Tensor]:
+        """Tensors with an entry for each view, by name."""
+        return {name: x for name, x in self.tensors.items() if name in RESERVED}
+
+    @property
+    def prompt(self) -> dict[str, Tensor]:
+        """Text tensors of the embedded prompt by name, one row."""
+        return {name: x for name, x in self.tensors.items() if name not in RESERVED}
 
     @property
     def sizes(self) -> list[Size]:
@@ -73,12 +85,13 @@ def parse_latents(name: str, members: Mapping[str, Any]) -> LatentSample:
     missing = [key for key in NEEDED if key not in tensors]
     if missing:
         raise BrokenSample(f"has latents without {missing[0]}")
+    if not tensors.keys() - {*RESERVED}:
+        raise BrokenSample("has latents without an embedded prompt")
     mean, frames = tensors["mean"], tensors["frames"]
     masks = tensors.get("masks")
     fits = (
         mean.dim() == 5
         and frames.shape == (*mean.shape[:2], 6)
-        and tensors["hidden"].dim() == 2
         and tensors.get("deviation", mean).shape == mean.shape
         and (masks is None or masks.shape == (mean.shape[0], 1, *mean.shape[3:]))
     )

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import LatentPairs, Prompt
+from lit_prefopt.batches import LatentPairs
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.data.images import AugmentDraws, BrokenSample
 from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
 from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
@@ -20,8 +21,7 @@ class CachedSample(NamedTuple):
     """Cached sample of a batch: one view with its prompt."""
 
     tensors: dict[str, Tensor]  # of one view, without the prompt
-    hidden: Tensor  # (N, D)
-    pooled: Tensor | None  # (P,)
+    prompt: dict[str, Tensor]  # text tensors by name, one row
     text: str
     seed: int
     label: float
@@ -64,21 +64,16 @@ class LatentSampleLoader:
         """Choose a view by a seed; raise BrokenSample if the sample is broken."""
         text = prompt_of(stored)
         try:
-            tensors = self.latents.check(stored).tensors
+            self.latents.check(stored)
         except BrokenSample as error:
             raise BrokenSample(f"{stored.name} {error}") from error
-        drawn, views = AugmentDraws.from_seed(seed), len(tensors["mean"])
+        drawn, views = AugmentDraws.from_seed(seed), len(stored.tensors["mean"])
         # the mirrored views are last, and images are flipped for draws in the lower half
         view = 0 if self.held_out else views - 1 - int(drawn.flip * views)
         dropped = not self.held_out and drawn.drop < self.caption_dropout
-        hidden, pooled = tensors["hidden"], tensors.get("pooled")
-        if dropped:
-            empty = self.latents.empty
-            hidden, pooled = empty.hidden[0], None if empty.pooled is None else empty.pooled[0]
         return CachedSample(
-            {k: v[view] for k, v in tensors.items() if k not in ("hidden", "pooled")},
-            hidden,
-            pooled,
+            {name: x[view] for name, x in stored.views.items()},
+            self.latents.empty.row(0) if dropped else stored.prompt,
             "" if dropped else text,
             seed,
             label_of(stored),
@@ -89,7 +84,6 @@ class LatentSampleLoader:
     def collate(self, samples: list[CachedSample], broken: tuple[str, ...] = ()) -> LatentPairs:
         """Collate samples into a batch; for the arguments see `SampleLoader`."""
         means = torch.stack([sample.tensors["mean"] for sample in samples])
-        pooled = [sample.pooled for sample in samples if sample.pooled is not None]
         errors = [sample.errors for sample in samples if sample.errors is not None]
         masks = None
         if any("masks" in sample.tensors for sample in samples):  # others may differ everywhere
@@ -100,10 +94,7 @@ class LatentSampleLoader:
             deviation=torch.stack([sample.tensors["deviation"] for sample in samples])
             if self.latents.settings["deviation"]
             else None,
-            prompt=Prompt(
-                torch.stack([sample.hidden for sample in samples]),
-                torch.stack(pooled) if pooled else None,
-            ),
+            prompt=Prompt.from_rows([sample.prompt for sample in samples], self.latents.empty),
             texts=[sample.text for sample in samples],
             seeds=torch.tensor([sample.seed for sample in samples]),
             labels=torch.tensor([sample.label for sample in samples]),

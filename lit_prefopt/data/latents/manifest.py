@@ -9,8 +9,9 @@ from hashlib import blake2s
 from typing import Any, ClassVar
 
 from safetensors.torch import load
+from torch import Tensor
 
-from lit_prefopt.batches import Prompt
+from lit_prefopt.conditioning import Prompt, Ragged, Text
 from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.latents.latent_reader import LatentSample
 from lit_prefopt.data.shards.format import GENERATION_FILE, Shard
@@ -38,10 +39,13 @@ class LatentSet:
     identity: str
 
     SHARED: ClassVar[tuple[str, ...]] = (
-        *("encoders", "latent_channels", "scaling_factor", "pixels_per_latent", "prompt_width"),
-        *("pooled_width", "dtype", "resolution", "crop", "flip", "views", "deviation"),
+        *("encoders", "latent_channels", "scaling_factor", "shift_factor", "pixels_per_latent"),
+        *("text", "tokens", "dtype", "resolution", "crop", "flip", "views", "deviation"),
     )
-    """Settings that must match in all folders of one run."""
+    """Settings that every manifest has, and that must match in all folders of one run."""
+
+    OWN: ClassVar[tuple[str, ...]] = ("prompts", "group_size", "seed", "batch_size", NOTES)
+    """Settings of a single folder; any other one, such as a family's own, must match as well."""
 
     @classmethod
     def from_shards(cls, shards: Sequence[Shard]) -> LatentSet:
@@ -54,7 +58,9 @@ class LatentSet:
         found = [_read_metadata(folder) for folder in folders]
         first, *others = found
         for folder, other in zip(folders[1:], others, strict=True):
-            differing = [n for n in cls.SHARED if other.get(n) != first.get(n)]
+            names = dict.fromkeys((*cls.SHARED, *first, *other))
+            shared = [name for name in names if name not in cls.OWN]
+            differing = [name for name in shared if other.get(name) != first.get(name)]
             if differing:
                 raise InputError(
                     f"{folders[0]} and {folder} were cached differently ({', '.join(differing)}): "
@@ -78,7 +84,7 @@ class LatentSet:
             f"{form}: {views}{'s' if settings['views'] > 1 else ''} of each pair{mirrored}{kept}"
         )
 
-    def check(self, sample: LatentSample) -> LatentSample:
+    def check(self, sample: LatentSample) -> None:
         """Check that a sample belongs to this set; raise BrokenSample (without its name) if not."""
         settings, mean = self.settings, sample.tensors["mean"]
         side = settings["resolution"] // settings["pixels_per_latent"]
@@ -93,9 +99,24 @@ class LatentSet:
             raise BrokenSample("differs from the latents of its set: cache it again")
         if settings["deviation"] != ("deviation" in sample.tensors):
             raise BrokenSample("differs from the latents of its set: cache it again")
-        if sample.tensors["hidden"].shape != self.empty.hidden.shape[1:]:
+        own, text = sample.prompt, self.empty.text
+        if differing := sorted(own.keys() ^ text.keys()):
+            where = "only its set" if differing[0] in text else "not its set"
+            raise BrokenSample(
+                f"has other parts of a prompt than its set ({where} has {differing[0]}): cache it "
+                "again"
+            )
+        if not all(_same_form(own[name], like) for name, like in text.items()):
             raise BrokenSample("has a prompt of another shape than its set: cache it again")
-        return sample
+
+
+def _same_form(row: Tensor, like: Text) -> bool:
+    """Whether one prompt's row has the precision and shape of a set, whose ragged lengths vary."""
+    if row.dtype != like.dtype:
+        return False
+    if isinstance(like, Ragged):
+        return row.dim() == len(like.shape) and row.shape[1:] == like.shape[1:]
+    return row.shape == like.shape[1:]
 
 
 def _read_metadata(folder: str) -> dict[str, Any]:
@@ -114,7 +135,7 @@ def _read_metadata(folder: str) -> dict[str, Any]:
 
 
 def _read_empty(folder: str) -> Prompt:
-    return Prompt(**load(_fetched(folder, EMPTY)))
+    return Prompt.from_tensors(load(_fetched(folder, EMPTY)))
 
 
 def _fetched(folder: str, name: str) -> bytes:
