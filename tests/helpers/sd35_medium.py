@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
-from lit_prefopt.batches import LatentPairs, Prompt
+from lit_prefopt.batches import LatentPairs
+from lit_prefopt.conditioning import Prompt
 
 SD35_MEDIUM: dict[str, Any] = {
     "sample_size": 128,
@@ -75,8 +76,10 @@ def random_pairs(
         return torch.randn(*shape, generator=random).to(device, torch.bfloat16)
 
     prompt = Prompt(
-        draw(rows, SD35_TOKENS, config["joint_attention_dim"]),
-        draw(rows, config["pooled_projection_dim"]),
+        {
+            "hidden": draw(rows, SD35_TOKENS, config["joint_attention_dim"]),
+            "pooled": draw(rows, config["pooled_projection_dim"]),
+        }
     )
     rest = [["a"] * rows, torch.arange(rows) + seed, *[torch.ones(rows)] * 2, ["key"] * rows]
     return LatentPairs(draw(rows, 2, 16, side, side), None, prompt, *rest)
