@@ -105,7 +105,8 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
     rest = [torch.arange(batch), *[torch.ones(batch)] * 2, ["key"] * batch]
     made: Batch
     if case.saving == "cached":
-        latents = torch.zeros(batch, 2, *backbone.latent_shape, dtype=torch.bfloat16)
+        at = side // backbone.pixels_per_latent
+        latents = torch.zeros(batch, 2, backbone.latent_shape[0], at, at, dtype=torch.bfloat16)
         known = torch.zeros(batch, 1, 2)
         made = LatentPairs(latents, latents, _prompt(case, batch), ["a"] * batch, *rest)
         made = made._replace(reference_error=known)
