@@ -21,7 +21,7 @@ from lit_prefopt.backbones.nf4 import quantize_nf4
 from lit_prefopt.backbones.repeated_blocks import repeated_blocks
 from lit_prefopt.errors import InputError
 from lit_prefopt.strategies.fully_sharded import blocks
-from tests.helpers.tiny import tiny_unet, tiny_vae
+from tests.helpers.tiny import tiny_unet
 from tests.helpers.tiny_sd3 import SD35, tiny_sd3_transformer
 
 FLUX = {
@@ -112,11 +112,15 @@ def test_compiled_blocks_keep_their_names() -> None:
 
 
 def test_a_network_without_blocks_is_refused() -> None:
-    vae = tiny_vae()
-    with pytest.raises(InputError, match="AutoencoderKL has no repeated.*--backbone.compile"):
-        apply_memory_format_and_compile([vae], channels_last=False, compiled=True)
+    plain = tiny_unet(
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        mid_block_type=None,
+    )
+    with pytest.raises(InputError, match="UNet2DConditionModel has no rep.*--backbone.compile"):
+        apply_memory_format_and_compile([plain], channels_last=False, compiled=True)
     with pytest.raises(InputError, match="--backbone.nf4"):
-        quantize_nf4(vae, torch.float32, LoRA(4))
+        quantize_nf4(plain, torch.float32, LoRA(4))
 
 
 @pytest.mark.slow

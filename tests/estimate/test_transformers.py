@@ -85,7 +85,8 @@ def test_a_steps_cost_by_shapes_is_the_real_ones(tiny_sd35_folder: str, lora: Lo
     with flop_counter() as counter:
         kept = kept_for_backward(module, batch)
     assert cost.flops == counter.get_total_flops()
-    assert kept <= cost.activations <= 1.25 * kept
+    # below a LoRA less is kept, beside what comes and goes
+    assert kept <= cost.activations <= (1.4 if lora else 1.25) * kept
     with checkpointing(module, True):
         twice = step_cost(module, batch)
     assert twice.activations < 0.75 * cost.activations

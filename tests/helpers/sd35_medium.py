@@ -68,7 +68,7 @@ def random_pairs(
         rows: Number of pairs.
         side: Of the latents.
         seed: Of the random numbers.
-        device: Of latents and prompts.
+        device: Of all tensors but the seeds.
     """
     config, random = SD35_MEDIUM | changes, torch.Generator().manual_seed(seed)
 
@@ -81,5 +81,6 @@ def random_pairs(
             "pooled": draw(rows, config["pooled_projection_dim"]),
         }
     )
-    rest = [["a"] * rows, torch.arange(rows) + seed, *[torch.ones(rows)] * 2, ["key"] * rows]
-    return LatentPairs(draw(rows, 2, 16, side, side), None, prompt, *rest)
+    ones, seeds = torch.ones(rows, device=device), torch.arange(rows) + seed
+    latents, texts = draw(rows, 2, 16, side, side), ["a"] * rows
+    return LatentPairs(latents, None, prompt, texts, seeds, ones, ones, ["key"] * rows)
