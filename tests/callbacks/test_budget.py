@@ -30,6 +30,14 @@ def test_diffusion_dpo_costs_eight_a_pair(recipe: list[str], tmp_path: Path) -> 
     assert spent(tmp_path / "run") == wanted
 
 
+def test_a_flow_transformer_costs_as_much(
+    recipe: list[str], tiny_sd35_folder: str, tmp_path: Path
+) -> None:
+    family = ["--backbone", "StableDiffusion3", "--backbone.pretrained", tiny_sd35_folder]
+    main(["fit", *recipe, *family, *budget(4 * 8 * 2)])
+    assert {"steps": 2, "spent": 4 * 8 * 2, "pairs": 8}.items() <= spent(tmp_path / "run").items()
+
+
 def test_one_more_evaluation_is_one_more_step_and_a_resumed_run_goes_on(
     recipe: list[str], tmp_path: Path
 ) -> None:
