@@ -17,6 +17,7 @@ from lit_prefopt.families.stable_diffusion_3 import SD3
 from lit_prefopt.processes.settings import Sampling
 
 T5 = "text_encoder_3"
+CLIP_TOKENS = 77
 
 
 class StableDiffusion3(TransformerBackbone):
@@ -77,8 +78,14 @@ class StableDiffusion3(TransformerBackbone):
     def latent_settings(self) -> dict[str, Any]:
         """Return the settings of latents and prompts that the transformer requires, by name."""
         config = self.policy.denoiser.config
-        text = {"hidden": config.joint_attention_dim, "pooled": config.pooled_projection_dim}
-        return super().latent_settings() | {"text": text, "text_tokens": self.text_tokens}
+        return super().latent_settings() | {
+            "text": {
+                "hidden": config.joint_attention_dim,
+                "pooled": config.pooled_projection_dim,
+            },
+            "tokens": CLIP_TOKENS + self.text_tokens,
+            "t5": T5 not in self.left_out,
+        }
 
     @property
     def sampling(self) -> Sampling:

@@ -72,6 +72,8 @@ class BasePipeline:
                 self.config, subfolder=self.family.denoiser.name
             )
             self.scheduler_config = DDPMScheduler.load_config(self.config, subfolder="scheduler")
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.config} is neither a complete pipeline in diffusers' layout nor a name "

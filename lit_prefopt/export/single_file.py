@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,12 @@ def single_file_state(pipeline: DiffusionPipeline, family: Family) -> dict[str, 
         levels = pipeline.scheduler.config
         predicts_v = levels.prediction_type == "v_prediction"
         state |= mark_tensors(predicts_v, bool(levels.get("rescale_betas_zero_snr")))
-    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    # the two names of T5's embedding are one tensor, which the format stores twice
+    places = Counter(tensor.data_ptr() for tensor in state.values() if tensor.numel())
+    return {
+        name: (tensor.clone() if places[tensor.data_ptr()] > 1 else tensor).detach().contiguous()
+        for name, tensor in state.items()
+    }
 
 
 def check_single_file(config: Mapping[str, Any]) -> None:

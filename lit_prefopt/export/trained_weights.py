@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor
 
 from lit_prefopt.backbones.load_component import load_component
@@ -49,7 +49,7 @@ class TrainedWeights(NamedTuple):
         """Component of a denoiser's folder by its configuration, or None."""
         if not isinstance(self.denoiser, Path):
             return None
-        stated = ModelMixin.load_config(self.denoiser).get("_class_name")
+        stated = json.loads((self.denoiser / "config.json").read_text("utf-8")).get("_class_name")
         found = denoiser_of(stated)
         if found is None:
             known = ", ".join(dict.fromkeys(f.denoiser.class_name for f in FAMILIES))

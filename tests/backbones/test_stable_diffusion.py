@@ -79,7 +79,7 @@ def test_images_of_another_size_are_sampled(
         output_type="pt",
     ).images
     torch.testing.assert_close((ours + 1) / 2, theirs, atol=1e-3, rtol=1e-3)
-    with pytest.raises(InputError, match="multiples of 4"):
+    with pytest.raises(InputError, match="a multiple of 4"):
         sample(backbone, ["a cat"], torch.tensor([5]), Sampling(steps=1, width=47))
 
 
