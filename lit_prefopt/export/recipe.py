@@ -14,7 +14,8 @@ from lit_prefopt.errors import InputError
 
 RECIPE = "recipe.yaml"
 TOY = Path(__file__).parent.parent / "toy" / "checkpoint"
-"""The pipeline of the toy world, which its recipes may omit."""
+TOY_FLOW = TOY.with_name("flow_checkpoint")
+"""The pipelines of the toy world, which its recipes may omit."""
 
 
 class Recipe(NamedTuple):
@@ -27,6 +28,8 @@ class Recipe(NamedTuple):
     vae: str | None = None
     prediction: str | None = None
     zero_terminal_snr: bool | None = None
+    t5: bool | None = None
+    text_tokens: int | None = None
     start_lora: str | None = None
     lora: dict[str, Any] | None = None
 
@@ -50,13 +53,19 @@ def read_recipe(text: str, where: Path) -> Recipe:
     unnamed = kind.endswith(".ToyConsistency") and not arguments.get("pretrained")
     if kind.endswith(".ToyDiffusion") or unnamed:
         arguments["pretrained"] = str(TOY)
+    if kind.endswith(".ToyFlow"):
+        arguments |= {"pretrained": arguments.get("pretrained") or str(TOY_FLOW)}
+        arguments |= {"t5": False, "text_tokens": 0}
     lora, zero_snr = arguments.pop("lora", None), arguments.pop("zero_terminal_snr", None)
+    t5, text_tokens = arguments.pop("t5", None), arguments.pop("text_tokens", None)
     if isinstance(lora, dict):  # a class may be named with its arguments, as `--backbone.lora LoRA`
         lora = lora.get("init_args", lora)
     places = {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
     return Recipe(
         **places,
         zero_terminal_snr=zero_snr if isinstance(zero_snr, bool) else None,
+        t5=t5 if isinstance(t5, bool) else None,
+        text_tokens=text_tokens if isinstance(text_tokens, int) else None,
         lora=lora if isinstance(lora, dict) else None,
     )
 
