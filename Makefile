@@ -1,4 +1,5 @@
 # make quickstart   aligns the toy world's model and shows that it got better (about 3 minutes)
+# make quickstart FAMILY=flow   the same of its flow twin, a small Stable Diffusion 3
 # make test-fast    a selection of the tests, within a minute on two cores
 # make test         the default tests (about five minutes on two cores)
 # make docs         builds the documentation site into site/
@@ -8,12 +9,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+QUICKSTART := quickstart$(addprefix -,$(FAMILY))
 
-.PHONY: quickstart test test-fast test-slow check format docs toy-world toy-lcm
+.PHONY: quickstart test test-fast test-slow check format docs toy-world toy-flow toy-lcm
 
 quickstart: $(INSTALLED)
-	$(BIN)/lit-prefopt fit --config quickstart \
-		--trainer.default_root_dir runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+	$(BIN)/lit-prefopt fit --config $(QUICKSTART) \
+		--trainer.default_root_dir runs/$(QUICKSTART)-$(shell date +%Y%m%d-%H%M%S)
 
 # One process a core, and one thread in each of them and in the runs that they start.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
@@ -60,6 +62,14 @@ toy-world: $(INSTALLED)
 		--output runs/toy/checkpoint
 	$(BIN)/python -m lit_prefopt.toy.make_pairs --checkpoint runs/toy/checkpoint \
 		--output runs/toy/pairs
+
+# The toy world's flow twin, trained around the shipped VAE and CLIP.
+toy-flow: $(INSTALLED)
+	$(BIN)/python -m lit_prefopt.toy.assemble_flow --transformer configs/toy/flow.json \
+		--output runs/toy/flow/parts
+	$(BIN)/lit-prefopt fit --config configs/toy/flow.yaml
+	$(BIN)/python -m lit_prefopt.toy.assemble_flow \
+		--transformer runs/toy/flow/weights/transformer --output runs/toy/flow/pipeline
 
 # The toy world's latent consistency model, distilled from the shipped checkpoint.
 toy-lcm: $(INSTALLED)

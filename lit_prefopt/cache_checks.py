@@ -29,6 +29,7 @@ class CacheUser(Protocol):
 
     backbone: Backbone
     masked: bool
+    mask_dilation: int
     validation_draws: int
     needs_reference: bool
     takes_reference_errors: bool
@@ -221,7 +222,8 @@ def settings_of_reference(module: Any) -> dict[str, Any]:
     """Return the settings that determine the errors of a module's reference, by name.
 
     Args:
-        module: A module with a backbone, a trainer, and `masked`.
+        module: A module with a backbone, a trainer, `masked` and `mask_dilation`.
     """
-    own = {"precision": str(module.trainer.precision), "masked": module.masked}
+    own = {"precision": str(module.trainer.precision)}
+    own |= {name: getattr(module, name) for name in ("masked", "mask_dilation")}
     return {**module.backbone.reference_settings(), **own}

@@ -50,6 +50,9 @@ class PreferenceDiffusionModule(Learner):
     masked: bool = False
     """Whether errors count only inside a pair's mask, if it has one."""
 
+    mask_dilation: int = 0
+    """Positions of latents by which masks are enlarged in each direction."""
+
     needs_reference: bool = True
     """Whether training and held-out comparison need a reference; without one, a run is refused.
 
@@ -131,7 +134,8 @@ class PreferenceDiffusionModule(Learner):
     def add_noise(self, pairs: Pairs) -> NoisedPairs:
         """Add noise to all sides of each pair: one level and one noise, drawn from its seed."""
         u = self.level_quantiles(draws.uniform(pairs.seeds, "t"))
-        return noise_pairs(self.backbone.process, pairs, u, masked=self.masked)
+        process, dilation = self.backbone.process, self.mask_dilation
+        return noise_pairs(process, pairs, u, masked=self.masked, mask_dilation=dilation)
 
     def errors(self, noised: NoisedPairs) -> DenoisingErrors:
         """Return the denoising errors of the active network, all sides in one forward."""

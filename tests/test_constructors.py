@@ -20,7 +20,7 @@ from lit_prefopt.optimizers import OptimizerConfig
 ROOTS = (Learner, Backbone, LightningDataModule, OptimizerConfig)
 
 FIXED = {
-    "ConsistencyDPO": {"chosen_protection", "gamma", "gamma_steps"},
+    "ConsistencyDPO": {"chosen_protection", "gamma", "gamma_steps", "weighting"},
     "CurriculumPairs": {"shards", "aspect_buckets", "bucket_step", "min_side"},
     "D3PO": {"delta", "gamma", "kept", "sides"},
     "StableDiffusion": {"policy", "process"},

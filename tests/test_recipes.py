@@ -49,6 +49,9 @@ MAX_STEPS = {
     "sdxl-sft": 2000,
     "sd15-spo": 8000,
     "sdxl-spo": 20000,
+    "sd35-diffusion-dpo": 500,
+    "sd35-sft": 500,
+    "sd35-spo": 3000,
     "toy-step-aware-preference": 150,
     "sd15-step-aware-preference": 8000,
     "sdxl-step-aware-preference": 7000,
@@ -109,7 +112,7 @@ def test_a_recipe_is_one_file_with_a_head(name: str) -> None:
 
 
 def test_there_are_few_files() -> None:
-    assert len([*CONFIGS.rglob("*.yaml")]) <= 75
+    assert len([*CONFIGS.rglob("*.yaml")]) <= 100
 
 
 @pytest.mark.parametrize("name", recipe_names("generate"))
@@ -123,7 +126,7 @@ def test_recipe_of_a_generation_parses(name: str, capsys: pytest.CaptureFixture[
     assert config["backbone"]["init_args"]["reference"] in ("none", "initial")
 
 
-@pytest.mark.parametrize(("name", "workers"), [("toy", 0), ("sd15", 4), ("sdxl", 4)])
+@pytest.mark.parametrize(("name", "workers"), [("toy", 0), ("sd15", 4), ("sdxl", 4), ("sd35", 4)])
 def test_a_recipe_learns_from_a_cache(
     name: str, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

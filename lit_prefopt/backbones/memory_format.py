@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from diffusers import ModelMixin
 
+from lit_prefopt.backbones.repeated_blocks import require_blocks
+
 
 def apply_memory_format_and_compile(
     networks: Sequence[ModelMixin], *, channels_last: bool, compiled: bool
@@ -26,4 +28,5 @@ def apply_memory_format_and_compile(
         if channels_last:
             network.to(memory_format=torch.channels_last)
         if compiled:
-            network.compile_repeated_blocks(fullgraph=True)
+            for block in require_blocks(network, "--backbone.compile"):
+                block.compile(fullgraph=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
-from lit_prefopt.batches import Pairs
+from lit_prefopt.batches import LogRatios, Pairs
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.processes.base import Process
@@ -62,7 +62,9 @@ class NoisedPairs(NamedTuple):
         return self.t.repeat_interleave(self.target.shape[1])
 
 
-def noise_pairs(process: Process, pairs: Pairs, u: Tensor, *, masked: bool = False) -> NoisedPairs:
+def noise_pairs(
+    process: Process, pairs: Pairs, u: Tensor, *, masked: bool = False, mask_dilation: int = 0
+) -> NoisedPairs:
     """Add noise to all sides of each pair: one level and one noise per pair.
 
     Args:
@@ -71,15 +73,25 @@ def noise_pairs(process: Process, pairs: Pairs, u: Tensor, *, masked: bool = Fal
         u: Quantiles of their noise levels, (B,) float64 on the CPU, so that the levels are the same
             to the last bit on every device.
         masked: Whether errors count only inside a pair's mask, if it has one.
+        mask_dilation: See `dilate`.
     """
     channels, height, width = pairs.latents.shape[2:]
     shape, device = (channels, height, width), pairs.latents.device
     t = to_device(process.draw_levels(u, shape), device)
+    masks = dilate(pairs.masks, mask_dilation) if masked and pairs.masks is not None else None
     # The same noise on all sides: its variance cancels in their difference.
     noise = draws.normal(pairs.seeds, shape, "noise", device)
-    return NoisedPairs.from_pairs(
-        process, pairs if masked else pairs._replace(masks=None), t, noise
-    )
+    return NoisedPairs.from_pairs(process, pairs._replace(masks=masks), t, noise)
+
+
+def dilate(masks: Tensor, by: int) -> Tensor:
+    """Return masks dilated by a square: the largest value within so many positions, (B, 1, H, W).
+
+    Args:
+        masks: Masks at the latents' size, (B, 1, H, W).
+        by: Positions in each direction, those of latents: usually 8 pixels each.
+    """
+    return torch.nn.functional.max_pool2d(masks, 2 * by + 1, stride=1, padding=by)
 
 
 class DenoisingErrors(NamedTuple):
@@ -125,3 +137,15 @@ def error_log_ratios(policy: Tensor, reference: Tensor | None) -> Tensor:
     """
     zero = torch.zeros_like(policy) if reference is None else reference
     return 0.5 * (zero - policy)
+
+
+def weigh(ratios: LogRatios, weight: Tensor) -> LogRatios:
+    """Return log-ratios and errors multiplied by the weight of their noise level.
+
+    Args:
+        ratios: Log-ratios of B pairs.
+        weight: Factor of each pair's squared errors, (B,), such as `error_weight` of a process.
+    """
+    parts = {name: part for name, part in ratios._asdict().items() if name != "t"}
+    known = {name: part for name, part in parts.items() if part is not None}
+    return ratios._replace(**{name: weight[:, None] * part for name, part in known.items()})

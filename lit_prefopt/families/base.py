@@ -101,6 +101,8 @@ class Family:
             its first text encoder, where several families share a class.
         distilled_pipeline: Class of pipelines whose denoiser is conditioned on the guidance scale.
         distilled_backbone: Class of `lit_prefopt.backbones` for such a denoiser.
+        whole_files: Whether single files of the family contain VAE and text encoders; other files
+            take them from the pipeline of the same architecture.
         lora_targets: Layers of the denoiser that a LoRA adapts by default; empty for those of a
             UNet.
     """
@@ -123,6 +125,7 @@ class Family:
     is_own: Callable[[Config], bool] = field(default=lambda config: True)
     distilled_pipeline: str | None = None
     distilled_backbone: str | None = None
+    whole_files: bool = True
     lora_targets: tuple[str, ...] = ()
 
     @property

@@ -12,9 +12,9 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from lit_prefopt.backbones import Backbone
+from lit_prefopt.backbones.latent import DType
 from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.backbones.policy import freeze
-from lit_prefopt.backbones.latent import DType
 from lit_prefopt.backbones.unet import UNetBackbone
 from lit_prefopt.errors import InputError, check_number
 

@@ -47,6 +47,7 @@ class ReferenceErrors(Producer):
         gamma: The method's `gamma`, if it has one; 1 leaves the draw to the noise process.
         gamma_steps: See `gamma`.
         masked: Compute errors only inside a pair's mask, as the method does.
+        mask_dilation: The method's `mask_dilation`, if it has one.
         batch_size: Pairs per forward, best as many as in training.
     """
 
@@ -63,6 +64,7 @@ class ReferenceErrors(Producer):
         gamma: float = 1.0,
         gamma_steps: int = 50,
         masked: bool = False,
+        mask_dilation: int = 0,
         batch_size: int = 8,
     ) -> None:
         super().__init__(backbone, output)
@@ -71,9 +73,11 @@ class ReferenceErrors(Producer):
         check_number("gamma", gamma, most=1, above=0)
         check_number("gamma_steps", gamma_steps, 1)
         check_number("batch_size", batch_size, 1)
+        check_number("mask_dilation", mask_dilation, 0)
         backbone.requires_grad_(False)  # not frozen, to keep training's precision
         self.draws, self.caption_dropout, self.held_out = draws, caption_dropout, held_out
-        self.gamma, self.gamma_steps, self.masked = gamma, gamma_steps, masked
+        self.gamma, self.gamma_steps = gamma, gamma_steps
+        self.masked, self.mask_dilation = masked, mask_dilation
         self.batch_size = batch_size
 
     @property
@@ -142,7 +146,10 @@ class ReferenceErrors(Producer):
         batch = move_data_to_device(self.samples.collate(items), self.device)
         pairs = draw_latents(self.backbone, batch).at_draw(draw - of)
         u = discounted(drawing.uniform(pairs.seeds, "t"), self.gamma, self.gamma_steps)
-        seen = noise_pairs(self.backbone.process, pairs, u, masked=self.masked)
+        dilation = self.mask_dilation
+        seen = noise_pairs(
+            self.backbone.process, pairs, u, masked=self.masked, mask_dilation=dilation
+        )
         weights = self.backbone.as_reference() if self.backbone.has_reference else nullcontext()
         with weights:
             errors = predict_errors(self.backbone, seen).value

@@ -67,7 +67,8 @@ class ConsistencyDPO(DiffusionDPO):
         anchor: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        # residuals have no gradient overlap, and noise levels are those of the distillation
+        # residuals have no gradient overlap and no other reading, and noise levels are those of
+        # the distillation
         super().__init__(
             *args,
             beta=beta,
@@ -75,6 +76,7 @@ class ConsistencyDPO(DiffusionDPO):
             chosen_protection=None,
             gamma=1.0,
             gamma_steps=50,
+            weighting=None,
             **kwargs,
         )
         check_lcm(self.backbone, type(self).__name__)

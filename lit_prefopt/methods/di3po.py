@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_prefopt.batches import Batch, Pairs
 from lit_prefopt.datamodules.base import StoredPairs
+from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
 
 
@@ -19,11 +20,21 @@ class Di3PO(DiffusionDPO):
     Args:
         masked: Count errors only inside a pair's mask.png, where its sides differ; the paper
             counts them everywhere.
+        mask_dilation: Positions of latents (usually 8 pixels each) by which masks are enlarged in
+            each direction, so that errors count at the edges of the change too.
     """
 
-    def __init__(self, *args: Any, masked: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, masked: bool = False, mask_dilation: int = 0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.masked = masked
+        check_number("mask_dilation", mask_dilation, 0)
+        if mask_dilation and not masked:
+            raise InputError(
+                "`mask_dilation` enlarges masks, and errors count everywhere: set `--model.masked "
+                "true`, or `--model.mask_dilation 0`."
+            )
+        self.masked, self.mask_dilation = masked, mask_dilation
         self._warned = False
 
     def form_pairs(self, batch: Batch) -> Pairs:

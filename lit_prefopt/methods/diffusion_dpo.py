@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_prefopt.batches import LogRatios
-from lit_prefopt.diffusion.denoising import discounted
+from lit_prefopt.batches import LogRatios, Pairs
+from lit_prefopt.diffusion.denoising import discounted, weigh
 from lit_prefopt.errors import check_number
 from lit_prefopt.losses import (
     Comparisons,
@@ -39,6 +39,11 @@ class DiffusionDPO(PreferenceDiffusionModule):
             noisier, in (0, 1]; below 1 noisy levels are drawn more often, in validation as well
             (the offline form of arXiv 2402.08265).
         gamma_steps: Number of parts of the noise levels that `gamma` refers to.
+        weighting: Reading of the denoiser whose errors are compared, whatever it predicts:
+            `noise`, `velocity` (noise minus image) or `image`. All errors are multiplied by the
+            factor that turns them into errors of that reading; by default they are those of the
+            denoiser's own prediction. `noise` carries Diffusion-DPO over to flow models (Flow-DPO),
+            `velocity` weighs noisy levels more, `image` still more.
     """
 
     least_beta: float = 10.0
@@ -54,6 +59,7 @@ class DiffusionDPO(PreferenceDiffusionModule):
         chosen_protection: float | None = None,
         gamma: float = 1.0,
         gamma_steps: int = 50,
+        weighting: Literal["noise", "velocity", "image"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -69,6 +75,7 @@ class DiffusionDPO(PreferenceDiffusionModule):
         self.anchor = anchor
         self.chosen_protection = chosen_protection
         self.gamma, self.gamma_steps = gamma, gamma_steps
+        self.weighting = weighting
 
     def on_train_start(self) -> None:
         """Warn of a beta that is too small for mean errors."""
@@ -83,6 +90,17 @@ class DiffusionDPO(PreferenceDiffusionModule):
     def level_quantiles(self, u: Tensor) -> Tensor:
         """Return discounted quantiles, (B,)."""
         return discounted(u, self.gamma, self.gamma_steps)
+
+    def log_ratios(self, pairs: Pairs) -> LogRatios:
+        """Return the log-ratio of policy to reference for each side, weighted by noise level.
+
+        Errors of policy and reference have the same weight, so a table of the reference's errors
+        serves every `weighting`.
+        """
+        ratios = super().log_ratios(pairs)
+        if self.weighting is None:
+            return ratios
+        return weigh(ratios, self.backbone.process.error_weight(ratios.t, self.weighting))
 
     def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the link's loss of each pair, (B,) (Eq. 14)."""

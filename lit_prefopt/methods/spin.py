@@ -43,10 +43,12 @@ class SPINDiffusion(DiffusionDPO):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, beta=beta, **kwargs)
-        if exact and (self.anchor or self.chosen_protection is not None or self.gamma != 1):
+        of_errors = (self.anchor, self.chosen_protection is not None, self.weighting is not None)
+        if exact and (any(of_errors) or self.gamma != 1):
             raise InputError(
                 "`exact` compares steps, which have no denoising errors and are drawn uniformly: "
-                "leave `anchor`, `chosen_protection` and `gamma` out, or set `exact` to false."
+                "leave `anchor`, `chosen_protection`, `weighting` and `gamma` out, or set `exact` "
+                "to false."
             )
         own = self.backbone.sampling
         how = sampling or Sampling(own.steps, guidance=1.0, eta=1.0, batch_size=own.batch_size)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lit_prefopt.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lit_prefopt.toy.backbone import ToyConsistency, ToyDiffusion
+    from lit_prefopt.toy.backbone import ToyConsistency, ToyDiffusion, ToyFlow
     from lit_prefopt.toy.clip import ToyCLIPTraining
     from lit_prefopt.toy.diptychs import ToyAttributes, ToyDiptychWeb
     from lit_prefopt.toy.judge import ToyJudge
@@ -27,6 +27,7 @@ __all__ = [
     "ToyConsistency",
     "ToyDiffusion",
     "ToyDiptychWeb",
+    "ToyFlow",
     "ToyJudge",
     "ToyPairGroups",
     "ToyPairs",

@@ -1,16 +1,18 @@
-"""The toy world's Stable Diffusion, shipped in the package, and its latent consistency model."""
+"""The toy world's Stable Diffusion, its latent consistency model and its flow twin."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from lit_prefopt.backbones import LatentConsistency, StableDiffusion
+from lit_prefopt.backbones import LatentConsistency, StableDiffusion, StableDiffusion3
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.settings import Sampling
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+FLOW_CHECKPOINT = Path(__file__).parent / "flow_checkpoint"
 TOY_SAMPLING = Sampling(steps=20, guidance=2.0, eta=1.0, batch_size=64)
+TOY_FLOW_SAMPLING = Sampling(steps=20, guidance=2.0, batch_size=64)
 TOY_LCM_SAMPLING = Sampling(steps=4, guidance=2.0, batch_size=64)
 
 
@@ -51,3 +53,38 @@ class ToyConsistency(LatentConsistency):
     def sampling(self) -> Sampling:
         """A fifth of the steps of its teacher, with the same guidance."""
         return TOY_LCM_SAMPLING
+
+
+class ToyFlow(StableDiffusion3):
+    """The toy world's flow twin: a Stable Diffusion 3 of 4.5 M parameters, 32 x 32 pixels.
+
+    It has no T5, and none of the zeros that the stock pipeline puts in T5's place: these would be
+    256 tokens beside 64 of the image and 16 of the text. The stock pipeline leaves them out, too,
+    when it is called with `max_sequence_length=0`.
+
+    Args:
+        pretrained: Folder of another pipeline of this architecture, such as the start of its
+            training; the shipped one if not given.
+    """
+
+    PATCH = 1
+
+    def __init__(self, pretrained: str | None = None, **kwargs: Any) -> None:
+        folder = Path(pretrained or FLOW_CHECKPOINT)
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} is not a folder: train the toy world's flow model with `make toy-flow`, "
+                "and name its folder as `--backbone.pretrained`."
+            )
+        self.shipped = pretrained is None
+        super().__init__(str(folder), t5=False, text_tokens=0, **kwargs)
+
+    @property
+    def checkpoint(self) -> str:
+        """Name of the weights, independent of the package's path if they are the shipped ones."""
+        return "the toy world's flow model" if self.shipped else super().checkpoint
+
+    @property
+    def sampling(self) -> Sampling:
+        """Few steps and low guidance; the samples of a prompt differ by their first noise."""
+        return TOY_FLOW_SAMPLING

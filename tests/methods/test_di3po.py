@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_prefopt.backbones import StableDiffusion
 from lit_prefopt.cli import main
 from lit_prefopt.data.shards.writer import ShardWriter
+from lit_prefopt.errors import InputError
 from lit_prefopt.methods import Di3PO, DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from tests.helpers.batches import image_pairs
@@ -60,6 +61,31 @@ def test_a_mask_hides_what_lies_outside(backbone: StableDiffusion) -> None:
     whole = module.form_pairs(image_pairs()._replace(masks=torch.ones(3, 1, 32, 32)))
     plain = Di3PO(backbone, AdamW(1e-3), beta=100.0)
     torch.testing.assert_close(module.log_ratios(whole).values, plain.log_ratios(whole).values)
+
+
+def test_dilation_enlarges_masks_by_positions_of_latents(backbone: StableDiffusion) -> None:
+    """One position in each direction, at the border as well, and half a position where it was."""
+    module = Di3PO(backbone, AdamW(1e-3), beta=100.0, masked=True, mask_dilation=1).train()
+    masks = torch.zeros(3, 1, 32, 32)
+    masks[:, :, :8, 8:14] = 1  # two by one and a half positions of 4 pixels
+    pairs = module.form_pairs(image_pairs()._replace(masks=masks))
+    expected = torch.zeros(8, 8)
+    expected[:3, 1:4] = 1
+    expected[:3, 4] = 0.5
+    noised = module.add_noise(pairs)
+    assert noised.masks is not None
+    assert torch.equal(noised.masks, expected.expand(3, 1, 8, 8))
+    prediction = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
+    residual = prediction.unflatten(0, (3, 2)) - noised.target
+    weighted = (residual.square() * expected).sum((2, 3, 4)) / (4 * expected.sum())
+    torch.testing.assert_close(module.log_ratios(pairs).policy_error, weighted)
+
+
+def test_dilation_without_masks_is_refused(backbone: StableDiffusion) -> None:
+    with pytest.raises(InputError, match="set `--model.masked true`"):
+        Di3PO(backbone, AdamW(1e-3), beta=100.0, mask_dilation=2)
+    with pytest.raises(InputError, match="mask_dilation"):
+        Di3PO(backbone, AdamW(1e-3), beta=100.0, masked=True, mask_dilation=-1)
 
 
 def test_masked_wants_masks_in_training_alone(backbone: StableDiffusion) -> None:
