@@ -8,12 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lit_prefopt import backbones
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base_pipeline import BasePipeline, takes_guidance
+from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import TOYS, Recipe
 from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
 from lit_prefopt.families.base import Family
@@ -163,18 +162,14 @@ def _build(
         config: dict[str, Any] = pipeline.denoiser_config
         if isinstance(folder, Path):
             config = family.denoiser.kind.load_config(folder)
-        own = takes_guidance(config)
-        added = _guidance_width(folder) if isinstance(folder, dict) and not own else None
+        own, added = family.denoiser.guidance_width(config), None
+        if isinstance(folder, dict) and own is None:
+            added = next(iter(family.denoiser.stored_guidance(folder).values()), None)
         if own or added or pipeline.kind.__name__ == family.distilled_pipeline:
             kind = family.distilled_backbone
             arguments |= {"guidance_width": added}
     backbone: Backbone = getattr(backbones, kind)(pretrained, **arguments)
     return backbone
-
-
-def _guidance_width(weights: dict[str, Tensor]) -> int | None:
-    layer = weights.get("time_embedding.cond_proj.weight")
-    return None if layer is None else layer.shape[1]
 
 
 def _complete(backbone: Backbone, family: Family, origin: TrainedWeights) -> None:

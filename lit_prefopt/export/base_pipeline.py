@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -203,7 +203,8 @@ class BasePipeline:
                     self.name, variant=variant, use_safetensors=True, **parts
                 )
         distilled = self.family.distilled_pipeline
-        added = takes_guidance(denoiser.config) and not takes_guidance(self.denoiser_config)
+        width = self.family.denoiser.guidance_width
+        added = width(denoiser.config) is not None and width(self.denoiser_config) is None
         if distilled is not None and added and self.kind.__name__ != distilled:
             pipeline = _lcm(pipeline, getattr(diffusers, distilled))
         if self.stated:
@@ -273,15 +274,6 @@ class BasePipeline:
 
     def _text_config(self, name: str, kind: Any) -> Any:
         return kind.from_pretrained(self.config, subfolder=name, trust_remote_code=False)
-
-
-def takes_guidance(config: Mapping[str, Any]) -> bool:
-    """Return whether a denoiser is conditioned on the guidance scale by an embedding of its own.
-
-    Args:
-        config: Its configuration.
-    """
-    return config.get("time_cond_proj_dim") is not None
 
 
 def _lcm(pipeline: DiffusionPipeline, kind: Any) -> DiffusionPipeline:
