@@ -91,9 +91,6 @@ class LatentBackbone(Backbone):
     SHIFTED: ClassVar[bool] = False
     """Whether the family's VAEs shift their latents."""
 
-    WHOLE_FILES: ClassVar[bool] = True
-    """Whether single files of the family contain VAE and text encoders."""
-
     vae: Any  # Any: diffusers is untyped; None if not loaded
     vae_config: Any
     small_decoder: Any  # None if the VAE decodes everything
@@ -130,7 +127,6 @@ class LatentBackbone(Backbone):
             variant=variant,
             config=config,
             vae=vae,
-            whole=self.WHOLE_FILES,
         )
         left_out = {
             name for name in self.LEFT_OUT_BY if name in without or not parts.has_encoder(name)

@@ -40,7 +40,6 @@ class TransformerBackbone(LatentBackbone):
     """Whether the stock pipeline has levels of 1 to 1/n before the shift."""
 
     SHIFTED = True
-    WHOLE_FILES = False
 
     process: RectifiedFlow
 
