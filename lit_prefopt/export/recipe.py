@@ -67,12 +67,8 @@ def read_recipe(text: str, where: Path) -> Recipe:
     arguments["pretrained"] = arguments.get("pretrained") or toy.pretrained
     if isinstance(lora, dict):  # a class may be named with its arguments, as `--backbone.lora LoRA`
         lora = lora.get("init_args", lora)
-    places = {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
-    return Recipe(
-        **places,
-        **options,
-        lora=lora if isinstance(lora, dict) else None,
-    )
+    options |= {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
+    return Recipe(**options, lora=lora if isinstance(lora, dict) else None)
 
 
 def recipe_in(folder: Path) -> Recipe:
