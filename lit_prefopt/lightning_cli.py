@@ -37,6 +37,7 @@ from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.addresses import check_secrets
 from lit_prefopt.utils.device import is_out_of_memory
 from lit_prefopt.utils.quiet import hide_notices
+from lit_prefopt.weights.checks import first_line
 
 set_loader("yaml", loader(get_loader("yaml")), (yaml.YAMLError,))
 
@@ -135,7 +136,16 @@ class PreferenceCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`, which are the process's own or a test's."""
         self.given = {arg.removeprefix("--").split("=")[0] for arg in args if arg[:2] == "--"}
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ValueError as error:
+            if not str(error).startswith("Unable to add parameter"):
+                raise
+            raise InputError(
+                "A class that is named has an argument that no recipe can give, because of its "
+                f"type ({first_line(error)}): name another class, or, if it is your own, annotate "
+                "the argument with a type that YAML can express."
+            ) from error
 
     def _parse_ckpt_path(self) -> None:
         """Leave the recipe as it is: Lightning would let the checkpoint's numbers override it."""

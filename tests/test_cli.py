@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from lit_prefopt import load
 from lit_prefopt.cli import main
+from tests.helpers.recipes import SMALL
 from tests.helpers.runs import LORA, scalars
 
 
@@ -78,7 +79,7 @@ def test_fit_on_sdxl(
     small += ["--backbone.pretrained", tiny_xl_folder, "--backbone.vae", tiny_xl_folder]
     small += ["--trainer.accumulate_grad_batches", "1", "--model.optimizer.warmup_steps", "0"]
     data = recipe[recipe.index("--data") :]
-    main(["fit", "--config", name, *small, *data])
+    main(["fit", "--config", name, "--config", SMALL, *small, *data])
     run = tmp_path / "run"
     module = load(run / "checkpoints" / "last.ckpt").eval()
     stock = StableDiffusionXLPipeline.from_pretrained(tiny_xl_folder)

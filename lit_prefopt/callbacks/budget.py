@@ -57,7 +57,9 @@ class Budget(Callback):
         policy = pl_module.backbone.policy
         nets = policy.denoiser, policy.frozen, getattr(pl_module.backbone, "teacher", None)
         counted = [net for net in nets if net is not None]
-        self._hooks = [net.register_forward_pre_hook(self._count) for net in counted]
+        self._hooks = [
+            net.register_forward_pre_hook(self._count, with_kwargs=True) for net in counted
+        ]
         self._judged_before = self.judged
         if isinstance(pl_module, OnPolicyModule):
             self._judged_before -= pl_module.images_judged
@@ -111,7 +113,8 @@ class Budget(Callback):
         self.spent = state_dict["spent"]
         self.seen, self.judged = state_dict.get("pairs", 0), state_dict.get("judge_calls", 0)
 
-    def _count(self, net: nn.Module, args: tuple[Any, ...]) -> None:
+    def _count(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latents = next(iter((*args, *kwargs.values())))  # some families pass a list of them
         checking = self._module is not None and self._module.checking_base
         if self._counting and not checking:
-            self.spent += len(args[0]) * (3 if torch.is_grad_enabled() else 1)
+            self.spent += len(latents) * (3 if torch.is_grad_enabled() else 1)

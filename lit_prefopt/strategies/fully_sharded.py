@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lit_prefopt.backbones.repeated_blocks import repeated_blocks
 from lit_prefopt.errors import InputError
 from lit_prefopt.strategies.full_state import FullStateStrategy, Moment, check_adamw
 
@@ -120,16 +121,14 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
-    """Return the blocks to shard, inner ones first, from diffusers' `_repeated_blocks`.
+    """Return the blocks to shard, inner ones first: transformer blocks, then a UNet's stages.
 
     Args:
         net: A denoiser.
     """
-    repeated = set(getattr(net, "_repeated_blocks", None) or ())
-    inner = [m for m in net.modules() if type(m).__name__ in repeated]
     outer = [m for name in ("down_blocks", "up_blocks") for m in getattr(net, name, ())]
     middle = getattr(net, "mid_block", None)
-    return inner + outer + ([] if middle is None else [middle])
+    return repeated_blocks(net) + outer + ([] if middle is None else [middle])
 
 
 def _fill(shard: Tensor, value: Tensor) -> None:

@@ -13,7 +13,7 @@ import yaml
 from lit_prefopt.command_line.keys import check_keys
 from lit_prefopt.command_line.table import Table, load_table, store_table, table_path
 from lit_prefopt.configs import recipe_names
-from lit_prefopt.errors import UsageError
+from lit_prefopt.errors import InputError, UsageError
 from lit_prefopt.lightning_cli import run_lightning
 from lit_prefopt.recipe_files import named_recipes
 
@@ -87,6 +87,11 @@ def test_a_class_whose_page_cannot_be_built_is_left_out(table: Table) -> None:
     assert f"trainer.callbacks {unreadable}" not in table.helps
     assert table.arguments(unreadable) is None
     assert all(name in table.by_name for name in CLASSES)
+
+
+def test_the_page_of_such_a_class_is_refused_in_a_sentence() -> None:
+    with pytest.raises(InputError, match="argument that no recipe can give.*Namespace is only"):
+        run_lightning(["fit", f"--trainer.callbacks.help={UNREADABLE}"])
 
 
 def parse(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:

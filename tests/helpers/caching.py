@@ -15,7 +15,7 @@ from lit_prefopt.datamodules import CachedGroups, CachedPairs, SampleGroups
 from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.generate import LatentCache, ReferenceErrors
 from lit_prefopt.generate.producer import Producer
-from tests.helpers.recipes import OWN_COUNTS
+from tests.helpers.recipes import OWN_COUNTS, SMALL
 from tests.helpers.runs import same
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -78,7 +78,7 @@ def on(kind: str, shards: str, workers: int = 0) -> list[str]:
 def recipe(pipeline: str, folder: Path, *data: str) -> list[str]:
     """Return the arguments of a small run."""
     return [
-        *("--config", "toy-diffusion-dpo"),
+        *("--config", "toy-diffusion-dpo", "--config", SMALL),
         *("--backbone", "StableDiffusion", "--backbone.pretrained", pipeline),
         *("--data.batch_size", "4", "--data.caption_dropout", "0.2", *data),
         *("--trainer.default_root_dir", str(folder)),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SMALL = str(Path(__file__).with_name("small.yaml"))
+"""Recipe with the callbacks of a small run."""
+
 OWN_COUNTS = [
     *("--batch.pairs", "null", "--batch.validate_every", "null"),
     *("--trainer.check_val_every_n_epoch", "null"),
@@ -23,7 +26,7 @@ def small_recipe(
         name: Name of the shipped recipe.
     """
     return [
-        *("--config", name),
+        *("--config", name, "--config", SMALL),
         *("--backbone", "StableDiffusion", "--backbone.pretrained", pipeline),
         *("--data", "PairShards", "--data.shards", shards, "--data.validation", shards),
         *("--data.batch_size", "4", "--data.resolution", "32", "--data.workers", "0"),
