@@ -28,7 +28,8 @@ class StableDiffusion3(TransformerBackbone):
             .safetensors file in the layout of the original release.
         t5: Load the T5 text encoder, the largest part of the model. Without it, zeros take the
             place of its tokens, as in the stock pipeline.
-        text_tokens: Number of T5's tokens to which a prompt is padded or cut.
+        text_tokens: Number of T5's tokens to which a prompt is padded or cut; without T5, the
+            number of zeros in their place, which may be 0.
     """
 
     FAMILY = SD3
@@ -36,9 +37,9 @@ class StableDiffusion3(TransformerBackbone):
     LEFT_OUT_BY: ClassVar = {T5: "--backbone.t5 false"}
 
     def __init__(
-        self, pretrained: str, t5: bool = True, text_tokens: int = 256, **kwargs: Any
+        self, pretrained: str, *, t5: bool = True, text_tokens: int = 256, **kwargs: Any
     ) -> None:
-        check_number("text_tokens", text_tokens, 1)
+        check_number("text_tokens", text_tokens, 1 if t5 else 0)
         super().__init__(pretrained, without=() if t5 else (T5,), **kwargs)
         self.text_tokens = text_tokens
         if T5 in self.texts:

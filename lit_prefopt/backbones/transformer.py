@@ -46,6 +46,7 @@ class TransformerBackbone(LatentBackbone):
     def __init__(
         self,
         pretrained: str,
+        *,
         levels: LevelDraw | None = None,
         without: Collection[str] = (),
         **kwargs: Any,

@@ -59,19 +59,16 @@ def read_recipe(text: str, where: Path) -> Recipe:
         raise InputError(f"The recipe of {where} names no backbone; it is damaged.") from error
     kind = str(backbone.get("class_path")).rpartition(".")[2]
     toy = TOYS[_TOY_CLASSES[kind]] if kind in _TOY_CLASSES else Recipe()
-    lora, options = arguments.pop("lora", None), {}
+    lora = arguments.pop("lora", None)
+    options: dict[str, Any] = {}
     for name, own in {"zero_terminal_snr": bool, "t5": bool, "text_tokens": int}.items():
         value = arguments.pop(name, None)
         options[name] = value if isinstance(value, own) else getattr(toy, name)
     arguments["pretrained"] = arguments.get("pretrained") or toy.pretrained
     if isinstance(lora, dict):  # a class may be named with its arguments, as `--backbone.lora LoRA`
         lora = lora.get("init_args", lora)
-    places = {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
-    return Recipe(
-        **places,
-        **options,
-        lora=lora if isinstance(lora, dict) else None,
-    )
+    options |= {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
+    return Recipe(**options, lora=lora if isinstance(lora, dict) else None)
 
 
 def recipe_in(folder: Path) -> Recipe:
