@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.plugins.precision import HalfPrecision
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -166,7 +167,7 @@ def test_it_comes_back_from_a_file(framed: bool, tmp_path: Path) -> None:
 
 
 def test_it_travels_with_a_batch() -> None:
-    """Between processes, to a device, and as fake tensors."""
+    """Between processes, to a device, in another precision, and as fake tensors."""
     one = prompt(*LENGTHS).replace(guidance=torch.rand(4))
     sent = pickle.loads(pickle.dumps(one))
     assert same(sent.ragged("caption"), one.ragged("caption"))
@@ -174,6 +175,12 @@ def test_it_travels_with_a_batch() -> None:
     assert {moved.device.type, moved["hidden"].device.type, moved.guidance.device.type} == {"meta"}
     assert moved.ragged("caption").lengths == LENGTHS
     assert one.map(lambda x: x.double()).ragged("caption").dtype == torch.float64
+    half = HalfPrecision("bf16-true").convert_input(
+        steps(2, 1)._replace(prompt=prompt(2, 1).replace(frames=torch.zeros(2, 6).long()))
+    )
+    assert (half.prompt["hidden"].dtype, half.prompt.frames.dtype) == (torch.bfloat16, torch.int64)
+    assert half.prompt.ragged("caption").dtype == torch.bfloat16
+    assert half.prompt.ragged("caption").lengths == (2, 1)
     with FakeTensorMode() as mode:
         ghost = tree_map_only(Tensor, mode.from_tensor, one)
         rows, mask = ghost.repeat(2).ragged("caption").padded()

@@ -37,7 +37,7 @@ class StableDiffusion3(TransformerBackbone):
     LEFT_OUT_BY: ClassVar = {T5: "--backbone.t5 false"}
 
     def __init__(
-        self, pretrained: str, t5: bool = True, text_tokens: int = 256, **kwargs: Any
+        self, pretrained: str, *, t5: bool = True, text_tokens: int = 256, **kwargs: Any
     ) -> None:
         check_number("text_tokens", text_tokens, 1 if t5 else 0)
         super().__init__(pretrained, without=() if t5 else (T5,), **kwargs)
@@ -94,12 +94,17 @@ class StableDiffusion3(TransformerBackbone):
         return Sampling(steps=28, guidance=7.0, batch_size=4)
 
     @property
+    def size_multiple(self) -> int:
+        """Number of pixels that the sides of images are multiples of: a token's side."""
+        return self.pixels_per_latent * int(self.policy.denoiser.config.patch_size)
+
+    @property
     def largest_side(self) -> int | None:
         """Largest side of images in pixels: the transformer's table of positions."""
         return int(self.policy.denoiser.config.pos_embed_max_size) * self.size_multiple
 
     def _check_denoiser(self, net: Any, encoders: dict[str, Any], source: str) -> None:
-        expected = {"out_channels": net.config.in_channels, "patch_size": self.PATCH}
+        expected = {"out_channels": net.config.in_channels}
         clips = [encoder.config for name, encoder in encoders.items() if name != T5]
         if clips:
             expected["pooled_projection_dim"] = sum(clip.projection_dim for clip in clips)

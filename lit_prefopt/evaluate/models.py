@@ -8,13 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lit_prefopt import backbones
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base_pipeline import BasePipeline, takes_guidance
-from lit_prefopt.export.recipe import TOY, TOY_FLOW, Recipe
+from lit_prefopt.export.base_pipeline import BasePipeline
+from lit_prefopt.export.recipe import TOYS, Recipe
 from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
 from lit_prefopt.families.base import Family
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -22,11 +21,6 @@ from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
 
 DType = Literal["float32", "bfloat16", "float16"]
-TOYS = {
-    "toy": Recipe(pretrained=str(TOY)),
-    "toy-flow": Recipe(pretrained=str(TOY_FLOW), t5=False, text_tokens=0),
-}
-"""The toy world's models by their names."""
 FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
 
 
@@ -61,7 +55,8 @@ def load_model(
     Args:
         name: A hub name; a folder or single .safetensors file of a whole pipeline; a denoiser's
             folder; a LoRA's .safetensors file; a checkpoint (.ckpt) or the folder of a run of
-            this library; `toy` and `toy-flow` for the toy world's.
+            this library; `toy` or `toy-flow` for the toy
+            world's.
         base: The pipeline that a LoRA or a denoiser belongs to, if it has no recipe.
         dtype: Precision of the weights.
         variant: Variant of the pipeline's files, such as `fp16`.
@@ -167,18 +162,14 @@ def _build(
         config: dict[str, Any] = pipeline.denoiser_config
         if isinstance(folder, Path):
             config = family.denoiser.kind.load_config(folder)
-        own = takes_guidance(config)
-        added = _guidance_width(folder) if isinstance(folder, dict) and not own else None
+        own, added = family.denoiser.guidance_width(config), None
+        if isinstance(folder, dict) and own is None:
+            added = next(iter(family.denoiser.stored_guidance(folder).values()), None)
         if own or added or pipeline.kind.__name__ == family.distilled_pipeline:
             kind = family.distilled_backbone
             arguments |= {"guidance_width": added}
     backbone: Backbone = getattr(backbones, kind)(pretrained, **arguments)
     return backbone
-
-
-def _guidance_width(weights: dict[str, Tensor]) -> int | None:
-    layer = weights.get("time_embedding.cond_proj.weight")
-    return None if layer is None else layer.shape[1]
 
 
 def _complete(backbone: Backbone, family: Family, origin: TrainedWeights) -> None:

@@ -12,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base_pipeline import takes_guidance
-from lit_prefopt.families.base import Family
+from lit_prefopt.families.base import Component, Family
 from lit_prefopt.processes.marks import mark_tensors
 from lit_prefopt.weights.component_files import original_state
 
@@ -45,16 +44,17 @@ def single_file_state(pipeline: DiffusionPipeline, family: Family) -> dict[str, 
     }
 
 
-def check_single_file(config: Mapping[str, Any]) -> None:
+def check_single_file(component: Component, config: Mapping[str, Any]) -> None:
     """Raise InputError for a denoiser that the original layout does not support.
 
     Args:
+        component: The component of its family.
         config: Its configuration.
     """
-    if takes_guidance(config):
+    if component.guidance_width(config) is not None:
         raise InputError(
-            "This UNet has a guidance-scale embedding, which the original layout does not support: "
-            "export it to unet or pipeline."
+            f"This {component.name} has a guidance-scale embedding, which the original layout does "
+            f"not support: export it to {component.name} or pipeline."
         )
 
 

@@ -139,6 +139,7 @@ SD3 = Family(
     architecture=lambda config, v: f"stable-diffusion-3-{_version(config)}",
     kohya_version=lambda config, v: _version(config),
     kohya_module="networks.lora_sd3",
+    whole_files=False,
     one_alpha=False,  # diffusers reads no file of kohya's for this family
     lora_targets=(
         *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),

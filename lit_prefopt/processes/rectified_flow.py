@@ -144,7 +144,7 @@ class RectifiedFlow(Process):
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return (1 - sigma) latents + sigma noise, all (B, C, H, W) with t (B,)."""
-        sigma = _wide(t, latents)
+        sigma = t.to(latents.dtype).view(-1, 1, 1, 1)
         return (1 - sigma) * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class RectifiedFlow(Process):
 
     def clean(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
         """Return the predicted clean latents x - sigma v, (B, C, H, W) float32."""
-        return latents.float() - _wide(t, latents).float() * prediction.float()
+        return latents.float() - t.float().view(-1, 1, 1, 1) * prediction.float()
 
     def step(
         self, prediction: Tensor, latents: Tensor, t: Tensor, t_next: Tensor, how: Sampling
@@ -235,8 +235,3 @@ class Euler(Sampler):
 def shifted(sigma: Tensor, factor: float) -> Tensor:
     """Return levels shifted towards noise by a factor s, s sigma / (1 + (s - 1) sigma)."""
     return factor * sigma / (1 + (factor - 1) * sigma)
-
-
-def _wide(t: Tensor, latents: Tensor) -> Tensor:
-    """Return levels (B,) as (B, 1, 1, 1) in the precision of the latents."""
-    return t.to(latents.dtype).view(-1, 1, 1, 1)

@@ -85,7 +85,7 @@ def test_images_of_another_size_are_sampled(
 
 def test_fresh_denoiser_from_a_configuration(tiny_folder: str, tmp_path: Path) -> None:
     shutil.copyfile(Path(tiny_folder) / "unet" / "config.json", tmp_path / "unet.json")
-    fresh = StableDiffusion(tiny_folder, str(tmp_path / "unet.json"), reference="none")
+    fresh = StableDiffusion(tiny_folder, denoiser=str(tmp_path / "unet.json"), reference="none")
     loaded = StableDiffusion(tiny_folder, reference="none")
     ours, theirs = (b.policy.denoiser.conv_in.weight for b in (fresh, loaded))
     assert ours.shape == theirs.shape

@@ -113,6 +113,7 @@ def test_a_footprint_is_what_is_there(tiny_sd35_folder: str, lora: LoRA | None) 
     assert ("--backbone.lora.rank" in advised) == (lora is None)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_35_medium_is_estimated_on_the_meta_device(tmp_path: Path) -> None:
     """A LoRA step at full size: 512 pixels are 1024 tokens, beside 333 of the prompt.
 
