@@ -52,8 +52,8 @@ def main(
         pairs: Pairs in a batch, which is a step's.
         rank: Rank of the LoRA.
         checkpointing: Whether activations are computed twice.
-        precision: Of the run and of the weights; CPUs without AVX-512 multiply bfloat16 matrices a
-            thousand times slower than float32.
+        precision: Of the run and of the weights; a CPU without AVX-512 multiplies bfloat16 matrices
+            up to a hundred times slower than float32 ones.
         steps: Timed optimizer steps, after a first one.
         report: Write a report as well.
     """
@@ -83,7 +83,7 @@ def main(
         trainer.fit(module, DataLoader(batches, batch_size=None))
     text = (
         f"Diffusion-DPO on Stable Diffusion 3.5 {size}, {parameters / 1e9:.3f} billion parameters, "
-        f"LoRA rank {rank}, {precision}, gradient checkpointing {'on' if checkpointing else 'off'}, "
+        f"LoRA rank {rank}, {precision}, checkpointing {'on' if checkpointing else 'off'}, "
         f"{pairs} pairs of {resolution} x {resolution}, cached; {torch.get_num_threads()} threads."
         f"\n\n{table(pace, before)}"
     )
