@@ -4,11 +4,13 @@
     python -m benchmarks.memory main --families '[sd15,sdxl]' --measured false
     python -m benchmarks.memory main --families '[sdxl]' --trains '[lora]' --optimizers '[AdamW]'
     python -m benchmarks.memory main --families '[sdxl]' --trains '[full]' --savings '[none,cached]'
+    python -m benchmarks.memory main --families '[sd35]' --trains '[lora]' --measured false
 
 Estimated are weights, gradients, optimizer states and whatever else is alive at the most in a step,
 from shapes alone, so also for models that fit nowhere. Measured is the peak of a process
 of its own that takes three optimizer steps: of the GPU's tensors, or without a GPU of the whole
-process, reported with its memory before the model was loaded.
+process, reported with its memory before the model was loaded. Stable Diffusion 3.5, whose T5 alone
+has 9 GB, is only estimated; `sd35_step.py` measures its transformer.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from jsonargparse import auto_cli
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.common import write_report
-from benchmarks.made import MADE, without_numbers
+from benchmarks.made import made_backbone, without_numbers
 from benchmarks.recipes import KINDS, Data, Train, recipe
 from lit_prefopt import optimizers as configs
 from lit_prefopt.backbones import LoRA
@@ -38,7 +40,7 @@ from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers.eight_bit import LEAST_SIZE
 
 OptimizerName = Literal["AdamW", "AdamW8bit", "Lion8bit", "Adafactor"]
-Sized = Literal["tiny", "tiny-xl", "sd15", "sdxl"]
+Sized = Literal["tiny", "tiny-xl", "tiny-sd35", "sd15", "sdxl", "sd35"]
 Saving = Literal["none", "bf16_weights", "cached"]
 BF16_WEIGHTS = (
     "--backbone.policy_dtype bfloat16 --model.optimizer.stochastic_rounding true "
@@ -89,8 +91,9 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
         return torch.autocast("cpu", torch.bfloat16, enabled=mixed)
 
     batch, side = case.batch, kind.resolution
-    backbone = MADE[case.family](
-        str(folder),
+    backbone = made_backbone(
+        case.family,
+        folder,
         **network,
         gradient_checkpointing=case.checkpointing,
         dtype="bfloat16",
@@ -102,7 +105,8 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
     rest = [torch.arange(batch), *[torch.ones(batch)] * 2, ["key"] * batch]
     made: Batch
     if case.saving == "cached":
-        latents = torch.zeros(batch, 2, *backbone.latent_shape, dtype=torch.bfloat16)
+        at = side // backbone.pixels_per_latent
+        latents = torch.zeros(batch, 2, backbone.latent_shape[0], at, at, dtype=torch.bfloat16)
         known = torch.zeros(batch, 1, 2)
         made = LatentPairs(latents, latents, _prompt(case, batch), ["a"] * batch, *rest)
         made = made._replace(reference_error=known)
@@ -113,14 +117,17 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
 
 def _prompt(case: Case, batch: int) -> Prompt:
     """Return embedded prompts of the family's shape."""
-    full, xl = not case.family.startswith("tiny"), case.family.endswith("xl")
-    tokens, width, pooled = (77, 768, 0) if full else (16, 32, 0)
-    if xl:
-        width, pooled = (2048, 1280) if full else (56, 20)
-    hidden = torch.zeros(batch, tokens, width, dtype=torch.bfloat16)
-    text: dict[str, Text] = {"hidden": hidden}
-    if xl:
-        text["pooled"] = torch.zeros(batch, pooled, dtype=torch.bfloat16)
+    sizes = {
+        "tiny": {"hidden": (16, 32)},
+        "tiny-xl": {"hidden": (16, 56), "pooled": (20,)},
+        "tiny-sd35": {"hidden": (77 + 256, 64), "pooled": (36,)},
+        "sd15": {"hidden": (77, 768)},
+        "sdxl": {"hidden": (77, 2048), "pooled": (1280,)},
+        "sd35": {"hidden": (77 + 256, 4096), "pooled": (2048,)},
+    }[case.family]
+    text: dict[str, Text] = {
+        name: torch.zeros(batch, *shape, dtype=torch.bfloat16) for name, shape in sizes.items()
+    }
     return Prompt(text)
 
 
@@ -138,7 +145,7 @@ def measure(
 
     Args:
         family: The model.
-        train: All weights of the UNet, or a LoRA.
+        train: All weights of the denoiser, or a LoRA.
         optimizer: The optimizer.
         checkpointing: Whether activations are computed twice.
         batch: Pairs in a batch.
@@ -201,7 +208,7 @@ def main(
 
     Args:
         families: The models; by default the tiny one.
-        trains: All weights of the UNet, or a LoRA; by default both.
+        trains: All weights of the denoiser, or a LoRA; by default both.
         optimizers: Their names; by default all.
         checkpointing: Whether to use gradient checkpointing; by default both.
         batch: Pairs in a batch; by default the family's own number.
@@ -236,7 +243,7 @@ def _row(case: Case, folder: str, *, measure_too: bool) -> str:
         parts = estimated(case, Path(made))
     frozen = parts.reference + parts.frozen + sum(parts.others.values())
     sizes = (parts.trained, parts.gradients, parts.states, frozen, parts.activations, parts.total)
-    run = in_a_process(case, folder) if measure_too else {}
+    run = in_a_process(case, folder) if measure_too and case.family != "sd35" else {}
     seen = f"{run['peak'] / GIB:.2f} | {run['before'] / GIB:.2f}" if run else " | "
     numbers = " | ".join(f"{size / GIB:.3f}" for size in sizes)
     doubled = "yes" if case.checkpointing else "no"

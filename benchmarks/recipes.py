@@ -13,9 +13,11 @@ import torch
 from benchmarks.common import random_sd15, random_sdxl, random_shards
 from lit_prefopt.toy.backbone import CHECKPOINT
 from lit_prefopt.toy.pairs import PAIRS
+from tests.helpers.sd35_medium import sd35_configs
 from tests.helpers.tiny import tiny_pipeline, tiny_xl_pipeline
+from tests.helpers.tiny_sd3 import tiny_sd35_pipeline
 
-Family = Literal["tiny", "tiny-xl", "toy", "sd15", "sdxl"]
+Family = Literal["tiny", "tiny-xl", "tiny-sd35", "toy", "sd15", "sdxl", "sd35"]
 Train = Literal["full", "lora"]
 Data = Literal["images", "cached", "reference"]
 
@@ -38,16 +40,20 @@ def _once(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 
 TINY, TINY_XL = _once(tiny_pipeline), _once(tiny_xl_pipeline)
-SD15, SDXL = "sd15-diffusion-dpo", "sdxl-diffusion-dpo"
+TINY_SD35 = _once(tiny_sd35_pipeline)
+SD15, SDXL, SD3 = "sd15-diffusion-dpo", "sdxl-diffusion-dpo", "sd35-diffusion-dpo"
 OF_SD15 = ("backbone/sd15.yaml", "backbone/sd15-lora.yaml")
 OF_SDXL = ("backbone/sdxl.yaml", "backbone/sdxl-lora.yaml")
+OF_SD35 = ("backbone/sd35.yaml", "backbone/sd35-lora.yaml")
 TOY = "ToyDiffusion"
 KINDS: dict[str, Kind] = {
     "tiny": Kind(SD15, *OF_SD15, "sd15", TINY, 32, 4, "32-true"),
     "tiny-xl": Kind(SDXL, *OF_SDXL, "sdxl", TINY_XL, 32, 4, "32-true"),
+    "tiny-sd35": Kind(SD3, *OF_SD35, "sd35", TINY_SD35, 32, 4, "32-true"),
     "toy": Kind("toy-diffusion-dpo", TOY, TOY, "toy", lambda _: CHECKPOINT, 32, 16, "32-true"),
     "sd15": Kind(SD15, *OF_SD15, "sd15", random_sd15, 512, 1, "bf16-mixed"),
     "sdxl": Kind(SDXL, *OF_SDXL, "sdxl", random_sdxl, 1024, 1, "bf16-mixed"),
+    "sd35": Kind(SD3, *OF_SD35, "sd35", sd35_configs, 512, 1, "bf16-mixed"),  # without weights
 }
 
 
@@ -126,13 +132,13 @@ def recipe(
 
     Args:
         family: The model.
-        train: All weights of the UNet, or a LoRA of rank 16.
+        train: All weights of the denoiser, or a LoRA of rank 16.
         data: Its form.
         root: Where pipelines and shards are written.
         batch: Pairs in a batch; by default the family's own number.
         workers: Processes that read and decode.
         pairs: In the shards.
-        bf16_weights: Whether all weights of the UNet are trained in bfloat16, by AdamW8bit.
+        bf16_weights: Whether all weights of the denoiser are trained in bfloat16, by AdamW8bit.
     """
     kind, rows = KINDS[family], batch or KINDS[family].batch
     shards = image_shards(family, root, pairs)

@@ -131,8 +131,8 @@ class Steps(NamedTuple):
 
     parents: Tensor  # (B, K or 1, S, C, H, W): latents at t
     children: Tensor  # (B, K, S, C, H, W): latents at t_next
-    t: Tensor  # (B, S) int64
-    t_next: Tensor  # (B, S) int64, less noisy
+    t: Tensor  # (B, S) in the process's dtype: noise levels
+    t_next: Tensor  # (B, S), less noisy
     prompt: Prompt  # B rows
     seeds: Tensor  # (B,) int64
     labels: Tensor  # (B,) float32
@@ -148,7 +148,7 @@ class Trajectories(NamedTuple):
     """Complete roll-outs of B prompts, from which steps are sampled; each state is stored once."""
 
     states: Tensor  # (B, M, S + 1, C, H, W): M roll-outs of a prompt, best first; noise first
-    t: Tensor  # (B, S + 1) int64: timesteps of the states
+    t: Tensor  # (B, S + 1) in the process's dtype: noise levels of the states
     scores: Tensor  # (B, M) float32: the judge's score of each last state
     prompt: Prompt  # B rows
     seeds: Tensor  # (B,) int64
@@ -218,7 +218,7 @@ class LogRatios(NamedTuple):
     """Log-ratios of policy to reference, one per side."""
 
     values: Tensor  # (B, K) or, of steps, (B, K, S); not clipped
-    t: Tensor  # (B,) or (B, S) int64: their timesteps
+    t: Tensor  # (B,) or (B, S) in the process's dtype: their noise levels
     policy_error: Tensor | None = None  # (B, K): denoising errors, where there are any
     reference_error: Tensor | None = None  # (B, K)
     overlap: Tensor | None = None  # (B, K): see `losses.rejected_gradient_scale`

@@ -19,6 +19,7 @@ from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.prompts.files import PromptFile
 from tests.helpers.batches import image_pairs
 from tests.helpers.judges import Brightness
+from tests.helpers.ragged import RaggedBackbone
 
 HOW = Sampling(steps=4, guidance=2.0, eta=1.0)
 
@@ -110,6 +111,46 @@ def test_a_stopped_run_goes_on_with_what_it_kept_of_earlier_collections(
     for (name, a), (_, b) in zip(whole.named_parameters(), ended.named_parameters(), strict=True):
         assert torch.equal(a, b), name
     assert len({tuple(batch) for batch in seen.seeds}) == 14
+
+
+@pytest.mark.parametrize("method", [SPO, DenseRewardDPO])
+def test_a_stopped_run_goes_on_with_prompts_of_unequal_lengths(
+    method: type[OnPolicyModule], tmp_path: Path
+) -> None:
+    texts = [
+        "a",
+        "the sea at night",
+        "two red cats",
+        "rain",
+        "a house on a hill",
+        "snow",
+        "old ice",
+    ]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    prompts = PromptFile(str(tmp_path / "prompts.txt"))
+
+    def made() -> OnPolicyModule:
+        settings = {"judge": Brightness(), "sampling": HOW, "beta": 10.0}
+        if method is SPO:
+            settings |= {"eps": 0.1, "candidates": 2, "first": 1, "inner": 0, "threshold": 0.0}
+        else:
+            settings |= {"delta": 0.5, "gamma": 0.9, "drawn_steps": 2, "trajectories": 3, "kept": 3}
+        return method(RaggedBackbone(), AdamW(1e-2), **settings)
+
+    kept = {"collection": 2, "keep": 18}
+    whole, seen, data = fit(made(), prompts, tmp_path / "whole", 12, **kept)
+    _, first, _ = fit(made(), prompts, tmp_path / "parts", 7, **kept)
+    ended, second, again = fit(made(), prompts, tmp_path / "parts", 12, resume=True, **kept)
+    assert first.seeds + second.seeds == seen.seeds
+    rounds = zip(data.buffer.rounds, again.buffer.rounds, strict=True)
+    for own, other in [(a.prompt.tensors(), b.prompt.tensors()) for a, b in rounds]:
+        assert all(torch.equal(own[name], other[name]) for name in own)
+    lengths = {n for one in data.buffer.rounds for n in one.prompt.ragged("caption").lengths}
+    assert len(lengths) > 2
+    for (name, a), (_, b) in zip(whole.named_parameters(), ended.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    moved = zip(made().parameters(), ended.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
 
 
 def test_a_buffer_from_a_run_that_was_left_behind_gives_way(

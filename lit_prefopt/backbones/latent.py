@@ -11,22 +11,20 @@ import torch
 from diffusers.training_utils import _collate_lora_metadata
 from lightning.pytorch.utilities import rank_zero_info
 from peft.utils import get_peft_model_state_dict
-from torch import Tensor, nn
+from torch import nn
 
-from lit_prefopt.backbones.base import Backbone
 from lit_prefopt.backbones.build_policy import build_policy
-from lit_prefopt.backbones.component_checks import check_tokenizer, check_vae
-from lit_prefopt.backbones.load_component import SINGLE_FILES, component_config, load_component
+from lit_prefopt.backbones.component_checks import check_tokenizer
+from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.backbones.loading import Components
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
 from lit_prefopt.backbones.nf4 import quantize_nf4
 from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.single_file_components import open_components
-from lit_prefopt.backbones.small_decoder import SmallDecoder
 from lit_prefopt.backbones.text_encoders import TextEncoder
+from lit_prefopt.backbones.vae import VAEBackbone
 from lit_prefopt.errors import InputError
-from lit_prefopt.families.base import Family
 from lit_prefopt.processes.base import Process
 from lit_prefopt.processes.marks import add_metadata
 from lit_prefopt.weights.lora_files import WEIGHTS, read_lora
@@ -38,7 +36,7 @@ ProcessBuilder = Callable[[dict[str, Any], str, str | None], Process]
 """Function of a scheduler's configuration, of the checkpoint and of the denoiser's source."""
 
 
-class LatentBackbone(Backbone):
+class LatentBackbone(VAEBackbone):
     """A denoiser over the latents of a VAE, with text encoders.
 
     A subclass names its family and its text encoders, and defines `embed`, `predict` and the check
@@ -69,8 +67,9 @@ class LatentBackbone(Backbone):
             reference.
         config: Hub name or folder of a pipeline with the architecture of a single file; by default
             diffusers' choice from the hub.
-        decoder: Hub name or folder of an AutoencoderTiny, such as madebyollin/taesd or
-            madebyollin/taesdxl, to decode images for a judge during collection, not the VAE.
+        decoder: Hub name or folder of an AutoencoderTiny, such as madebyollin/taesd,
+            madebyollin/taesdxl or madebyollin/taesd3, to decode images for a judge during
+            collection, not the VAE.
         channels_last: Store a pixel's channels contiguously, as GPUs' convolutions prefer.
         compile: Compile the denoiser's repeated blocks (torch.compile), which takes a minute or
             two; policy and reference then agree up to rounding.
@@ -79,24 +78,11 @@ class LatentBackbone(Backbone):
             SDXL 1.8 and 3.6 GB. Nothing can be sampled, encoded or decoded then.
     """
 
-    FAMILY: ClassVar[Family]
-    """Components of the family's pipelines, and their names in files."""
-
     ENCODERS: ClassVar[dict[str, type[TextEncoder]]]
     """Kinds of the text encoders by their names in a pipeline."""
 
     LEFT_OUT_BY: ClassVar[dict[str, str]] = {}
     """Text encoders that a checkpoint may lack, and the option that leaves each out."""
-
-    SHIFTED: ClassVar[bool] = False
-    """Whether the family's VAEs shift their latents."""
-
-    WHOLE_FILES: ClassVar[bool] = True
-    """Whether single files of the family contain VAE and text encoders."""
-
-    vae: Any  # Any: diffusers is untyped; None if not loaded
-    vae_config: Any
-    small_decoder: Any  # None if the VAE decodes everything
 
     def __init__(
         self,
@@ -130,7 +116,6 @@ class LatentBackbone(Backbone):
             variant=variant,
             config=config,
             vae=vae,
-            whole=self.WHOLE_FILES,
         )
         left_out = {
             name for name in self.LEFT_OUT_BY if name in without or not parts.has_encoder(name)
@@ -155,13 +140,7 @@ class LatentBackbone(Backbone):
         apply_memory_format_and_compile(
             self.policy.networks, channels_last=channels_last, compiled=compile
         )
-        self._load_vae(parts, vae, load=encoders, channels_last=channels_last)
-        self.small_decoder = None
-        if decoder is not None:
-            small = SmallDecoder(
-                decoder, frozen_dtype, self.latent_shape[0], self.pixels_per_latent
-            )
-            self.small_decoder = freeze(small)
+        self._load_vae(parts, vae, decoder, load=encoders, channels_last=channels_last)
         self.texts, self.left_out = texts, left_out
         if lacking := sorted(left_out - {*without}):
             rank_zero_info(
@@ -222,71 +201,6 @@ class LatentBackbone(Backbone):
         height, width = (size, size) if isinstance(size, int) else size
         return config.in_channels, height, width
 
-    @property
-    def has_encoders(self) -> bool:
-        """Whether VAE and text encoders are loaded."""
-        return self.vae is not None
-
-    @property
-    def latent_dtype(self) -> torch.dtype:
-        """Precision of the VAE's latents."""
-        dtype: torch.dtype = self.vae.dtype
-        return dtype
-
-    @torch.no_grad()
-    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images to mean and deviation, in the VAE's precision and scale."""
-        self.require_encoders("A run on images")
-        height, width = images.shape[-2:]
-        if not self.has_size(height, width):
-            raise InputError(
-                f"The backbone cannot encode images of {width} x {height} pixels: set "
-                f"`--data.resolution` to {self.sizes}."
-            )
-        with torch.autocast(images.device.type, enabled=False):
-            posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        return posterior.mean, posterior.std
-
-    def scaled(self, means: Tensor) -> Tensor:
-        """Shift and scale means as the denoiser expects latents, float32."""
-        shift = self.vae_config.shift_factor
-        shifted = means.float() if shift is None else means.float() - shift
-        return shifted * self.vae_config.scaling_factor
-
-    def scaled_deviation(self, deviations: Tensor) -> Tensor:
-        """Scale deviations as those of the denoiser's latents, float32."""
-        return deviations.float() * self.vae_config.scaling_factor
-
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images to mean and deviation of the scaled latents, float32."""
-        mean, deviation = self.posterior(images)
-        return self.scaled(mean), self.scaled_deviation(deviation)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents to images in [-1, 1], float32."""
-        self.require_encoders("Decoding latents")
-        own, shift = latents / self.vae_config.scaling_factor, self.vae_config.shift_factor
-        own = (own if shift is None else own + shift).to(self.vae.dtype)
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(own).sample.float().clamp(-1, 1)
-
-    def preview(self, latents: Tensor) -> Tensor:
-        """Decode latents to images in [-1, 1], float32, with the small decoder if there is one."""
-        return self.decode(latents) if self.small_decoder is None else self.small_decoder(latents)
-
-    def latent_settings(self) -> dict[str, Any]:
-        """Return the settings of latents and prompts that the denoiser requires, by name."""
-        return super().latent_settings() | {
-            "scaling_factor": self.vae_config.scaling_factor,
-            "shift_factor": self.vae_config.shift_factor,
-        }
-
-    @property
-    def pixels_per_latent(self) -> int:
-        """Downsampling factor of the VAE: pixels per latent, along each side."""
-        return 2 ** (len(self.vae_config.block_out_channels) - 1)
-
     def _load_encoders(
         self, parts: Components, names: list[str], dtype: torch.dtype
     ) -> dict[str, TextEncoder]:
@@ -316,36 +230,6 @@ class LatentBackbone(Backbone):
             )
         return texts
 
-    def _load_vae(
-        self, parts: Components, source: str | None, load: bool, channels_last: bool
-    ) -> None:
-        """Load the VAE, or only its configuration.
-
-        Args:
-            parts: The checkpoint's components.
-            source: Hub name, folder or file of another VAE.
-            load: Whether the weights are needed.
-            channels_last: Whether a pixel's channels are stored contiguously.
-        """
-        kind = self.FAMILY.vae.kind
-        self.vae = None
-        if load:
-            own = (
-                load_component(kind, source, "vae", self.frozen_dtype, config=parts.vae_config)
-                if source
-                else parts.vae(self.frozen_dtype)
-            )
-            self.vae = freeze(upcast_vae_if_needed(own))
-            self.vae_config = self.vae.config
-            apply_memory_format_and_compile([self.vae], channels_last=channels_last, compiled=False)
-        else:
-            other = source if source and not source.endswith(SINGLE_FILES) else None
-            found = component_config(kind, other, "vae") if other else parts.vae_config()
-            self.vae_config = full_config(kind, found)
-        check_vae(
-            self.vae_config, source or self.pretrained, self.latent_shape[0], shift=self.SHIFTED
-        )
-
     def _marks(self) -> dict[str, str]:
         """Return metadata of the family's LoRA files."""
         return {}
@@ -362,15 +246,3 @@ class LatentBackbone(Backbone):
             encoders: The text encoders' networks by name; empty if they are not loaded.
             source: Hub name, folder or file of the denoiser, for messages.
         """
-
-
-def upcast_vae_if_needed(vae: Any) -> Any:
-    """Return the VAE in float32 if its configuration says that it overflows in float16."""
-    overflows = vae.dtype == torch.float16 and vae.config.force_upcast
-    return vae.float() if overflows else vae
-
-
-def full_config(kind: Any, config: dict[str, Any]) -> Any:
-    """Return the configuration of a VAE with the defaults of its class, without weights."""
-    with torch.device("meta"):
-        return kind.from_config(config).config

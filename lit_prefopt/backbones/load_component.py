@@ -127,18 +127,13 @@ def _from_file(kind: Any, source: str, name: str, dtype: torch.dtype, config: Co
         )
     file = WeightsFile(source)
     stated = dict(config())
-    width = _guidance_width(file)
-    if width is not None or "time_cond_proj_dim" in stated:
-        stated |= {"time_cond_proj_dim": width}
+    if component.guidance is not None:
+        setting, weight = component.guidance
+        key = next((key for key in file.keys if key.endswith(weight)), None)
+        stated[setting] = None if key is None else file.read(key).shape[1]
     return load_from_file(
         lambda: kind.from_config(stated), file, component, dtype, "the pipeline that it is used in"
     )
-
-
-def _guidance_width(file: WeightsFile) -> int | None:
-    """Return the width of the guidance embedding of a UNet's file, if it has one."""
-    key = next((k for k in file.keys if k.endswith("time_embedding.cond_proj.weight")), None)
-    return None if key is None else file.read(key).shape[1]
 
 
 def component_config(kind: Any, source: str, name: str) -> dict[str, Any]:

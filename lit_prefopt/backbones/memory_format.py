@@ -9,6 +9,10 @@ from diffusers import ModelMixin
 
 from lit_prefopt.backbones.repeated_blocks import require_blocks
 
+COMPILATIONS = 64
+"""Limit of compilations of one function, for which torch's 8 do not suffice: three kinds of blocks
+(Stable Diffusion 3.5) times adapter on and off, with and without gradients, and sizes of images."""
+
 
 def apply_memory_format_and_compile(
     networks: Sequence[ModelMixin], *, channels_last: bool, compiled: bool
@@ -28,5 +32,7 @@ def apply_memory_format_and_compile(
         if channels_last:
             network.to(memory_format=torch.channels_last)
         if compiled:
+            limits = torch._dynamo.config
+            limits.cache_size_limit = max(COMPILATIONS, limits.cache_size_limit)
             for block in require_blocks(network, "--backbone.compile"):
                 block.compile(fullgraph=True)

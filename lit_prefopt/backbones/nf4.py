@@ -18,7 +18,8 @@ def quantize_nf4(denoiser: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> 
 
     SDXL's UNet shrinks from 5.1 GB in 16 bits to 1.9 GB; that of SD 1.5, most of whose weights are
     convolutions, from 1.7 to 1.4 GB. Each block of 64 weights has a scale, and each weight is the
-    number of a quantile of the normal distribution.
+    number of a quantile of the normal distribution. Of a flow transformer's blocks the layers of
+    the modulation are quantized too.
 
     Args:
         denoiser: The UNet or transformer, frozen.

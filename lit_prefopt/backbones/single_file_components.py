@@ -128,7 +128,6 @@ def open_components(
     variant: str | None,
     config: str | None,
     vae: str | None,
-    whole: bool,
 ) -> Components:
     """Open the components of a model, from the hub, a folder or a single file.
 
@@ -139,7 +138,6 @@ def open_components(
         variant: Variant of a folder's files.
         config: Source of a file's architecture.
         vae: Source of another VAE.
-        whole: Whether files of the family contain VAE and text encoders.
     """
     if vae is not None and not vae.endswith(".json"):
         check_reachable(vae)  # at once, not after the denoiser was read
@@ -147,7 +145,7 @@ def open_components(
     if pretrained.endswith(SINGLE_FILES):
         # without encoders, they are not loaded, but a file without them is still of another kind
         passed = [] if vae is None and encoders else ["vae"]
-        if not whole:
+        if not family.whole_files:
             passed = [name for name in family.components if name != family.denoiser.name]
         parts = SingleFileComponents(family, pretrained, config, passed)
     else:

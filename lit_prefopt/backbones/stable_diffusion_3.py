@@ -17,6 +17,7 @@ from lit_prefopt.families.stable_diffusion_3 import SD3
 from lit_prefopt.processes.settings import Sampling
 
 T5 = "text_encoder_3"
+CLIP_TOKENS = 77
 
 
 class StableDiffusion3(TransformerBackbone):
@@ -27,7 +28,8 @@ class StableDiffusion3(TransformerBackbone):
             .safetensors file in the layout of the original release.
         t5: Load the T5 text encoder, the largest part of the model. Without it, zeros take the
             place of its tokens, as in the stock pipeline.
-        text_tokens: Number of T5's tokens to which a prompt is padded or cut.
+        text_tokens: Number of T5's tokens to which a prompt is padded or cut; without T5, the
+            number of zeros in their place, which may be 0.
     """
 
     FAMILY = SD3
@@ -35,9 +37,9 @@ class StableDiffusion3(TransformerBackbone):
     LEFT_OUT_BY: ClassVar = {T5: "--backbone.t5 false"}
 
     def __init__(
-        self, pretrained: str, t5: bool = True, text_tokens: int = 256, **kwargs: Any
+        self, pretrained: str, *, t5: bool = True, text_tokens: int = 256, **kwargs: Any
     ) -> None:
-        check_number("text_tokens", text_tokens, 1)
+        check_number("text_tokens", text_tokens, 1 if t5 else 0)
         super().__init__(pretrained, without=() if t5 else (T5,), **kwargs)
         self.text_tokens = text_tokens
         if T5 in self.texts:
@@ -77,8 +79,14 @@ class StableDiffusion3(TransformerBackbone):
     def latent_settings(self) -> dict[str, Any]:
         """Return the settings of latents and prompts that the transformer requires, by name."""
         config = self.policy.denoiser.config
-        text = {"hidden": config.joint_attention_dim, "pooled": config.pooled_projection_dim}
-        return super().latent_settings() | {"text": text, "text_tokens": self.text_tokens}
+        return super().latent_settings() | {
+            "text": {
+                "hidden": config.joint_attention_dim,
+                "pooled": config.pooled_projection_dim,
+            },
+            "tokens": CLIP_TOKENS + self.text_tokens,
+            "t5": T5 not in self.left_out,
+        }
 
     @property
     def sampling(self) -> Sampling:
@@ -86,12 +94,17 @@ class StableDiffusion3(TransformerBackbone):
         return Sampling(steps=28, guidance=7.0, batch_size=4)
 
     @property
+    def size_multiple(self) -> int:
+        """Number of pixels that the sides of images are multiples of: a token's side."""
+        return self.pixels_per_latent * int(self.policy.denoiser.config.patch_size)
+
+    @property
     def largest_side(self) -> int | None:
         """Largest side of images in pixels: the transformer's table of positions."""
         return int(self.policy.denoiser.config.pos_embed_max_size) * self.size_multiple
 
     def _check_denoiser(self, net: Any, encoders: dict[str, Any], source: str) -> None:
-        expected = {"out_channels": net.config.in_channels, "patch_size": self.PATCH}
+        expected = {"out_channels": net.config.in_channels}
         clips = [encoder.config for name, encoder in encoders.items() if name != T5]
         if clips:
             expected["pooled_projection_dim"] = sum(clip.projection_dim for clip in clips)

@@ -27,11 +27,6 @@ class TextEncoder:
         self.network, self.tokenizer = network, tokenizer
         self.length = length or int(tokenizer.model_max_length)
 
-    @property
-    def width(self) -> int:
-        """Width of a token's embedding."""
-        return int(self.network.config.hidden_size)
-
     def tokenize(self, texts: list[str]) -> Any:
         """Return the tokens of B prompts, `input_ids` and `attention_mask`, each (B, length)."""
         return self.tokenizer(
@@ -57,22 +52,20 @@ class TextEncoder:
         with torch.autocast(device.type, enabled=False):
             return self.network(to_device(self.tokenize(texts).input_ids, device), **options)
 
+    def penultimate(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode B prompts to the last hidden states but one, (B, N, D), and the first output.
+
+        Of a CLIP with projection the first output is the projected prompt, (B, P).
+        """
+        outputs = self.encode(texts, output_hidden_states=True)
+        return outputs.hidden_states[-2], outputs[0]
+
 
 class CLIPText(TextEncoder):
     """The text encoder of a CLIP, with or without projection."""
 
     TOKENIZER = CLIPTokenizer
 
-    def penultimate(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last hidden states but one, (B, N, D), and the projected prompts, (B, P)."""
-        outputs = self.encode(texts, output_hidden_states=True)
-        return outputs.hidden_states[-2], outputs[0]
-
 
 class T5Text(TextEncoder):
     """The encoder of a T5."""
-
-    @property
-    def width(self) -> int:
-        """Width of a token's embedding."""
-        return int(self.network.config.d_model)

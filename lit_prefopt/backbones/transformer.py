@@ -40,13 +40,13 @@ class TransformerBackbone(LatentBackbone):
     """Whether the stock pipeline has levels of 1 to 1/n before the shift."""
 
     SHIFTED = True
-    WHOLE_FILES = False
 
     process: RectifiedFlow
 
     def __init__(
         self,
         pretrained: str,
+        *,
         levels: LevelDraw | None = None,
         without: Collection[str] = (),
         **kwargs: Any,

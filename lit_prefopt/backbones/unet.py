@@ -50,6 +50,7 @@ class UNetBackbone(LatentBackbone):
     def __init__(
         self,
         pretrained: str,
+        *,
         prediction: Literal["epsilon", "v_prediction"] | None = None,
         zero_terminal_snr: bool | None = None,
         guidance: float = 7.5,

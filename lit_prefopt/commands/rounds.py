@@ -6,6 +6,7 @@ several devices are started as for that command alone. Finished steps are not re
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -36,11 +37,13 @@ class Round:
         folder: Folder of the round.
         generate: Arguments of `lit-prefopt predict`.
         fit: Arguments of `lit-prefopt fit`.
+        denoiser: Name of the denoiser's folder, such as `unet`.
     """
 
     folder: Path
     generate: list[str]
     fit: list[str]
+    denoiser: str
 
     @property
     def pairs(self) -> Path:
@@ -55,8 +58,8 @@ class Round:
     @property
     def policy(self) -> Path:
         """Folder of the round's trained denoiser, with merged weights."""
-        own = self.folder / "weights" / "unet"
-        return own if own.exists() else self.folder / "unet"
+        own = self.folder / "weights" / self.denoiser
+        return own if own.exists() else self.folder / self.denoiser
 
     @property
     def steps(self) -> Iterator[list[str]]:
@@ -66,8 +69,8 @@ class Round:
         last = self.folder / "checkpoints" / "last.ckpt"
         yield ["fit", *self.fit, *(["--ckpt_path", "last"] if last.exists() else [])]
         if not self.policy.exists():  # a LoRA: the next round starts from it, merged
-            output = ["--output", str(self.folder / "unet")]
-            yield ["export", "--source", str(self.folder), "--to", "unet", *output]
+            to = ["--to", self.denoiser, "--output", str(self.folder / self.denoiser)]
+            yield ["export", "--source", str(self.folder), *to]
 
     @property
     def arguments(self) -> list[list[str]]:
@@ -165,7 +168,8 @@ def rounds(
     every, changing = fit_arguments or [], each or [[]]
     _check_recipe("predict", ["--config", generate, *(generate_arguments or [])])
     for arguments in changing:
-        _check_recipe("fit", ["--config", fit, *every, *arguments])
+        recipe = _check_recipe("fit", ["--config", fit, *every, *arguments])
+    denoiser = _denoiser_name(recipe)
     if rank.first:
         lock = OutputLock(root, "choose another folder with `--output FOLDER`", inside=True)
         lock.acquire()  # until the command ends
@@ -180,6 +184,7 @@ def rounds(
             + [f"--model.output={folder / 'pairs'}", f"--model.opponent_round={number}"],
             ["--config", fit, *every, *changing[min(number, len(changing) - 1)], *start]
             + [f"--data.shards={folder / 'pairs'}", f"--trainer.default_root_dir={folder}"],
+            denoiser,
         )
         if not one.done:
             rank.make(one)
@@ -211,3 +216,16 @@ def _check_recipe(command: str, arguments: list[str]) -> dict[str, Any]:
             "and start from that pipeline."
         )
     return config
+
+
+def _denoiser_name(recipe: dict[str, Any]) -> str:
+    """Return the name of the folder in which the backbone of a recipe saves its denoiser."""
+    module, _, name = str((recipe.get("backbone") or {}).get("class_path")).rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    if not hasattr(kind, "FAMILY"):
+        raise InputError(
+            f"The backbone {name} belongs to no family of models, so its weights cannot be "
+            "exported between rounds: give the class a FAMILY of `lit_prefopt.families`."
+        )
+    folder: str = kind.FAMILY.denoiser.name
+    return folder

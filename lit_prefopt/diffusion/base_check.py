@@ -4,7 +4,8 @@ A network that is read with another prediction type than its own trains without 
 nothing. At a noisy level the targets of the types differ so much that one forward separates them:
 the shipped toy model has an error of 0.01 of the target's variance read as what it is, epsilon, and
 of 1.4 read as v. A network with random weights has an error above 1 whatever it is read as, and may
-be trained.
+be trained. A flow whose sign is wrong has an error of up to four times the variance; one that is
+given the time in another convention than its own has a smaller error with the right one.
 
 Steps of roll-outs have no clean latents. With zeros in their place, which decode to plain grey, a
 network that predicts epsilon returns the noise at every level, and one that predicts v less of it
@@ -48,11 +49,16 @@ class BaseErrors(NamedTuple):
     errors: Tensor  # (types,) float32
     variances: Tensor  # (types,) float32: mean squares of the targets
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Errors as shares of the targets' variance, by prediction type."""
+        return dict(zip(self.names, (self.errors / self.variances).tolist(), strict=True))
+
 
 class NoiseShares(NamedTuple):
     """Shares of the noise in a network's prediction from noise alone, and in the targets."""
 
-    names: list[str]  # of the prediction types that can be trained
+    names: list[str]  # of the prediction types with noise in their target
     clear: Tensor  # () float32: share in the prediction at the least noisy level
     noisy: Tensor  # () float32: at the noisy level
     expected: Tensor  # (types,) float32: share in the target at the noisy level
@@ -80,23 +86,29 @@ def check_base(
         check_noise_shares(NoiseShares(names, packed[0], packed[1], packed[2:]), process.prediction)
     else:
         names, errors, variances = base_errors(backbone, batch)
-        check_base_errors(
-            BaseErrors(names, *mean(torch.stack([errors, variances]))), process.prediction
-        )
+        found = BaseErrors(names, *mean(torch.stack([errors, variances])))
+        if found.shares[process.prediction] > EXPLAINED:
+            for time in process.WRONG_TIMES:
+                _, *values = base_errors(backbone, batch, time)
+                other = BaseErrors(names, *mean(torch.stack(values)))
+                check_time(found, other, process.prediction, time)
+        check_base_errors(found, process.prediction)
 
 
-def base_errors(backbone: Backbone, pairs: Pairs) -> BaseErrors:
+def base_errors(backbone: Backbone, pairs: Pairs, time: str | None = None) -> BaseErrors:
     """Return the errors of the untrained network on pairs, at a noisy level.
 
     Args:
         backbone: The backbone before its first step; its reference is used if it has one.
         pairs: B pairs.
+        time: One of the process's `WRONG_TIMES`, in whose place the network is given its level.
     """
     process = backbone.process
     noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "base check", pairs.latents.device)
     t = _levels(process, NOISY, pairs)
     noised = NoisedPairs.from_pairs(process, pairs, t, noise)
-    prediction = _predict(backbone, noised.latents, noised.t_per_side, noised.prompt)
+    given = noised.t_per_side if time is None else process.WRONG_TIMES[time](noised.t_per_side)
+    prediction = _predict(backbone, noised.latents, given, noised.prompt)
     targets = process.targets(
         pairs.latents.flatten(0, 1), noise.repeat_interleave(pairs.sides, 0), noised.t_per_side
     )
@@ -125,9 +137,9 @@ def noise_shares(backbone: Backbone, steps: Steps) -> NoiseShares:
         noised = process.add_noise(zeros, noise, t)
         found.append(share(_predict(backbone, noised, t, steps.prompt)))
     targets = process.targets(zeros, noise, t)
-    expected = [share(targets[name]) for name in process.PREDICTIONS]
+    names = [name for name in targets if name != "sample"]  # whose target is zero
     clear, noisy = found
-    return NoiseShares(list(process.PREDICTIONS), clear, noisy, torch.stack(expected))
+    return NoiseShares(names, clear, noisy, torch.stack([share(targets[name]) for name in names]))
 
 
 def _levels(process: Process, share: float, batch: Pairs | Steps) -> Tensor:
@@ -159,13 +171,15 @@ def check_noise_shares(found: NoiseShares, stated: str) -> None:
         InputError: The network predicts something else.
     """
     best = found.names[int((found.noisy - found.expected).abs().argmin())]
-    if found.clear > RETURNED and best != stated:
+    # a flow with the wrong sign returns minus the noise
+    clear = found.clear.abs() if (found.expected < 0).any() else found.clear
+    if clear > RETURNED and best != stated:
         own, other = (float(found.expected[found.names.index(name)]) for name in (stated, best))
         raise InputError(
             f"The untouched base does not predict {stated}: of the noise in a noisy grey image it "
             f"returns {float(found.noisy):.2f}, where {stated} is {own:.2f} of it and {best} "
-            f"{other:.2f}: set `--backbone.prediction {best}`, or `--model.check_base false` if it "
-            "is to learn another prediction."
+            f"{other:.2f}: {_cure(best, stated)}, or `--model.check_base false` if it is to learn "
+            "another prediction."
         )
 
 
@@ -179,22 +193,17 @@ def check_base_errors(found: BaseErrors, stated: str) -> None:
     Raises:
         InputError: The network predicts something else.
     """
-    shares = dict(zip(found.names, (found.errors / found.variances).tolist(), strict=True))
+    shares = found.shares
     best = min(shares, key=lambda name: shares[name])
     own = found.names.index(stated)
     # latents of small variance make v small, and any error large as a share of it
     size = float(found.errors[own] / found.variances[own].clamp(min=1))
     if shares[stated] > 1 and shares[best] < EXPLAINED:
-        cure = (
-            "name a base that predicts epsilon or v"
-            if best == "sample"
-            else f"set `--backbone.prediction {best}`"
-        )
         raise InputError(
             f"The untouched base does not predict {stated}: at a noisy level of the first batch "
             f"its error is {shares[stated]:.2f} of the target's variance, and {shares[best]:.2f} "
-            f"if it is read as {best}: {cure}, or `--model.check_base false` if it is to learn "
-            "another prediction."
+            f"if it is read as {best}: {_cure(best, stated)}, or `--model.check_base false` if it "
+            "is to learn another prediction."
         )
     if size > IMPOSSIBLE:
         raise InputError(
@@ -202,3 +211,35 @@ def check_base_errors(found: BaseErrors, stated: str) -> None:
             f"error is {size:.2f} of the target's variance, where predicting nothing has 1: check "
             "that denoiser, VAE and scheduler belong together, or set `--model.check_base false`."
         )
+
+
+def check_time(found: BaseErrors, other: BaseErrors, stated: str, time: str) -> None:
+    """Check that a network does not predict better with a time of another convention.
+
+    Args:
+        found: The errors with the time that the backbone gives, over all devices.
+        other: Those with the time of another convention.
+        stated: The prediction type.
+        time: Name of the other convention.
+
+    Raises:
+        InputError: It does.
+    """
+    own, wrong = found.shares[stated], other.shares[stated]
+    if wrong < EXPLAINED and wrong < EXPLAINED * own:
+        raise InputError(
+            f"The untouched base is given a wrong time: at a noisy level t of the first batch its "
+            f"error is {own:.2f} of the target's variance, and {wrong:.2f} with the time of "
+            f"{time}: correct `predict` of the backbone, or set `--model.check_base false`."
+        )
+
+
+def _cure(best: str, stated: str) -> str:
+    """Return what to do about a network that predicts `best` and not what is stated."""
+    if best == "negative velocity":
+        return "negate the prediction in `predict` of the backbone"
+    if stated == "velocity":
+        return "name a base that predicts the velocity"
+    if best == "sample":
+        return "name a base that predicts epsilon or v"
+    return f"set `--backbone.prediction {best}`"

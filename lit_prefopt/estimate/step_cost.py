@@ -18,7 +18,11 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from lit_prefopt.backbones import trained
 from lit_prefopt.learner import Learner
@@ -47,12 +51,30 @@ def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> St
     gradients = sum(p.numel() * p.element_size() for p in parameters)
     with _fake_tensors(module, batch) as (ghost, known):
         live = _LiveMemory(known)
-        with _fast_garbage_collection(), FlopCounterMode(display=False) as counter, live, context():
+        with _fast_garbage_collection(), flop_counter() as counter, live, context():
             loss: Any = module.training_step(ghost, 0)
             forward = live.peak
             torch.autograd.grad(loss, parameters, allow_unused=True)
         # old gradients are freed after the forward, before the new ones are allocated
         return StepCost(counter.get_total_flops(), max(forward, live.peak - gradients))
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return a counter of FLOPs that includes attention on CPUs, which torch's own leaves out."""
+    ops = torch.ops.aten
+    formulas = {
+        ops._scaled_dot_product_flash_attention_for_cpu: _attention,
+        ops._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _attention(*shapes: Any, **_: Any) -> int:
+    return int(sdpa_flop_count(*shapes[:3]))  # query, key, value
+
+
+def _attention_backward(*shapes: Any, **_: Any) -> int:
+    return int(sdpa_backward_flop_count(*shapes[:4]))  # of the output's gradient as well
 
 
 @contextmanager
@@ -78,7 +100,8 @@ def _fake_tensors(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tenso
     Changes of the module are undone afterwards, and compiled blocks run uncompiled.
     """
     process = module.backbone.process
-    touched = (module, module.window, module.backbone, process, process.scheduler)
+    scheduler = getattr(process, "scheduler", process)
+    touched = (module, module.window, module.backbone, process, scheduler)
     kept = [{name: _shallow(value) for name, value in vars(x).items()} for x in touched]
     held = [*module.parameters(), *module.buffers()]
     # a module may itself be on fake tensors

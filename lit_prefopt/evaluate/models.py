@@ -8,13 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lit_prefopt import backbones
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base_pipeline import BasePipeline, takes_guidance
-from lit_prefopt.export.recipe import TOY, Recipe
+from lit_prefopt.export.base_pipeline import BasePipeline
+from lit_prefopt.export.recipe import TOYS, Recipe
 from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
 from lit_prefopt.families.base import Family
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -22,7 +21,6 @@ from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
 
 DType = Literal["float32", "bfloat16", "float16"]
-TOY_NAME = "toy"
 FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
 
 
@@ -57,7 +55,8 @@ def load_model(
     Args:
         name: A hub name; a folder or single .safetensors file of a whole pipeline; a denoiser's
             folder; a LoRA's .safetensors file; a checkpoint (.ckpt) or the folder of a run of
-            this library; `toy` for the toy world's.
+            this library; `toy` or `toy-flow` for the toy
+            world's.
         base: The pipeline that a LoRA or a denoiser belongs to, if it has no recipe.
         dtype: Precision of the weights.
         variant: Variant of the pipeline's files, such as `fp16`.
@@ -74,7 +73,10 @@ def load_model(
                 f"{name} has no recipe that names its pipeline: name it as `--model.base`, a "
                 "hub name or a folder."
             )
-        recipe = recipe._replace(pretrained=_path(base))
+        named = TOYS.get(base, Recipe(pretrained=base))
+        recipe = recipe._replace(
+            pretrained=named.pretrained, t5=named.t5, text_tokens=named.text_tokens
+        )
     recipe = recipe._replace(variant=recipe.variant or variant, config=recipe.config or config)
     pretrained = str(recipe.pretrained)
     pipeline = BasePipeline.from_recipe(recipe)
@@ -112,8 +114,8 @@ def check_alike(policy: LoadedModel, reference: LoadedModel) -> None:
 
 
 def _origin(name: str) -> TrainedWeights:
-    if name == TOY_NAME:
-        return TrainedWeights(name, Recipe(pretrained=str(TOY)))
+    if name in TOYS:
+        return TrainedWeights(name, TOYS[name])
     path = Path(name)
     if path.suffix == ".safetensors" and path.is_file() and not _is_lora(path):
         return TrainedWeights(name, Recipe(pretrained=name))
@@ -124,10 +126,6 @@ def _origin(name: str) -> TrainedWeights:
     if path.suffix in FILES or name.startswith((".", "/", "~")):
         raise InputError(f"{name} does not exist; name a model's file or folder, or a hub name.")
     return TrainedWeights(name, Recipe(pretrained=name))
-
-
-def _path(name: str) -> str:
-    return str(TOY) if name == TOY_NAME else name
 
 
 def _is_lora(file: Path) -> bool:
@@ -150,6 +148,8 @@ def _build(
         "config": recipe.config,
         "prediction": recipe.prediction,
         "zero_terminal_snr": recipe.zero_terminal_snr,
+        "t5": recipe.t5,
+        "text_tokens": recipe.text_tokens,
         "start_lora": recipe.start_lora if origin.lora is not None else None,
         "reference": "none",
         "dtype": dtype,
@@ -162,18 +162,14 @@ def _build(
         config: dict[str, Any] = pipeline.denoiser_config
         if isinstance(folder, Path):
             config = family.denoiser.kind.load_config(folder)
-        own = takes_guidance(config)
-        added = _guidance_width(folder) if isinstance(folder, dict) and not own else None
+        own, added = family.denoiser.guidance_width(config), None
+        if isinstance(folder, dict) and own is None:
+            added = next(iter(family.denoiser.stored_guidance(folder).values()), None)
         if own or added or pipeline.kind.__name__ == family.distilled_pipeline:
             kind = family.distilled_backbone
             arguments |= {"guidance_width": added}
     backbone: Backbone = getattr(backbones, kind)(pretrained, **arguments)
     return backbone
-
-
-def _guidance_width(weights: dict[str, Tensor]) -> int | None:
-    layer = weights.get("time_embedding.cond_proj.weight")
-    return None if layer is None else layer.shape[1]
 
 
 def _complete(backbone: Backbone, family: Family, origin: TrainedWeights) -> None:
@@ -201,7 +197,7 @@ def _source(name: str) -> dict[str, Any]:
     if Path(name).is_file():
         with open(name, "rb") as stream:
             return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    if name == TOY_NAME or Path(name).exists():
+    if name in TOYS or Path(name).exists():
         return {}
     cached = try_to_load_from_cache(name, "model_index.json")
     return {"commit": Path(cached).parent.name} if isinstance(cached, str) else {}

@@ -29,7 +29,7 @@ class ModelComparison(Producer):
 
     A model is named by a hub name; by the folder or single .safetensors file of a whole pipeline;
     by a UNet's folder; by a LoRA's .safetensors file; by a checkpoint (.ckpt) or the folder of a
-    run of this library; or it is `toy`, the toy world's.
+    run of this library; or it is `toy` or `toy-flow`, the toy world's.
 
     Args:
         policy: Name of the model to evaluate.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +72,8 @@ class BasePipeline:
                 self.config, subfolder=self.family.denoiser.name
             )
             self.scheduler_config = DDPMScheduler.load_config(self.config, subfolder="scheduler")
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.config} is neither a complete pipeline in diffusers' layout nor a name "
@@ -130,13 +132,6 @@ class BasePipeline:
     def encoders(self) -> dict[str, Component]:
         """Its text encoders by their names in the pipeline, without those that it lacks."""
         parts = [part for part in self.family.encoders if self._has(part.name)]
-        if self.single:
-            keys = WeightsFile(self.name).keys
-            parts = [
-                part
-                for part in parts
-                if not part.optional or any(key.startswith(part.prefixes[0]) for key in keys)
-            ]
         return {part.name: part for part in parts}
 
     @property
@@ -208,13 +203,14 @@ class BasePipeline:
                     self.name, variant=variant, use_safetensors=True, **parts
                 )
         distilled = self.family.distilled_pipeline
-        added = takes_guidance(denoiser.config) and not takes_guidance(self.denoiser_config)
+        width = self.family.denoiser.guidance_width
+        added = width(denoiser.config) is not None and width(self.denoiser_config) is None
         if distilled is not None and added and self.kind.__name__ != distilled:
             pipeline = _lcm(pipeline, getattr(diffusers, distilled))
         if self.stated:
             pipeline.scheduler = restate_scheduler(pipeline.scheduler, self.stated)
-        if self.family.noise == "ddpm":
-            check_vae(pipeline.vae.config, vae or self.name, denoiser.config.in_channels)
+        shift = self.family.noise == "flow"
+        check_vae(pipeline.vae.config, vae or self.name, denoiser.config.in_channels, shift)
         return pipeline
 
     def check_form(self, denoiser: Any) -> None:
@@ -235,22 +231,28 @@ class BasePipeline:
 
     def _part(self, part: Component, config: dict[str, Any]) -> Any:
         """Load its denoiser or its VAE in float32."""
-        if self.single:
+        if self._in_file(part):
             return self._from_file(lambda: part.kind.from_config(config), part)
         with self._readable():
             return load_component(
-                part.kind, self.name, part.name, torch.float32, self.variant, use_safetensors=True
+                part.kind, self.config, part.name, torch.float32, self.variant, use_safetensors=True
             )
+
+    def _in_file(self, part: Component) -> bool:
+        """Whether a component is read from a single file, not from its architecture's pipeline."""
+        if not self.single or self.family.whole_files or part is self.family.denoiser:
+            return self.single
+        return any(key.startswith(part.prefixes[0]) for key in WeightsFile(self.name).keys)
 
     def _text_encoder(self, part: Component) -> nn.Module:
         """Load a text encoder in float32."""
         kind, name = part.kind, part.name
-        if self.single:
+        if self._in_file(part):
             config = self._text_config(name, kind.config_class)
             return self._from_file(lambda: kind(config), part)
         options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
         with self._readable():
-            encoder: nn.Module = from_folder(kind, self.name, name, name, self.variant, **options)
+            encoder: nn.Module = from_folder(kind, self.config, name, name, self.variant, **options)
             return encoder
 
     def _from_file(self, build: Callable[[], nn.Module], part: Component) -> nn.Module:
@@ -272,15 +274,6 @@ class BasePipeline:
 
     def _text_config(self, name: str, kind: Any) -> Any:
         return kind.from_pretrained(self.config, subfolder=name, trust_remote_code=False)
-
-
-def takes_guidance(config: Mapping[str, Any]) -> bool:
-    """Return whether a denoiser is conditioned on the guidance scale by an embedding of its own.
-
-    Args:
-        config: Its configuration.
-    """
-    return config.get("time_cond_proj_dim") is not None
 
 
 def _lcm(pipeline: DiffusionPipeline, kind: Any) -> DiffusionPipeline:

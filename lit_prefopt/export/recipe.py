@@ -13,8 +13,6 @@ import yaml
 from lit_prefopt.errors import InputError
 
 RECIPE = "recipe.yaml"
-TOY = Path(__file__).parent.parent / "toy" / "checkpoint"
-"""The pipeline of the toy world, which its recipes may omit."""
 
 
 class Recipe(NamedTuple):
@@ -28,7 +26,20 @@ class Recipe(NamedTuple):
     prediction: str | None = None
     zero_terminal_snr: bool | None = None
     start_lora: str | None = None
+    t5: bool | None = None
+    text_tokens: int | None = None
     lora: dict[str, Any] | None = None
+
+
+_TOY_WORLD = Path(__file__).parent.parent / "toy"
+
+TOYS = {
+    "toy": Recipe(pretrained=str(_TOY_WORLD / "checkpoint")),
+    "toy-flow": Recipe(pretrained=str(_TOY_WORLD / "flow_checkpoint"), t5=False, text_tokens=0),
+}
+"""The pipelines of the toy world by name, which its recipes may omit."""
+
+_TOY_CLASSES = {"ToyDiffusion": "toy", "ToyConsistency": "toy", "ToyFlow": "toy-flow"}
 
 
 def read_recipe(text: str, where: Path) -> Recipe:
@@ -46,19 +57,18 @@ def read_recipe(text: str, where: Path) -> Recipe:
         arguments = dict(backbone.get("init_args") or {})
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"The recipe of {where} names no backbone; it is damaged.") from error
-    kind = str(backbone.get("class_path"))
-    unnamed = kind.endswith(".ToyConsistency") and not arguments.get("pretrained")
-    if kind.endswith(".ToyDiffusion") or unnamed:
-        arguments["pretrained"] = str(TOY)
-    lora, zero_snr = arguments.pop("lora", None), arguments.pop("zero_terminal_snr", None)
+    kind = str(backbone.get("class_path")).rpartition(".")[2]
+    toy = TOYS[_TOY_CLASSES[kind]] if kind in _TOY_CLASSES else Recipe()
+    lora = arguments.pop("lora", None)
+    options: dict[str, Any] = {}
+    for name, own in {"zero_terminal_snr": bool, "t5": bool, "text_tokens": int}.items():
+        value = arguments.pop(name, None)
+        options[name] = value if isinstance(value, own) else getattr(toy, name)
+    arguments["pretrained"] = arguments.get("pretrained") or toy.pretrained
     if isinstance(lora, dict):  # a class may be named with its arguments, as `--backbone.lora LoRA`
         lora = lora.get("init_args", lora)
-    places = {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
-    return Recipe(
-        **places,
-        zero_terminal_snr=zero_snr if isinstance(zero_snr, bool) else None,
-        lora=lora if isinstance(lora, dict) else None,
-    )
+    options |= {name: str(arguments[name]) for name in Recipe._fields if arguments.get(name)}
+    return Recipe(**options, lora=lora if isinstance(lora, dict) else None)
 
 
 def recipe_in(folder: Path) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.base_pipeline import takes_guidance
-from lit_prefopt.families.base import Family
+from lit_prefopt.families.base import Component, Family
 from lit_prefopt.processes.marks import mark_tensors
 from lit_prefopt.weights.component_files import original_state
 
@@ -36,19 +36,25 @@ def single_file_state(pipeline: DiffusionPipeline, family: Family) -> dict[str, 
         levels = pipeline.scheduler.config
         predicts_v = levels.prediction_type == "v_prediction"
         state |= mark_tensors(predicts_v, bool(levels.get("rescale_betas_zero_snr")))
-    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    # the two names of T5's embedding are one tensor, which the format stores twice
+    places = Counter(tensor.data_ptr() for tensor in state.values() if tensor.numel())
+    return {
+        name: (tensor.clone() if places[tensor.data_ptr()] > 1 else tensor).detach().contiguous()
+        for name, tensor in state.items()
+    }
 
 
-def check_single_file(config: Mapping[str, Any]) -> None:
+def check_single_file(component: Component, config: Mapping[str, Any]) -> None:
     """Raise InputError for a denoiser that the original layout does not support.
 
     Args:
+        component: The component of its family.
         config: Its configuration.
     """
-    if takes_guidance(config):
+    if component.guidance_width(config) is not None:
         raise InputError(
-            "This UNet has a guidance-scale embedding, which the original layout does not support: "
-            "export it to unet or pipeline."
+            f"This {component.name} has a guidance-scale embedding, which the original layout does "
+            f"not support: export it to {component.name} or pipeline."
         )
 
 

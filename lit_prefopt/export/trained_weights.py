@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor
 
 from lit_prefopt.backbones.load_component import load_component
@@ -49,7 +49,7 @@ class TrainedWeights(NamedTuple):
         """Component of a denoiser's folder by its configuration, or None."""
         if not isinstance(self.denoiser, Path):
             return None
-        stated = ModelMixin.load_config(self.denoiser).get("_class_name")
+        stated = json.loads((self.denoiser / "config.json").read_text("utf-8")).get("_class_name")
         found = denoiser_of(stated)
         if found is None:
             known = ", ".join(dict.fromkeys(f.denoiser.class_name for f in FAMILIES))
@@ -78,7 +78,8 @@ class TrainedWeights(NamedTuple):
         if self.denoiser is None:
             return own or base.denoiser()
         assert isinstance(self.denoiser, dict)
-        net = own or part.kind.from_config(base.denoiser_config | _added(self.denoiser))
+        added = part.stored_guidance(self.denoiser)  # by a distillation
+        net = own or part.kind.from_config(base.denoiser_config | added)
         try:
             net.load_state_dict(self.denoiser)
         except RuntimeError as error:
@@ -87,12 +88,6 @@ class TrainedWeights(NamedTuple):
                 "pipeline that was trained as `--base`."
             ) from error
         return net
-
-
-def _added(weights: dict[str, Tensor]) -> dict[str, int]:
-    """Return the configuration that a distillation added to a UNet: a guidance embedding."""
-    layer = weights.get("time_embedding.cond_proj.weight")
-    return {} if layer is None else {"time_cond_proj_dim": layer.shape[1]}
 
 
 def missing_base(name: str) -> InputError:

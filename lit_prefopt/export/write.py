@@ -176,7 +176,7 @@ def _merged_writer(
     if base is None:
         raise missing_base(origin.name)
     if to == "single-file":
-        check_single_file(denoiser.config)
+        check_single_file(own, denoiser.config)
     pipeline = base.pipeline(denoiser, origin.recipe.vae)
     for lora in loras:
         merge_lora(

@@ -42,6 +42,8 @@ class Component:
         identity: Parameters that are the identity where a file lacks them.
         kohya: Beginning of its layer names in kohya's LoRA files.
         comfyui: Beginning of its layer names in ComfyUI's LoRA files.
+        guidance: Setting of the width of an embedding of the guidance scale, and the name of its
+            weight, in a denoiser that a distillation may have given one.
         roles: Names under which `read_lora` stores its layers; by default its own.
     """
 
@@ -54,6 +56,7 @@ class Component:
     identity: tuple[str, ...] = ()
     kohya: str = ""
     comfyui: str = ""
+    guidance: tuple[str, str] | None = None
     roles: tuple[str, ...] = ()
 
     @property
@@ -65,6 +68,24 @@ class Component:
     def lora_roles(self) -> tuple[str, ...]:
         """Names under which `read_lora` stores its layers."""
         return self.roles or (self.name,)
+
+    def guidance_width(self, config: Config) -> int | None:
+        """Return the width of a denoiser's embedding of the guidance scale; None without one.
+
+        Args:
+            config: The denoiser's configuration.
+        """
+        return None if self.guidance is None else config.get(self.guidance[0])
+
+    def stored_guidance(self, weights: Mapping[str, Any]) -> dict[str, int]:
+        """Return the setting of the embedding of the guidance scale that weights have, by name.
+
+        Args:
+            weights: Tensors of the denoiser by name.
+        """
+        if self.guidance is None or self.guidance[1] not in weights:
+            return {}
+        return {self.guidance[0]: weights[self.guidance[1]].shape[1]}
 
     def original(self, parameters: Sequence[str]) -> Layout:
         """Return the layout of the original release, without prefix.
@@ -101,6 +122,8 @@ class Family:
             its first text encoder, where several families share a class.
         distilled_pipeline: Class of pipelines whose denoiser is conditioned on the guidance scale.
         distilled_backbone: Class of `lit_prefopt.backbones` for such a denoiser.
+        whole_files: Whether single files of the family contain VAE and text encoders; other files
+            take them from the pipeline of the same architecture.
         lora_targets: Layers of the denoiser that a LoRA adapts by default; empty for those of a
             UNet.
     """
@@ -123,6 +146,7 @@ class Family:
     is_own: Callable[[Config], bool] = field(default=lambda config: True)
     distilled_pipeline: str | None = None
     distilled_backbone: str | None = None
+    whole_files: bool = True
     lora_targets: tuple[str, ...] = ()
 
     @property

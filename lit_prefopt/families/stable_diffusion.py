@@ -17,6 +17,7 @@ UNET = Component(
     "UNet2DConditionModel",
     ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
     unet_layouts,
+    guidance=("time_cond_proj_dim", "time_embedding.cond_proj.weight"),
     kohya="lora_unet",
     comfyui="diffusion_model.",
 )

@@ -71,18 +71,15 @@ def _entry(name: str, last: int) -> Entry:
 
 
 def t5_layouts(parameters: Sequence[str]) -> Iterator[Layout]:
-    """Yield the layouts of T5's encoder, whose embedding has two names.
+    """Yield the layouts of T5's encoder, whose embedding has two names or the first alone.
 
     Args:
         parameters: Names of all parameters.
     """
     for start in ("transformer.", ""):
-        yield {
-            name: Entry(
-                start + ("shared.weight" if name == "encoder.embed_tokens.weight" else name)
-            )
-            for name in parameters
-        }
+        names = {name: Entry(start + name) for name in parameters}
+        yield names
+        yield names | {"encoder.embed_tokens.weight": Entry(f"{start}shared.weight")}
 
 
 def _version(config: Config) -> str:
@@ -142,6 +139,7 @@ SD3 = Family(
     architecture=lambda config, v: f"stable-diffusion-3-{_version(config)}",
     kohya_version=lambda config, v: _version(config),
     kohya_module="networks.lora_sd3",
+    whole_files=False,
     one_alpha=False,  # diffusers reads no file of kohya's for this family
     lora_targets=(
         *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),

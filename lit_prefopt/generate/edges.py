@@ -56,12 +56,11 @@ class EdgeControl(nn.Module):
         return {"scale": self.scale, "low": self.low, "high": self.high}
 
     def check(self, backbone: Backbone) -> None:
-        """Check that the backbone's shapes match the ControlNet's."""
-        if isinstance(backbone, UNetBackbone):
-            names = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
-            unet = backbone.policy.denoiser.config
-            if all(_plain(unet[name]) == _plain(self.net.config[name]) for name in names):
-                return
+        """Check that the backbone has a UNet, and that its shapes match the ControlNet's."""
+        names = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
+        unet = _with_unet(backbone).policy.denoiser.config
+        if all(_plain(unet[name]) == _plain(self.net.config[name]) for name in names):
+            return
         raise InputError(
             f"The ControlNet does not fit {type(backbone).__name__} of this size: name one of "
             "the backbone's family with `--model.control.controlnet`."
@@ -83,11 +82,7 @@ class EdgeControl(nn.Module):
             backbone: Its `predict` gets the ControlNet's residuals.
             drawing: (B, 3, H, W) in [0, 1], for forwards of B rows or multiples of them.
         """
-        if not isinstance(backbone, UNetBackbone):
-            raise InputError(
-                f"Edges condition UNets, which {type(backbone).__name__} has none of: take the "
-                "backbone StableDiffusion or StableDiffusionXL."
-            )
+        conditioned = _with_unet(backbone)
 
         def residuals(latents: Tensor, t: Tensor, conditioning: dict[str, Any]) -> dict[str, Any]:
             times = len(latents) // len(drawing)
@@ -105,11 +100,11 @@ class EdgeControl(nn.Module):
                 "mid_block_additional_residual": middle.to(latents.dtype),
             }
 
-        backbone.extra_conditioning = residuals
+        conditioned.extra_conditioning = residuals
         try:
             yield
         finally:
-            backbone.extra_conditioning = None
+            conditioned.extra_conditioning = None
 
 
 def edges(images: Tensor, low: float, high: float) -> Tensor:
@@ -139,6 +134,20 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, dict):
         return {name: _cast(inner, dtype) for name, inner in value.items()}
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _with_unet(backbone: Backbone) -> UNetBackbone:
+    """Return the backbone, which must have a UNet.
+
+    Raises:
+        InputError: It has none.
+    """
+    if isinstance(backbone, UNetBackbone):
+        return backbone
+    raise InputError(
+        f"Edges condition a UNet, which {type(backbone).__name__} does not have: remove "
+        "`model.control`, or take the backbone StableDiffusion or StableDiffusionXL."
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -58,6 +59,10 @@ class Process(nn.Module, ABC):
 
     HAS_DENSITIES: ClassVar[bool] = True
     """Whether a sampler's steps have a log-density, as on-policy methods need."""
+
+    WRONG_TIMES: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {}
+    """Levels in whose place a network of another time convention would be given t, by their name,
+    to recognise such a network."""
 
     prediction: str
     """Prediction type of the denoiser."""

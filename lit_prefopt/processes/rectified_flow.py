@@ -6,7 +6,7 @@ Liu et al., arXiv 2209.03003, in the conventions of Stable Diffusion 3 (arXiv 24
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +50,12 @@ class RectifiedFlow(Process):
 
     PREDICTIONS: ClassVar[tuple[str, ...]] = ("velocity",)
 
+    WRONG_TIMES: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {
+        "1 - t": lambda t: 1 - t,
+        "1000 t": lambda t: STEPS * t,
+        "t / 1000": lambda t: t / STEPS,
+    }
+
     prediction = "velocity"
 
     def __init__(
@@ -69,7 +75,7 @@ class RectifiedFlow(Process):
         """Return the settings of noise levels and target by name."""
         names = ("shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal")
         stated = {name: self.scheduler.config[name] for name in names}
-        drawn = {"draw": self.levels.draw}
+        drawn: dict[str, Any] = {"draw": self.levels.draw}
         if self.levels.draw.startswith("logit-normal"):
             drawn |= {"mean": self.levels.mean, "deviation": self.levels.deviation}
         return {"steps": self.steps, "prediction": self.prediction, **stated, **drawn}
@@ -98,8 +104,8 @@ class RectifiedFlow(Process):
         how, sigma = self.levels, u.double()
         if how.draw == "schedule":
             place = (sigma * STEPS).long() + 1  # 1 to 1000
-            sigma = place / STEPS
-            factor = 1.0 if self.mu is not None else self.shift(shape)
+            sigma = place.double() / STEPS
+            factor = self._static_shift
         else:
             if how.draw.startswith("logit-normal"):
                 sigma = torch.sigmoid(how.mean + how.deviation * torch.special.ndtri(sigma))
@@ -108,9 +114,7 @@ class RectifiedFlow(Process):
 
     def quantile(self, t: Tensor) -> Tensor:
         """Return the place of levels in the checkpoint's own schedule, in [0, 1), float64."""
-        static = not self.scheduler.config["use_dynamic_shifting"]
-        factor = float(self.scheduler.config["shift"]) if static else 1.0
-        return shifted(t.double(), 1 / factor).clamp(max=1 - 1e-9)
+        return shifted(t.double(), 1 / self._static_shift).clamp(max=1 - 1e-9)
 
     def level_at(self, share: float) -> Tensor:
         """Return the level with this share of the signal's variance, ()."""
@@ -125,6 +129,12 @@ class RectifiedFlow(Process):
         """Return the levels of timesteps, a thousandth of them, float64."""
         return timestep.double() / STEPS
 
+    @property
+    def _static_shift(self) -> float:
+        """Factor of the shift in the scheduler's own table, which has none by resolution."""
+        config = self.scheduler.config
+        return 1.0 if config["use_dynamic_shifting"] else float(config["shift"])
+
     def _mu(self, shape: tuple[int, int, int], steps: int) -> float | None:
         if self.mu is None or not self.scheduler.config["use_dynamic_shifting"]:
             return None
@@ -134,7 +144,7 @@ class RectifiedFlow(Process):
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return (1 - sigma) latents + sigma noise, all (B, C, H, W) with t (B,)."""
-        sigma = _wide(t, latents)
+        sigma = t.to(latents.dtype).view(-1, 1, 1, 1)
         return (1 - sigma) * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -161,7 +171,7 @@ class RectifiedFlow(Process):
 
     def clean(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
         """Return the predicted clean latents x - sigma v, (B, C, H, W) float32."""
-        return latents.float() - _wide(t, latents).float() * prediction.float()
+        return latents.float() - t.float().view(-1, 1, 1, 1) * prediction.float()
 
     def step(
         self, prediction: Tensor, latents: Tensor, t: Tensor, t_next: Tensor, how: Sampling
@@ -225,8 +235,3 @@ class Euler(Sampler):
 def shifted(sigma: Tensor, factor: float) -> Tensor:
     """Return levels shifted towards noise by a factor s, s sigma / (1 + (s - 1) sigma)."""
     return factor * sigma / (1 + (factor - 1) * sigma)
-
-
-def _wide(t: Tensor, latents: Tensor) -> Tensor:
-    """Return levels (B,) as (B, 1, 1, 1) in the precision of the latents."""
-    return t.to(latents.dtype).view(-1, 1, 1, 1)

@@ -31,6 +31,7 @@ OTHER_PROCESSES = {
     "timestep_type": (None, "discrete"),
     "sigma_data": (None,),
     "snr_shift_scale": (None, 1, 1.0),
+    "shift": (None,),
 }
 """Fields of noise processes other than DDPM's, with the values that leave it as it is."""
 

@@ -32,14 +32,14 @@ from lit_prefopt.export.pipeline_folder import write_pipeline
 from lit_prefopt.toy.backbone import CHECKPOINT, FLOW_CHECKPOINT
 
 TEXT_LENGTH = 16
-"""Tokens of a text: every caption has at most 14, and each row costs as much as an image token."""
+"""Tokens of a text; every caption has at most 14, and each costs as much as one of the image."""
 
 WORDS = {"hidden_size": 64, "num_attention_heads": 2, "projection_dim": 32}
 """The second text encoder."""
 
 SHIFT = 1.0
-"""Shift of the noise levels: none. Published shifts, such as Stable Diffusion 3's of 3, make up for
-large images, whose neighbouring pixels reveal the image at noise that hides one of 8 x 8 latents."""
+"""Shift of the noise levels: none. Published shifts, such as the 3 of Stable Diffusion 3, belong to
+large images: the more latents, the more noise it takes to hide them."""
 
 
 def clip_encoder(folder: Path) -> CLIPTextModelWithProjection:

@@ -56,18 +56,16 @@ class ToyConsistency(LatentConsistency):
 
 
 class ToyFlow(StableDiffusion3):
-    """The toy world's flow twin: a Stable Diffusion 3 of 4.5 M parameters, 32 x 32 pixels.
+    """The toy world's flow twin: a Stable Diffusion 3 of 5.4 M parameters, 32 x 32 pixels.
 
     It has no T5, and none of the zeros that the stock pipeline puts in T5's place: these would be
-    256 tokens beside 64 of the image and 16 of the text. The stock pipeline leaves them out, too,
+    256 tokens beside 16 of the image and 16 of the text. The stock pipeline leaves them out, too,
     when it is called with `max_sequence_length=0`.
 
     Args:
         pretrained: Folder of another pipeline of this architecture, such as the start of its
             training; the shipped one if not given.
     """
-
-    PATCH = 1
 
     def __init__(self, pretrained: str | None = None, **kwargs: Any) -> None:
         folder = Path(pretrained or FLOW_CHECKPOINT)

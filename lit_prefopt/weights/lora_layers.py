@@ -50,8 +50,11 @@ def denoiser_spellings(net: nn.Module, component: Component) -> dict[str, dict[s
     return found
 
 
-def split_layer(layer: LoRALayer, entry: Entry | None) -> LoRALayer:
+def split_layer(layer: LoRALayer, entry: Entry | None) -> LoRALayer | None:
     """Return the part of an original layer's LoRA that belongs to one of diffusers' layers.
+
+    Of a third, the ranks that do not reach it are left out, as those of the two others in a LoRA
+    that `to_original` joined; None if no rank does.
 
     Args:
         layer: The LoRA of the original layer.
@@ -59,11 +62,15 @@ def split_layer(layer: LoRALayer, entry: Entry | None) -> LoRALayer:
     """
     if entry is None:
         return layer
-    up = layer.up
-    if entry.third is not None:
-        size = len(up) // 3
-        up = up[entry.third * size : (entry.third + 1) * size]
-    return layer._replace(up=_swapped(up, entry))
+    if entry.third is None:
+        return layer._replace(up=_swapped(layer.up, entry))
+    up = layer.up.chunk(3)[entry.third]
+    reached = up.any(dim=0)
+    if not layer.up.any() or reached.all():  # a LoRA before its first step is zero everywhere
+        return layer._replace(down=layer.down.clone(), up=up)
+    rank = int(reached.sum())
+    alpha = layer.alpha * rank / layer.rank
+    return LoRALayer(layer.down[reached], up[:, reached], alpha) if rank else None
 
 
 def to_original(

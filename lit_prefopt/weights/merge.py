@@ -83,7 +83,8 @@ def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part,
                 )
             thirds = 3 if entry is not None and entry.third is not None else 1
             _check_shape(lora.source, name, parts[part].get_submodule(name), layer, thirds)
-            matched[part, name] = split_layer(layer, entry)
+            if (own := split_layer(layer, entry)) is not None:
+                matched[part, name] = own
     return matched
 
 

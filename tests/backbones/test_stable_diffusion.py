@@ -79,13 +79,13 @@ def test_images_of_another_size_are_sampled(
         output_type="pt",
     ).images
     torch.testing.assert_close((ours + 1) / 2, theirs, atol=1e-3, rtol=1e-3)
-    with pytest.raises(InputError, match="multiples of 4"):
+    with pytest.raises(InputError, match="a multiple of 4"):
         sample(backbone, ["a cat"], torch.tensor([5]), Sampling(steps=1, width=47))
 
 
 def test_fresh_denoiser_from_a_configuration(tiny_folder: str, tmp_path: Path) -> None:
     shutil.copyfile(Path(tiny_folder) / "unet" / "config.json", tmp_path / "unet.json")
-    fresh = StableDiffusion(tiny_folder, str(tmp_path / "unet.json"), reference="none")
+    fresh = StableDiffusion(tiny_folder, denoiser=str(tmp_path / "unet.json"), reference="none")
     loaded = StableDiffusion(tiny_folder, reference="none")
     ours, theirs = (b.policy.denoiser.conv_in.weight for b in (fresh, loaded))
     assert ours.shape == theirs.shape

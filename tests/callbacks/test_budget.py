@@ -30,6 +30,14 @@ def test_diffusion_dpo_costs_eight_a_pair(recipe: list[str], tmp_path: Path) -> 
     assert spent(tmp_path / "run") == wanted
 
 
+def test_a_flow_transformer_costs_as_much(
+    recipe: list[str], tiny_sd35_folder: str, tmp_path: Path
+) -> None:
+    family = ["--backbone", "StableDiffusion3", "--backbone.pretrained", tiny_sd35_folder]
+    main(["fit", *recipe, *family, *budget(4 * 8 * 2)])
+    assert {"steps": 2, "spent": 4 * 8 * 2, "pairs": 8}.items() <= spent(tmp_path / "run").items()
+
+
 def test_one_more_evaluation_is_one_more_step_and_a_resumed_run_goes_on(
     recipe: list[str], tmp_path: Path
 ) -> None:
@@ -99,3 +107,16 @@ def test_no_budget_at_all_is_refused() -> None:
         Budget(0)
     with pytest.raises(InputError, match="pairs is 0"):
         Budget(pairs=0)
+
+
+def test_a_forward_counts_its_rows_however_it_is_called() -> None:
+    """Flow transformers are called by keywords, and one takes a list of images."""
+    counter, net = Budget(1000), torch.nn.Identity()
+    rows = torch.zeros(5, 16, 8, 8)
+    with torch.no_grad():
+        counter._count(net, (rows, torch.zeros(5)), {})
+        counter._count(net, (), {"hidden_states": rows, "timestep": torch.zeros(5)})
+        counter._count(net, ([*rows],), {})
+    assert counter.spent == 15
+    counter._count(net, (), {"hidden_states": rows})
+    assert counter.spent == 15 + 3 * 5

@@ -40,6 +40,14 @@ def test_the_command_prints_it(recipe: list[str], capsys: pytest.CaptureFixture[
     assert "the denoiser's frozen weights" in said
 
 
+def test_a_flow_transformer_is_estimated(recipe: list[str], tiny_sd35_folder: str) -> None:
+    family = ["--backbone", "StableDiffusion3", "--backbone.pretrained", tiny_sd35_folder]
+    found = estimate([*recipe, *family, "--backbone.lora.rank", "2", "--steps", "1"])
+    assert {"the denoiser's frozen weights", "text encoder 3", "vae"} <= set(found.parts)
+    assert 0 < found.utilisation < 1
+    assert found.peak > sum(found.parts.values())
+
+
 @pytest.mark.parametrize("steps", [["--steps"], ["--steps", "few"], ["--steps", "0"]])
 def test_steps_that_are_none_are_refused(recipe: list[str], steps: list[str]) -> None:
     with pytest.raises(InputError, match="steps"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_prefopt.batches import Steps, Trajectories, select_rows
-from lit_prefopt.conditioning import Prompt
+from lit_prefopt.conditioning import Prompt, Ragged
 from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
 
 
@@ -58,6 +61,30 @@ def test_it_comes_back_from_its_tensors() -> None:
         again.batch(which, which, draw).parents, buffer.batch(which, which, draw).parents
     )
     assert [one.seeds.tolist() for one in again.rounds] == [[1, 2], [3, 4]]
+
+
+def test_prompts_of_unequal_lengths_come_back_from_a_file(tmp_path: Path) -> None:
+    """Row n has n words, so the row of no words is in the file as well."""
+    buffer, again = RolloutBuffer(Trajectories), RolloutBuffer(Trajectories)
+    for numbers in ([2, 0, 1], [3], [0, 4, 1]):
+        words = Ragged(torch.arange(sum(numbers) * 2.0).view(-1, 2), tuple(numbers))
+        one = trajectories(*numbers)
+        text = {"words": words, "mask": torch.tensor(numbers)[:, None]}
+        buffer.add(one._replace(prompt=Prompt(text)), most=6)
+    assert [one.prompt.ragged("words").lengths for one in buffer.rounds] == [
+        (0, 1),
+        (3,),
+        (0, 4, 1),
+    ]
+    save_file(buffer.tensors(), tmp_path / "buffer.safetensors")
+    again.fill(load_file(tmp_path / "buffer.safetensors"))
+    which = torch.tensor([4, 0, 2, 1, 2])
+    before, after = (b.batch(which, which, draw) for b in (buffer, again))
+    assert before.prompt.ragged("words").lengths == (4, 0, 3, 1, 3)
+    assert before.prompt["mask"].flatten().tolist() == [4, 0, 3, 1, 3]
+    own, loaded = (b.prompt.ragged("words") for b in (before, after))
+    assert torch.equal(own.values, loaded.values)
+    assert loaded.lengths == own.lengths
 
 
 def test_every_state_lies_in_memory_once() -> None:

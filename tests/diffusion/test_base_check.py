@@ -15,6 +15,7 @@ from lit_prefopt.cli import main
 from lit_prefopt.diffusion.base_check import (
     BaseErrors,
     base_errors,
+    check_base,
     check_base_errors,
     check_noise_shares,
     noise_shares,
@@ -25,6 +26,7 @@ from lit_prefopt.optimizers import AdamW
 from lit_prefopt.toy import ToyDiffusion
 from lit_prefopt.toy.pairs import ToyPairs
 from tests.helpers.batches import image_pairs
+from tests.helpers.converted_flow import ConvertedFlow
 from tests.helpers.recipes import OWN_COUNTS
 from tests.helpers.tiny import tiny_unet
 
@@ -174,3 +176,49 @@ def test_a_run_stops_before_its_first_step(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").rglob("*.ckpt"))
     main(["fit", *run, *wrong, "--model.check_base", "false"])
     assert list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_a_trained_flow_passes(pairs: Pairs) -> None:
+    backbone = ConvertedFlow(reference="none")
+    found = base_errors(backbone, pairs)
+    assert found.shares["velocity"] < 0.3
+    assert found.shares["negative velocity"] > 2
+    check_base(backbone, pairs)
+    check_base(backbone, steps(pairs, 4))
+
+
+def test_the_wrong_sign_of_a_flow_is_named(pairs: Pairs) -> None:
+    backbone = ConvertedFlow(reference="none")
+    backbone.sign = -1.0
+    with pytest.raises(InputError, match="read as negative velocity: negate the prediction in `pr"):
+        check_base(backbone, pairs)
+    shares_of_noise = noise_shares(backbone, steps(pairs, 4))
+    with pytest.raises(InputError, match="predict velocity.*: negate the prediction in `predict`"):
+        check_noise_shares(shares_of_noise, "velocity")
+
+
+@pytest.mark.parametrize(
+    ("own_time", "named"),
+    [
+        (lambda t: 1 - t, "1 - t"),
+        (lambda t: t / 1000, "1000 t"),
+        (lambda t: 1000 * t, "t / 1000"),
+    ],
+)
+def test_the_wrong_time_of_a_flow_is_named(own_time: Any, named: str, pairs: Pairs) -> None:
+    backbone = ConvertedFlow(reference="none")
+    backbone.own_time = own_time
+    with pytest.raises(InputError, match=f"given a wrong time.* with the time of {named}: correct"):
+        check_base(backbone, pairs)
+
+
+def test_random_weights_of_a_flow_may_be_trained(tiny_folder: str, pairs: Pairs) -> None:
+    backbone = ConvertedFlow(tiny_folder, reference="none")
+    for seed in range(4):
+        torch.manual_seed(seed)
+        backbone.policy.denoiser = tiny_unet()
+        for convolution in (backbone.policy.denoiser.conv_out,):
+            convolution.weight.data *= 0.1  # the conversion divides by 1 - sigma
+        own = DiffusionDPO(backbone, AdamW(1e-3), beta=10.0).form_pairs(image_pairs(2))
+        check_base(backbone, own)
+        check_base(backbone, steps(own, 2))

@@ -155,7 +155,7 @@ def test_refusals(tiny_folder: str, tiny_xl_folder: str, tmp_path: Path) -> None
     assert "not a LoRA: export it to unet" in refused(*unet, "kohya", *file)
     assert "name it as `--base`" in refused(*unet, "single-file", *file)
     other = ("--base", tiny_xl_folder)
-    assert "The UNet's cross_attention_dim is 32" in refused(*unet, "single-file", *file, *other)
+    assert "The unet's cross_attention_dim is 32" in refused(*unet, "single-file", *file, *other)
     assert "omit `--plus`" in refused(*unet, "unet", "--output", tmp_path / "x", "--plus", "x")
     (tmp_path / "full").mkdir()
     assert "exists; remove it" in refused(*unet, "unet", "--output", tmp_path / "full")

@@ -16,7 +16,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
+from lit_prefopt.backbones import StableDiffusion, StableDiffusion3, StableDiffusionXL
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError
@@ -81,6 +81,20 @@ def test_a_controlnet_of_another_family_is_refused(
     control = EdgeControl(controlnet(other, tmp_path / "control"))
     with pytest.raises(InputError, match=r"--model\.control\.controlnet"):
         control.check(backbone)
+
+
+def test_edges_are_refused_where_there_is_no_unet(
+    backbone: StableDiffusion, tiny_sd35_folder: str, tmp_path: Path
+) -> None:
+    control = EdgeControl(controlnet(backbone, tmp_path / "control"))
+    other = StableDiffusion3(tiny_sd35_folder, reference="none", encoders=False)
+    with pytest.raises(InputError, match=r"StableDiffusion3 does not have: remove"):
+        control.check(other)
+    with (
+        pytest.raises(InputError, match=r"StableDiffusion3 does not have"),
+        control.condition_on(other, torch.zeros(1, 3, 32, 32)),
+    ):
+        pass
 
 
 def test_edges_of_a_square() -> None:

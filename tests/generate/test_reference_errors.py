@@ -9,17 +9,30 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 from safetensors.torch import load_file
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
+from lit_prefopt.cache_checks import check_data
 from lit_prefopt.cli import main
 from lit_prefopt.datamodules.generation import StoredGroup
 from lit_prefopt.errors import InputError
 from lit_prefopt.generate import ReferenceErrors
 from lit_prefopt.methods import DiffusionDPO, SPINDiffusion
 from lit_prefopt.optimizers import AdamW
-from lit_prefopt.processes.settings import Sampling
-from tests.helpers.caching import assert_same_end, cache, data, errors, frozen, logged, on, recipe
+from lit_prefopt.processes.settings import LevelDraw, Sampling
+from tests.helpers.caching import (
+    QUIET,
+    assert_same_end,
+    cache,
+    data,
+    errors,
+    frozen,
+    logged,
+    on,
+    recipe,
+)
+from tests.helpers.converted_flow import ConvertedFlow
 
 DROPOUT = 0.2
 
@@ -127,7 +140,7 @@ def test_a_stopped_computation_ends_with_the_same_bytes(
     table = load_file(made)
     assert table["errors"].shape == (24, 2, 2)
     assert table["errors"].isfinite().all()
-    assert table["t"].unique().numel() > 30
+    assert table["u"].unique().numel() > 30
 
 
 def test_a_pair_that_cannot_be_read_has_no_errors(
@@ -145,7 +158,7 @@ def test_a_pair_that_cannot_be_read_has_no_errors(
     output = errors(frozen(tiny_folder), str(folder), tmp_path / "out")
     table = load_file(Path(output) / "errors.safetensors")
     assert table["errors"].isfinite().all(2).all(1).tolist() == [n != 3 for n in range(24)]
-    assert table["t"][3].tolist() == [-1, -1]
+    assert table["u"][3].tolist() == [-1, -1]
     tar.write_bytes(whole)  # mended since
     module = data(str(folder), reference=output)
     broken = [name for batch in module.train_dataloader() for name in batch.broken]
@@ -197,7 +210,7 @@ def slow(more: list[str], sentence: str) -> Any:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--model.gamma", "0.5"], "DiffusionDPO draws other timesteps than those of"),
+        (["--model.gamma", "0.5"], "DiffusionDPO draws other noise levels than those of"),
         (["--data.caption_dropout", "0.3"], "caption dropout of 0.2, not 0.3: set"),
         (["--data.validation_reference", "null"], "give `--data.validation_reference` as well"),
         slow(["--trainer.precision", "bf16-mixed"], "differ from this run's in precision: give"),
@@ -254,3 +267,34 @@ def test_notes_tell_and_do_not_decide(tables: tuple[str, str], tiny_folder: str)
     assert facts["notes"]["checkpoint"] == tiny_folder
     assert facts["precision"] == "32-true"
     assert facts["process"]["prediction"] == "epsilon"
+
+
+def test_errors_of_a_flow(cached: str, tiny_folder: str, tmp_path: Path) -> None:
+    """The table's levels are those of a training; another draw or discount is refused."""
+    table = errors(ConvertedFlow(tiny_folder, reference="none"), cached, tmp_path / "errors")
+    stored = load_file(tmp_path / "errors" / "errors.safetensors")["u"]
+    assert stored.dtype == torch.float32
+    assert stored.min() >= 0
+    assert stored.unique().numel() == stored.numel()
+    module = DiffusionDPO(ConvertedFlow(tiny_folder), AdamW(1e-3), beta=100.0).eval()
+    module_data = data(cached, reference=table)
+    for batch in module_data.train_dataloader():
+        pairs = module.form_pairs(batch)
+        with torch.no_grad():
+            known = module.log_ratios(pairs)
+            measured = module.log_ratios(pairs._replace(reference_error=None))
+        assert known.t.dtype == torch.float64
+        assert torch.equal(known.t, measured.t)
+        torch.testing.assert_close(known.reference_error, measured.reference_error)
+
+    def run(**options: Any) -> None:
+        flow = ConvertedFlow(tiny_folder, levels=options.pop("levels", None))
+        module = DiffusionDPO(flow, AdamW(1e-3), beta=100.0, **options)
+        module.trainer = Trainer(accelerator="cpu", **QUIET)
+        check_data(module, module_data)
+
+    run()
+    with pytest.raises(InputError, match="DiffusionDPO draws other noise levels than those of"):
+        run(gamma=0.9)
+    with pytest.raises(InputError, match="differ from this run's in process: give the recipe"):
+        run(levels=LevelDraw("uniform"))

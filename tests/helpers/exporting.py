@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lit_prefopt import families
 from lit_prefopt.cli import main
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -30,6 +31,11 @@ class Family(NamedTuple):
 
     kind: type[DiffusionPipeline]
     folder: str
+
+    @property
+    def names(self) -> families.Family:
+        """Names of its components and weights."""
+        return families.family_of(self.kind.__name__, self.folder)
 
     def pipeline(self, lora: Path | None = None) -> DiffusionPipeline:
         """Return the stock pipeline, with a LoRA loaded as its users load it."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.commands.export import export
 from lit_prefopt.errors import InputError
-from lit_prefopt.export.single_file import vae_state
-from lit_prefopt.weights.component_files import WeightsFile, load_from_file
+from lit_prefopt.families import SD1
+from lit_prefopt.weights.component_files import WeightsFile, load_from_file, original_state
 from tests.helpers.tiny import tiny_vae
 
 State = dict[str, Tensor]
@@ -161,7 +161,7 @@ def test_a_vae_alone(original: bool, file: Path, tiny_folder: str, tmp_path: Pat
 def test_attention_layers_of_a_vae(layout: str, tmp_path: Path) -> None:
     """They are convolutions in the original layout, and had other names in diffusers once."""
     vae = tiny_vae(mid_block_add_attention=True)
-    state = vae_state(vae) if layout == "original" else vae.state_dict()
+    state = original_state(vae, SD1.vae) if layout == "original" else vae.state_dict()
     if layout == "early diffusers":
         early = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value."}
         for new, old in (early | {".to_out.0.": ".proj_attn."}).items():
@@ -170,7 +170,7 @@ def test_attention_layers_of_a_vae(layout: str, tmp_path: Path) -> None:
     save_file({k: x.contiguous() for k, x in state.items()}, tmp_path / "vae.safetensors")
     file = WeightsFile(str(tmp_path / "vae.safetensors"))
     ours = load_from_file(
-        lambda: AutoencoderKL.from_config(vae.config), file, "vae", torch.float32, "its own"
+        lambda: AutoencoderKL.from_config(vae.config), file, SD1.vae, torch.float32, "its own"
     )
     assert_equal_states(ours, vae)
 
@@ -205,6 +205,6 @@ def test_layers_that_the_architecture_lacks_are_said(
         file, tmp_path, lambda s: s | {"model.diffusion_model.extra.weight": torch.ones(1)}
     )
     with pytest.warns(
-        UserWarning, match=r"1 tensors of the UNet of .*\(model.diffusion_model.extra.weight\)"
+        UserWarning, match=r"1 tensors of the unet of .*\(model.diffusion_model.extra.weight\)"
     ):
         StableDiffusion(more, config=tiny_folder)

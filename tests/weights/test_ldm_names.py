@@ -11,10 +11,12 @@ from diffusers.loaders.single_file_utils import (
 )
 from diffusers.utils import convert_unet_state_dict_to_peft
 
-from lit_prefopt.export.single_file import UNET, VAE, unet_state, vae_state
+from lit_prefopt import families
 from lit_prefopt.families.ldm_names import unet_names
+from lit_prefopt.weights.component_files import original_state
 from lit_prefopt.weights.lora_files import flat_name
 
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
 SD1 = {"cross_attention_dim": 768}
 SD2 = {
     "attention_head_dim": (5, 10, 20, 20),
@@ -61,10 +63,10 @@ KNOWN = {
 def test_unet_of_real_size(name: str, config: dict[str, object]) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
-    original = unet_state(unet)
-    shapes = {key: tuple(tensor.shape) for key, tensor in original.items()}
+    original = original_state(unet, families.SD1.denoiser)
+    shapes = {key.removeprefix(UNET): tuple(tensor.shape) for key, tensor in original.items()}
     assert KNOWN[name].items() <= shapes.items()
-    back = convert_ldm_unet_checkpoint({UNET + k: v for k, v in original.items()}, unet.config)
+    back = convert_ldm_unet_checkpoint(original, unet.config)
     state = unet.state_dict()
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state.items()}
 
@@ -78,11 +80,12 @@ def test_vae_of_real_size() -> None:
             up_block_types=("UpDecoderBlock2D",) * 4,
             **blocks,
         )
-    original = vae_state(vae)
+    full = original_state(vae, families.SD1.vae)
+    original = {key.removeprefix(VAE): tensor for key, tensor in full.items()}
     assert original["decoder.mid.attn_1.proj_out.weight"].shape == (512, 512, 1, 1)
     assert original["decoder.up.0.block.0.nin_shortcut.weight"].shape == (128, 256, 1, 1)
     assert original["encoder.down.2.block.1.conv2.weight"].shape == (512, 512, 3, 3)
-    back = convert_ldm_vae_checkpoint({VAE + k: v for k, v in original.items()}, vae.config)
+    back = convert_ldm_vae_checkpoint(full, vae.config)
     state = vae.state_dict()
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state.items()}
 

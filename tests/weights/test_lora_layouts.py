@@ -75,12 +75,8 @@ def text_name(encoder: nn.Module, name: str) -> str:
 
 def merged(family: Family, lora: Path) -> StableDiffusionPipeline:
     pipeline = family.pipeline()
-    encoders = [
-        getattr(pipeline, name)
-        for name in ("text_encoder", "text_encoder_2")
-        if hasattr(pipeline, name)
-    ]
-    merge_lora(pipeline.unet, encoders, read_lora(lora))
+    encoders = {part.name: getattr(pipeline, part.name) for part in family.names.encoders}
+    merge_lora(family.names, pipeline.unet, encoders, read_lora(lora))
     return pipeline
 
 

@@ -30,9 +30,8 @@ from tests.helpers.exporting import (
 def merged(family: Family, lora: Path):
     """The pipeline with a LoRA merged by us."""
     pipeline = family.pipeline()
-    names = ("text_encoder", "text_encoder_2")
-    encoders = [getattr(pipeline, name) for name in names if hasattr(pipeline, name)]
-    merge_lora(pipeline.unet, encoders, read_lora(lora))
+    encoders = {part.name: getattr(pipeline, part.name) for part in family.names.encoders}
+    merge_lora(family.names, pipeline.unet, encoders, read_lora(lora))
     return pipeline
 
 
@@ -128,8 +127,8 @@ def test_merging_into_half_precision_rounds_once(tiny_folder: str, tmp_path: Pat
     half = family.pipeline().unet.to(torch.bfloat16)
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     before = half.get_submodule(name).weight.detach().float()
-    merge_lora(half, [], read_lora(lora))
-    delta = read_lora(lora).layers["unet", name.replace(".", "_")].delta
+    merge_lora(family.names, half, {}, read_lora(lora))
+    delta = read_lora(lora).layers["denoiser", name.replace(".", "_")].delta
     after = half.get_submodule(name).weight
     assert after.dtype == torch.bfloat16
     assert torch.equal(after, (before + delta).to(torch.bfloat16))
@@ -182,4 +181,4 @@ def test_text_encoder_layers_are_not_dropped_in_silence(tiny_folder: str, tmp_pa
     family = Family(StableDiffusionPipeline, tiny_folder)
     lora = read_lora(write_lora(family, tmp_path, text=True))
     with pytest.raises(InputError, match="also changes the text_encoder"):
-        merge_lora(family.pipeline().unet, [], lora)
+        merge_lora(family.names, family.pipeline().unet, {}, lora)

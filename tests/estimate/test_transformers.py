@@ -1,0 +1,149 @@
+"""FLOPs and memory of flow transformers: by hand, by what is kept, and at full size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from torch.nn.functional import scaled_dot_product_attention
+
+from lit_prefopt.backbones import LoRA, StableDiffusion3, trained
+from lit_prefopt.estimate.memory import footprint, savings
+from lit_prefopt.estimate.step_cost import checkpointing, flop_counter, step_cost
+from lit_prefopt.methods import DiffusionDPO
+from lit_prefopt.optimizers import AdamW
+from tests.estimate.test_memory import kept_for_backward, size
+from tests.helpers.batches import images
+from tests.helpers.sd35_medium import SD35_TOKENS, random_pairs, sd35_configs
+from tests.helpers.tiny_sd3 import SD35, tiny_sd3_transformer
+
+TEXT = 20
+
+
+def flops_by_hand(net: SD3Transformer2DModel, side: int, text: int) -> int:
+    """Return the FLOPs of one row's forward: 2 for each weight of a layer at each of its tokens."""
+    c: Any = net.config
+    width, patch = net.inner_dim, c.patch_size**2 * c.in_channels
+    image = (side // c.patch_size) ** 2
+    both, square = image + text, width**2
+    total = 2 * image * patch * width * 2  # into patches, and out of them
+    total += 2 * text * c.joint_attention_dim * width
+    total += 2 * ((256 + width) + (c.pooled_projection_dim + width)) * width  # time, pooled text
+    total += 2 * 2 * square  # modulation of the last norm
+    for number in range(c.num_layers):
+        dual, last = number in c.dual_attention_layers, number == c.num_layers - 1
+        modulation = (9 if dual else 6) + (2 if last else 6)
+        attended, out = 3 * both, (image if last else both)
+        feed_forward = 8 * (image if last else both)
+        total += 2 * square * (modulation + attended + out + feed_forward)
+        total += 4 * both**2 * width
+        if dual:
+            total += 2 * square * 4 * image + 4 * image**2 * width
+    return total
+
+
+@pytest.mark.parametrize("kind", [{}, SD35, {**SD35, "num_layers": 3}], ids=["3", "3.5", "deeper"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_forward_costs_what_its_tokens_cost(kind: dict[str, Any], device: str) -> None:
+    net = tiny_sd3_transformer(**kind).to(device)
+    sizes = net.config
+    with torch.no_grad(), flop_counter() as counter:
+        net(
+            hidden_states=torch.zeros(2, 16, 8, 8, device=device),
+            timestep=torch.zeros(2, device=device),
+            encoder_hidden_states=torch.zeros(2, TEXT, sizes.joint_attention_dim, device=device),
+            pooled_projections=torch.zeros(2, sizes.pooled_projection_dim, device=device),
+        )
+    assert counter.get_total_flops() == 2 * flops_by_hand(net, 8, TEXT)
+
+
+def test_attention_is_counted_forward_and_backward() -> None:
+    """Two products forward, and five backward, which makes the scores again."""
+    rows = torch.randn(2, 4, 64, 16, requires_grad=True)
+    product = 2 * (2 * 4) * 64 * 64 * 16
+    with flop_counter() as counter:
+        out = scaled_dot_product_attention(rows, rows, rows)
+        assert counter.get_total_flops() == 2 * product
+        out.sum().backward()
+    assert counter.get_total_flops() == 7 * product
+
+
+def dpo(folder: str, **options: Any) -> DiffusionDPO:
+    module = DiffusionDPO(StableDiffusion3(folder, **options), AdamW(1e-3), beta=5000.0)
+    module.train()
+    return module
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])
+def test_a_steps_cost_by_shapes_is_the_real_ones(tiny_sd35_folder: str, lora: LoRA | None) -> None:
+    module, batch = dpo(tiny_sd35_folder, lora=lora), images(4)
+    cost = step_cost(module, batch)
+    assert module.measured == {}
+    with flop_counter() as counter:
+        kept = kept_for_backward(module, batch)
+    assert cost.flops == counter.get_total_flops()
+    # below a LoRA less is kept, beside what comes and goes
+    assert kept <= cost.activations <= (1.4 if lora else 1.25) * kept
+    with checkpointing(module, True):
+        twice = step_cost(module, batch)
+    assert twice.activations < 0.75 * cost.activations
+    assert twice.flops > 1.1 * cost.flops
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])
+def test_a_footprint_is_what_is_there(tiny_sd35_folder: str, lora: LoRA | None) -> None:
+    module = dpo(tiny_sd35_folder, lora=lora)
+    optimizer = module.optimizer.build(trained(module).values())
+    module.training_step(images(2), 0).backward()
+    optimizer.step()
+    parts, policy = footprint(module), module.backbone.policy
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    states = [s for state in optimizer.state.values() for s in state.values() if s.dim()]
+    assert (parts.gradients, parts.states) == (size(gradients), size(states))
+    assert parts.trained + parts.frozen == size(policy.denoiser.parameters())
+    named = {"vae", "text encoder", "text encoder 2", "text encoder 3"}
+    assert set(parts.others) == named
+    encoders = sum(size(part.parameters()) for part in module.backbone.encoders.values())
+    assert abs(sum(parts.others.values()) - encoders) < 10_000  # buffers
+    advised = {saving.how.split()[0] for saving in savings(module, images(4))}
+    assert {"--backbone.gradient_checkpointing", "--data.batch_size"} <= advised
+    assert ("--backbone.lora.rank" in advised) == (lora is None)
+
+
+@pytest.mark.slow
+def test_stable_diffusion_35_medium_is_estimated_on_the_meta_device(tmp_path: Path) -> None:
+    """A LoRA step at full size: 512 pixels are 1024 tokens, beside 333 of the prompt.
+
+    The policy's and the reference's forward, recomputation, and a backward that has no gradients of
+    the frozen weights: four forwards, and one score matrix more in each attention's backward.
+    """
+    folder = str(sd35_configs(tmp_path))
+    with torch.device("meta"):
+        module = dpo(
+            folder,
+            denoiser=f"{folder}/transformer/config.json",
+            lora=LoRA(16),
+            dtype="bfloat16",
+            encoders=False,
+        )
+    net = module.backbone.policy.denoiser
+    batch = random_pairs({}, 1, 64, 0, "meta")
+    own = sum(p.numel() for p in trained(net).values())
+    assert sum(p.numel() for p in net.parameters()) - own == 2_243_171_520
+    forward = flops_by_hand(net, 64, SD35_TOKENS)
+
+    def context() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    plain = step_cost(module, batch, context)
+    with checkpointing(module, True):
+        twice = step_cost(module, batch, context)
+    assert plain.flops == pytest.approx(2 * 3 * forward, rel=0.05)
+    assert twice.flops - plain.flops == pytest.approx(2 * forward, rel=0.05)
+    parts = footprint(module, twice.activations)
+    assert parts.frozen == 2 * 2_243_171_520
+    assert parts.trained == parts.gradients == parts.states / 2 == 4 * own
+    assert parts.activations < plain.activations / 4
