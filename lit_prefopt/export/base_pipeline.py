@@ -131,8 +131,14 @@ class BasePipeline:
     @cached_property
     def encoders(self) -> dict[str, Component]:
         """Its text encoders by their names in the pipeline, without those that it lacks."""
-        parts = [part for part in self.family.encoders if self._has(part.name)]
-        return {part.name: part for part in parts}
+        folder = Path(self.config)
+        return {
+            part.name: part
+            for part in self.family.encoders
+            if self._has(part.name)
+            # the largest one may have been left out of a copy
+            and not (part.optional and folder.is_dir() and not (folder / part.name).is_dir())
+        }
 
     @property
     def kind(self) -> type[DiffusionPipeline]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,13 @@ def test_a_transformer_without_t5(tiny_sd35_without_t5_folder: str, tmp_path: Pa
     for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
         ours, theirs = (getattr(p, name).state_dict() for p in (back, whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_folder_whose_t5_was_not_copied(base: str, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "copy", ignore=shutil.ignore_patterns("*_3"))
+    lora = write_adapter(load_stock_sd3(base), tmp_path / "lora")
+    folder = export(lora, "pipeline", tmp_path / "out", "--base", str(tmp_path / "copy"))
+    assert load_stock_sd3(folder).text_encoder_3 is None
 
 
 def test_refusals_name_the_cure(base: str, tiny_folder: str, tmp_path: Path) -> None:
