@@ -23,7 +23,7 @@ from lit_prefopt.backbones.single_file_components import published_config
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.recipe import Recipe
 from lit_prefopt.families.base import Component, Family
-from lit_prefopt.families.find import family_of
+from lit_prefopt.families.known import family_of
 from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.processes.schedule import check_scheduler, restate_scheduler
 from lit_prefopt.weights.checks import first_line

@@ -87,9 +87,8 @@ def test_a_steps_cost_by_shapes_is_the_real_ones(tiny_sd35_folder: str, lora: Lo
     with flop_counter() as counter:
         kept = kept_for_backward(module, batch)
     assert cost.flops == counter.get_total_flops()
-    most, saved = (
-        (1.5, 1.0) if lora else (1.25, 0.75)
-    )  # a LoRA keeps less beside what comes and goes
+    # a LoRA keeps less beside what comes and goes
+    most, saved = (1.35, 0.9) if lora else (1.25, 0.75)
     assert kept <= cost.activations <= most * kept
     with checkpointing(module, True):
         twice = step_cost(module, batch)

@@ -242,7 +242,9 @@ def test_a_foreign_kohya_lora_is_read_whole(
     assert "no LoRA of the text_encoder_3" in message
 
 
-def test_a_transformer_without_t5(tiny_sd35_without_t5_folder: str, tmp_path: Path) -> None:
+def test_a_transformer_without_t5(
+    tiny_sd35_without_t5_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stock = load_stock_sd3(tiny_sd35_without_t5_folder)
     lora = write_adapter(stock, tmp_path / "lora")
     base = ("--base", tiny_sd35_without_t5_folder)
@@ -254,6 +256,7 @@ def test_a_transformer_without_t5(tiny_sd35_without_t5_folder: str, tmp_path: Pa
     assert all(torch.equal(loaded[key], state[key]) for key in state)
     whole = load_stock_sd3(export(lora, "pipeline", tmp_path / "pipeline", *base))
     assert whole.text_encoder_3 is None
+    assert "FOLDER, text_encoder_3=None, tokenizer_3=None)" in capsys.readouterr().out
     torch.testing.assert_close(picture(whole), picture(stock), atol=1e-4, rtol=0)
     with pytest.warns(UserWarning, match="text_projection.weight is not the identity"):
         file = export(lora, "single-file", tmp_path / "out.safetensors", *base)
