@@ -4,8 +4,9 @@ A network that is read with another prediction type than its own trains without 
 nothing. At a noisy level the targets of the types differ so much that one forward separates them:
 the shipped toy model has an error of 0.01 of the target's variance read as what it is, epsilon, and
 of 1.4 read as v. A network with random weights has an error above 1 whatever it is read as, and may
-be trained. A flow whose sign is wrong has an error of up to four times the variance; one that is
-given the time in another convention than its own has a smaller error with the right one.
+be trained. Read as a flow, the toy model has an error of 0.08 of the velocity's variance, of 3.8
+with the wrong sign, and of 0.33 to 0.62 where it is given the time in another convention than its
+own.
 
 Steps of roll-outs have no clean latents. With zeros in their place, which decode to plain grey, a
 network that predicts epsilon returns the noise at every level, and one that predicts v less of it
@@ -34,6 +35,9 @@ CLEAR, NOISY = 0.9, 0.1
 
 EXPLAINED = 0.7
 """Error, as a share of the target's variance, up to which a prediction type explains a network."""
+
+GOOD = 0.2
+"""Error, as a share of the target's variance, up to which no other convention of time is tried."""
 
 IMPOSSIBLE = 2.0
 """Error, as a share of the target's variance, that no base has; predicting zero has 1."""
@@ -87,7 +91,7 @@ def check_base(
     else:
         names, errors, variances = base_errors(backbone, batch)
         found = BaseErrors(names, *mean(torch.stack([errors, variances])))
-        if found.shares[process.prediction] > EXPLAINED:
+        if found.shares[process.prediction] > GOOD:
             for time in process.WRONG_TIMES:
                 _, *values = base_errors(backbone, batch, time)
                 other = BaseErrors(names, *mean(torch.stack(values)))

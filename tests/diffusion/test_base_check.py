@@ -181,8 +181,8 @@ def test_a_run_stops_before_its_first_step(tmp_path: Path) -> None:
 def test_a_trained_flow_passes(pairs: Pairs) -> None:
     backbone = ConvertedFlow(reference="none")
     found = base_errors(backbone, pairs)
-    assert found.shares["velocity"] < 0.3
-    assert found.shares["negative velocity"] > 2
+    assert found.shares["velocity"] < 0.15
+    assert found.shares["negative velocity"] > 3
     check_base(backbone, pairs)
     check_base(backbone, steps(pairs, 4))
 
@@ -212,13 +212,21 @@ def test_the_wrong_time_of_a_flow_is_named(own_time: Any, named: str, pairs: Pai
         check_base(backbone, pairs)
 
 
-def test_random_weights_of_a_flow_may_be_trained(tiny_folder: str, pairs: Pairs) -> None:
-    backbone = ConvertedFlow(tiny_folder, reference="none")
-    for seed in range(4):
+class RandomFlow(ConvertedFlow):
+    """A flow whose velocity is what its UNet returns."""
+
+    def predict(self, latents: Tensor, t: Tensor, prompt: Any) -> Tensor:
+        """Return the UNet's prediction at timestep 1000 sigma."""
+        return StableDiffusion.predict(self, latents, self.process.timestep(t), prompt)
+
+
+def test_random_weights_of_a_flow_may_be_trained(tiny_folder: str) -> None:
+    backbone = RandomFlow(tiny_folder, reference="none")
+    own = DiffusionDPO(backbone, AdamW(1e-3), beta=10.0).form_pairs(image_pairs(2))
+    own = own._replace(latents=torch.randn_like(own.latents))
+    for seed in range(6):
         torch.manual_seed(seed)
         backbone.policy.denoiser = tiny_unet()
-        for convolution in (backbone.policy.denoiser.conv_out,):
-            convolution.weight.data *= 0.1  # the conversion divides by 1 - sigma
-        own = DiffusionDPO(backbone, AdamW(1e-3), beta=10.0).form_pairs(image_pairs(2))
+        assert base_errors(backbone, own).shares["velocity"] > 0.7
         check_base(backbone, own)
         check_base(backbone, steps(own, 2))
