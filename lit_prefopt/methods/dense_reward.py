@@ -97,7 +97,7 @@ class DenseRewardDPO(OnPolicyModule):
         score = score.cpu()
         ranks = torch.linspace(0, count - 1, self.kept).round().long()
         order = score.argsort(dim=1, descending=True, stable=True)[:, ranks]
-        times = self.rollout.levels.expand(len(texts), -1).contiguous()
+        times = self.rollout.levels.repeat(len(texts), 1)
         own = every.view(len(texts), count, *every.shape[1:])
         best_first = own[torch.arange(len(texts))[:, None], order]
         return Trajectories(best_first, times, score.gather(1, order), prompt.cpu(), seeds)
