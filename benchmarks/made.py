@@ -68,7 +68,7 @@ class Made(NamedTuple):
 
 
 def _t5_xxl(tokenizer: Any) -> nn.Module:
-    return T5EncoderModel(T5Config(vocab_size=max(len(tokenizer), 32128), **T5_XXL))
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **T5_XXL))
 
 
 def _vae(**changes: Any) -> Make:

@@ -40,6 +40,7 @@ def main(
     pairs: int = 1,
     rank: int = 16,
     checkpointing: bool = True,
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed",
     steps: int = 2,
     report: bool = False,
 ) -> None:
@@ -51,20 +52,24 @@ def main(
         pairs: Pairs in a batch, which is a step's.
         rank: Rank of the LoRA.
         checkpointing: Whether activations are computed twice.
+        precision: Of the run and of the weights; a CPU without AVX-512 multiplies bfloat16 matrices
+            up to a hundred times slower than float32 ones.
         steps: Timed optimizer steps, after a first one.
         report: Write a report as well.
     """
     changes = TINY if size == "tiny" else {}
     before = resident()
     with tempfile.TemporaryDirectory() as folder:
-        backbone = random_backbone(Path(folder), changes, rank, checkpointing=checkpointing)
+        backbone = random_backbone(
+            Path(folder), changes, rank, precision=precision, checkpointing=checkpointing
+        )
         parameters = sum(p.numel() for p in backbone.policy.parameters())
         module = DiffusionDPO(backbone, AdamW(1e-5), beta=2000.0, check_base=False)
         pace = Pace(steps)
         trainer = Trainer(
             accelerator="auto",
             devices=1,
-            precision="bf16-mixed",
+            precision=precision,
             max_steps=steps + 1,
             callbacks=[pace],
             logger=False,
@@ -78,7 +83,7 @@ def main(
         trainer.fit(module, DataLoader(batches, batch_size=None))
     text = (
         f"Diffusion-DPO on Stable Diffusion 3.5 {size}, {parameters / 1e9:.3f} billion parameters, "
-        f"LoRA rank {rank}, bf16, gradient checkpointing {'on' if checkpointing else 'off'}, "
+        f"LoRA rank {rank}, {precision}, checkpointing {'on' if checkpointing else 'off'}, "
         f"{pairs} pairs of {resolution} x {resolution}, cached; {torch.get_num_threads()} threads."
         f"\n\n{table(pace, before)}"
     )
@@ -88,24 +93,26 @@ def main(
 
 
 def random_backbone(
-    folder: Path, changes: dict[str, object], rank: int, *, checkpointing: bool
+    folder: Path, changes: dict[str, object], rank: int, *, precision: str, checkpointing: bool
 ) -> StableDiffusion3:
-    """Return the family's backbone with random weights in bfloat16, without encoders.
+    """Return the family's backbone with random weights, without encoders.
 
     Args:
         folder: Where its configurations are written.
         changes: Changes to the transformer.
         rank: Rank of the LoRA.
+        precision: Of the run.
         checkpointing: Whether activations are computed twice.
     """
+    dtype = "bfloat16" if precision.startswith("bf16") else "float32"
     configs = sd35_configs(folder, **changes)
-    with default_dtype(torch.bfloat16):
+    with default_dtype(getattr(torch, dtype)):
         return StableDiffusion3(
             str(configs),
             denoiser=str(configs / "transformer" / "config.json"),
             lora=LoRA(rank),
             gradient_checkpointing=checkpointing,
-            dtype="bfloat16",
+            dtype=dtype,
             encoders=False,
         )
 

@@ -132,7 +132,8 @@ def recipe_pages() -> dict[str, str]:
         lines += ["| name | |", "|---|---|"]
         paths = sorted((ROOT / "configs" / folder).glob("*.yaml"))
         if command == "fit":
-            paths.insert(0, ROOT / "configs" / "quickstart.yaml")
+            first = ("quickstart", "quickstart-flow")
+            paths = [*(ROOT / "configs" / f"{name}.yaml" for name in first), *paths]
         for path in paths:
             page = f"reference/recipes/{command}/{path.stem}.md"
             pages[page] = yaml_page(path, path.stem)

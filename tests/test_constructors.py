@@ -29,8 +29,6 @@ FIXED = {
     "TransformerBackbone": {"process"},
     "LatentBackbone": {"policy"},
     "UNetBackbone": {"policy", "process", "without"},
-    "TransformerBackbone": {"process"},
-    "StableDiffusion3": {"without"},
     "ToyFlow": {"t5", "text_tokens"},
     "ToyCollections": {"prompts", "validation", "resolution"},
     "ToyConsistency": {"teacher"},

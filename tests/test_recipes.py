@@ -15,8 +15,8 @@ from lit_prefopt.cli import main
 from lit_prefopt.configs import CONFIGS, find_config, recipe_names
 
 RECIPES = recipe_names()
-TOY = [f"configs/toy/{name}.yaml" for name in ("vae", "clip", "unet", "lcm", "diptych")]
-OTHERS = ["quickstart", *TOY]
+TOY = [f"configs/toy/{name}.yaml" for name in ("vae", "clip", "unet", "flow", "lcm", "diptych")]
+OTHERS = ["quickstart", "quickstart-flow", *TOY]
 GENERAL = [
     "Checkpoints",
     "LearningRateMonitor",
@@ -25,12 +25,25 @@ GENERAL = [
 ]
 ADDED = {
     "quickstart": ["Evaluation"],
+    "quickstart-flow": ["Evaluation"],
+    "configs/toy/flow.yaml": ["PolicyAveraging"],
     "configs/toy/unet.yaml": ["PolicyAveraging"],
     "configs/toy/diptych.yaml": ["PolicyAveraging"],
     "configs/toy/lcm.yaml": ["PolicyAveraging"],
 }
 MAX_STEPS = {
     "quickstart": 120,
+    "quickstart-flow": 120,
+    "toy-flow-diffusion-dpo": 120,
+    "toy-flow-sft": 120,
+    "toy-flow-spin": 40,
+    "toy-flow-spo": 72,
+    "toy-flow-dense-reward": 120,
+    "toy-flow-d3po": 120,
+    "toy-flow-curriculum-dpo": 120,
+    "toy-flow-di3po": 120,
+    "toy-flow-step-aware-preference": 150,
+    "configs/toy/flow.yaml": 2400,
     "toy-diffusion-dpo": 120,
     "toy-sft": 120,
     "toy-spin": 40,
@@ -49,11 +62,6 @@ MAX_STEPS = {
     "sdxl-sft": 2000,
     "sd15-spo": 8000,
     "sdxl-spo": 20000,
-    **{f"toy-flow-{name}": 120 for name in ("diffusion-dpo", "curriculum-dpo", "di3po", "sft")},
-    **{f"toy-flow-{name}": 120 for name in ("d3po", "dense-reward")},
-    "toy-flow-spin": 40,
-    "toy-flow-spo": 72,
-    "toy-flow-step-aware-preference": 150,
     "sd35-diffusion-dpo": 500,
     "sd35-sft": 500,
     "sd35-spo": 3000,
@@ -100,7 +108,7 @@ ARXIV = re.compile(r"arXiv \d{4}\.\d{5}")
 SECTIONS = ["backbone", "model", "data", "batch", "trainer"]
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "quickstart"])
+@pytest.mark.parametrize("name", [*RECIPES, "quickstart", "quickstart-flow"])
 def test_a_recipe_is_one_file_with_a_head(name: str) -> None:
     """Paper and command at the head, then the same sections in the same order."""
     text = find_config(name).read_text()

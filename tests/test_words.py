@@ -18,6 +18,10 @@ TWINS = {
     "clip.py": "the CLIP judges, and the toy world's CLIP",
     "judge.py": "the base class of judges, and the toy world's judge",
     "pairs.py": "the data module of pairs, and the toy world's pairs",
+    "stable_diffusion.py": "names of a family's parts, and its backbone; as the next two",
+    "stable_diffusion_3.py": "names of a family's parts, and its backbone",
+    "stable_diffusion_xl.py": "names of a family's parts, and its backbone",
+    "vae.py": "the VAE's part of a backbone, and the toy world's VAE",
 }
 """Files that may share a name, with the reason."""
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from lit_prefopt.backbones.component_checks import check_class
 from lit_prefopt.configs import find_config
 from lit_prefopt.errors import InputError
-from lit_prefopt.families.find import find_component
+from lit_prefopt.families.known import find_component
 from lit_prefopt.weights.checks import check_weights, first_line
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable

@@ -26,7 +26,7 @@ class MemoryFootprint(NamedTuple):
     gradients: int
     states: int  # of the optimizer
     reference: int  # if it is a separate network
-    frozen: int  # of the denoiser, below an adapter
+    frozen: int  # of the denoiser, below an adapter, and its buffers, such as a table of positions
     others: dict[str, int]  # frozen parts by name
     activations: int = 0
 
@@ -58,7 +58,9 @@ def footprint(module: Learner, activations: int = 0) -> MemoryFootprint:
     """
     policy, parameters = module.backbone.policy, [*trained(module).values()]
     own = {id(p) for p in parameters}
-    below = sum(_size(p) for p in policy.denoiser.parameters() if id(p) not in own)
+    below = bytes_of(policy.denoiser) - sum(
+        _size(p) for p in policy.denoiser.parameters() if id(p) in own
+    )
     weights = sum(_size(p) for p in parameters)
     children = {**dict(module.named_children()), **dict(module.backbone.named_children())}
     others = {

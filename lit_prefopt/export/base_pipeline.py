@@ -23,7 +23,7 @@ from lit_prefopt.backbones.single_file_components import published_config
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.recipe import Recipe
 from lit_prefopt.families.base import Component, Family
-from lit_prefopt.families.find import family_of
+from lit_prefopt.families.known import family_of
 from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.processes.schedule import check_scheduler, restate_scheduler
 from lit_prefopt.weights.checks import first_line
@@ -131,8 +131,14 @@ class BasePipeline:
     @cached_property
     def encoders(self) -> dict[str, Component]:
         """Its text encoders by their names in the pipeline, without those that it lacks."""
-        parts = [part for part in self.family.encoders if self._has(part.name)]
-        return {part.name: part for part in parts}
+        folder = Path(self.config)
+        return {
+            part.name: part
+            for part in self.family.encoders
+            if self._has(part.name)
+            # the largest one may have been left out of a copy
+            and not (part.optional and folder.is_dir() and not (folder / part.name).is_dir())
+        }
 
     @property
     def kind(self) -> type[DiffusionPipeline]:

@@ -27,3 +27,10 @@ def write_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
         if stated:
             config |= dict.fromkeys(stated, "float32")
             file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    lacking = [name for name, part in pipeline.components.items() if part is None]
+    given = [name for name in lacking if name not in pipeline._optional_components]
+    if (
+        given
+    ):  # such as the T5 of Stable Diffusion 3, which diffusers saves but does not load without
+        arguments = ", ".join(f"{name}=None" for name in given)
+        print(f"diffusers loads this pipeline with `from_pretrained(FOLDER, {arguments})`.")

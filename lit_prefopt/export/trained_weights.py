@@ -16,7 +16,7 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe, read_recipe, recipe_in
 from lit_prefopt.families.base import Component
-from lit_prefopt.families.find import DENOISERS, FAMILIES, denoiser_of
+from lit_prefopt.families.known import DENOISERS, FAMILIES, denoiser_of
 from lit_prefopt.families.lora_prefixes import DENOISER
 from lit_prefopt.weights.checkpoint import read_checkpoint
 from lit_prefopt.weights.checks import check_finite, some_names

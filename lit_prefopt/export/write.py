@@ -24,7 +24,7 @@ from lit_prefopt.export.write_lora import (
     write_diffusers_lora,
     write_kohya_lora,
 )
-from lit_prefopt.families.find import DENOISERS, FAMILIES
+from lit_prefopt.families.known import DENOISERS, FAMILIES
 from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.utils.atomic_files import atomic_output
 from lit_prefopt.weights.checks import check_finite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_prefopt.families.find import FAMILIES
+from lit_prefopt.families.known import FAMILIES
 
 DENOISER = "denoiser"
 """Role of the denoiser in a LoRA; a file does not always state whether it is a UNet."""

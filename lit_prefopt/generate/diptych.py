@@ -92,10 +92,10 @@ class DiptychGenerator(Generator):
         own = backbone.latent_shape[2] * backbone.pixels_per_latent
         self.sampling = replace(self.sampling, width=self.sampling.width or 2 * own)
         width = backbone.sampling_shape(self.sampling)[2] * backbone.pixels_per_latent
-        if width % 2 or (width // 2) % backbone.pixels_per_latent or width // 2 <= 2 * seam:
+        if width % 2 or (width // 2) % backbone.size_multiple or width // 2 <= 2 * seam:
             raise InputError(
                 f"A canvas {width} pixels wide cannot be cut into two panels without a seam of "
-                f"{seam}: set `sampling.width` to a multiple of {2 * backbone.pixels_per_latent}, "
+                f"{seam}: set `sampling.width` to a multiple of {2 * backbone.size_multiple}, "
                 "or the seam to less."
             )
         self.corruption, self.template, self.size = corruption, template, size

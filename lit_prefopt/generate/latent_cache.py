@@ -107,11 +107,11 @@ class LatentCache(Producer):
         super().__init__(backbone, output)
         for name, number in (("views", views), ("batch_size", batch_size), ("workers", workers)):
             check_number(name, number, 1)
-        unit = backbone.pixels_per_latent
-        if resolution < unit or resolution % unit:
+        check_number("resolution", resolution, 1)
+        if not backbone.has_size(resolution, resolution):
             raise InputError(
-                f"Images of {resolution} pixels cannot be encoded: set `resolution` to a multiple "
-                f"of {unit}."
+                f"Images of {resolution} pixels cannot be encoded: set `resolution` to "
+                f"{backbone.sizes}."
             )
         if crop == "center" and views > 1:
             raise InputError(

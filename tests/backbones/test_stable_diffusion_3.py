@@ -20,6 +20,7 @@ from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.stable_diffusion_3 import SD3
+from lit_prefopt.generate.latent_cache import LatentCache
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.settings import LevelDraw, Sampling
 from tests.helpers.tiny import tiny_text_config, tiny_tokenizer
@@ -370,6 +371,25 @@ def test_sizes_that_are_no_whole_tokens_are_refused(tiny_sd3_folder: str) -> Non
             sample(backbone, ["a"], torch.tensor([1]), Sampling(steps=1, width=side))
         with pytest.raises(InputError, match=how):
             backbone.predict(torch.zeros(1, 16, 8, side // 4), level, prompt)
+
+
+@pytest.mark.parametrize(("side", "how"), [(36, "a multiple of 8"), (104, "up to 96")])
+def test_caches_of_such_sizes_are_refused(
+    tiny_sd3_folder: str, tmp_path: Path, side: int, how: str
+) -> None:
+    backbone = StableDiffusion3(tiny_sd3_folder, reference="none")
+    with pytest.raises(InputError, match=how):
+        LatentCache(backbone, str(tmp_path), resolution=side)
+
+
+def test_the_cache_keeps_the_vaes_own_scale(tiny_sd3_folder: str) -> None:
+    backbone = StableDiffusion3(tiny_sd3_folder, reference="none")
+    mean, deviation = backbone.posterior(torch.rand(1, 3, 32, 32) * 2 - 1)
+    assert torch.equal(backbone.scaled(mean), (mean - 0.0609) * 1.5305)
+    assert torch.equal(backbone.scaled_deviation(deviation), deviation * 1.5305)
+    settings = backbone.latent_settings()
+    assert (settings["scaling_factor"], settings["shift_factor"]) == (1.5305, 0.0609)
+    assert settings["text"] == {"hidden": 64, "pooled": 36}
 
 
 def test_a_guidance_scale_in_the_prompts_is_refused(tiny_sd3_folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -241,7 +242,9 @@ def test_a_foreign_kohya_lora_is_read_whole(
     assert "no LoRA of the text_encoder_3" in message
 
 
-def test_a_transformer_without_t5(tiny_sd35_without_t5_folder: str, tmp_path: Path) -> None:
+def test_a_transformer_without_t5(
+    tiny_sd35_without_t5_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stock = load_stock_sd3(tiny_sd35_without_t5_folder)
     lora = write_adapter(stock, tmp_path / "lora")
     base = ("--base", tiny_sd35_without_t5_folder)
@@ -253,6 +256,7 @@ def test_a_transformer_without_t5(tiny_sd35_without_t5_folder: str, tmp_path: Pa
     assert all(torch.equal(loaded[key], state[key]) for key in state)
     whole = load_stock_sd3(export(lora, "pipeline", tmp_path / "pipeline", *base))
     assert whole.text_encoder_3 is None
+    assert "FOLDER, text_encoder_3=None, tokenizer_3=None)" in capsys.readouterr().out
     torch.testing.assert_close(picture(whole), picture(stock), atol=1e-4, rtol=0)
     with pytest.warns(UserWarning, match="text_projection.weight is not the identity"):
         file = export(lora, "single-file", tmp_path / "out.safetensors", *base)
@@ -262,6 +266,13 @@ def test_a_transformer_without_t5(tiny_sd35_without_t5_folder: str, tmp_path: Pa
     for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
         ours, theirs = (getattr(p, name).state_dict() for p in (back, whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_folder_whose_t5_was_not_copied(base: str, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "copy", ignore=shutil.ignore_patterns("*_3"))
+    lora = write_adapter(load_stock_sd3(base), tmp_path / "lora")
+    folder = export(lora, "pipeline", tmp_path / "out", "--base", str(tmp_path / "copy"))
+    assert load_stock_sd3(folder).text_encoder_3 is None
 
 
 def test_refusals_name_the_cure(base: str, tiny_folder: str, tmp_path: Path) -> None:
