@@ -8,13 +8,18 @@ import pytest
 import torch
 from diffusers import (
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 
-from tests.helpers.recorder import Recorder, first_difference, parts_of
-from tests.helpers.tiny_sd3 import load_stock_sd3
+from tests.helpers.recorder import Recorder, copied, first_difference, parts_of
+from tests.helpers.tiny_sd3 import load_stock_sd3, tiny_sd3_vae
 
 STEPS = 3
 
@@ -37,7 +42,7 @@ def pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
     return loaded
 
 
-def recorded(pipeline: DiffusionPipeline, text: str = "a cat", **options: Any) -> Recorder:
+def recorded(pipeline: DiffusionPipeline, text: str | None = "a cat", **options: Any) -> Recorder:
     options = {"guidance_scale": 2.0, "height": 32, "width": 32} | options
     seed = torch.Generator().manual_seed(3)
     with Recorder(parts_of(pipeline)) as recorder:
@@ -125,6 +130,67 @@ def test_a_parts_name_must_be_in_both(pipeline: DiffusionPipeline) -> None:
     one, other = Recorder(parts_of(pipeline)), Recorder({})
     with pytest.raises(KeyError, match="vae.decode"):
         first_difference(one, other, ["vae.decode"])
+
+
+def flux() -> tuple[DiffusionPipeline, dict[str, Any]]:
+    """Return a pipeline whose latents are packed, without text encoders, and its prompts."""
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipeline = FluxPipeline(scheduler, tiny_sd3_vae(), None, None, None, None, transformer)
+    prompts = {"prompt_embeds": torch.randn(1, 5, 32), "pooled_prompt_embeds": torch.randn(1, 32)}
+    return pipeline, prompts
+
+
+def z_image() -> tuple[DiffusionPipeline, dict[str, Any]]:
+    """Return a pipeline whose transformer takes and returns lists, and its prompts."""
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[1024, 64, 64],
+    )
+    with torch.no_grad():
+        for pad in (transformer.x_pad_token, transformer.cap_pad_token):
+            pad.normal_()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline = ZImagePipeline(scheduler, tiny_sd3_vae(), None, None, transformer)
+    prompts = {
+        "prompt_embeds": [torch.randn(7, 16)],
+        "negative_prompt_embeds": [torch.randn(3, 16)],
+    }
+    return pipeline, prompts
+
+
+@pytest.mark.parametrize("made", [flux, z_image])
+def test_other_families_are_recorded_too(made: Any) -> None:
+    torch.manual_seed(0)
+    pipeline, prompts = made()
+    pipeline.set_progress_bar_config(disable=True)
+    one, same = (recorded(pipeline, None, **prompts) for _ in range(2))
+    assert len(one.of("transformer")) == len(one.of("scheduler.step")) == STEPS
+    assert first_difference(one, same) is None
+    prompts["prompt_embeds"] = copied(prompts["prompt_embeds"])
+    prompts["prompt_embeds"][0][1, 2] += 1
+    difference = first_difference(one, recorded(pipeline, None, **prompts))
+    assert difference is not None
+    assert difference.startswith("transformer of step 0, ")
+    assert difference.endswith(
+        "largest difference 1 at " + ("(0, 1, 2)" if made is flux else "(1, 2)")
+    )
 
 
 class Network(torch.nn.Module):
