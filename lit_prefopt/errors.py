@@ -126,8 +126,9 @@ def check_number(
     most: float = math.inf,
     *,
     above: float = -math.inf,
+    needed: bool = False,
 ) -> None:
-    """Check that a number is finite and in its range; None is accepted.
+    """Check that a number is finite and in its range.
 
     Args:
         name: Its key in the recipe.
@@ -135,11 +136,14 @@ def check_number(
         least: Minimum.
         most: Maximum.
         above: Exclusive lower bound.
+        needed: Whether None is refused, which the parser accepts of any type (`null` in a recipe).
 
     Raises:
         InputError: The number is out of range or not finite.
     """
-    if value is None or (math.isfinite(value) and least <= value <= most and value > above):
+    if value is None and not needed:
+        return
+    if value is not None and (math.isfinite(value) and least <= value <= most and value > above):
         return
     ranges = [f"above {above:g}" if above > -math.inf else ""]
     ranges += [f"from {least:g}" if least > -math.inf else ""]

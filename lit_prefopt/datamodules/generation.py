@@ -59,7 +59,7 @@ class GenerationDataModule(LightningDataModule):
 
     def __init__(self, *, group_size: int = 16, seed: int = 0) -> None:
         super().__init__()
-        check_number("group_size", group_size, 1)
+        check_number("group_size", group_size, 1, needed=True)
         self.group_size, self.seed = group_size, seed
 
     @property

@@ -107,7 +107,7 @@ class LatentCache(Producer):
         super().__init__(backbone, output)
         for name, number in (("views", views), ("batch_size", batch_size), ("workers", workers)):
             check_number(name, number, 1)
-        check_number("resolution", resolution, 1)
+        check_number("resolution", resolution, 1, needed=True)
         if not backbone.has_size(resolution, resolution):
             raise InputError(
                 f"Images of {resolution} pixels cannot be encoded: set `resolution` to "

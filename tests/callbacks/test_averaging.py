@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_prefopt.callbacks import PolicyAveraging
+from lit_prefopt.errors import InputError
 
 
 class Line(LightningModule):
@@ -60,3 +61,10 @@ def test_before_the_start_the_average_is_the_weights() -> None:
     """Two steps are followed, then -2 is averaged with -3 and that with -4."""
     model = fit(PolicyAveraging(decay=0.5, start=2))
     assert model.validated == pytest.approx([-2.0, -3.25])
+
+
+@pytest.mark.parametrize("name", ["decay", "start"])
+def test_a_null_is_refused(name: str) -> None:
+    """The parser accepts `null` of any type."""
+    with pytest.raises(InputError, match=f"{name} is None; give a number from 0"):
+        PolicyAveraging(**{name: None})

@@ -180,7 +180,7 @@ def test_a_killed_generation_ends_with_the_same_bytes(
 
     def arguments(folder: Path) -> list[str]:
         """Return those of groups that take long enough for a signal to come in time."""
-        return [*on_pairs(tiny_folder, folder, shards), "--model.sampling.steps", "20"]
+        return [*on_pairs(tiny_folder, folder, shards), "--model.sampling.steps", "40"]
 
     whole, output, both = tmp_path / "whole", tmp_path / "out", tmp_path / "both"
     main(arguments(whole))
