@@ -37,7 +37,7 @@ class Component:
         prefixes: Beginnings of its keys in .safetensors files, a whole checkpoint's first.
         layouts: Function that yields the layouts in which files store its parameters, given their
             names; the original release's first, without prefix.
-        library: Package of its class.
+        package: Package of its class.
         optional: Whether a pipeline may lack it.
         identity: Parameters that are the identity where a file lacks them.
         kohya: Beginning of its layer names in kohya's LoRA files.
@@ -51,7 +51,7 @@ class Component:
     class_name: str
     prefixes: tuple[str, ...]
     layouts: Callable[[Sequence[str]], Iterator[Layout]]
-    library: Literal["diffusers", "transformers"] = "diffusers"
+    package: Literal["diffusers", "transformers"] = "diffusers"
     optional: bool = False
     identity: tuple[str, ...] = ()
     kohya: str = ""
@@ -62,7 +62,7 @@ class Component:
     @property
     def kind(self) -> Any:
         """Class of the network; imports its package."""
-        return getattr(importlib.import_module(self.library), self.class_name)
+        return getattr(importlib.import_module(self.package), self.class_name)
 
     @property
     def lora_roles(self) -> tuple[str, ...]:

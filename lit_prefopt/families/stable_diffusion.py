@@ -27,7 +27,7 @@ CLIP_L = Component(
     "CLIPTextModel",
     ("cond_stage_model.", "conditioner.embedders.0.", "text_encoder.", ""),
     clip_first,
-    library="transformers",
+    package="transformers",
     kohya="lora_te",
     comfyui="text_encoders.clip_l.transformer.",
 )

@@ -95,7 +95,7 @@ def _clip(number: str, letter: str, kohya: str) -> Component:
         "CLIPTextModelWithProjection",
         (f"text_encoders.clip_{letter}.", f"text_encoder{number}.", ""),
         clip_layouts,
-        library="transformers",
+        package="transformers",
         # CLIP-L has no projection in the original files, and the identity in diffusers' folders
         identity=("text_projection.weight",) if letter == "l" else (),
         kohya=kohya,
@@ -124,7 +124,7 @@ SD3 = Family(
             "T5EncoderModel",
             ("text_encoders.t5xxl.", "text_encoder_3.", ""),
             t5_layouts,
-            library="transformers",
+            package="transformers",
             optional=True,
             kohya="lora_te3",
             comfyui="text_encoders.t5xxl.transformer.",

@@ -25,7 +25,7 @@ SDXL = Family(
             "CLIPTextModelWithProjection",
             ("conditioner.embedders.1.", "text_encoder_2.", ""),
             open_clip_first,
-            library="transformers",
+            package="transformers",
             kohya="lora_te2",
             comfyui="text_encoders.clip_g.transformer.",
         ),
