@@ -6,21 +6,29 @@ from lit_prefopt.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_prefopt.backbones.base import Backbone, check_backbone
+    from lit_prefopt.backbones.flux1 import Flux1
+    from lit_prefopt.backbones.flux2_klein import Flux2Klein
     from lit_prefopt.backbones.latent_consistency import LatentConsistency
     from lit_prefopt.backbones.lora import LoRA
     from lit_prefopt.backbones.policy import Policy, trained
+    from lit_prefopt.backbones.qwen_image import QwenImage
     from lit_prefopt.backbones.stable_diffusion import StableDiffusion
     from lit_prefopt.backbones.stable_diffusion_3 import StableDiffusion3
     from lit_prefopt.backbones.stable_diffusion_xl import StableDiffusionXL
+    from lit_prefopt.backbones.z_image import ZImage
 
 __all__ = [
     "Backbone",
+    "Flux1",
+    "Flux2Klein",
     "LatentConsistency",
     "LoRA",
     "Policy",
+    "QwenImage",
     "StableDiffusion",
     "StableDiffusion3",
     "StableDiffusionXL",
+    "ZImage",
     "check_backbone",
     "trained",
 ]

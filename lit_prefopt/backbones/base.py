@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lit_prefopt.backbones.guidance import Guidance
 from lit_prefopt.backbones.policy import Policy
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
@@ -36,6 +37,12 @@ class Backbone(nn.Module, ABC):
         policy: The trained denoiser and its reference.
         process: The noise process: noising, target of the denoiser, reverse steps.
     """
+
+    GUIDANCE: ClassVar[Guidance] = Guidance()
+    """Convention of classifier-free guidance."""
+
+    EMPTY: ClassVar[str] = ""
+    """Text whose embedding is the empty prompt, which classifier-free guidance points away from."""
 
     def __init__(self, policy: Policy, process: Process) -> None:
         super().__init__()
@@ -206,7 +213,7 @@ class Backbone(nn.Module, ABC):
         """The empty prompt, one row: embedded once, since text encoders are frozen."""
         if self._empty is None:
             with torch.inference_mode(False), torch.no_grad():  # it may be used in training later
-                self._empty = self.embed([""])
+                self._empty = self.embed([self.EMPTY])
         return self._empty
 
     @property

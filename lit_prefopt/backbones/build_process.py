@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.flow_schedule import Shift
 from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.schedule import last_level
@@ -62,7 +62,7 @@ def build_flow(
     source: str,
     denoiser: str | None = None,
     levels: LevelDraw | None = None,
-    mu: Callable[[int, int], float] | None = None,
+    mu: Shift | None = None,
     patch: int = 2,
     linear: bool = False,
 ) -> RectifiedFlow:
@@ -73,7 +73,7 @@ def build_flow(
         source: Hub name, folder or file of the checkpoint.
         denoiser: The same of a denoiser from elsewhere.
         levels: Distribution of the noise levels in training.
-        mu: Function of image tokens and sampling steps that returns the family's shift.
+        mu: Returns the family's shift by resolution and sampling steps.
         patch: Side of the square of latents that is one token.
         linear: Whether the stock pipeline has levels of 1 to 1/n before the shift.
 

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.base import Scale
 
 PADDING = 0.01
 """Share of a text encoder's tokens that may be padding without a word."""
@@ -90,15 +91,41 @@ def _check_config(
             )
 
 
-def check_vae(config: Any, source: str, channels: int, shift: bool = False) -> None:
-    """Check that the latents of a VAE are scaled by one factor, and fit the denoiser.
+def check_vae(config: Any, source: str, channels: int, scale: Scale = "factor") -> None:
+    """Check that the latents of a VAE are scaled as the family's are, and fit the denoiser.
 
     Args:
         config: The VAE's configuration.
         source: Hub name, folder or file of it, for messages.
-        channels: Number of channels of the denoiser's latents.
-        shift: Whether the family's VAEs shift their latents.
+        channels: Number of channels that the denoiser needs.
+        scale: How the family's latents are scaled.
     """
+    if scale in ("factor", "shift"):
+        _check_factor(config, source, shift=scale == "shift")
+    elif scale == "channel":
+        _check_statistics(config, source)
+    found = config.z_dim if scale == "channel" else config.latent_channels
+    if found != channels:
+        raise InputError(
+            f"The VAE of {source} has {found!r:.80} latent channels and the denoiser {channels}: "
+            "they belong to different families; name the VAE of this one."
+        )
+
+
+def _check_statistics(config: Any, source: str) -> None:
+    """Check mean and deviation of each channel."""
+    means, deviations = config.latents_mean or (), config.latents_std or ()
+    fit = len(means) == len(deviations) == config.z_dim
+    if not fit or not all(0 < x < float("inf") for x in deviations):
+        raise InputError(
+            f"The VAE of {source} has {len(means)} numbers in latents_mean and {len(deviations)} "
+            f"in latents_std: correct its config.json, with a mean and a deviation above 0 for "
+            f"each of its {config.z_dim} channels."
+        )
+
+
+def _check_factor(config: Any, source: str, *, shift: bool) -> None:
+    """Check that latents are scaled by one factor, after a shift where the family has one."""
     if config.latents_mean is not None or config.latents_std is not None:
         raise InputError(
             f"The VAE of {source} states a mean and a deviation of each latent channel "
@@ -116,11 +143,6 @@ def check_vae(config: Any, source: str, channels: int, shift: bool = False) -> N
         raise InputError(
             f"The VAE of {source} has the scaling_factor {scale!r:.80}: correct its config.json, "
             "with a number above 0 (0.18215 for Stable Diffusion, 0.13025 for SDXL)."
-        )
-    if config.latent_channels != channels:
-        raise InputError(
-            f"The VAE of {source} has {config.latent_channels!r:.80} latent channels and the "
-            f"denoiser {channels}: they belong to different families; name the VAE of this one."
         )
 
 

@@ -197,9 +197,9 @@ class LatentBackbone(VAEBackbone):
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image's latents at the checkpoint's native size."""
         config = self.policy.denoiser.config
-        size = config.sample_size
+        size = config.get("sample_size") or self.FAMILY.native // self.pixels_per_latent
         height, width = (size, size) if isinstance(size, int) else size
-        return config.in_channels, height, width
+        return config.in_channels // self.FAMILY.packed, height, width
 
     def _load_encoders(
         self, parts: Components, names: list[str], dtype: torch.dtype
@@ -226,7 +226,9 @@ class LatentBackbone(VAEBackbone):
                     f"{str(error).rstrip('.')}, or set `{optional}` to embed prompts without it."
                 ) from error
             check_tokenizer(
-                texts[name].tokenizer, texts[name].network.config.vocab_size, parts.pretrained
+                texts[name].tokenizer,
+                texts[name].network.config.get_text_config().vocab_size,
+                parts.pretrained,
             )
         return texts
 

@@ -16,16 +16,22 @@ class TextEncoder:
     Args:
         network: The text encoder's network of transformers.
         tokenizer: Its tokenizer.
-        length: Number of tokens to which prompts are padded or cut; the tokenizer's own if not
-            given.
+        length: Number of tokens to which prompts are padded or cut; by default the class's or the
+            tokenizer's own.
     """
 
     TOKENIZER: ClassVar[Any] = AutoTokenizer
     """Class that loads the tokenizer."""
 
+    LENGTH: ClassVar[int | None] = None
+    """Number of tokens to which prompts are padded or cut; the tokenizer's own if None."""
+
+    MASKED: ClassVar[bool] = False
+    """Whether the network gets the mask of the tokens that are no padding."""
+
     def __init__(self, network: Any, tokenizer: Any, length: int | None = None) -> None:
         self.network, self.tokenizer = network, tokenizer
-        self.length = length or int(tokenizer.model_max_length)
+        self.length = length or self.LENGTH or int(tokenizer.model_max_length)
 
     def tokenize(self, texts: list[str]) -> Any:
         """Return the tokens of B prompts, `input_ids` and `attention_mask`, each (B, length)."""
@@ -42,15 +48,26 @@ class TextEncoder:
         return len(self.tokenizer(text, verbose=False).input_ids) <= self.length
 
     def encode(self, texts: list[str], **options: Any) -> Any:
-        """Encode B prompts without a mask, as most models of images do, and return all outputs.
+        """Encode B prompts and return all outputs.
 
         Args:
             texts: The prompts.
             options: Further arguments of the network, such as `output_hidden_states`.
         """
+        return self.encode_tokens(self.tokenize(texts), **options)
+
+    def encode_tokens(self, tokens: Any, **options: Any) -> Any:
+        """Encode the tokens of B prompts, without a mask unless the class is `MASKED`.
+
+        Args:
+            tokens: What `tokenize` returns.
+            options: Further arguments of the network, such as `output_hidden_states`.
+        """
         device = self.network.device
+        if self.MASKED:
+            options["attention_mask"] = to_device(tokens.attention_mask, device)
         with torch.autocast(device.type, enabled=False):
-            return self.network(to_device(self.tokenize(texts).input_ids, device), **options)
+            return self.network(to_device(tokens.input_ids, device), **options)
 
     def penultimate(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode B prompts to the last hidden states but one, (B, N, D), and the first output.
@@ -69,3 +86,32 @@ class CLIPText(TextEncoder):
 
 class T5Text(TextEncoder):
     """The encoder of a T5."""
+
+
+class ChatText(TextEncoder):
+    """A language model that encodes a prompt as a user's message in its chat template."""
+
+    LENGTH = 512
+    MASKED = True
+
+    THINKING: ClassVar[bool] = False
+    """Whether the template leaves room for the model to reason."""
+
+    def message(self, text: str) -> str:
+        """Return a prompt in the chat template, up to the beginning of the answer."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self.THINKING,
+            )
+        )
+
+    def tokenize(self, texts: list[str]) -> Any:
+        """Return the tokens of B messages, `input_ids` and `attention_mask`, each (B, length)."""
+        return super().tokenize([self.message(text) for text in texts])
+
+    def fits_context(self, text: str) -> bool:
+        """Whether a prompt is encoded whole."""
+        return super().fits_context(self.message(text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from lit_prefopt.backbones.build_process import build_flow
 from lit_prefopt.backbones.latent import LatentBackbone
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
+from lit_prefopt.processes.flow_schedule import STEPS, Shift
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.settings import LevelDraw
 
@@ -33,13 +34,11 @@ class TransformerBackbone(LatentBackbone):
     PATCH: ClassVar[int] = 2
     """Side of the square of latents that is one token of the transformer."""
 
-    MU: ClassVar[Callable[[int, int], float] | None] = None
-    """Function of image tokens and sampling steps that returns the shift, if it depends on them."""
+    MU: ClassVar[Shift | None] = None
+    """Function that returns the shift, if it depends on image tokens or sampling steps."""
 
     LINEAR: ClassVar[bool] = False
     """Whether the stock pipeline has levels of 1 to 1/n before the shift."""
-
-    SHIFTED = True
 
     process: RectifiedFlow
 
@@ -81,6 +80,13 @@ class TransformerBackbone(LatentBackbone):
             t: Noise levels, (B,) float64.
             prompt: B embedded prompts.
         """
+
+    def rounded_time(self, t: Tensor) -> Tensor:
+        """Return noise levels in the network's precision, as FLUX's pipelines round them, (B,).
+
+        1000 t is rounded before the division: to multiples of 4 above 512 in bfloat16.
+        """
+        return (STEPS * t).float().to(self.dtype) / STEPS
 
     @property
     def size_multiple(self) -> int:

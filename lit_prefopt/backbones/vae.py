@@ -24,9 +24,6 @@ class VAEBackbone(Backbone):
     FAMILY: ClassVar[Family]
     """Components of the family's pipelines, and their names in files."""
 
-    SHIFTED: ClassVar[bool] = False
-    """Whether the family's VAEs shift their latents."""
-
     vae: Any  # Any: diffusers is untyped; None if not loaded
     vae_config: Any
     small_decoder: Any  # None if the VAE decodes everything
@@ -55,7 +52,11 @@ class VAEBackbone(Backbone):
                 f"`--data.resolution` to {self.sizes}."
             )
         with torch.autocast(images.device.type, enabled=False):
-            posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+            return self._posterior(images.to(self.vae.dtype))
+
+    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the VAE's mean and deviation of images in its precision, (B, C, h, w)."""
+        posterior = self.vae.encode(images).latent_dist
         return posterior.mean, posterior.std
 
     def scaled(self, means: Tensor) -> Tensor:
@@ -68,6 +69,18 @@ class VAEBackbone(Backbone):
         """Scale deviations as those of the denoiser's latents, float32."""
         return deviations.float() * self.vae_config.scaling_factor
 
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Return the denoiser's latents in the VAE's scale: the inverse of `scaled`."""
+        own, shift = latents / self.vae_config.scaling_factor, self.vae_config.shift_factor
+        return own if shift is None else own + shift
+
+    def scale_settings(self) -> dict[str, Any]:
+        """Return the settings of `scaled` by name, as caches state them."""
+        return {
+            "scaling_factor": self.vae_config.scaling_factor,
+            "shift_factor": self.vae_config.shift_factor,
+        }
+
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images to mean and deviation of the scaled latents, float32."""
         mean, deviation = self.posterior(images)
@@ -77,10 +90,14 @@ class VAEBackbone(Backbone):
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents to images in [-1, 1], float32."""
         self.require_encoders("Decoding latents")
-        own, shift = latents / self.vae_config.scaling_factor, self.vae_config.shift_factor
-        own = (own if shift is None else own + shift).to(self.vae.dtype)
+        own = self.unscaled(latents).to(self.vae.dtype)
         with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(own).sample.float().clamp(-1, 1)
+            return self._images(own).float().clamp(-1, 1)
+
+    def _images(self, latents: Tensor) -> Tensor:
+        """Return the VAE's images of latents in its scale and precision, (B, 3, H, W)."""
+        images: Tensor = self.vae.decode(latents).sample
+        return images
 
     def preview(self, latents: Tensor) -> Tensor:
         """Decode latents to images in [-1, 1], float32, with the small decoder if there is one."""
@@ -88,10 +105,7 @@ class VAEBackbone(Backbone):
 
     def latent_settings(self) -> dict[str, Any]:
         """Return the settings of latents and prompts that the denoiser requires, by name."""
-        return super().latent_settings() | {
-            "scaling_factor": self.vae_config.scaling_factor,
-            "shift_factor": self.vae_config.shift_factor,
-        }
+        return super().latent_settings() | self.scale_settings()
 
     @property
     def pixels_per_latent(self) -> int:
@@ -131,9 +145,8 @@ class VAEBackbone(Backbone):
             other = source if source and not source.endswith(SINGLE_FILES) else None
             found = component_config(kind, other, "vae") if other else parts.vae_config()
             self.vae_config = full_config(kind, found)
-        check_vae(
-            self.vae_config, source or self.pretrained, self.latent_shape[0], shift=self.SHIFTED
-        )
+        channels = self.policy.denoiser.config.in_channels // self.FAMILY.packed
+        check_vae(self.vae_config, source or self.pretrained, channels, self.FAMILY.scale)
         self.small_decoder = None
         if decoder is not None:
             channels, pixels = self.latent_shape[0], self.pixels_per_latent

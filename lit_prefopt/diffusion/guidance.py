@@ -23,15 +23,10 @@ def guided(
         latents: (B, C, H, W).
         t: Noise levels, (B,).
         prompt: B rows.
-        guidance: Scale; 1 is without. A denoiser conditioned on the scale needs one forward.
+        guidance: Scale in the family's convention; 1 is without for most. A denoiser conditioned on
+            the scale needs one forward.
     """
     if backbone.takes_guidance:
         scale = torch.full((len(latents),), guidance, device=latents.device)
         return backbone.predict(latents, t, prompt.replace(guidance=scale)).float()
-    if guidance == 1:
-        return backbone.predict(latents, t, prompt).float()
-    empty = backbone.empty.repeat(len(latents))
-    both = prompt.replace(guidance=None).prepend(empty.replace(frames=prompt.frames))
-    twice = backbone.predict(latents.repeat(2, 1, 1, 1), t.repeat(2), both).float()
-    without, with_prompt = twice.chunk(2)
-    return without + guidance * (with_prompt - without)
+    return backbone.GUIDANCE(backbone.predict, latents, t, prompt, backbone.empty, guidance)

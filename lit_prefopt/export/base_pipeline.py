@@ -215,8 +215,8 @@ class BasePipeline:
             pipeline = _lcm(pipeline, getattr(diffusers, distilled))
         if self.stated:
             pipeline.scheduler = restate_scheduler(pipeline.scheduler, self.stated)
-        shift = self.family.noise == "flow"
-        check_vae(pipeline.vae.config, vae or self.name, denoiser.config.in_channels, shift)
+        channels = denoiser.config.in_channels // self.family.packed
+        check_vae(pipeline.vae.config, vae or self.name, channels, self.family.scale)
         return pipeline
 
     def check_form(self, denoiser: Any) -> None:

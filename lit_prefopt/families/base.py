@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 Config = Mapping[str, Any]
 
+Scale = Literal["factor", "shift", "channel", "batch-norm"]
+
 
 class Entry(NamedTuple):
     """Key of a parameter in a file, and how the file stores it."""
@@ -109,6 +111,11 @@ class Family:
         encoders: Text encoders, in the pipeline's order.
         backbone: Class of `lit_prefopt.backbones` that trains it.
         noise: Its noise process: discrete diffusion (`ddpm`) or rectified flow (`flow`).
+        scale: What makes the denoiser's latents of the VAE's: a `factor`, `shift` and factor, mean
+            and deviation of each `channel`, or the statistics of a `batch-norm`.
+        packed: Channels of the denoiser's input for each of the VAE's latents: 4 where a token is a
+            square of 2 x 2 latents.
+        native: Side of its images in pixels, if the denoiser's configuration does not state it.
         compared: Settings of the denoiser's configuration that must agree with the base's.
         architecture: Name in Stability AI's model specification, given the denoiser's
             configuration and whether it predicts v.
@@ -138,6 +145,9 @@ class Family:
     architecture: Callable[[Config, bool], str]
     kohya_version: Callable[[Config, bool], str]
     noise: Literal["ddpm", "flow"] = "ddpm"
+    scale: Scale = "factor"
+    packed: int = 1
+    native: int = 1024
     compared: tuple[str, ...] = ()
     kohya_module: str = "networks.lora"
     kohya_v2: bool = False

@@ -132,6 +132,7 @@ SD3 = Family(
     ),
     backbone="StableDiffusion3",
     noise="flow",
+    scale="shift",
     compared=(
         *("in_channels", "num_layers", "num_attention_heads", "attention_head_dim", "patch_size"),
         *("joint_attention_dim", "pooled_projection_dim", "dual_attention_layers", "qk_norm"),

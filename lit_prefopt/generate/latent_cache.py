@@ -179,7 +179,7 @@ class LatentCache(Producer):
 
     def complete(self, folder: Path) -> None:
         """Write the empty prompt, once for all pairs."""
-        prompt = self.backbone.embed([""])
+        prompt = self.backbone.embed([self.backbone.EMPTY])
         tensors = {name: x.contiguous() for name, x in prompt.cpu().tensors().items()}
         save_file(tensors, folder / EMPTY)
         (folder / EMPTY).chmod(0o644)

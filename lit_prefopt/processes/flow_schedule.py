@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -10,6 +11,9 @@ from lit_prefopt.errors import InputError, check_number, quoted
 
 FLOW_SCHEDULERS = frozenset({"FlowMatchEulerDiscreteScheduler"})
 """Scheduler classes of diffusers that sample a rectified flow and whose levels are known here."""
+
+Shift = Callable[[Mapping[str, Any], int, int], float]
+"""Shift mu of noise levels, given the scheduler's configuration, image tokens and steps."""
 
 STEPS = 1000
 """Number of timesteps of all published flows; the network's time is 1000 sigma."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import Process, Reading, ReverseStep
-from lit_prefopt.processes.flow_schedule import STEPS, flow_schedule
+from lit_prefopt.processes.flow_schedule import STEPS, Shift, flow_schedule
 from lit_prefopt.processes.flow_steps import flow_step
 from lit_prefopt.processes.samplers import Sampler
 from lit_prefopt.processes.settings import LevelDraw, Sampling
@@ -38,8 +38,8 @@ class RectifiedFlow(Process):
     Args:
         config: The configuration of the checkpoint's FlowMatchEulerDiscreteScheduler.
         levels: Distribution of the noise levels in training.
-        mu: Function of image tokens and sampling steps that returns the family's shift by
-            resolution, for a configuration with `use_dynamic_shifting`.
+        mu: Returns the family's shift by resolution, for a configuration with
+            `use_dynamic_shifting`.
         patch: Side of the square of latents that is one token, to count them.
         linear: Whether the stock pipeline has levels of 1, 1 - 1/n, ..., 1/n before the shift, as
             FLUX's; by default they are those of the scheduler's `set_timesteps(n)`, as SD3's.
@@ -62,7 +62,7 @@ class RectifiedFlow(Process):
         self,
         config: dict[str, Any],
         levels: LevelDraw | None = None,
-        mu: Callable[[int, int], float] | None = None,
+        mu: Shift | None = None,
         patch: int = 2,
         linear: bool = False,
     ) -> None:
@@ -138,7 +138,7 @@ class RectifiedFlow(Process):
     def _mu(self, shape: tuple[int, int, int], steps: int) -> float | None:
         if self.mu is None or not self.scheduler.config["use_dynamic_shifting"]:
             return None
-        return self.mu(shape[1] * shape[2] // self.patch**2, steps)
+        return self.mu(self.scheduler.config, shape[1] * shape[2] // self.patch**2, steps)
 
     # Noising and training target ----------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import Reading
 from lit_prefopt.processes.discrete import DiscreteProcess
+from lit_prefopt.processes.flow_shift import linear_shift
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.settings import LevelDraw, Sampling
 from tests.helpers.schedules import SD15
@@ -28,10 +29,6 @@ FLUX: dict[str, Any] = {
     "base_image_seq_len": 256,
     "max_image_seq_len": 4096,
 }
-
-
-def flux_mu(tokens: int, steps: int) -> float:
-    return 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -60,7 +57,7 @@ def test_levels_of_stable_diffusion_3() -> None:
 
 
 def test_a_shift_by_resolution_is_the_stock_pipelines() -> None:
-    process = RectifiedFlow(FLUX, mu=flux_mu, linear=True)
+    process = RectifiedFlow(FLUX, mu=linear_shift, linear=True)
     levels = process.sampler(Sampling(steps=28), SHAPE).levels
     picked = [levels[1].item(), levels[14].item(), levels[-2].item()]
     assert picked == pytest.approx([0.98841, 0.75951, 0.10472], abs=1e-5)
@@ -70,12 +67,12 @@ def test_a_shift_by_resolution_is_the_stock_pipelines() -> None:
     small = process.sampler(Sampling(steps=28), (16, 32, 32)).levels
     assert [small[1].item(), small[-2].item()] == pytest.approx([0.97803, 0.05755], abs=1e-5)
     assert process.shift(SHAPE) == pytest.approx(math.exp(1.15))
-    shifted = RectifiedFlow(FLUX, LevelDraw("shifted"), flux_mu).draw_levels(U, SHAPE)
+    shifted = RectifiedFlow(FLUX, LevelDraw("shifted"), linear_shift).draw_levels(U, SHAPE)
     assert shifted.median().item() == pytest.approx(math.exp(1.15) / (1 + math.exp(1.15)), abs=1e-3)
 
 
 def test_steps_of_which_the_levels_are_not_finite_are_refused() -> None:
-    process = RectifiedFlow(FLUX | {"shift_terminal": 0.02}, mu=flux_mu, linear=True)
+    process = RectifiedFlow(FLUX | {"shift_terminal": 0.02}, mu=linear_shift, linear=True)
     assert process.sampler(Sampling(steps=2), SHAPE).levels.isfinite().all()
     with pytest.raises(InputError, match="levels of 1 sampling steps are not finite"):
         process.sampler(Sampling(steps=1), SHAPE)

@@ -1,0 +1,54 @@
+"""Qwen-Image: a transformer of double blocks, a video VAE, and a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lit_prefopt.families.base import Component, Family, Layout
+from lit_prefopt.families.ldm_layouts import as_is
+
+
+def layouts(parameters: Sequence[str]) -> Iterator[Layout]:
+    """Yield the layouts of a network that files store under its own names.
+
+    Args:
+        parameters: Names of all parameters.
+    """
+    yield as_is(parameters)
+
+
+QWEN_IMAGE = Family(
+    name="qwen-image",
+    title="Qwen-Image",
+    pipelines=(
+        "QwenImagePipeline",
+        "QwenImageImg2ImgPipeline",
+    ),
+    denoiser=Component(
+        "transformer",
+        "QwenImageTransformer2DModel",
+        ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
+        layouts,
+        kohya="lora_unet",
+        comfyui="diffusion_model.",
+    ),
+    vae=Component("vae", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""), layouts),
+    encoders=(
+        Component(
+            "text_encoder",
+            "Qwen2_5_VLForConditionalGeneration",
+            ("text_encoders.qwen25_7b.", "text_encoder.", ""),
+            layouts,
+            package="transformers",
+            kohya="lora_te",
+        ),
+    ),
+    backbone="QwenImage",
+    architecture=lambda config, v: "qwen-image",
+    kohya_version=lambda config, v: "qwen-image",
+    noise="flow",
+    scale="channel",
+    packed=4,
+    whole_files=False,
+    one_alpha=False,
+)

@@ -1,0 +1,1 @@
+"""Every family of flow models against its stock pipeline, by the same tests."""

@@ -1,0 +1,12 @@
+"""Cases of all families; a new family adds its module here."""
+
+from __future__ import annotations
+
+from tests.families import flux1, flux2, qwen_image, sd3, z_image
+from tests.families.cases import Case
+
+CASES: dict[str, Case] = {
+    name: case
+    for family in (sd3, flux1, flux2, qwen_image, z_image)
+    for name, case in family.CASES.items()
+}

@@ -1,0 +1,7 @@
+"""FLUX.2 klein."""
+
+from __future__ import annotations
+
+from tests.families.cases import Case
+
+CASES: dict[str, Case] = {}
