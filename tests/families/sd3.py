@@ -27,6 +27,6 @@ CASES: dict[str, Case] = {
         lambda folder: tiny_sd35_pipeline(folder, t5=False),
         arguments,
         {"t5": False},
-        load=load_stockarguments,
+        load=load_stock_sd3,
     ),
 }
