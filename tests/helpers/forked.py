@@ -248,8 +248,8 @@ def become(request: Request, files: list[int], added: Mapping[str, str]) -> None
     os.environ.update({**request.environment, **added})
     if "LOCAL_RANK" in os.environ:  # the kernel shows the environment of the first process
         Path("/proc/self/comm").write_text(f"rank {os.environ['LOCAL_RANK']}")
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=request.unbuffered or stream is sys.stderr)
+    sys.stdout.reconfigure(line_buffering=request.unbuffered)
+    sys.stderr.reconfigure(line_buffering=False)  # it is written through
     numpy.random.seed()  # noqa: NPY002 - Python's own generator is seeded anew in every fork
 
 

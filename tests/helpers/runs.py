@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers.forked import ROOT, ForkedPopen
 
-TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-TWO_RANKS += ["-m", "lit_prefopt.cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TWO_RANKS = [*TORCHRUN, "-m", "lit_prefopt.cli"]
 WEIGHTS = ("state_dict", "running_state", "optimizer_states", "lr_schedulers")
 
 
