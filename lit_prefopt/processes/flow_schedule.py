@@ -60,7 +60,7 @@ def flow_schedule(config: dict[str, Any], *, has_mu: bool) -> FlowMatchEulerDisc
             "scheduler_config.json, or name another checkpoint."
         )
     try:
-        check_number("shift", stated.get("shift", 1.0), above=0)
+        check_number("shift", stated.get("shift", 1.0), above=0, optional=True)
         schedule: FlowMatchEulerDiscreteScheduler = FlowMatchEulerDiscreteScheduler.from_config(
             stated
         )
