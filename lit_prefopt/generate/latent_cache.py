@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import UserCpuOffloadHook
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,7 +44,7 @@ class PairViews(NamedTuple):
     sample: Sample
     shard: int
     size: Size  # of the best side
-    images: Tensor  # (V, K, 3, H, W)
+    images: Tensor  # (V, K, 3, H, W); empty once they are encoded
     frames: Tensor  # (V, K, 6)
     masks: Tensor | None  # (V, 1, H, W)
 
@@ -59,6 +61,10 @@ class EncodedPair(NamedTuple):
     def write_to(self, writer: ShardWriter) -> None:
         """Write the pair into the shard of the same number as its image shard."""
         writer.add_members(members_of(self.text, self.tensors, self.meta), self.size, self.shard)
+
+
+Latents = tuple[list[PairViews], Tensor, Tensor]
+"""Pairs without images, with mean and deviation of their latents, (B, V, K, C, h, w)."""
 
 
 class LatentCache(Producer):
@@ -87,6 +93,9 @@ class LatentCache(Producer):
             training uses the mean.
         batch_size: Images encoded at a time.
         workers: Threads that decode images; by default one per core.
+        offload: Keep only the network that is encoding on the device: for each group of pairs the
+            VAE, then each text encoder; the others wait in the host's memory. The output is the
+            same.
     """
 
     WANTS: ClassVar[type[GenerationDataModule]] = SampleGroups
@@ -103,6 +112,7 @@ class LatentCache(Producer):
         deviation: bool = True,
         batch_size: int = 16,
         workers: int | None = None,
+        offload: bool = False,
     ) -> None:
         super().__init__(backbone, output)
         check_number("resolution", resolution, 1)
@@ -122,7 +132,8 @@ class LatentCache(Producer):
         backbone.freeze()
         self.augment = Augment((resolution, resolution), crop)
         self.flip, self.views, self.deviation = flip, views, deviation
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.offload = batch_size, workers, offload
+        self._last: UserCpuOffloadHook | None = None
 
     @property
     def form(self) -> OutputFormat:
@@ -159,12 +170,24 @@ class LatentCache(Producer):
     def on_predict_start(self) -> None:
         """Check the embedded prompts before the first pair is encoded."""
         _check_text(self.backbone)
+        if self.offload:
+            for network in self.backbone.encoders.values():  # the VAE first, as it is used first
+                _, self._last = cpu_offload_with_hook(network, self.device, self._last)
         super().on_predict_start()
 
     def make(self, group: StoredGroup) -> list[EncodedPair]:
         """Encode the pairs of a group, a batch of images at a time."""
+        encoded: Iterable[Latents] = map(self._latents, self._batches(group))
+        if self.offload:
+            encoded = [*encoded]  # all images before the first prompt
+        made = [pair for part in encoded for pair in self._with_prompts(*part)]
+        if self._last is not None:
+            self._last.offload()
+        return made
+
+    def _batches(self, group: StoredGroup) -> Iterator[list[PairViews]]:
+        """Yield the pairs of a group whose images are encoded together."""
         pairs = zip(group.samples, group.shards, group.seeds.tolist(), strict=True)
-        made: list[EncodedPair] = []
         waiting: list[PairViews] = []
         per_pair = self.views * (1 + self.flip) * len(SIDES)
         for views in map_in_order(self._decoded, pairs, self.workers):
@@ -174,13 +197,14 @@ class LatentCache(Producer):
                 continue
             waiting.append(views)
             if len(waiting) * per_pair >= self.batch_size:
-                made += self._encoded(waiting)
+                yield waiting
                 waiting = []
-        return [*made, *self._encoded(waiting)]
+        if waiting:
+            yield waiting
 
     def complete(self, folder: Path) -> None:
         """Write the empty prompt, once for all pairs."""
-        prompt = self.backbone.embed([self.backbone.EMPTY])
+        prompt = self.backbone.empty
         tensors = {name: x.contiguous() for name, x in prompt.cpu().tensors().items()}
         save_file(tensors, folder / EMPTY)
         (folder / EMPTY).chmod(0o644)
@@ -221,10 +245,8 @@ class LatentCache(Producer):
         )
 
     @torch.no_grad()
-    def _encoded(self, pairs: list[PairViews]) -> list[EncodedPair]:
-        """Encode pairs for the cache."""
-        if not pairs:
-            return []
+    def _latents(self, pairs: list[PairViews]) -> Latents:
+        """Encode the images of pairs to mean and deviation, (B, V, K, C, h, w)."""
         images = torch.cat([pair.images.flatten(0, 1) for pair in pairs])
         batches = [
             self.backbone.posterior(part.to(self.device)) for part in images.split(self.batch_size)
@@ -233,6 +255,14 @@ class LatentCache(Producer):
         mean, deviation = (
             torch.cat(x).unflatten(0, form).cpu() for x in zip(*batches, strict=True)
         )
+        encoded = [pair._replace(images=pair.images.new_empty(0)) for pair in pairs]
+        return encoded, mean, deviation
+
+    @torch.no_grad()
+    def _with_prompts(
+        self, pairs: list[PairViews], mean: Tensor, deviation: Tensor
+    ) -> list[EncodedPair]:
+        """Embed the prompts of encoded pairs, and return what the cache stores."""
         prompt = self.backbone.embed([pair.sample.text for pair in pairs]).cpu()
         made = []
         for i, pair in enumerate(pairs):
