@@ -26,13 +26,11 @@ NO_GUIDANCE = "its transformer has no guidance embedding, as that of FLUX.1 schn
 class Flux1(TransformerBackbone):
     """FLUX.1 dev or Krea (black-forest-labs/FLUX.1-dev), from the hub, a folder or a single file.
 
-    Its transformer is conditioned on the guidance scale, so that a sampling step is one forward.
-
     Args:
         pretrained: Hub name or folder of a complete pipeline in diffusers' layout, or a single
             .safetensors file in the layout of the original release.
-        guidance: Guidance scale that conditions the transformer in training. 1 is without, as
-            kohya's guide says; diffusers' train_dreambooth_lora_flux.py has 3.5, that of sampling.
+        guidance: Guidance scale that conditions the transformer in training; 1, without, is that of
+            kohya's guide, and 3.5, as in sampling, that of diffusers' train_dreambooth_flux.py.
         text_tokens: Number of T5's tokens to which a prompt is padded or cut.
     """
 
@@ -47,13 +45,8 @@ class Flux1(TransformerBackbone):
     ) -> None:
         check_number("guidance", guidance, needed=True)
         check_number("text_tokens", text_tokens, 1, needed=True)
-        super().__init__(pretrained, **kwargs)
-        if guidance != 1 and not self.takes_guidance:
-            raise InputError(
-                f"`--backbone.guidance {guidance}` conditions nothing: the transformer of "
-                f"{pretrained} has no guidance embedding; leave it out."
-            )
         self.guidance, self.text_tokens = guidance, text_tokens
+        super().__init__(pretrained, **kwargs)
         if T5 in self.texts:
             self.texts[T5].length = text_tokens
 
@@ -70,18 +63,19 @@ class Flux1(TransformerBackbone):
 
     def velocity(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return the velocity, (B, C, H, W); the network's time is t in its precision."""
-        height, width = latents.shape[-2:]
+        (height, width), device = latents.shape[-2:], latents.device
         hidden, scale = prompt["hidden"].to(self.dtype), prompt.guidance
-        if scale is None and self.takes_guidance:
-            scale = torch.full((len(latents),), self.guidance, device=latents.device)
+        if scale is None:
+            scale = torch.full((len(latents),), self.guidance, device=device)
+        sides = (torch.arange(n, device=device) for n in (1, height // 2, width // 2))
         predicted = self.policy.net(
             hidden_states=pack(latents),
             timestep=self.rounded_time(t),
-            guidance=scale,
+            guidance=scale if self.policy.net.config.guidance_embeds else None,
             pooled_projections=prompt["pooled"].to(self.dtype),
             encoder_hidden_states=hidden,
             txt_ids=hidden.new_zeros(hidden.shape[1], 3, dtype=self.frozen_dtype),
-            img_ids=token_places(height // 2, width // 2, latents),
+            img_ids=torch.cartesian_prod(*sides).to(latents.dtype),  # 0, row, column of each token
             joint_attention_kwargs={},
             return_dict=False,
         )[0]
@@ -99,9 +93,10 @@ class Flux1(TransformerBackbone):
 
     @property
     def sampling(self) -> Sampling:
-        """Default sampling settings of the stock pipeline; four steps without guidance."""
-        steps, guidance = (28, 3.5) if self.takes_guidance else (4, 1.0)
-        return Sampling(steps=steps, guidance=guidance, batch_size=4)
+        """Default sampling settings: those of the stock pipeline, or schnell's."""
+        return (
+            Sampling(28, 3.5, batch_size=4) if self.takes_guidance else Sampling(4, 1, batch_size=4)
+        )
 
     @property
     def takes_guidance(self) -> bool:
@@ -109,26 +104,19 @@ class Flux1(TransformerBackbone):
         return bool(self.policy.denoiser.config.guidance_embeds)
 
     def distilled(self, parts: Components) -> str | None:
-        """Return why the checkpoint seems to be distilled to few steps: it takes no guidance."""
+        """Return why the checkpoint seems to be distilled to few steps, or None."""
         return None if parts.denoiser_config().get("guidance_embeds") else NO_GUIDANCE
 
     def _check_denoiser(self, net: Any, encoders: dict[str, Any], source: str) -> None:
-        config, expected = net.config, {}
-        if config.out_channels is not None:  # fewer than in_channels where an image is an input
-            expected["out_channels"] = config.in_channels
+        expected = {"out_channels": net.config.in_channels} if net.config.out_channels else {}
         if encoders:
             expected["pooled_projection_dim"] = encoders[CLIP].config.hidden_size
             expected["joint_attention_dim"] = encoders[T5].config.d_model
         check_transformer(net, expected, source, type(self).__name__)
-        if not (config.guidance_embeds or self.trains_distilled):
+        if not (net.config.guidance_embeds or self.trains_distilled):
             self.refuse_distilled(source, NO_GUIDANCE)
-
-
-def token_places(height: int, width: int, like: Tensor) -> Tensor:
-    """Return (0, row, column) of every token, (height * width, 3), in the latents' precision.
-
-    In bfloat16 rows from 256 on are rounded to even numbers, as in the stock pipeline.
-    """
-    rows, columns = torch.arange(height), torch.arange(width)
-    places = torch.cartesian_prod(rows, columns)
-    return torch.nn.functional.pad(places, (1, 0)).to(like)
+        if not net.config.guidance_embeds and self.guidance != 1:
+            raise InputError(
+                f"The transformer of {source} has no guidance embedding: leave "
+                "`--backbone.guidance` out."
+            )
