@@ -110,7 +110,7 @@ def sampled(
     latents = draws.normal(seeds, backbone.sampling_shape(how), "start")
     with Recorder(parts_of(stock), ends_step="transformer") as theirs:
         expected = stock(
-            [*texts],  # Z-Image writes into the list
+            prompt=[*texts],  # Z-Image writes into the list
             num_inference_steps=STEPS,
             latents=case.start(latents).to(stock.dtype),
             output_type="pt",
