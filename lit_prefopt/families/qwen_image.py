@@ -49,6 +49,15 @@ QWEN_IMAGE = Family(
     noise="flow",
     scale="channel",
     packed=4,
+    compared=(
+        *("in_channels", "out_channels", "num_layers", "num_attention_heads"),
+        *("attention_head_dim", "joint_attention_dim", "patch_size", "axes_dims_rope"),
+    ),
     whole_files=False,
     one_alpha=False,
+    # the attention that Flow-Factory adapts by default, of image and text
+    lora_targets=(
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    ),
 )
