@@ -22,9 +22,9 @@ TEXTS = ["a cat", "A red cube, left of a blue ball; 35mm", LONG]
 STEPS = 4
 
 
-def load_stock(folder: Path) -> DiffusionPipeline:
+def load_stock(folder: Path, **options: Any) -> DiffusionPipeline:
     """Load a stock pipeline without a progress bar."""
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline = DiffusionPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -45,7 +45,7 @@ class Case:
         backbone: Its class.
         write: Writes the pipeline to a folder and returns the folder.
         options: Options of the backbone.
-        load: Loads the stock pipeline of the folder.
+        load: Loads the stock pipeline of the folder, with options such as `dtype`.
         arguments: Arguments of the stock call for a guidance scale, besides prompts, steps and
             size: given the models and the number of prompts, with a negative prompt embedded once
             where the family has one, as `backbone.empty` is.
@@ -60,7 +60,7 @@ class Case:
     write: Callable[[Path], Path]
     arguments: Callable[[Models, int, float], dict[str, Any]]
     options: dict[str, Any] = field(default_factory=dict)
-    load: Callable[[Path], DiffusionPipeline] = load_stock
+    load: Callable[..., DiffusionPipeline] = load_stock
     start: Callable[[Tensor], Tensor] = lambda latents: latents
     unguided: float = 1.0
     guided: float = 7.0
