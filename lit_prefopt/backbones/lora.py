@@ -38,22 +38,30 @@ class LoRA:
     targets: list[str] | None = None
     dropout: float = 0.0
 
-    def add_to(self, denoiser: ModelMixin, defaults: Sequence[str] = ATTENTION) -> None:
+    def add_to(
+        self,
+        denoiser: ModelMixin,
+        defaults: Sequence[str] = ATTENTION,
+        unused: Sequence[str] = (),
+    ) -> None:
         """Freeze the network and add the adapter, which is the identity until it is trained.
 
         Args:
             denoiser: The network.
             defaults: Its layers that get an adapter if no targets are given.
+            unused: Names of its modules whose layers get none in any case.
         """
         self._check_numbers()
         targets = list(defaults if self.targets is None else self.targets)
         _check_targets(targets, denoiser)
+        left_out = [layer for name in unused for layer in _layers_in(denoiser, name)]
         denoiser.requires_grad_(False)
         denoiser.add_adapter(
             LoraConfig(
                 r=self.rank,
                 lora_alpha=self.rank if self.alpha is None else self.alpha,
                 target_modules=targets,
+                exclude_modules=left_out or None,
                 lora_dropout=self.dropout,
                 init_lora_weights="gaussian",
             )
@@ -94,6 +102,11 @@ def _check_targets(targets: list[str], denoiser: ModelMixin) -> None:
 def _matches(target: str, net: nn.Module) -> bool:
     """Whether a target is a layer's name or the end of one, as peft defines it."""
     return any(name == target or name.endswith(f".{target}") for name, _ in net.named_modules())
+
+
+def _layers_in(net: nn.Module, name: str) -> list[str]:
+    """Return the names of a module and of all modules inside."""
+    return [one for one, _ in net.named_modules() if one == name or one.startswith(f"{name}.")]
 
 
 def _ends(layers: list[str]) -> str:

@@ -54,10 +54,10 @@ class QwenImage(VideoVAEBackbone, TransformerBackbone):
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Prompt:
-        """Embed B prompts, each with as many tokens as it has."""
+        """Embed B prompts, each with as many tokens as it has; an empty one as guidance does."""
         self.require_encoders("Embedding prompts")
         encoder: Any = self.texts["text_encoder"]
-        return Prompt({"hidden": encoder.rows(texts)})
+        return Prompt({"hidden": encoder.rows([text or self.EMPTY for text in texts])})
 
     def velocity(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return the velocity, (B, C, H, W); prompts of one length need no mask."""
