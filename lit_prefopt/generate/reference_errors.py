@@ -77,12 +77,12 @@ class ReferenceErrors(Producer):
         check_number("mask_dilation", mask_dilation, 0)
 =======
         backbone.require_denoiser(type(self).__name__)
-        check_number("draws", draws, 1, needed=True)
-        check_number("caption_dropout", caption_dropout, 0, 1, needed=True)
-        check_number("gamma", gamma, most=1, above=0, needed=True)
-        check_number("gamma_steps", gamma_steps, 1, needed=True)
-        check_number("batch_size", batch_size, 1, needed=True)
-        check_number("mask_dilation", mask_dilation, 0, needed=True)
+        check_number("draws", draws, 1)
+        check_number("caption_dropout", caption_dropout, 0, 1)
+        check_number("gamma", gamma, most=1, above=0)
+        check_number("gamma_steps", gamma_steps, 1)
+        check_number("batch_size", batch_size, 1)
+        check_number("mask_dilation", mask_dilation, 0)
 >>>>>>> i22-memory
         backbone.requires_grad_(False)  # not frozen, to keep training's precision
         self.draws, self.caption_dropout, self.held_out = draws, caption_dropout, held_out
