@@ -352,3 +352,8 @@ def test_numbers_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         Flux1(folder, **options)
+
+
+def test_text_encoders_that_every_prompt_needs_cannot_be_left_out(folder: str) -> None:
+    with pytest.raises(InputError, match="Flux1 cannot embed prompts without text_encoder_2: "):
+        Flux1(folder, without=["text_encoder_2"])
