@@ -116,6 +116,12 @@ class LatentBackbone(VAEBackbone):
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         net_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
         part, source = self.FAMILY.denoiser, denoiser or pretrained
+        if needed := sorted({*without} - {*self.LEFT_OUT_BY}):
+            raise InputError(
+                f"{type(self).__name__} cannot embed prompts without {' and '.join(needed)}: leave "
+                "`--backbone.without` out; `--backbone.encoders false` leaves out all encoders, "
+                "for a training on cached pairs."
+            )
         names = [name for name in self.ENCODERS if encoders and name not in without]
         parts = open_components(
             self.FAMILY,
