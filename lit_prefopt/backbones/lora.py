@@ -47,6 +47,11 @@ class LoRA:
         """
         self._check_numbers()
         targets = list(defaults if self.targets is None else self.targets)
+        if not targets:
+            raise InputError(
+                "The LoRA has no targets: name layers as `--backbone.lora.targets`, or leave it "
+                "out for the attention's projections."
+            )
         _check_targets(targets, denoiser)
         denoiser.requires_grad_(False)
         denoiser.add_adapter(
