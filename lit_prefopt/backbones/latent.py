@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
 from diffusers.training_utils import _collate_lora_metadata
 from lightning.pytorch.utilities import rank_zero_info
 from peft.utils import get_peft_model_state_dict
@@ -204,7 +206,10 @@ class LatentBackbone(VAEBackbone):
 
     def reference_settings(self) -> dict[str, Any]:
         """Return the settings that determine the reference's errors, by name."""
-        kinds = {type(processor).__name__ for processor in self.policy.net.attn_processors.values()}
+        # not every model of diffusers has `attn_processors`
+        attentions = (Attention, AttentionModuleMixin)
+        modules = [part for part in self.policy.net.modules() if isinstance(part, attentions)]
+        kinds = {type(module.processor).__name__ for module in modules}
         own = {"dtype": str(self.dtype).removeprefix("torch."), "attention": sorted(kinds)}
         return super().reference_settings() | own
 

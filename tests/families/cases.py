@@ -58,6 +58,7 @@ class Case:
         unguided: Scale without guidance.
         guided: A scale with it.
         calls: Calls of the transformer per guided step.
+        time: Name of the transformer's argument for the time.
         sizes: Height and width of a square and of another image, in pixels.
     """
 
@@ -70,6 +71,7 @@ class Case:
     unguided: float = 1.0
     guided: float = 7.0
     calls: int = 1
+    time: str = "timestep"
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((32, 32), (40, 24))
 
     def models(self, folder: Path, **options: Any) -> Models:
