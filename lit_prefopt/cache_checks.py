@@ -16,6 +16,7 @@ from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.long_prompts import LongPromptCounter
 from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.datamodules.cached import CachedPairs
+from lit_prefopt.datamodules.image_sizes import check_image_sizes
 from lit_prefopt.datamodules.rollouts import PromptCollections
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
@@ -54,10 +55,12 @@ def check_data(module: CacheUser, data: object) -> None:
     if not isinstance(data, CachedPairs):
         if data is not None:
             backbone.require_encoders(f"{type(data).__name__}, which yields images or prompts,")
+            check_image_sizes(backbone, data)
             _count_long_prompts(backbone, data)
         return
     for latents in data.sets:
         check_latents(backbone, latents)
+    check_image_sizes(backbone, data)
     if data.sets and not backbone.has_encoders:
         backbone.set_empty_prompt(data.sets[0].empty)
         _log_unverified(backbone, data.sets[0])
