@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -16,15 +15,19 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import scaled
 from lit_prefopt.conditioning import described
 from lit_prefopt.data.images import Augment, BrokenSample, Size, decode
-from lit_prefopt.data.latents.latent_reader import members_of
-from lit_prefopt.data.latents.manifest import EMPTY
+from lit_prefopt.data.latents.manifest import EMPTY, LatentSet
 from lit_prefopt.data.shards.format import LATENTS, SIDES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample
-from lit_prefopt.data.shards.writer import ShardWriter
-from lit_prefopt.datamodules.generation import GenerationDataModule, SampleGroups, StoredGroup
+from lit_prefopt.datamodules.generation import (
+    CachedGroups,
+    GenerationDataModule,
+    ShardGroups,
+    StoredGroup,
+)
 from lit_prefopt.diffusion.encoding import resize_masks
 from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.generate.cached_latents import EncodedPair, check_same_vae, fitting, with_prompts
 from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.producer import Producer
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -47,20 +50,6 @@ class PairViews(NamedTuple):
     masks: Tensor | None  # (V, 1, H, W)
 
 
-class EncodedPair(NamedTuple):
-    """One pair as stored in the cache."""
-
-    text: str
-    tensors: dict[str, Tensor]
-    meta: Mapping[str, Any]
-    shard: int
-    size: Size  # of the best side
-
-    def write_to(self, writer: ShardWriter) -> None:
-        """Write the pair into the shard of the same number as its image shard."""
-        writer.add_members(members_of(self.text, self.tensors, self.meta), self.size, self.shard)
-
-
 class LatentCache(Producer):
     """Encodes the images and prompts of pair shards, for training with `CachedPairs`.
 
@@ -70,6 +59,11 @@ class LatentCache(Producer):
 
     A prompt is stored as the text tensors that the family embeds, each by its name and in its
     precision, and without padding where prompts have lengths of their own.
+
+    A cache of another model with the same VAE serves as the source as well: with
+    `--data CachedGroups --data.shards CACHE` its latents are stored again with this model's
+    prompts, and neither images nor VAE are needed. The shards are the same, bit for bit, as those
+    encoded from the images.
 
     In bfloat16 a view of a pair takes 0.13 MB at 512 pixels and 0.52 MB at 1024; a prompt takes
     0.12 MB with Stable Diffusion 1.x and 0.32 MB with SDXL.
@@ -89,8 +83,8 @@ class LatentCache(Producer):
         workers: Threads that decode images; by default one per core.
     """
 
-    WANTS: ClassVar[type[GenerationDataModule]] = SampleGroups
-    WANTED: ClassVar[str] = "SampleGroups"
+    WANTS: ClassVar[type[GenerationDataModule]] = ShardGroups
+    WANTED: ClassVar[str] = "SampleGroups` or `--data CachedGroups"
 
     def __init__(
         self,
@@ -122,6 +116,7 @@ class LatentCache(Producer):
         self.augment = Augment((resolution, resolution), crop)
         self.flip, self.views, self.deviation = flip, views, deviation
         self.batch_size, self.workers = batch_size, workers
+        self.latents: LatentSet | None = None  # of the cache that is read in place of images
 
     @property
     def form(self) -> OutputFormat:
@@ -153,6 +148,10 @@ class LatentCache(Producer):
     def setup(self, stage: str | None = None) -> None:
         """Check an existing output before encoding."""
         self.backbone.require_encoders("LatentCache")
+        data = self.groups()
+        if isinstance(data, CachedGroups):
+            check_same_vae(self.backbone, data.latents, self.settings())
+            self.latents = data.latents
         super().setup(stage)
 
     def on_predict_start(self) -> None:
@@ -162,17 +161,20 @@ class LatentCache(Producer):
 
     def make(self, group: StoredGroup) -> list[EncodedPair]:
         """Encode the pairs of a group, a batch of images at a time."""
+        if self.latents is not None:
+            pairs, unfit = fitting(self.latents, group)
+            self.left_out["broken pairs"] += unfit
+            return with_prompts(self.backbone, pairs, self._pairs_at_a_time)
         pairs = zip(group.samples, group.shards, group.seeds.tolist(), strict=True)
         made: list[EncodedPair] = []
         waiting: list[PairViews] = []
-        per_pair = self.views * (1 + self.flip) * len(SIDES)
         for views in map_in_order(self._decoded, pairs, self.workers):
             if isinstance(views, str):
                 log.warning("A pair cannot be read and is skipped: %s.", views)
                 self.left_out["broken pairs"] += 1
                 continue
             waiting.append(views)
-            if len(waiting) * per_pair >= self.batch_size:
+            if len(waiting) == self._pairs_at_a_time:
                 made += self._encoded(waiting)
                 waiting = []
         return [*made, *self._encoded(waiting)]
@@ -189,6 +191,11 @@ class LatentCache(Producer):
         sizes = [path.stat().st_size for path in self.output.glob("*.tar")]
         pairs = sum(len(shard.offsets) for shard in read_index(str(self.output)))
         return f", {sum(sizes) / pairs / 1e6:.3f} MB each"
+
+    @property
+    def _pairs_at_a_time(self) -> int:
+        """Number of pairs that are encoded together."""
+        return -(-self.batch_size // (self.views * (1 + self.flip) * len(SIDES)))
 
     def _decoded(self, pair: tuple[Sample, int, int]) -> PairViews | str:
         """Decode all views of a pair; return the error message if it is broken."""
