@@ -186,22 +186,25 @@ def run_of(case: Case, folder: Path, cached: str, run: Path) -> list[str]:
         *("--model.optimizer.lr", "1e-2", "--model.check_base", "false"),
         *("--trainer.default_root_dir", str(run), "--trainer.max_steps", "4", *OWN_COUNTS),
         *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+        *("--trainer.callbacks", "Checkpoints", "--trainer.callbacks.save_last", "true"),
+        *("--trainer.callbacks.every_n_train_steps", "2", "--trainer.callbacks.save_top_k", "-1"),
+        *("--trainer.callbacks.filename", "{step}"),
     ]
 
 
 def test_a_run_resumes_in_every_bit_and_its_weights_load(
     case: Case, folder: Path, cached: str, tmp_path: Path
 ) -> None:
-    whole, halves = (run_of(case, folder, cached, tmp_path / name) for name in ("whole", "halves"))
-    main(["fit", *whole])
-    main(["fit", *halves, "--trainer.max_steps", "2"])
-    main(["fit", *halves, "--ckpt_path", "last"])
-    assert_same_end(tmp_path / "whole", tmp_path / "halves")
-    logged = scalars(tmp_path / "whole")
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    main(["fit", *run_of(case, folder, cached, whole)])
+    middle = whole / "checkpoints" / "step=2.ckpt"
+    main(["fit", *run_of(case, folder, cached, rest), "--ckpt_path", str(middle)])
+    assert_same_end(whole, rest)
+    logged = scalars(whole)
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert logged["train/margin"][0] == 0
     assert logged["train/margin"][-1] != 0
-    file = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+    file = whole / "checkpoints" / "last.ckpt"
     saved = torch.load(file, weights_only=True)["state_dict"]
     own = trained(load(file))
     assert own.keys() == saved.keys()
