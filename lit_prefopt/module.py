@@ -70,6 +70,7 @@ class PreferenceDiffusionModule(Learner):
         self, *args: Any, validation_draws: int = 4, check_base: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.backbone.require_denoiser(type(self).__name__)
         check_number("validation_draws", validation_draws, 1, needed=True)
         self.validation_draws = validation_draws
         self.check_base = check_base

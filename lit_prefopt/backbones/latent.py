@@ -24,6 +24,7 @@ from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.text_encoders import TextEncoder
 from lit_prefopt.backbones.vae import VAEBackbone
+from lit_prefopt.backbones.without_weights import WithoutWeights
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import Process
 from lit_prefopt.processes.marks import add_metadata
@@ -76,6 +77,7 @@ class LatentBackbone(VAEBackbone):
         encoders: Load VAE and text encoders. Training on `CachedPairs` needs neither: without them
             Stable Diffusion 1.x needs 0.41 GB less memory in bfloat16 and 0.83 GB less in float32,
             SDXL 1.8 and 3.6 GB. Nothing can be sampled, encoded or decoded then.
+        denoiser_weights: Load the denoiser's weights. `LatentCache` needs only its configuration.
     """
 
     ENCODERS: ClassVar[dict[str, type[TextEncoder]]]
@@ -104,6 +106,7 @@ class LatentBackbone(VAEBackbone):
         channels_last: bool = False,
         compile: bool = False,
         encoders: bool = True,
+        denoiser_weights: bool = True,
     ) -> None:
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         net_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
@@ -121,16 +124,22 @@ class LatentBackbone(VAEBackbone):
             name for name in self.LEFT_OUT_BY if name in without or not parts.has_encoder(name)
         }
         noise = process(parts.scheduler(), pretrained, denoiser)
-        net = (
-            load_component(part.kind, denoiser, part.name, net_dtype, config=parts.denoiser_config)
-            if denoiser
-            else parts.denoiser(net_dtype)
-        )
+        if not denoiser_weights:
+            net: Any = WithoutWeights(part.kind, parts.denoiser_config())
+            lora, reference = None, "none"
+            nf4 = gradient_checkpointing = compile = False
+        elif denoiser:
+            config_of = parts.denoiser_config
+            net = load_component(part.kind, denoiser, part.name, net_dtype, config=config_of)
+        else:
+            net = parts.denoiser(net_dtype)
         texts = self._load_encoders(parts, [n for n in names if n not in left_out], frozen_dtype)
         networks = {name: text.network for name, text in texts.items()}
         self._check_denoiser(net, networks, source)
         if start_lora is not None:
-            merge_lora(self.FAMILY, net, networks, read_lora(start_lora))
+            start = read_lora(start_lora)
+            start = start if denoiser_weights else start.without_denoiser()
+            merge_lora(self.FAMILY, net, networks, start)
         if nf4:
             quantize_nf4(net, net_dtype, lora)
         if gradient_checkpointing:
@@ -166,6 +175,11 @@ class LatentBackbone(VAEBackbone):
         """VAE and text encoders by name; empty if they are not loaded."""
         names = ["vae", *self.texts] if self.has_encoders else []
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether the denoiser's weights are loaded."""
+        return not isinstance(self.policy.denoiser, WithoutWeights)
 
     def reference_settings(self) -> dict[str, Any]:
         """Return the settings that determine the reference's errors, by name."""

@@ -47,6 +47,7 @@ class Generator(Producer):
 
     def __init__(self, backbone: Backbone, output: str, sampling: Sampling | None = None) -> None:
         super().__init__(backbone, output)
+        backbone.require_denoiser(type(self).__name__)
         backbone.freeze()
         self.sampling = sampling or backbone.sampling
 

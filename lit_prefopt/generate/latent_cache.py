@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import UserCpuOffloadHook
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import scaled
-from lit_prefopt.conditioning import described
+from lit_prefopt.cache_checks import check_text
 from lit_prefopt.data.images import Augment, BrokenSample, Size, decode
 from lit_prefopt.data.latents.manifest import EMPTY, LatentSet
 from lit_prefopt.data.shards.format import LATENTS, SIDES
@@ -45,9 +48,13 @@ class PairViews(NamedTuple):
     sample: Sample
     shard: int
     size: Size  # of the best side
-    images: Tensor  # (V, K, 3, H, W)
+    images: Tensor  # (V, K, 3, H, W); empty once they are encoded
     frames: Tensor  # (V, K, 6)
     masks: Tensor | None  # (V, 1, H, W)
+
+
+Latents = tuple[list[PairViews], Tensor, Tensor]
+"""Pairs without images, with mean and deviation of their latents, (B, V, K, C, h, w)."""
 
 
 class LatentCache(Producer):
@@ -81,6 +88,9 @@ class LatentCache(Producer):
             training uses the mean.
         batch_size: Images encoded at a time.
         workers: Threads that decode images; by default one per core.
+        offload: Keep only the network that is encoding on the device: for each group of pairs the
+            VAE, then each text encoder; the others wait in the host's memory. The output is the
+            same.
     """
 
     WANTS: ClassVar[type[GenerationDataModule]] = ShardGroups
@@ -97,6 +107,7 @@ class LatentCache(Producer):
         deviation: bool = True,
         batch_size: int = 16,
         workers: int | None = None,
+        offload: bool = False,
     ) -> None:
         super().__init__(backbone, output)
         for name, number in (("views", views), ("batch_size", batch_size), ("workers", workers)):
@@ -115,8 +126,9 @@ class LatentCache(Producer):
         backbone.freeze()
         self.augment = Augment((resolution, resolution), crop)
         self.flip, self.views, self.deviation = flip, views, deviation
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.offload = batch_size, workers, offload
         self.latents: LatentSet | None = None  # of the cache that is read in place of images
+        self._last: UserCpuOffloadHook | None = None
 
     @property
     def form(self) -> OutputFormat:
@@ -156,17 +168,35 @@ class LatentCache(Producer):
 
     def on_predict_start(self) -> None:
         """Check the embedded prompts before the first pair is encoded."""
-        _check_text(self.backbone)
+        check_text(self.backbone)
+        if self.offload:
+            for network in self.backbone.encoders.values():  # the VAE first, as it is used first
+                _, self._last = cpu_offload_with_hook(network, self.device, self._last)
         super().on_predict_start()
 
     def make(self, group: StoredGroup) -> list[EncodedPair]:
         """Encode the pairs of a group, a batch of images at a time."""
-        if self.latents is not None:
-            pairs, unfit = fitting(self.latents, group)
-            self.left_out["broken pairs"] += unfit
-            return with_prompts(self.backbone, pairs, self._pairs_at_a_time)
+        made = self._encoded(group) if self.latents is None else self._reused(self.latents, group)
+        if self._last is not None:
+            self._last.offload()
+        return made
+
+    def _encoded(self, group: StoredGroup) -> list[EncodedPair]:
+        """Encode the images and the prompts of a group."""
+        encoded: Iterable[Latents] = map(self._latents, self._batches(group))
+        if self.offload:
+            encoded = [*encoded]  # all images before the first prompt
+        return [pair for part in encoded for pair in self._with_prompts(*part)]
+
+    def _reused(self, latents: LatentSet, group: StoredGroup) -> list[EncodedPair]:
+        """Embed the prompts of a group of cached pairs."""
+        pairs, unfit = fitting(latents, group)
+        self.left_out["broken pairs"] += unfit
+        return with_prompts(self.backbone, pairs, self._pairs_at_a_time)
+
+    def _batches(self, group: StoredGroup) -> Iterator[list[PairViews]]:
+        """Yield the pairs of a group whose images are encoded together."""
         pairs = zip(group.samples, group.shards, group.seeds.tolist(), strict=True)
-        made: list[EncodedPair] = []
         waiting: list[PairViews] = []
         for views in map_in_order(self._decoded, pairs, self.workers):
             if isinstance(views, str):
@@ -175,13 +205,14 @@ class LatentCache(Producer):
                 continue
             waiting.append(views)
             if len(waiting) == self._pairs_at_a_time:
-                made += self._encoded(waiting)
+                yield waiting
                 waiting = []
-        return [*made, *self._encoded(waiting)]
+        if waiting:
+            yield waiting
 
     def complete(self, folder: Path) -> None:
         """Write the empty prompt, once for all pairs."""
-        prompt = self.backbone.embed([self.backbone.EMPTY])
+        prompt = self.backbone.empty
         tensors = {name: x.contiguous() for name, x in prompt.cpu().tensors().items()}
         save_file(tensors, folder / EMPTY)
         (folder / EMPTY).chmod(0o644)
@@ -227,10 +258,8 @@ class LatentCache(Producer):
         )
 
     @torch.no_grad()
-    def _encoded(self, pairs: list[PairViews]) -> list[EncodedPair]:
-        """Encode pairs for the cache."""
-        if not pairs:
-            return []
+    def _latents(self, pairs: list[PairViews]) -> Latents:
+        """Encode the images of pairs to mean and deviation, (B, V, K, C, h, w)."""
         images = torch.cat([pair.images.flatten(0, 1) for pair in pairs])
         batches = [
             self.backbone.posterior(part.to(self.device)) for part in images.split(self.batch_size)
@@ -239,6 +268,14 @@ class LatentCache(Producer):
         mean, deviation = (
             torch.cat(x).unflatten(0, form).cpu() for x in zip(*batches, strict=True)
         )
+        encoded = [pair._replace(images=pair.images.new_empty(0)) for pair in pairs]
+        return encoded, mean, deviation
+
+    @torch.no_grad()
+    def _with_prompts(
+        self, pairs: list[PairViews], mean: Tensor, deviation: Tensor
+    ) -> list[EncodedPair]:
+        """Embed the prompts of encoded pairs, and return what the cache stores."""
         prompt = self.backbone.embed([pair.sample.text for pair in pairs]).cpu()
         made = []
         for i, pair in enumerate(pairs):
@@ -254,14 +291,3 @@ class LatentCache(Producer):
             stored = pair.sample.text, tensors, pair.sample.meta
             made.append(EncodedPair(*stored, pair.shard, pair.size))
         return made
-
-
-def _check_text(backbone: Backbone) -> None:
-    """Check that a backbone embeds the text tensors that it declares for its caches."""
-    declared, embedded = backbone.latent_settings()["text"], backbone.empty.widths()
-    if declared is not None and declared != embedded:
-        raise InputError(
-            f"{type(backbone).__name__} embeds prompts as {described(embedded)}, and its "
-            f"`latent_settings` have {described(declared)} as `text`: return there the width of "
-            "each text tensor by name."
-        )

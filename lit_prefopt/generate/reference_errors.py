@@ -68,6 +68,7 @@ class ReferenceErrors(Producer):
         batch_size: int = 8,
     ) -> None:
         super().__init__(backbone, output)
+        backbone.require_denoiser(type(self).__name__)
         check_number("draws", draws, 1, needed=True)
         check_number("caption_dropout", caption_dropout, 0, 1, needed=True)
         check_number("gamma", gamma, most=1, above=0, needed=True)
