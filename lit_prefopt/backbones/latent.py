@@ -120,6 +120,7 @@ class LatentBackbone(VAEBackbone):
             config=config,
             vae=vae,
         )
+        self._check_checkpoint(parts)
         left_out = {
             name for name in self.LEFT_OUT_BY if name in without or not parts.has_encoder(name)
         }
@@ -249,6 +250,9 @@ class LatentBackbone(VAEBackbone):
     def _marks(self) -> dict[str, str]:
         """Return metadata of the family's LoRA files."""
         return {}
+
+    def _check_checkpoint(self, parts: Components) -> None:
+        """Check the checkpoint's configurations, before any weight is loaded."""
 
     def _read_options(self, parts: Components) -> None:
         """Read further options of the checkpoint, such as those of its pipeline."""

@@ -48,6 +48,7 @@ class LoRA:
         self._check_numbers()
         targets = list(defaults if self.targets is None else self.targets)
         _check_targets(targets, denoiser)
+        targets = [name for target in targets for name in _layers(target, denoiser)]
         denoiser.requires_grad_(False)
         denoiser.add_adapter(
             LoraConfig(
@@ -94,6 +95,21 @@ def _check_targets(targets: list[str], denoiser: ModelMixin) -> None:
 def _matches(target: str, net: nn.Module) -> bool:
     """Whether a target is a layer's name or the end of one, as peft defines it."""
     return any(name == target or name.endswith(f".{target}") for name, _ in net.named_modules())
+
+
+def _layers(target: str, net: nn.Module) -> list[str]:
+    """Return a target, or the layers that it matches if it matches lists of layers as well.
+
+    peft refuses lists: FLUX.2's `attn.to_out` is a layer in single blocks and a list in double
+    ones.
+    """
+    found = {
+        name: isinstance(layer, (nn.Linear, nn.Conv2d))
+        for name, layer in net.named_modules()
+        if name == target or name.endswith(f".{target}")
+    }
+    layers = [name for name, is_layer in found.items() if is_layer]
+    return layers if layers and len(layers) < len(found) else [target]
 
 
 def _ends(layers: list[str]) -> str:

@@ -23,9 +23,14 @@ TEXTS = ["a cat", "A red cube, left of a blue ball; 35mm", LONG]
 STEPS = 4
 
 
-def load_stock(folder: Path) -> DiffusionPipeline:
-    """Load a stock pipeline without a progress bar."""
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+def load_stock(folder: Path, **options: Any) -> DiffusionPipeline:
+    """Load a stock pipeline without a progress bar.
+
+    Args:
+        folder: Its folder.
+        options: Further arguments of `from_pretrained`, such as `torch_dtype`.
+    """
+    pipeline = DiffusionPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -46,7 +51,7 @@ class Case:
         backbone: Its class.
         write: Writes the pipeline to a folder and returns the folder.
         options: Options of the backbone.
-        load: Loads the stock pipeline of the folder.
+        load: Loads the stock pipeline of the folder, with arguments of `from_pretrained`.
         arguments: Arguments of the stock call for a guidance scale, besides prompts, steps and
             size: given the models and the number of prompts, with a negative prompt embedded once
             where the family has one, as `backbone.empty` is.
@@ -61,7 +66,7 @@ class Case:
     write: Callable[[Path], Path]
     arguments: Callable[[Models, int, float], dict[str, Any]]
     options: dict[str, Any] = field(default_factory=dict)
-    load: Callable[[Path], DiffusionPipeline] = load_stock
+    load: Callable[..., DiffusionPipeline] = load_stock
     start: Callable[[Tensor], Tensor] = lambda latents: latents
     unguided: float = 1.0
     guided: float = 7.0
@@ -129,7 +134,7 @@ def sampled(
     latents = draws.normal(seeds, backbone.sampling_shape(how), "start")
     with Recorder(parts_of(stock), ends_step="transformer") as theirs:
         expected = stock(
-            [*texts],  # Z-Image writes into the list
+            prompt=[*texts],  # Z-Image writes into the list
             num_inference_steps=STEPS,
             latents=case.start(latents).to(stock.dtype),
             output_type="pt",
