@@ -38,23 +38,31 @@ class LoRA:
     targets: list[str] | None = None
     dropout: float = 0.0
 
-    def add_to(self, denoiser: ModelMixin, defaults: Sequence[str] = ATTENTION) -> None:
+    def add_to(
+        self,
+        denoiser: ModelMixin,
+        defaults: Sequence[str] = ATTENTION,
+        unused: Sequence[str] = (),
+    ) -> None:
         """Freeze the network and add the adapter, which is the identity until it is trained.
 
         Args:
             denoiser: The network.
             defaults: Its layers that get an adapter if no targets are given.
+            unused: Names of its modules whose layers get none in any case.
         """
         self._check_numbers()
         targets = list(defaults if self.targets is None else self.targets)
         _check_targets(targets, denoiser)
         targets = [name for target in targets for name in _layers(target, denoiser)]
+        left_out = [layer for name in unused for layer in _layers_in(denoiser, name)]
         denoiser.requires_grad_(False)
         denoiser.add_adapter(
             LoraConfig(
                 r=self.rank,
                 lora_alpha=self.rank if self.alpha is None else self.alpha,
                 target_modules=targets,
+                exclude_modules=left_out or None,
                 lora_dropout=self.dropout,
                 init_lora_weights="gaussian",
             )
@@ -110,6 +118,11 @@ def _layers(target: str, net: nn.Module) -> list[str]:
     }
     layers = [name for name, is_layer in found.items() if is_layer]
     return layers if layers and len(layers) < len(found) else [target]
+
+
+def _layers_in(net: nn.Module, name: str) -> list[str]:
+    """Return the names of a module and of all modules inside."""
+    return [one for one, _ in net.named_modules() if one == name or one.startswith(f"{name}.")]
 
 
 def _ends(layers: list[str]) -> str:
