@@ -120,7 +120,8 @@ class LatentBackbone(VAEBackbone):
             config=config,
             vae=vae,
         )
-        self._check_checkpoint(parts)
+        if denoiser is None:
+            self._check_checkpoint(parts)
         left_out = {
             name for name in self.LEFT_OUT_BY if name in without or not parts.has_encoder(name)
         }
