@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ from lit_prefopt.batches import ImagePairs
 from lit_prefopt.cli import main
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.datamodules import PairShards
+from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.base_check import check_base
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from tests.families.all_cases import CASES
-from tests.families.cases import TEXTS, Case, Models, sampled
+from tests.families.cases import TEXTS, Case, sampled
 from tests.helpers.batches import image_pairs
 from tests.helpers.caching import data, errors
 from tests.helpers.recipes import OWN_COUNTS, SMALL
@@ -123,9 +123,10 @@ def test_training_from_caches_is_training_from_images(
     images = PairShards(few, resolution=side, **options)
     images.setup("fit")
     module, texts = dpo(moved(flow)), []
-    blind = case.backbone.latent_settings(flow)
-    assert all(data(cached).latents.settings[name] == value for name, value in blind.items())
-    batches = zip(images.train_dataloader(), data(cached, **options).train_dataloader(), strict=True)
+    latents = data(cached, **options)
+    stored = latents.latents.settings
+    assert {name: stored[name] for name in flow.latent_settings()} == flow.latent_settings()
+    batches = zip(images.train_dataloader(), latents.train_dataloader(), strict=True)
     for one, other in batches:
         assert (one.texts, one.keys) == (other.texts, other.keys)
         texts += one.texts
@@ -229,10 +230,23 @@ def test_the_stock_pipeline_loads_the_trained_weights(
 # The check of the base --------------------------------------------------------------------------
 
 
-class Oracle:
-    """A base that predicts the velocity of the first batch, times a sign.
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_base_is_checked(
+    sign: int, flow: TransformerBackbone, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base that predicts the velocity is trained, and one with the wrong sign is not."""
+    pairs = dpo(flow).form_pairs(pairs_of(case))
+    noise = draws.normal(pairs.seeds, pairs.latents.shape[2:], "base check")
+    velocity = noise.repeat_interleave(2, 0) - pairs.latents.flatten(0, 1)
+    random = torch.Generator().manual_seed(2)
+    error = velocity.std() * torch.randn(velocity.shape, generator=random)
 
-    Args:
-        backbone: The backbone whose `velocity` is replaced.
-        sign: 1, or -1 for the wrong one.
-    """
+    def predicted(latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
+        return sign * (velocity + 0.3 * error)
+
+    monkeypatch.setattr(flow, "velocity", predicted)
+    if sign == 1:
+        check_base(flow, pairs)
+    else:
+        with pytest.raises(InputError, match="does not predict velocity.* negate the prediction"):
+            check_base(flow, pairs)

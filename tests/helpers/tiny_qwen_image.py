@@ -38,7 +38,9 @@ def tiny_qwen_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def tiny_qwen_vl(tokenizer: Qwen2Tokenizer, **changes: object) -> Qwen2_5_VLForConditionalGeneration:
+def tiny_qwen_vl(
+    tokenizer: Qwen2Tokenizer, **changes: object
+) -> Qwen2_5_VLForConditionalGeneration:
     """Return a Qwen2.5-VL of two layers, with the smallest vision tower."""
     text = {
         "vocab_size": len(tokenizer),
