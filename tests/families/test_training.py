@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from lit_prefopt.backbones.transformer import TransformerBackbone
 from lit_prefopt.batches import ImagePairs
 from lit_prefopt.cli import main
 from lit_prefopt.conditioning import Prompt
+from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.datamodules import PairShards
+from lit_prefopt.datamodules.image_sizes import check_image_sizes
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.base_check import check_base
 from lit_prefopt.errors import InputError
@@ -174,16 +177,68 @@ def test_the_references_errors_are_cached(
             assert (ratios.values == 0).all()
 
 
+# Sizes -------------------------------------------------------------------------------------------
+
+
+def bucketed(folder: Path, step: int, resolution: int, size: tuple[int, int]) -> PairShards:
+    """Return a data module of four pairs of one size, in buckets, that is set up.
+
+    Args:
+        folder: Where to write the pairs.
+        step: Widths and heights of the buckets are multiples of it.
+        resolution: Width and height of the square bucket.
+        size: Width and height of the images.
+    """
+    random = np.random.default_rng(0)
+    with ShardWriter(folder) as writer:
+        for number in range(4):
+            images = random.integers(0, 256, (2, size[1], size[0], 3), dtype=np.uint8)
+            writer.add(f"picture number {number}", *images, {})
+    options = {"aspect_buckets": True, "bucket_step": step, "workers": 0}
+    module = PairShards(str(folder), 2, resolution=resolution, **options)
+    module.setup("fit")
+    return module
+
+
+def test_aspect_buckets_are_of_the_familys_multiples(
+    flow: TransformerBackbone, tmp_path: Path
+) -> None:
+    """A wide bucket is trained; a step of half a token is refused before the first batch."""
+    unit = flow.size_multiple
+    pairs = bucketed(tmp_path / "wide", unit, 4 * unit, (5 * unit, 3 * unit))
+    assert pairs.image_sizes == [(5 * unit, 3 * unit)]
+    check_image_sizes(flow, pairs)
+    module = dpo(moved(flow))
+    for batch in pairs.train_dataloader():
+        encoded = module.form_pairs(batch)
+        side = unit // flow.pixels_per_latent
+        assert encoded.latents.shape[3:] == (3 * side, 5 * side)
+        assert module.losses(module.log_ratios(encoded), encoded).isfinite().all()
+    size = 9 * unit // 2, 7 * unit // 2
+    finer = bucketed(tmp_path / "finer", unit // 2, 4 * unit, size)
+    assert finer.image_sizes == [size]
+    with pytest.raises(InputError, match=rf"`--data.bucket_step` as multiples of {unit}"):
+        check_image_sizes(flow, finer)
+
+
 # Runs --------------------------------------------------------------------------------------------
 
 
-def run_of(case: Case, folder: Path, cached: str, run: Path) -> list[str]:
-    """Return the arguments of a training of four steps on a cache, without the encoders."""
+def run_of(case: Case, folder: Path, run: Path, *data: str) -> list[str]:
+    """Return the arguments of a training of four steps.
+
+    The check of the base is off: random weights predict nothing.
+
+    Args:
+        case: The family's case.
+        folder: Folder of its pipeline.
+        run: Folder of the run.
+        data: Arguments of the data module.
+    """
     return [
         *("--config", "toy-diffusion-dpo", "--config", SMALL, *case.arguments_of(folder)),
-        *("--backbone.encoders", "false", "--backbone.lora.rank", "4"),
-        *("--data", "CachedPairs", "--data.shards", cached, "--data.batch_size", "2"),
-        *("--data.validation", "null", "--data.workers", "0", "--data.caption_dropout", "0.2"),
+        *("--backbone.lora.rank", "4", *data, "--data.validation", "null"),
+        *("--data.batch_size", "2", "--data.workers", "0", "--data.caption_dropout", "0.2"),
         *("--model.optimizer.lr", "1e-2", "--model.check_base", "false"),
         *("--trainer.default_root_dir", str(run), "--trainer.max_steps", "4", *OWN_COUNTS),
         *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
@@ -193,13 +248,19 @@ def run_of(case: Case, folder: Path, cached: str, run: Path) -> list[str]:
     ]
 
 
+def from_cache(case: Case, folder: Path, cached: str, run: Path) -> list[str]:
+    """Return the arguments of a training of four steps on a cache, without the encoders."""
+    data = ["--data", "CachedPairs", "--data.shards", cached, "--backbone.encoders", "false"]
+    return run_of(case, folder, run, *data)
+
+
 def test_a_run_resumes_in_every_bit_and_its_weights_load(
     case: Case, folder: Path, cached: str, tmp_path: Path
 ) -> None:
     whole, rest = tmp_path / "whole", tmp_path / "rest"
-    main(["fit", *run_of(case, folder, cached, whole)])
+    main(["fit", *from_cache(case, folder, cached, whole)])
     middle = whole / "checkpoints" / "step=2.ckpt"
-    main(["fit", *run_of(case, folder, cached, rest), "--ckpt_path", str(middle)])
+    main(["fit", *from_cache(case, folder, cached, rest), "--ckpt_path", str(middle)])
     assert_same_end(whole, rest)
     logged = scalars(whole)
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
