@@ -71,7 +71,7 @@ class PreferenceDiffusionModule(Learner):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.backbone.require_denoiser(type(self).__name__)
-        check_number("validation_draws", validation_draws, 1, needed=True)
+        check_number("validation_draws", validation_draws, 1)
         self.validation_draws = validation_draws
         self.check_base = check_base
         self.base_to_check = self.checking_base = False

@@ -168,5 +168,7 @@ class Bars(Callback):
 def test_numbers_out_of_range(value: float, limits: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=f"share is {value}; give a number {words}."):
         check_number("share", value, **limits)
-    check_number("share", None, **limits)
+    with pytest.raises(InputError, match=f"share is None; give a number {words}."):
+        check_number("share", None, **limits)
+    check_number("share", None, **limits, optional=True)
     check_number("share", 1, **limits)

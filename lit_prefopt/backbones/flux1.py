@@ -43,8 +43,8 @@ class Flux1(TransformerBackbone):
     def __init__(
         self, pretrained: str, *, guidance: float = 1.0, text_tokens: int = 512, **kwargs: Any
     ) -> None:
-        check_number("guidance", guidance, needed=True)
-        check_number("text_tokens", text_tokens, 1, needed=True)
+        check_number("guidance", guidance)
+        check_number("text_tokens", text_tokens, 1)
         self.guidance, self.text_tokens = guidance, text_tokens
         super().__init__(pretrained, **kwargs)
         if T5 in self.texts:

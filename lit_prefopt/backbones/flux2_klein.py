@@ -94,7 +94,9 @@ class Flux2Klein(TransformerBackbone):
         return {"batch_norm": fingerprint({"mean": self.latent_mean, "std": self.latent_std})}
 
     def _keep_statistics(self, vae: Any, source: str) -> None:
-        mean, variance = (x.float().view(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
+        mean, variance = (
+            x.float().view(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var)
+        )
         std = (variance + vae.config.batch_norm_eps).sqrt()
         if not (std > 0).all():
             raise InputError(
@@ -127,7 +129,9 @@ class Flux2Klein(TransformerBackbone):
 
     def distilled(self, parts: Components) -> str | None:
         """Return why the checkpoint seems to be distilled to few steps, or None."""
-        return "its model_index.json has is_distilled" if parts.option("is_distilled", False) else None
+        return (
+            "its model_index.json has is_distilled" if parts.option("is_distilled", False) else None
+        )
 
     def _check_denoiser(self, net: Any, encoders: dict[str, Any], source: str) -> None:
         config = net.config

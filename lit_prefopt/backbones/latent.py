@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
 from diffusers.training_utils import _collate_lora_metadata
 from lightning.pytorch.utilities import rank_zero_info
 from peft.utils import get_peft_model_state_dict
@@ -66,6 +68,10 @@ class LatentBackbone(VAEBackbone):
         start_lora: A LoRA to start from, of diffusers, kohya, peft, ComfyUI or OneTrainer: it is
             merged into the denoiser and the text encoders before training, for policy and
             reference.
+        training_adapter: A LoRA that is merged into the denoiser, for policy and reference, while
+            a LoRA is trained, and is left out of what `export` and `evaluate` load: such as one
+            that undoes the distillation of a few-step model during training. Sample grids of the
+            run show the model with it.
         config: Hub name or folder of a pipeline with the architecture of a single file; by default
             diffusers' choice from the hub.
         decoder: Hub name or folder of an AutoencoderTiny, such as madebyollin/taesd,
@@ -99,6 +105,7 @@ class LatentBackbone(VAEBackbone):
         variant: str | None = None,
         vae: str | None = None,
         start_lora: str | None = None,
+        training_adapter: str | None = None,
         config: str | None = None,
         decoder: str | None = None,
         policy_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -128,7 +135,7 @@ class LatentBackbone(VAEBackbone):
         noise = process(parts.scheduler(), pretrained, denoiser)
         if not denoiser_weights:
             net: Any = WithoutWeights(part.kind, parts.denoiser_config())
-            lora, reference = None, "none"
+            lora, reference, training_adapter = None, "none", None
             nf4 = gradient_checkpointing = compile = False
         elif denoiser:
             config_of = parts.denoiser_config
@@ -142,6 +149,14 @@ class LatentBackbone(VAEBackbone):
             start = read_lora(start_lora)
             start = start if denoiser_weights else start.without_denoiser()
             merge_lora(self.FAMILY, net, networks, start)
+        if training_adapter is not None:
+            if lora is None:
+                raise InputError(
+                    "All weights of the denoiser are trained, which would contain the "
+                    "`training_adapter`: train a LoRA (`--backbone.lora.rank 16`), or leave the "
+                    "adapter out."
+                )
+            merge_lora(self.FAMILY, net, {}, read_lora(training_adapter))
         if nf4:
             quantize_nf4(net, net_dtype, lora)
         if gradient_checkpointing:
@@ -185,7 +200,10 @@ class LatentBackbone(VAEBackbone):
 
     def reference_settings(self) -> dict[str, Any]:
         """Return the settings that determine the reference's errors, by name."""
-        kinds = {type(processor).__name__ for processor in self.policy.net.attn_processors.values()}
+        # not every model of diffusers has `attn_processors`
+        attentions = (Attention, AttentionModuleMixin)
+        modules = [part for part in self.policy.net.modules() if isinstance(part, attentions)]
+        kinds = {type(module.processor).__name__ for module in modules}
         own = {"dtype": str(self.dtype).removeprefix("torch."), "attention": sorted(kinds)}
         return super().reference_settings() | own
 

@@ -73,7 +73,7 @@ class LoRA:
     def _check_numbers(self) -> None:
         """Check the numbers; warn of those with which the adapter cannot learn."""
         check_number("lora.rank", self.rank, 1)
-        check_number("lora.alpha", self.alpha)
+        check_number("lora.alpha", self.alpha, optional=True)
         check_number("lora.dropout", self.dropout, 0, 1)
         if self.alpha == 0 or self.dropout == 1:
             name, cure = ("alpha", self.rank) if self.alpha == 0 else ("dropout", 0.0)

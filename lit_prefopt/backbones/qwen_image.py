@@ -46,7 +46,7 @@ class QwenImage(VideoVAEBackbone, TransformerBackbone):
     EMPTY = " "
 
     def __init__(self, pretrained: str, *, text_tokens: int = 512, **kwargs: Any) -> None:
-        check_number("text_tokens", text_tokens, 1, 1024, needed=True)
+        check_number("text_tokens", text_tokens, 1, 1024)
         super().__init__(pretrained, **kwargs)
         self.text_tokens = text_tokens
         for text in self.texts.values():

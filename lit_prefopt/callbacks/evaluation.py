@@ -60,7 +60,7 @@ class Evaluation(Callback):
         text: TextReader | None = None,
     ) -> None:
         check_pictures(pictures)
-        check_number("images", images, 1, needed=True)
+        check_number("images", images, 1)
         self.scorers = Scorers(judge, judges, similarity, text)
         self.prompts = prompts
         self.sampling = sampling

@@ -41,7 +41,7 @@ class SampleGrid(Callback):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> None:
-        check_number("count", count, 1, needed=True)
+        check_number("count", count, 1)
         self.prompts = prompts
         self.count = count
         self.sampling = sampling

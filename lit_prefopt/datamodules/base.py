@@ -67,9 +67,9 @@ class StoredPairs(LightningDataModule):
         cache_size: int = 64_000_000_000,
     ) -> None:
         super().__init__()
-        check_number("workers", workers, 0, needed=True)
-        check_number("broken_share", broken_share, 0, 1, needed=True)
-        check_number("validation_pairs", validation_pairs, 1)
+        check_number("workers", workers, 0)
+        check_number("broken_share", broken_share, 0, 1)
+        check_number("validation_pairs", validation_pairs, 1, optional=True)
         check_at_least_one(batch_size=batch_size, shards_per_block=shards_per_block)
         if not 0 <= caption_dropout <= 1:
             raise InputError(f"caption_dropout is {caption_dropout}; give a share from 0 to 1.")

@@ -83,8 +83,10 @@ class PromptCollections(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name in ("batch_size", "batches", "round_size", "collection", "keep", "patience"):
+        for name in ("batch_size", "batches", "round_size", "patience"):
             check_number(name, locals()[name], 1)
+        check_number("collection", collection, 1, optional=True)
+        check_number("keep", keep, 1, optional=True)
         self.collection = collection or batches * batch_size
         if keep is not None and keep < self.collection:
             raise InputError(

@@ -110,9 +110,10 @@ class LatentCache(Producer):
         offload: bool = False,
     ) -> None:
         super().__init__(backbone, output)
-        for name, number in (("views", views), ("batch_size", batch_size), ("workers", workers)):
-            check_number(name, number, 1)
-        check_number("resolution", resolution, 1, needed=True)
+        check_number("resolution", resolution, 1)
+        check_number("views", views, 1)
+        check_number("batch_size", batch_size, 1)
+        check_number("workers", workers, 1, optional=True)
         if not backbone.has_size(resolution, resolution):
             raise InputError(
                 f"Images of {resolution} pixels cannot be encoded: set `resolution` to "

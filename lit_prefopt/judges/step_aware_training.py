@@ -81,10 +81,10 @@ class StepAwarePreference(Learner):
         backbone = self.backbone
         backbone.require_encoders("StepAwarePreference, which looks at images,")
         last = backbone.process.steps - 1
-        check_number("guidance", guidance, 1, needed=True)
-        check_number("noisiest", noisiest, 0, last)
-        check_number("threshold", threshold, 0, 1, needed=True)
-        check_number("judge_scale", judge_scale, above=0, needed=True)
+        check_number("guidance", guidance, 1)
+        check_number("noisiest", noisiest, 0, last, optional=True)
+        check_number("threshold", threshold, 0, 1)
+        check_number("judge_scale", judge_scale, above=0)
         for t in validation_timesteps:
             check_number("validation_timesteps", t, 0, last)
         backbone.freeze()

@@ -59,6 +59,7 @@ class Case:
         unguided: Scale without guidance.
         guided: A scale with it.
         calls: Calls of the transformer per guided step.
+        time: Name of the transformer's argument for the time.
         sizes: Height and width of a square and of another image, in pixels.
     """
 
@@ -71,6 +72,7 @@ class Case:
     unguided: float = 1.0
     guided: float = 7.0
     calls: int = 1
+    time: str = "timestep"
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((32, 32), (40, 24))
 
     def ours(self, folder: Path, **options: Any) -> TransformerBackbone:

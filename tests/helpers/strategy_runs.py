@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.helpers.recipes import small_recipe
-from tests.helpers.runs import launch
+from tests.helpers.runs import TORCHRUN, launch
 
-RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-RANKS += ["-m", "tests.helpers.two_ranks_commands"]
+RANKS = [*TORCHRUN, "-m", "tests.helpers.two_ranks_commands"]
 CPU = "tests.helpers.strategies_cpu"
 PATIENCE = 1500
 
