@@ -257,7 +257,8 @@ class LatentBackbone(VAEBackbone):
                 if optional is None:
                     raise
                 raise InputError(
-                    f"{str(error).rstrip('.')}, or set `{optional}` to embed prompts without it."
+                    f"{str(error).rstrip('.')}, or embed prompts without it: `{optional}` in a "
+                    f"recipe, or [null, null] for {name} and {tokenizer} in model_index.json."
                 ) from error
             check_tokenizer(
                 texts[name].tokenizer,

@@ -53,6 +53,11 @@ class LoRA:
         """
         self._check_numbers()
         targets = list(defaults if self.targets is None else self.targets)
+        if not targets:
+            raise InputError(
+                "The LoRA has no targets: name layers as `--backbone.lora.targets`, or leave it "
+                "out for the attention's projections."
+            )
         _check_targets(targets, denoiser)
         targets = [name for target in targets for name in _layers(target, denoiser)]
         left_out = [layer for name in unused for layer in _layers_in(denoiser, name)]
