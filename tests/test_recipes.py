@@ -67,6 +67,8 @@ MAX_STEPS = {
     "sd35-spo": 3000,
     "qwen-image-diffusion-dpo": 300,
     "qwen-image-sft": 500,
+    "flux1-diffusion-dpo": 500,
+    "flux1-sft": 500,
     "toy-step-aware-preference": 150,
     "sd15-step-aware-preference": 8000,
     "sdxl-step-aware-preference": 7000,
@@ -142,7 +144,8 @@ def test_recipe_of_a_generation_parses(name: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("name", "workers"), [("toy", 0), ("sd15", 4), ("sdxl", 4), ("sd35", 4), ("qwen-image", 4)]
+    ("name", "workers"),
+    [("toy", 0), *((name, 4) for name in ("sd15", "sdxl", "sd35", "qwen-image", "flux1"))],
 )
 def test_a_recipe_learns_from_a_cache(
     name: str, workers: int, capsys: pytest.CaptureFixture[str]
