@@ -11,41 +11,12 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from tests.helpers.tiny import tiny_vae
+from tests.helpers.tiny_flux2 import TEMPLATE, tiny_qwen_tokenizer
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-"""What Qwen3's chat template makes of one message, with and without thinking."""
-
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WIDTH = 16
-
-
-def tiny_chat_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that spells byte by byte, with Qwen's special tokens."""
-    letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
-    made = Tokenizer(BPE(letters, []))
-    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    made.decoder = ByteLevelDecoder()
-    made.add_special_tokens([*SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        pad_token=SPECIAL[0],
-        eos_token=SPECIAL[2],
-        model_max_length=131072,
-        padding_side="right",
-    )
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def tiny_qwen3(tokenizer: PreTrainedTokenizerFast, **changes: object) -> Qwen3Model:
@@ -97,16 +68,19 @@ def tiny_z_image_vae(**changes: object) -> AutoencoderKL:
     return tiny_vae(**config | changes)
 
 
-def tiny_z_image_pipeline(folder: Path, shift: float = 6.0, **transformer: object) -> Path:
+def tiny_z_image_pipeline(
+    folder: Path, shift: float = 6.0, template: str | None = TEMPLATE, **transformer: object
+) -> Path:
     """Write a whole Z-Image pipeline and return its folder.
 
     Args:
         folder: Where to write.
         shift: The scheduler's: 6 for Z-Image, 3 for Z-Image-Turbo.
+        template: The tokenizer's chat template.
         **transformer: Changes to the transformer.
     """
     torch.manual_seed(0)
-    tokenizer = tiny_chat_tokenizer()
+    tokenizer = tiny_qwen_tokenizer(template)
     ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         vae=tiny_z_image_vae(),
