@@ -317,7 +317,7 @@ def test_by_the_command_line(
     assert "win rate" in capfd.readouterr().out
     with pytest.raises(SystemExit):
         main(["evaluate", "--config", "nothing"])
-    message = "nor a shipped recipe; choose one of flux1, qwen-image, sd15, sd35, sdxl, toy."
+    message = "choose one of flux1, qwen-image, sd15, sd35, sdxl, toy, z-image."
     assert message in capfd.readouterr().err
 
 

@@ -15,13 +15,10 @@ from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError
-from tests.families.all_cases import CASES
+from tests.families.all_cases import CASES, FIRST
 from tests.families.conftest import CacheOf, FolderOf
 from tests.helpers.caching import cache, cache_again, data
 from tests.helpers.generating import samples as pairs_of
-
-FIRST = {case.backbone.FAMILY.name: name for name, case in reversed([*CASES.items()])}
-"""Name of the first case of each family."""
 
 SHARED = [
     (one, other)

@@ -13,10 +13,9 @@ import torch
 from lit_prefopt import load
 from lit_prefopt.backbones import trained
 from lit_prefopt.cli import main
-from tests.families.all_cases import CASES
+from tests.families.all_cases import CASES, FIRST
 from tests.families.cases import TEXTS, Models, sampled
 from tests.families.conftest import CacheOf, FolderOf
-from tests.families.test_other_families import FIRST
 from tests.families.test_training import from_cache, run_of
 from tests.helpers.runs import assert_same_end, finished, kill, scalars, start, wait_for
 from tests.helpers.strategy_runs import case as strategy_case

@@ -25,7 +25,7 @@ from lit_prefopt.diffusion.base_check import check_base
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.families.all_cases import CASES
+from tests.families.all_cases import CASES, FIRST
 from tests.families.cases import TEXTS, Case, sampled
 from tests.helpers.batches import image_pairs
 from tests.helpers.caching import data, errors
@@ -34,6 +34,18 @@ from tests.helpers.runs import assert_same_end, scalars
 from tests.helpers.step_zero import check_step_zero, moved
 
 BETA = 1000.0
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        name if name in FIRST.values() else pytest.param(name, marks=pytest.mark.slow)
+        for name in CASES
+    ],
+)
+def family(request: pytest.FixtureRequest) -> str:
+    """Name of a case; by default the first of each family."""
+    return str(request.param)
 
 
 @pytest.fixture
