@@ -111,6 +111,24 @@ def check_latents(backbone: Backbone, latents: LatentSet) -> None:
         )
 
 
+def check_text(backbone: Backbone) -> None:
+    """Check that a backbone embeds the text tensors that it declares for its caches.
+
+    Args:
+        backbone: The backbone that embeds prompts.
+
+    Raises:
+        InputError: They are others, or of other widths.
+    """
+    declared, embedded = backbone.latent_settings()["text"], backbone.empty.widths()
+    if declared is not None and declared != embedded:
+        raise InputError(
+            f"{type(backbone).__name__} embeds prompts as {described(embedded)}, and its "
+            f"`latent_settings` have {described(declared)} as `text`: return there the width of "
+            "each text tensor by name."
+        )
+
+
 def _difference(name: str, cached: Any, wanted: Any) -> str:
     """Describe a setting of a cache that differs from the backbone's."""
     if name == "text":

@@ -101,11 +101,8 @@ class PromptCollections(LightningDataModule):
         self._written = -1  # `used` of the buffer that is stored on disk
         self.held_out: PairShards | None = None
         if validation is not None:
-            held_out = PairShards(
-                validation, batch_size, resolution=resolution, validation=validation, workers=0
-            )
-            held_out.validation_pairs = validation_pairs
-            self.held_out = held_out
+            own = {"validation": validation, "validation_pairs": validation_pairs, "workers": 0}
+            self.held_out = PairShards(validation, batch_size, resolution=resolution, **own)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the prompts, so that wrong ones fail at the start."""
