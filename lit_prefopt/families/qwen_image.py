@@ -6,6 +6,7 @@ from lit_prefopt.families.base import Component, Config, Family
 from lit_prefopt.families.qwen_encoder_names import qwen25_vl_layouts
 from lit_prefopt.families.qwen_image_names import autoencoder_layouts, transformer_layouts
 
+
 def last_text(config: Config) -> tuple[str, ...]:
     """Return the last block's layers after the attention of the text, which nothing follows.
 
