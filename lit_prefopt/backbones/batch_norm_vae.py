@@ -59,7 +59,7 @@ class BatchNormVAEBackbone(LatentBackbone):
 
     def _keep_statistics(self, vae: Any, source: str) -> None:
         mean, variance = vae.bn.running_mean.float(), vae.bn.running_var.float()
-        if not (variance > 0).all():
+        if not (variance.is_meta or (variance > 0).all()):
             raise InputError(
                 f"The VAE of {source} has variances of its latents that are not above 0 "
                 "(bn.running_var): copy its weights again, or name another as `--backbone.vae`."
