@@ -60,11 +60,14 @@ def test_a_cached_run_has_the_losses_of_a_run_on_images(
     common: list[str], shards: str, tmp_path: Path
 ) -> None:
     """Bit for bit, without encoders; and a table of the reference's errors serves as well."""
-    recipe, cache = ["fit", "--config", "flux2-klein-diffusion-dpo", *common], str(tmp_path / "c")
+    cache = str(tmp_path / "cache")
+    recipe = ["fit", "--config", "flux2-klein-diffusion-dpo", *common]
+    recipe += ["--model.optimizer.lr", "1e-2"]  # so that one step of so small a model shows
     images = ["--data.resolution", "32", *on_pairs(tmp_path / "images", shards)]
     main([*recipe, *images])
     check_dpo(tmp_path / "images")
     making = ["--model.resolution", "32", "--data.shards", shards, "--model.output", cache]
+    making += ["--model.batch_size", "4"]  # as many images and prompts at a time as in training
     main(["predict", "--config", "flux2-klein-cache", *common, *making])
     cached = ["--data", "CachedPairs", "--backbone.encoders", "false"]
     main([*recipe, *cached, *on_pairs(tmp_path / "cached", cache)])

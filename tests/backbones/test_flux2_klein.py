@@ -227,7 +227,7 @@ def test_step_zero(folder: str, checkpointing: bool) -> None:
     torch.manual_seed(0)
     backbone = Flux2Klein(folder, lora=LoRA(4), gradient_checkpointing=checkpointing)
     module = DiffusionDPO(backbone, AdamW(1e-3), beta=2000.0).train()
-    check_step_zero(module, image_pairs(), torch.full((3,), math.log(2)))
+    check_step_zero(module, module.form_pairs(image_pairs()), torch.full((3,), math.log(2)))
 
 
 def test_the_adapter_has_the_layers_of_diffusers_script(folder: str) -> None:
