@@ -14,7 +14,7 @@ from lit_prefopt.backbones.latent import LatentBackbone
 from lit_prefopt.backbones.loading import Components
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
-from lit_prefopt.processes.flow_schedule import STEPS, Shift
+from lit_prefopt.processes.flow_schedule import STEPS, Linear, Shift
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.settings import LevelDraw
 
@@ -40,8 +40,8 @@ class TransformerBackbone(LatentBackbone):
     MU: ClassVar[Shift | None] = None
     """Function that returns the shift, if it depends on image tokens or sampling steps."""
 
-    LINEAR: ClassVar[bool] = False
-    """Whether the stock pipeline has levels of 1 to 1/n before the shift."""
+    LINEAR: ClassVar[Linear] = False
+    """Whether the stock pipeline has levels of 1 to 1/n before the shift, and their precision."""
 
     process: RectifiedFlow
 

@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     """Key of a parameter in a file, and how the file stores it."""
 
     key: str
-    third: int | None = None  # of fused query, key and value
+    piece: int | None = None  # its number in a fused layer, such as one of query, key and value
     transposed: bool = False
     swapped: bool = False  # scale and shift of an adaptive norm, in the other order
     conv: bool = False  # a linear layer that the file stores as a 1 x 1 convolution
@@ -133,6 +133,9 @@ class Family:
             take them from the pipeline of the same architecture.
         lora_targets: Layers of the denoiser that a LoRA adapts by default; empty for those of a
             UNet.
+        unused: Beginnings of the names of layers that no prediction depends on, given the
+            denoiser's configuration: they are neither trained nor adapted, since DDP fails on
+            parameters without a gradient.
     """
 
     name: str
@@ -158,6 +161,7 @@ class Family:
     distilled_backbone: str | None = None
     whole_files: bool = True
     lora_targets: tuple[str, ...] = ()
+    unused: Callable[[Config], tuple[str, ...]] = field(default=lambda config: ())
 
     @property
     def components(self) -> dict[str, Component]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from lit_prefopt.families.base import Component, Config, Family
+from lit_prefopt.families.qwen_encoder_names import qwen25_vl_layouts
+from lit_prefopt.families.qwen_image_names import autoencoder_layouts, transformer_layouts
 
-from lit_prefopt.families.base import Component, Family, Layout
-from lit_prefopt.families.ldm_layouts import as_is
 
-
-def layouts(parameters: Sequence[str]) -> Iterator[Layout]:
-    """Yield the layouts of a network that files store under its own names.
+def last_text(config: Config) -> tuple[str, ...]:
+    """Return the last block's layers after the attention of the text, which nothing follows.
 
     Args:
-        parameters: Names of all parameters.
+        config: The transformer's configuration.
     """
-    yield as_is(parameters)
+    last = f"transformer_blocks.{config['num_layers'] - 1}"
+    return f"{last}.attn.to_add_out", f"{last}.txt_mlp"
 
 
 QWEN_IMAGE = Family(
@@ -28,19 +28,22 @@ QWEN_IMAGE = Family(
         "transformer",
         "QwenImageTransformer2DModel",
         ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
-        layouts,
+        transformer_layouts,
         kohya="lora_unet",
         comfyui="diffusion_model.",
     ),
-    vae=Component("vae", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""), layouts),
+    vae=Component(
+        "vae", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""), autoencoder_layouts
+    ),
     encoders=(
         Component(
             "text_encoder",
             "Qwen2_5_VLForConditionalGeneration",
             ("text_encoders.qwen25_7b.", "text_encoder.", ""),
-            layouts,
+            qwen25_vl_layouts,
             package="transformers",
             kohya="lora_te",
+            comfyui="text_encoders.qwen25_7b.transformer.",
         ),
     ),
     backbone="QwenImage",
@@ -49,6 +52,16 @@ QWEN_IMAGE = Family(
     noise="flow",
     scale="channel",
     packed=4,
+    compared=(
+        *("in_channels", "out_channels", "num_layers", "num_attention_heads"),
+        *("attention_head_dim", "joint_attention_dim", "patch_size", "axes_dims_rope"),
+    ),
     whole_files=False,
     one_alpha=False,
+    # the attention among the layers that Flow-Factory and verl-omni adapt, with both MLPs
+    lora_targets=(
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    ),
+    unused=last_text,
 )
