@@ -6,6 +6,7 @@ from lit_prefopt.families.base import Component, Config, Family
 from lit_prefopt.families.flux2_names import autoencoder_layouts, transformer_layouts
 from lit_prefopt.families.qwen_encoder_names import qwen3_layouts
 
+
 def _size(config: Config) -> str:
     """Return the size of the model: 24 heads of attention have 4 billion parameters, 32 have 9."""
     return "4b" if config["num_attention_heads"] <= 24 else "9b"
