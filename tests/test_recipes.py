@@ -65,6 +65,8 @@ MAX_STEPS = {
     "sd35-diffusion-dpo": 500,
     "sd35-sft": 500,
     "sd35-spo": 3000,
+    "z-image-diffusion-dpo": 500,
+    "z-image-sft": 500,
     "toy-step-aware-preference": 150,
     "sd15-step-aware-preference": 8000,
     "sdxl-step-aware-preference": 7000,
@@ -139,7 +141,9 @@ def test_recipe_of_a_generation_parses(name: str, capsys: pytest.CaptureFixture[
     assert config["backbone"]["init_args"]["reference"] in ("none", "initial")
 
 
-@pytest.mark.parametrize(("name", "workers"), [("toy", 0), ("sd15", 4), ("sdxl", 4), ("sd35", 4)])
+@pytest.mark.parametrize(
+    ("name", "workers"), [("toy", 0), ("sd15", 4), ("sdxl", 4), ("sd35", 4), ("z-image", 4)]
+)
 def test_a_recipe_learns_from_a_cache(
     name: str, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

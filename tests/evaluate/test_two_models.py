@@ -317,7 +317,10 @@ def test_by_the_command_line(
     assert "win rate" in capfd.readouterr().out
     with pytest.raises(SystemExit):
         main(["evaluate", "--config", "nothing"])
-    assert "nor a shipped recipe; choose one of sd15, sd35, sdxl, toy." in capfd.readouterr().err
+    assert (
+        "nor a shipped recipe; choose one of sd15, sd35, sdxl, toy, z-image."
+        in capfd.readouterr().err
+    )
 
 
 @pytest.mark.slow
