@@ -315,9 +315,9 @@ def test_sizes_that_are_no_whole_tokens_are_refused(backbone: ZImage, side: int,
         backbone.posterior(torch.zeros(1, 3, side, 32))
     with pytest.raises(InputError, match=how):
         sample(backbone, ["a"], torch.tensor([1]), Sampling(steps=1, width=side))
+    prompt, level = backbone.embed([""]), torch.ones(1, dtype=torch.float64)
     with pytest.raises(InputError, match=how):
-        level = torch.ones(1, dtype=torch.float64)
-        backbone.predict(torch.zeros(1, 16, 8, side // 4), level, backbone.embed([""]))
+        backbone.predict(torch.zeros(1, 16, 8, side // 4), level, prompt)
 
 
 def test_prompts_of_another_family_and_a_guidance_scale_are_refused(backbone: ZImage) -> None:
