@@ -103,7 +103,7 @@ def test_a_run_logs_what_is_ours_alone(
     hidden = (DeprecationWarning, PendingDeprecationWarning)  # by Python itself
     warned = [one.message for one in recwarn if not issubclass(one.category, hidden)]
     # the tiny tokenizer has 16 tokens, and spells: the only warning is about the user's data
-    assert not [one for one in warned if "longer than the text encoder's context" not in str(one)]
+    assert not [one for one in warned if "longer than a text encoder's context" not in str(one)]
 
 
 def test_a_model_summary_that_the_recipe_names_is_shown(recipe: list[str], caplog: Any) -> None:

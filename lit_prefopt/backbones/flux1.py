@@ -94,9 +94,8 @@ class Flux1(TransformerBackbone):
     @property
     def sampling(self) -> Sampling:
         """Default sampling settings: those of the stock pipeline, or schnell's."""
-        return (
-            Sampling(28, 3.5, batch_size=4) if self.takes_guidance else Sampling(4, 1, batch_size=4)
-        )
+        steps, guidance = (28, 3.5) if self.takes_guidance else (4, 1.0)
+        return Sampling(steps, guidance, batch_size=4)
 
     @property
     def takes_guidance(self) -> bool:
@@ -117,6 +116,5 @@ class Flux1(TransformerBackbone):
             self.refuse_distilled(source, NO_GUIDANCE)
         if not net.config.guidance_embeds and self.guidance != 1:
             raise InputError(
-                f"The transformer of {source} has no guidance embedding: leave "
-                "`--backbone.guidance` out."
+                f"{source} has no guidance embedding: leave out `--backbone.guidance`."
             )

@@ -118,6 +118,12 @@ class LatentBackbone(VAEBackbone):
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         net_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
         part, source = self.FAMILY.denoiser, denoiser or pretrained
+        if needed := sorted({*without} - {*self.LEFT_OUT_BY}):
+            raise InputError(
+                f"{type(self).__name__} cannot embed prompts without {' and '.join(needed)}: leave "
+                "`--backbone.without` out; `--backbone.encoders false` leaves out all encoders, "
+                "for a training on cached pairs."
+            )
         names = [name for name in self.ENCODERS if encoders and name not in without]
         parts = open_components(
             self.FAMILY,
@@ -257,7 +263,8 @@ class LatentBackbone(VAEBackbone):
                 if optional is None:
                     raise
                 raise InputError(
-                    f"{str(error).rstrip('.')}, or set `{optional}` to embed prompts without it."
+                    f"{str(error).rstrip('.')}, or embed prompts without it: `{optional}` in a "
+                    f"recipe, or [null, null] for {name} and {tokenizer} in model_index.json."
                 ) from error
             check_tokenizer(
                 texts[name].tokenizer,

@@ -10,6 +10,7 @@ import torch
 from diffusers import ModelMixin
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lit_prefopt.backbones.policy import trained
@@ -53,20 +54,29 @@ class LoRA:
         """
         self._check_numbers()
         targets = list(defaults if self.targets is None else self.targets)
+        if not targets:
+            raise InputError(
+                "The LoRA has no targets: name layers as `--backbone.lora.targets`, or leave it "
+                "out for the attention's projections."
+            )
         _check_targets(targets, denoiser)
         targets = [name for target in targets for name in _layers(target, denoiser)]
         left_out = [layer for name in unused for layer in _layers_in(denoiser, name)]
         denoiser.requires_grad_(False)
-        denoiser.add_adapter(
-            LoraConfig(
-                r=self.rank,
-                lora_alpha=self.rank if self.alpha is None else self.alpha,
-                target_modules=targets,
-                exclude_modules=left_out or None,
-                lora_dropout=self.dropout,
-                init_lora_weights="gaussian",
-            )
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,
+            target_modules=targets,
+            exclude_modules=left_out or None,
+            lora_dropout=self.dropout,
+            init_lora_weights="gaussian",
         )
+        denoiser.add_adapter(config)
+        if left_out:  # saved as it was done, since peft warns of other targets at loading
+            adapted = [
+                name for name, x in denoiser.named_modules() if isinstance(x, BaseTunerLayer)
+            ]
+            config.target_modules, config.exclude_modules = adapted, None
         for parameter in trained(denoiser).values():
             parameter.data = parameter.data.to(torch.float32)
 

@@ -153,7 +153,7 @@ class DiptychGenerator(Generator):
                     continue
                 whole = self.template.format(left=panels.left, right=panels.right)
                 if not self.backbone.fits_context(whole):
-                    self.left_out["with prompts longer than the text encoder's context"] += 1
+                    self.left_out["with prompts longer than a text encoder's context"] += 1
                     continue
                 requests.append(DiptychRequest(place, seed, panels, whole))
         return requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,25 @@ class Case:
     time: str = "timestep"
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((32, 32), (40, 24))
 
+    def ours(self, folder: Path, **options: Any) -> TransformerBackbone:
+        """Load our backbone; a LoRA starts from the same weights each time.
+
+        Args:
+            folder: Where `write` wrote the pipeline.
+            options: Further options of the backbone.
+        """
+        torch.manual_seed(0)
+        return self.backbone(str(folder), **self.options | options)
+
+    def arguments_of(self, folder: Path) -> list[str]:
+        """Return the arguments of the command line that name the backbone.
+
+        Args:
+            folder: Where `write` wrote the pipeline.
+        """
+        own = [f"--backbone.{name}={json.dumps(value)}" for name, value in self.options.items()]
+        return ["--backbone", self.backbone.__name__, "--backbone.pretrained", str(folder), *own]
+
     def models(self, folder: Path, **options: Any) -> Models:
         """Load ours and the stock pipeline.
 
@@ -81,8 +101,7 @@ class Case:
             folder: Where `write` wrote the pipeline.
             options: Further options of the backbone.
         """
-        backbone = self.backbone(str(folder), **self.options | options)
-        return Models(self, backbone, self.load(folder))
+        return Models(self, self.ours(folder, **options), self.load(folder))
 
 
 class Recorded(NamedTuple):

@@ -35,7 +35,8 @@ import numpy
 ROOT = Path(__file__).parents[2]
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans below a process become its children
 SPARE = 200  # descriptors from here on are free
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which a process that forks ignores
+HANDLERS = {signum: signal.getsignal(signum) for signum in STOPS}
 LARGEST = 1 << 20  # bytes of a request
 MODULES = re.compile(r"lit_prefopt\..+|tests\.helpers\..+|torch\.distributed\.run")
 OWN = re.compile(
@@ -215,7 +216,7 @@ def next_fork(channel: socket.socket) -> tuple[Request, list[int], socket.socket
 
     That one is forked first, before the fork has threads.
     """
-    for signum in IGNORED:
+    for signum in HANDLERS:
         signal.signal(signum, signal.SIG_IGN)
     while True:
         request, files = serve(channel)
@@ -235,9 +236,8 @@ def next_fork(channel: socket.socket) -> tuple[Request, list[int], socket.socket
 
 def become(request: Request, files: list[int], added: Mapping[str, str]) -> None:
     """Set the streams, signals, environment and seeds of a fork to those of a new interpreter."""
-    for signum in IGNORED:
-        signal.signal(signum, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for signum, handler in HANDLERS.items():
+        signal.signal(signum, handler)
     spare = [fcntl.fcntl(file, fcntl.F_DUPFD, SPARE) for file in files]
     for file in files:
         os.close(file)

@@ -36,11 +36,17 @@ FORMS = {
 
 
 def case(
-    pipeline: str, shards: str, folder: Path, strategy: str, form: str, *more: str
+    pipeline: str,
+    shards: str,
+    folder: Path,
+    strategy: str,
+    form: str,
+    *more: str,
+    name: str = "toy-diffusion-dpo",
 ) -> list[str]:
     """Return the command of a run of ten steps on two ranks, four pairs on each."""
     return [
-        *("fit", *small_recipe(pipeline, shards, folder)),
+        *("fit", *small_recipe(pipeline, shards, folder, name)),
         *("--trainer.max_steps", "10", "--trainer.limit_val_batches", "0", "--model.beta", "1000"),
         *(*STRATEGIES[strategy], "--trainer.devices", "2", *FORMS[form]),
         *("--trainer.callbacks+", f"{CPU}.Seen", "--trainer.callbacks.folder", str(folder)),
