@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from lit_prefopt.processes.settings import Sampling
 from tests.families.cases import load_stock
 from tests.helpers.batches import image_pairs
 from tests.helpers.tiny_z_image import tiny_z_image_pipeline, tiny_z_image_transformer
-from tests.methods.test_flow_methods import check_step_zero
 
 TEXTS = ["a red cat", "", "dog " * 30]
 
@@ -155,15 +153,6 @@ def test_the_velocity_is_minus_the_stock_transformers(
 
 
 # Training -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_step_zero(folder: str, checkpointing: bool) -> None:
-    torch.manual_seed(0)  # the LoRA's start
-    backbone = ZImage(folder, lora=LoRA(4), gradient_checkpointing=checkpointing)
-    module = DiffusionDPO(backbone, AdamW(1e-3), beta=2000.0).train()
-    pairs = module.form_pairs(image_pairs())
-    check_step_zero(module, pairs, torch.full((3,), math.log(2)))
 
 
 def gradients(folder: str, **options: Any) -> dict[str, Tensor]:
