@@ -298,7 +298,7 @@ def test_prompts_beyond_the_encoders_length_are_counted(backbone: ZImage) -> Non
     assert backbone.embed(["a" * 600]).ragged("hidden").lengths == (512,)
 
 
-@pytest.mark.parametrize(("side", "how"), [(36, "a multiple of 8"), (520, "up to 512")])
+@pytest.mark.parametrize(("side", "how"), [(36, "a multiple of 8"), (1032, "up to 1024")])
 def test_sizes_that_are_no_whole_tokens_are_refused(backbone: ZImage, side: int, how: str) -> None:
     with pytest.raises(InputError, match=how):
         backbone.posterior(torch.zeros(1, 3, side, 32))
