@@ -35,6 +35,8 @@ def cache(small: list[str], shards: str, tmp_path_factory: pytest.TempPathFactor
     """Latents and prompts of the pairs."""
     folder = str(tmp_path_factory.mktemp("z-image") / "cache")
     making = ["--model.resolution", "32", "--data.shards", shards, "--model.output", folder]
+    # as many images at a time as in training: the VAE rounds those of larger batches otherwise
+    making += ["--model.batch_size", "4"]
     main(["predict", "--config", "z-image-cache", *small, *making])
     return folder
 
