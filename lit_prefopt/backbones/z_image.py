@@ -51,7 +51,7 @@ class ZImage(TransformerBackbone):
     FAMILY = Z_IMAGE
     ENCODERS: ClassVar = {"text_encoder": ThinkingText}
     GUIDANCE = Guidance("positive-negative", combine=beyond, off=0.0)
-    MU = staticmethod(linear_shift)
+    MU = linear_shift
     LINEAR = "float32"
 
     def __init__(self, pretrained: str, *, distilled: bool = False, **kwargs: Any) -> None:
