@@ -72,6 +72,8 @@ MAX_STEPS = {
     "flux2-klein-spo": 2000,
     "qwen-image-diffusion-dpo": 300,
     "qwen-image-sft": 500,
+    "z-image-diffusion-dpo": 500,
+    "z-image-sft": 500,
     "toy-step-aware-preference": 150,
     "sd15-step-aware-preference": 8000,
     "sdxl-step-aware-preference": 7000,
