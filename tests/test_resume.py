@@ -180,6 +180,5 @@ def test_flow_dpo_stopped_within_an_epoch_ends_in_the_same_weights(
     main(["fit", *recipe, *parts, "--ckpt_path", "last"])
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
     logged = [scalars(tmp_path / name)["train/loss"] for name in ("whole", "parts")]
-    assert logged[0] == logged[1]
     assert logged[0][0] == pytest.approx(math.log(2), abs=1e-6)
-    assert logged[0][1] != logged[0][0]
+    assert logged[0][-1] == logged[1][-1] < 0.5  # the mean of both batches of the resumed step
