@@ -5,8 +5,8 @@
     python -m benchmarks.flow_step --model flux2-klein-4b --nf4 true --resolution 256 --report true
 
 Diffusion-DPO with a LoRA, on the transformer alone: latents and embedded prompts are random, as
-from a cache. Weights are random too, so it measures speed and memory, not quality. The floor is the time
-that the device's fastest matrix product needs for the step's FLOPs.
+from a cache. Weights are random too, so it measures speed and memory, not quality. The floor is
+the time that the device's fastest matrix product needs for the FLOPs of the step.
 """
 
 from __future__ import annotations
