@@ -122,9 +122,26 @@ def load_from_file(
     model.load_state_dict(loaded, assign=True)
     if isinstance(model, PreTrainedModel):
         model.tie_weights()  # an embedding that has two names
+        if untied := _untied(model, layout):
+            raise missing_tensors(source, untied, len(layout))
     model.eval()
     check_weights(model, source)
     return model
+
+
+def _untied(model: nn.Module, layout: Layout) -> list[str]:
+    """Return the parameters that were read from another one's key and are not tied to it."""
+    first: dict[str, str] = {}
+    for name, entry in layout.items():
+        if entry.piece is None:
+            first.setdefault(entry.key, name)
+    return [
+        name
+        for name, entry in layout.items()
+        if entry.piece is None
+        and first[entry.key] != name
+        and model.get_parameter(name) is not model.get_parameter(first[entry.key])
+    ]
 
 
 def _implied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
