@@ -31,6 +31,9 @@ def build_policy(net: ModelMixin, lora: LoRA | None, reference: str, family: Fam
         frozen = freeze(other)
     elif reference == "initial":
         frozen = "adapter-off" if lora else freeze(copy.deepcopy(net))
+    unused = family.unused(net.config)
     if lora is not None:
-        lora.add_to(net, family.lora_targets or ATTENTION)
+        lora.add_to(net, family.lora_targets or ATTENTION, unused)
+    for name in unused:
+        net.get_submodule(name).requires_grad_(False)
     return Policy(net, frozen)

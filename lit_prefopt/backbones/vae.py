@@ -14,6 +14,7 @@ from lit_prefopt.backbones.loading import Components
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
 from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.small_decoder import SmallDecoder
+from lit_prefopt.backbones.without_weights import full_config
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.base import Family
 
@@ -132,12 +133,15 @@ class VAEBackbone(Backbone):
         """
         kind = self.FAMILY.vae.kind
         self.vae = None
-        if load:
+        own = None
+        if load or self.FAMILY.scale == "batch-norm":
             own = (
                 load_component(kind, source, "vae", self.frozen_dtype, config=parts.vae_config)
                 if source
                 else parts.vae(self.frozen_dtype)
             )
+            self._keep_statistics(own, source or self.pretrained)
+        if load:
             self.vae = freeze(upcast_vae_if_needed(own))
             self.vae_config = self.vae.config
             apply_memory_format_and_compile([self.vae], channels_last=channels_last, compiled=False)
@@ -152,14 +156,19 @@ class VAEBackbone(Backbone):
             channels, pixels = self.latent_shape[0], self.pixels_per_latent
             self.small_decoder = freeze(SmallDecoder(decoder, self.frozen_dtype, channels, pixels))
 
+    def _keep_statistics(self, vae: Any, source: str) -> None:
+        """Keep what `scaled` needs of a VAE's weights, which may be dropped afterwards.
+
+        A family whose `scale` is `batch-norm` defines it: its statistics are among the weights, so
+        that the VAE is read, from a file of a few hundred megabytes, even for cached latents.
+
+        Args:
+            vae: The VAE.
+            source: Hub name, folder or file of it, for messages.
+        """
+
 
 def upcast_vae_if_needed(vae: Any) -> Any:
     """Return the VAE in float32 if its configuration says that it overflows in float16."""
-    overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
     return vae.float() if overflows else vae
-
-
-def full_config(kind: Any, config: dict[str, Any]) -> Any:
-    """Return the configuration of a VAE with the defaults of its class, without weights."""
-    with torch.device("meta"):
-        return kind.from_config(config).config

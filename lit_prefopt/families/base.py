@@ -133,6 +133,9 @@ class Family:
             take them from the pipeline of the same architecture.
         lora_targets: Layers of the denoiser that a LoRA adapts by default; empty for those of a
             UNet.
+        unused: Beginnings of the names of layers that no prediction depends on, given the
+            denoiser's configuration: they are neither trained nor adapted, since DDP fails on
+            parameters without a gradient.
     """
 
     name: str
@@ -158,6 +161,7 @@ class Family:
     distilled_backbone: str | None = None
     whole_files: bool = True
     lora_targets: tuple[str, ...] = ()
+    unused: Callable[[Config], tuple[str, ...]] = field(default=lambda config: ())
 
     @property
     def components(self) -> dict[str, Component]:

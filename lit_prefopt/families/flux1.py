@@ -48,11 +48,23 @@ FLUX1 = Family(
         ),
     ),
     backbone="Flux1",
-    architecture=lambda config, v: "flux1",
+    compared=(
+        *("in_channels", "num_layers", "num_single_layers", "num_attention_heads"),
+        *("attention_head_dim", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds"),
+    ),
+    architecture=lambda config, v: f"flux-1-{'dev' if config['guidance_embeds'] else 'schnell'}",
     kohya_version=lambda config, v: "flux1",
+    kohya_module="networks.lora_flux",
     noise="flow",
     scale="shift",
     packed=4,
     whole_files=False,
     one_alpha=False,
+    # those of diffusers' train_dreambooth_lora_flux.py and of flow_grpo's train_flux.py; the names
+    # of attention are also those of single blocks
+    lora_targets=(
+        *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),
+        *("attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+    ),
 )

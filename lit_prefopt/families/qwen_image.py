@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from lit_prefopt.families.base import Component, Family
+from lit_prefopt.families.base import Component, Config, Family
 from lit_prefopt.families.qwen_encoder_names import qwen25_vl_layouts
 from lit_prefopt.families.qwen_image_names import autoencoder_layouts, transformer_layouts
+
+
+def last_text(config: Config) -> tuple[str, ...]:
+    """Return the last block's layers after the attention of the text, which nothing follows.
+
+    Args:
+        config: The transformer's configuration.
+    """
+    last = f"transformer_blocks.{config['num_layers'] - 1}"
+    return f"{last}.attn.to_add_out", f"{last}.txt_mlp"
+
 
 QWEN_IMAGE = Family(
     name="qwen-image",
@@ -41,6 +52,16 @@ QWEN_IMAGE = Family(
     noise="flow",
     scale="channel",
     packed=4,
+    compared=(
+        *("in_channels", "out_channels", "num_layers", "num_attention_heads"),
+        *("attention_head_dim", "joint_attention_dim", "patch_size", "axes_dims_rope"),
+    ),
     whole_files=False,
     one_alpha=False,
+    # the attention among the layers that Flow-Factory and verl-omni adapt, with both MLPs
+    lora_targets=(
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    ),
+    unused=last_text,
 )

@@ -12,10 +12,7 @@ from lit_prefopt.families.z_image_names import transformer_layouts
 Z_IMAGE = Family(
     name="z-image",
     title="Z-Image",
-    pipelines=(
-        "ZImagePipeline",
-        "ZImageImg2ImgPipeline",
-    ),
+    pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
     denoiser=Component(
         "transformer",
         "ZImageTransformer2DModel",
@@ -37,10 +34,20 @@ Z_IMAGE = Family(
         ),
     ),
     backbone="ZImage",
-    architecture=lambda config, v: "z-image",
-    kohya_version=lambda config, v: "z-image",
     noise="flow",
     scale="shift",
+    compared=(
+        *("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "qk_norm"),
+        *("cap_feat_dim", "siglip_feat_dim", "axes_dims"),
+    ),
+    # as kohya's musubi-tuner writes them
+    architecture=lambda config, v: "Z-Image",
+    kohya_version=lambda config, v: "z_image",
+    kohya_module="networks.lora_zimage",
     whole_files=False,
     one_alpha=False,
+    lora_targets=(  # of Flow-Factory's Z-Image: all layers of attention and feed-forward
+        *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
+        *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    ),
 )

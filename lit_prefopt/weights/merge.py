@@ -63,7 +63,8 @@ def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part,
             "this output does not contain: export a complete pipeline, or use a LoRA of the "
             f"{' and '.join(parts)} alone."
         )
-    known = {part: _spellings(family.components[part], net) for part, net in parts.items()}
+    used = {owners[role] for role, _ in lora.layers}
+    known = {part: _spellings(family.components[part], parts[part]) for part in used}
     strange = [key for key in lora.layers if key[1] not in known[owners[key[0]]]]
     if strange:
         role, name = strange[0]
