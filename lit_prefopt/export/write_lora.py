@@ -143,8 +143,9 @@ def write_comfyui_lora(layers: Layers, path: Path, base: BasePipeline, dtype: to
     for (part, name), layer in _renamed(layers, base, True).items():
         inner = name if part == family.denoiser.name else _with_text_model(name, part, base)
         key = f"{family.components[part].comfyui}{inner}"
-        state[f"{key}.lora_A.weight"] = layer.down.to(dtype).contiguous()
-        state[f"{key}.lora_B.weight"] = layer.up.to(dtype).contiguous()
+        down, up = family.comfyui_halves
+        state[f"{key}.{down}.weight"] = layer.down.to(dtype).contiguous()
+        state[f"{key}.{up}.weight"] = layer.up.to(dtype).contiguous()
         state[f"{key}.alpha"] = torch.tensor(layer.alpha)
     save_file(state, path, modelspec(base, path.stem, lora=True))
 

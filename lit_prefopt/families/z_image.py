@@ -18,6 +18,7 @@ Z_IMAGE = Family(
         "ZImageTransformer2DModel",
         ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
         transformer_layouts,
+        ignored=("norm_final.weight",),
         kohya="lora_unet",
         comfyui="diffusion_model.",
     ),

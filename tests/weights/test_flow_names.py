@@ -28,7 +28,7 @@ from lit_prefopt.families.flux2 import FLUX2
 from lit_prefopt.families.qwen_image import QWEN_IMAGE
 from lit_prefopt.families.z_image import Z_IMAGE
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file, original_state
-from tests.helpers.tiny_transformers import TRANSFORMERS, randomised
+from tests.helpers.flow_families import FLOW_FAMILIES, randomised
 
 START = "model.diffusion_model."
 
@@ -65,7 +65,7 @@ KNOWN = {
 }
 
 
-@pytest.fixture(params=TRANSFORMERS)
+@pytest.fixture(params=FLOW_FAMILIES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -89,9 +89,9 @@ def read_back(net: nn.Module, component: Component, state: dict[str, Tensor], pa
 
 def test_the_published_width_in_original_names(name: str) -> None:
     """The sizes are those of the published files; diffusers reads the same network in them."""
-    case = TRANSFORMERS[name]
+    case = FLOW_FAMILIES[name]
     net = case.empty()
-    original = original_state(net, case.family.denoiser)
+    original = original_state(net, case.names.denoiser)
     shapes = {key.removeprefix(START): tuple(tensor.shape) for key, tensor in original.items()}
     assert KNOWN[name].items() <= shapes.items()
     state = net.state_dict()
@@ -102,9 +102,9 @@ def test_the_published_width_in_original_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["flux2", "qwen-image", "z-image"])
 def test_diffusers_reads_every_tensor_back(name: str) -> None:
     """FLUX.2's reader fails on the prefix that ComfyUI's checkpoints have."""
-    case = TRANSFORMERS[name]
+    case = FLOW_FAMILIES[name]
     net = case.build()
-    original = original_state(net, case.family.denoiser)
+    original = original_state(net, case.names.denoiser)
     assert all(key.startswith(START) for key in original)
     back = case.convert({key.removeprefix(START): x for key, x in original.items()})
     assert_equal(back, net.state_dict())
@@ -112,7 +112,7 @@ def test_diffusers_reads_every_tensor_back(name: str) -> None:
 
 def test_diffusers_reads_every_row_of_flux1_back() -> None:
     """Its reader knows one width, 3072: one column is enough to see where rows go."""
-    case = TRANSFORMERS["flux1"]
+    case = FLOW_FAMILIES["flux1"]
     net = case.empty()
     generator = torch.Generator().manual_seed(0)
     rows = {
@@ -121,35 +121,35 @@ def test_diffusers_reads_every_row_of_flux1_back() -> None:
     }
     narrow = nn.Module()
     narrow.state_dict = lambda: dict(rows)  # type: ignore[method-assign]
-    assert_equal(case.convert(original_state(narrow, case.family.denoiser)), rows)
+    assert_equal(case.convert(original_state(narrow, case.names.denoiser)), rows)
 
 
 @pytest.mark.parametrize("prefix", [START, "diffusion_model.", ""])
 def test_files_in_original_names(name: str, prefix: str, tmp_path: Path) -> None:
-    case = TRANSFORMERS[name]
+    case = FLOW_FAMILIES[name]
     net = case.build()
-    original = original_state(net, case.family.denoiser)
+    original = original_state(net, case.names.denoiser)
     state = {prefix + key.removeprefix(START): tensor for key, tensor in original.items()}
-    read_back(net, case.family.denoiser, state, tmp_path / "original.safetensors")
+    read_back(net, case.names.denoiser, state, tmp_path / "original.safetensors")
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_files_in_diffusers_names(name: str, prefix: str, tmp_path: Path) -> None:
-    case = TRANSFORMERS[name]
+    case = FLOW_FAMILIES[name]
     net = case.build()
     state = {prefix + key: tensor for key, tensor in net.state_dict().items()}
-    read_back(net, case.family.denoiser, state, tmp_path / "own.safetensors")
+    read_back(net, case.names.denoiser, state, tmp_path / "own.safetensors")
 
 
 def test_a_fused_layer_of_another_width(tmp_path: Path) -> None:
-    case = TRANSFORMERS["flux1"]
-    state = original_state(case.build(), case.family.denoiser)
+    case = FLOW_FAMILIES["flux1"]
+    state = original_state(case.build(), case.names.denoiser)
     key = f"{START}single_blocks.0.linear1.weight"
     state[key] = state[key][:-32].contiguous()
     save_file({k: x.clone() for k, x in state.items()}, tmp_path / "cut.safetensors")
     file = WeightsFile(str(tmp_path / "cut.safetensors"))
     with pytest.raises(InputError, match=r"linear1.weight is \(192, 32\) and should be"):
-        load_from_file(case.build, file, case.family.denoiser, torch.float32, "itself")
+        load_from_file(case.build, file, case.names.denoiser, torch.float32, "itself")
 
 
 def tiny_vae(kind: type[nn.Module], **config: object) -> nn.Module:

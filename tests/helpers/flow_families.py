@@ -1,11 +1,14 @@
-"""Small transformers of the flow families, with random weights, without their pipelines."""
+"""Transformers of the flow families: small ones with random weights, and wide ones without."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import (
+    DiffusionPipeline,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
@@ -23,25 +26,40 @@ from lit_prefopt.families.flux1 import FLUX1
 from lit_prefopt.families.flux2 import FLUX2
 from lit_prefopt.families.qwen_image import QWEN_IMAGE
 from lit_prefopt.families.z_image import Z_IMAGE
+from tests.helpers.tiny_flux1 import tiny_flux1_pipeline, tiny_flux1_transformer
+from tests.helpers.tiny_flux2 import tiny_flux2_pipeline, tiny_flux2_transformer
+from tests.helpers.tiny_qwen_image import tiny_qwen_image_pipeline, tiny_qwen_transformer
+from tests.helpers.tiny_z_image import tiny_z_image_pipeline, tiny_z_image_transformer
 
 
-class Transformer(NamedTuple):
-    """A family with the configurations of its transformer, small and of the published width."""
+class FlowFamily(NamedTuple):
+    """A flow family in tests.
 
-    family: families.Family
+    Args:
+        names: Names of its components and weights.
+        kind: Class of its transformer.
+        pipeline: Class of its stock pipeline.
+        transformer: Builds a small transformer.
+        write: Writes a small pipeline into a folder.
+        convert: diffusers' reader of the transformer's original names.
+        wide: Configuration of a transformer of a published width, with few blocks.
+    """
+
+    names: families.Family
     kind: type[nn.Module]
-    pipeline: Any
-    convert: Any  # diffusers' reader of original names; Qwen-Image's are its own
-    tiny: dict[str, Any]
-    wide: dict[str, Any]  # a published width with few blocks
+    pipeline: type[DiffusionPipeline]
+    transformer: Callable[..., nn.Module]
+    write: Callable[[Path], Path]
+    convert: Callable[..., dict[str, torch.Tensor]]
+    wide: dict[str, Any]
 
-    def build(self, **changes: Any) -> nn.Module:
-        """Return a small one with random weights, vectors too."""
+    def build(self) -> nn.Module:
+        """Return a small transformer, every parameter of which is random."""
         torch.manual_seed(0)
-        return randomised(self.kind(**self.tiny | changes))
+        return randomised(self.transformer())
 
     def empty(self) -> nn.Module:
-        """Return a wide one without weights."""
+        """Return a wide transformer without weights."""
         with torch.device("meta"):
             return self.kind(**self.wide)
 
@@ -54,56 +72,44 @@ def randomised(net: nn.Module) -> nn.Module:
     return net
 
 
-TRANSFORMERS = {
-    "flux1": Transformer(
+FLOW_FAMILIES = {
+    "flux1": FlowFamily(
         FLUX1,
         FluxTransformer2DModel,
         FluxPipeline,
+        tiny_flux1_transformer,
+        tiny_flux1_pipeline,
         single_file_utils.convert_flux_transformer_checkpoint_to_diffusers,
-        {
-            **{"patch_size": 1, "in_channels": 64, "num_layers": 2, "num_single_layers": 2},
-            **{"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32},
-            **{"pooled_projection_dim": 32, "guidance_embeds": True, "axes_dims_rope": (4, 4, 8)},
-        },
         {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True},
     ),
-    "flux2": Transformer(
+    "flux2": FlowFamily(
         FLUX2,
         Flux2Transformer2DModel,
         Flux2KleinPipeline,
+        tiny_flux2_transformer,
+        tiny_flux2_pipeline,
         single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers,
-        {
-            **{"patch_size": 1, "in_channels": 128, "num_layers": 2, "num_single_layers": 2},
-            **{"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 48},
-            **{"axes_dims_rope": (4, 4, 4, 4), "guidance_embeds": False},
-        },
         {
             **{"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 24},
             **{"joint_attention_dim": 7680, "guidance_embeds": False},
         },
     ),
-    "qwen-image": Transformer(
+    "qwen-image": FlowFamily(
         QWEN_IMAGE,
         QwenImageTransformer2DModel,
         QwenImagePipeline,
-        dict,
-        {
-            **{"patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 2},
-            **{"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 16},
-            **{"axes_dims_rope": (8, 4, 4)},
-        },
+        tiny_qwen_transformer,
+        tiny_qwen_image_pipeline,
+        dict,  # its original names are diffusers' own
         {"num_layers": 2},
     ),
-    "z-image": Transformer(
+    "z-image": FlowFamily(
         Z_IMAGE,
         ZImageTransformer2DModel,
         ZImagePipeline,
+        tiny_z_image_transformer,
+        tiny_z_image_pipeline,
         single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers,
-        {
-            **{"all_patch_size": (2,), "all_f_patch_size": (1,), "in_channels": 16, "dim": 32},
-            **{"n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2},
-            **{"cap_feat_dim": 16, "axes_dims": [8, 4, 4], "axes_lens": [1024, 64, 64]},
-        },
         {"n_layers": 2, "n_refiner_layers": 2},
     ),
 }
