@@ -103,3 +103,164 @@ def test_one_strength_comes_back_bit_for_bit(
     written = load_file(again)
     assert written.keys() == state.keys()
     assert all(torch.equal(written[key], state[key]) for key in state)
+
+
+def matrices(outputs: int, inputs: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    down = torch.randn(rank, inputs, generator=generator)
+    return down, torch.randn(outputs, rank, generator=generator)
+
+
+FOREIGN = {
+    # kohya's sd-scripts: fused layers, modulation and layers outside of the blocks
+    "flux1": (
+        "lora_unet_{}.lora_down.weight lora_unet_{}.lora_up.weight lora_unet_{}.alpha",
+        {
+            "single_blocks_1_linear1": (
+                (3 * 32 + 128, 32),
+                {
+                    f"single_transformer_blocks.1.{layer}": rows
+                    for layer, rows in {
+                        "attn.to_q": slice(0, 32),
+                        "attn.to_k": slice(32, 64),
+                        "attn.to_v": slice(64, 96),
+                        "proj_mlp": slice(96, None),
+                    }.items()
+                },
+            ),
+            "double_blocks_0_txt_attn_qkv": (
+                (96, 32),
+                {
+                    f"transformer_blocks.0.attn.add_{letter}_proj": slice(32 * n, 32 * n + 32)
+                    for n, letter in enumerate("qkv")
+                },
+            ),
+            "double_blocks_0_img_mod_lin": ((192, 32), {"transformer_blocks.0.norm1.linear": ...}),
+            "img_in": ((32, 64), {"x_embedder": ...}),
+        },
+    ),
+    # ai-toolkit: no alpha, so that the strength is 1
+    "flux2": (
+        "diffusion_model.{}.lora_A.weight diffusion_model.{}.lora_B.weight",
+        {
+            "single_blocks.0.linear1": (
+                (3 * 32 + 2 * 96, 32),
+                {"single_transformer_blocks.0.attn.to_qkv_mlp_proj": ...},
+            ),
+            "double_blocks.0.img_attn.qkv": (
+                (96, 32),
+                {
+                    f"transformer_blocks.0.attn.to_{letter}": slice(32 * n, 32 * n + 32)
+                    for n, letter in enumerate("qkv")
+                },
+            ),
+            "double_stream_modulation_txt.lin": (
+                (192, 32),
+                {"double_stream_modulation_txt.linear": ...},
+            ),
+        },
+    ),
+    # musubi-tuner
+    "qwen-image": (
+        "lora_unet_{}.lora_down.weight lora_unet_{}.lora_up.weight lora_unet_{}.alpha",
+        {
+            "transformer_blocks_1_attn_add_k_proj": (
+                (32, 32),
+                {"transformer_blocks.1.attn.add_k_proj": ...},
+            ),
+            "transformer_blocks_0_img_mlp_net_0_proj": (
+                (128, 32),
+                {"transformer_blocks.0.img_mlp.net.0.proj": ...},
+            ),
+        },
+    ),
+    # trainers that wrap the modules of ComfyUI's files
+    "z-image": (
+        "diffusion_model.{}.lora_down.weight diffusion_model.{}.lora_up.weight "
+        "diffusion_model.{}.alpha",
+        {
+            "layers.1.attention.qkv": (
+                (96, 32),
+                {
+                    f"layers.1.attention.to_{letter}": slice(32 * n, 32 * n + 32)
+                    for n, letter in enumerate("qkv")
+                },
+            ),
+            "noise_refiner.0.attention.out": (
+                (32, 32),
+                {"noise_refiner.0.attention.to_out.0": ...},
+            ),
+            "layers.0.feed_forward.w2": ((32, 85), {"layers.0.feed_forward.w2": ...}),
+            "x_embedder": ((32, 64), {"all_x_embedder.2-1": ...}),
+        },
+    ),
+}
+"""Keys of trainers' files by family, the sizes of their layers, and the rows of diffusers'."""
+
+
+def foreign_lora(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a LoRA as its trainer writes it, and the updates of diffusers' layers."""
+    keys, layers = FOREIGN[name]
+    state, updates = {}, {}
+    for seed, (layer, ((outputs, inputs), targets)) in enumerate(layers.items()):
+        down, up = matrices(outputs, inputs, 3, seed)
+        alpha = torch.tensor(1.5 + seed) if "alpha" in keys else torch.tensor(3.0)
+        written = [key.format(layer) for key in keys.split()]
+        state |= dict(zip(written, (down, up, alpha), strict=False))
+        for target, rows in targets.items():
+            updates[target] = (alpha / 3 * (up @ down))[rows]
+    return state, updates
+
+
+def matched(case: FlowFamily, file: Path) -> dict[tuple[str, str], LoRALayer]:
+    return match_lora(case.names, {"transformer": case.build()}, read_lora(file))
+
+
+def test_a_foreign_lora_is_read_whole(name: str, tmp_path: Path) -> None:
+    state, updates = foreign_lora(name)
+    save_file(state, tmp_path / "foreign.safetensors")
+    found = matched(FLOW_FAMILIES[name], tmp_path / "foreign.safetensors")
+    assert {layer for _, layer in found} == updates.keys()
+    for (_, layer), own in found.items():
+        torch.testing.assert_close(own.delta, updates[layer], atol=1e-5, rtol=1e-5)
+
+
+ATTENTION = {
+    "flux1": ("double_blocks.0.img_attn.proj", "transformer_blocks.0.attn.to_add_out"),
+    "flux2": ("double_blocks.0.img_attn.proj", "transformer_blocks.0.attn.to_add_out"),
+    "z-image": ("layers.1.attention.out", "layers.0.attention.to_out.0"),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_original_and_diffusers_names_in_one_file(name: str, tmp_path: Path) -> None:
+    down, up = matrices(32, 32, 2, 0)
+    original, own = ATTENTION[name]
+    state = {}
+    for layer in (original, own):
+        state[f"diffusion_model.{layer}.lora_A.weight"] = down
+        state[f"diffusion_model.{layer}.lora_B.weight"] = up
+    save_file(state, tmp_path / "mixed.safetensors")
+    with pytest.raises(InputError, match="mixes the names of two layouts, such as ") as stop:
+        matched(FLOW_FAMILIES[name], tmp_path / "mixed.safetensors")
+    assert original.replace(".", "_") in str(stop.value)
+    assert own.replace(".", "_") in str(stop.value)
+
+
+@pytest.mark.parametrize("second", ["transformer.transformer_blocks.1.attn.to_k", "img_in"])
+def test_two_beginnings_in_one_file(second: str, tmp_path: Path) -> None:
+    down, up = matrices(32, 32, 2, 0)
+    state = {}
+    for layer in ("lora_unet_transformer_blocks_0_attn_to_q", second):
+        state |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+    save_file(state, tmp_path / "mixed.safetensors")
+    with pytest.raises(InputError, match="mixes the names of two layouts, such as lora_unet_"):
+        read_lora(tmp_path / "mixed.safetensors")
+
+
+def test_a_lora_of_another_family(name: str, tmp_path: Path) -> None:
+    save_file(foreign_lora(name)[0], tmp_path / "foreign.safetensors")
+    for other, case in FLOW_FAMILIES.items():
+        if other != name:
+            with pytest.raises(InputError, match="is a LoRA of another model family"):
+                matched(case, tmp_path / "foreign.safetensors")
