@@ -84,10 +84,20 @@ def _adapter_config(layers: dict[str, LoRALayer]) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        rank_pattern={n: x.rank for n, x in layers.items() if x.rank != rank},
-        alpha_pattern={n: _number(x.alpha) for n, x in layers.items() if x.alpha != alpha},
+        rank_pattern={_pattern(n, layers): x.rank for n, x in layers.items() if x.rank != rank},
+        alpha_pattern={
+            _pattern(n, layers): _number(x.alpha) for n, x in layers.items() if x.alpha != alpha
+        },
         target_modules=sorted(layers),
     )
+
+
+def _pattern(name: str, names: Iterable[str]) -> str:
+    """Return peft's pattern of a layer, which also matches all layers that end with its name.
+
+    It begins with ^ where there are such layers, as in FLUX.1, whose blocks have a `proj_out` too.
+    """
+    return f"^{name}" if any(other.endswith(f".{name}") for other in names) else name
 
 
 def write_kohya_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype) -> None:
