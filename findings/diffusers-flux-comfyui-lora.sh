@@ -22,6 +22,7 @@ trap 'rm -rf "$work"' EXIT
     transformers==5.23.0 accelerate==1.15.0 peft==0.21.2
 cd "$work"
 venv/bin/python - 2> stderr.log <<'PY' || { code=$?; tail -n 5 stderr.log >&2; exit "$code"; }
+import inspect
 import sys
 
 import diffusers
@@ -48,9 +49,10 @@ def lora(layer, outputs, inputs, down, up):
 
 
 def adapted(pipeline_class, network, state):
-    """Return how many layers of a network have an adapter after its pipeline read a LoRA."""
-    read = pipeline_class.lora_state_dict(dict(state))
-    pipeline_class.load_lora_into_transformer(read, transformer=network)
+    """Return how many layers of a network have an adapter after its pipeline loaded a LoRA."""
+    parts = [name for name in inspect.signature(pipeline_class).parameters if name != "is_distilled"]
+    pipeline = pipeline_class(**dict.fromkeys(parts) | {"transformer": network})
+    pipeline.load_lora_weights(dict(state))
     return sum(hasattr(module, "lora_A") for module in network.modules())
 
 

@@ -140,7 +140,7 @@ def write_kohya_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torc
 
 
 def write_comfyui_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype) -> None:
-    """Write a LoRA in ComfyUI's layout: the original names of its networks, with their dots.
+    """Write a LoRA in ComfyUI's layout: the original names of most networks, with their dots.
 
     Args:
         layers: Layers by part and module.
@@ -150,7 +150,7 @@ def write_comfyui_lora(layers: Layers, path: Path, base: BasePipeline, dtype: to
     """
     family = base.family
     state: dict[str, Tensor] = {}
-    for (part, name), layer in _renamed(layers, base, True).items():
+    for (part, name), layer in _renamed(layers, base, family.comfyui_original).items():
         inner = name if part == family.denoiser.name else _with_text_model(name, part, base)
         key = f"{family.components[part].comfyui}{inner}"
         down, up = family.comfyui_halves

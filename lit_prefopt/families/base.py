@@ -125,6 +125,7 @@ class Family:
         kohya_module: kohya's `ss_network_module`.
         kohya_v2: kohya's `ss_v2`.
         kohya_original: Whether kohya's layer names of the denoiser are the original ones.
+        comfyui_original: Whether ComfyUI's LoRA files have the original layer names.
         comfyui_halves: Names of the two matrices of a layer in ComfyUI's LoRA files.
         one_alpha: Whether kohya's files are written with one alpha for all layers, since diffusers
             0.42 ignores an attention layer's alpha that differs from the most common one.
@@ -158,6 +159,7 @@ class Family:
     kohya_module: str = "networks.lora"
     kohya_v2: bool = False
     kohya_original: bool = True
+    comfyui_original: bool = True
     comfyui_halves: tuple[str, str] = ("lora_A", "lora_B")
     one_alpha: bool = True
     is_own: Callable[[Config], bool] = field(default=lambda config: True)

@@ -73,7 +73,7 @@ def effect(layer: LoRALayer) -> Tensor:
 def assert_same_updates(ours: Layers, theirs: Layers) -> None:
     assert ours.keys() == theirs.keys()
     for key, layer in theirs.items():
-        torch.testing.assert_close(effect(ours[key]), effect(layer), atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(effect(ours[key]), effect(layer), atol=1e-2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("to", WRITERS)
@@ -148,7 +148,8 @@ def test_the_stock_pipeline_reads_the_same_updates(
             # alphas are folded into what is not diffusers' own
             alpha = layer.alpha if to == "diffusers-lora" else float(len(down))
             found[key] = LoRALayer(down, up, alpha)
-    lost = set() if to == "diffusers-lora" else OUTSIDE.get(name, set())
+    own = to == "diffusers-lora" or (name, to) == ("z-image", "comfyui")
+    lost = set() if own else OUTSIDE.get(name, set())
     assert {layer for _, layer in layers.keys() - found.keys()} == lost
     assert_same_updates(found, {key: layers[key] for key in found})
 
@@ -286,8 +287,8 @@ def test_original_and_diffusers_names_in_one_file(name: str, tmp_path: Path) -> 
     original, own = ATTENTION[name]
     state = {}
     for layer in (original, own):
-        state[f"diffusion_model.{layer}.lora_A.weight"] = down
-        state[f"diffusion_model.{layer}.lora_B.weight"] = up
+        state[f"diffusion_model.{layer}.lora_A.weight"] = down.clone()
+        state[f"diffusion_model.{layer}.lora_B.weight"] = up.clone()
     save_file(state, tmp_path / "mixed.safetensors")
     with pytest.raises(InputError, match="mixes the names of two layouts, such as ") as stop:
         matched(FLOW_FAMILIES[name], tmp_path / "mixed.safetensors")
@@ -300,7 +301,8 @@ def test_two_beginnings_in_one_file(second: str, tmp_path: Path) -> None:
     down, up = matrices(32, 32, 2, 0)
     state = {}
     for layer in ("lora_unet_transformer_blocks_0_attn_to_q", second):
-        state |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+        state[f"{layer}.lora_down.weight"] = down.clone()
+        state[f"{layer}.lora_up.weight"] = up.clone()
     save_file(state, tmp_path / "mixed.safetensors")
     with pytest.raises(InputError, match="mixes the names of two layouts, such as lora_unet_"):
         read_lora(tmp_path / "mixed.safetensors")
