@@ -69,11 +69,7 @@ def test_a_training_from_images_and_from_a_cache(
         assert logged[key] == again[key]
     weights = load_file(tmp_path / "images" / WEIGHTS)
     assert weights
-    still = {
-        key.split(".lora_")[0] for key, x in weights.items() if ".lora_B." in key and not x.any()
-    }
-    # of the last block's text, only keys and values reach the image
-    assert still <= {"transformer.transformer_blocks.1.attn.add_q_proj"}
+    assert all(x.any() for x in weights.values())
     if name == NAMES[0]:
         assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
         assert logged["train/margin"][0] == 0
