@@ -16,6 +16,7 @@ from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.long_prompts import LongPromptCounter
 from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.datamodules.cached import CachedPairs
+from lit_prefopt.datamodules.image_sizes import check_image_sizes
 from lit_prefopt.datamodules.rollouts import PromptCollections
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
@@ -54,10 +55,12 @@ def check_data(module: CacheUser, data: object) -> None:
     if not isinstance(data, CachedPairs):
         if data is not None:
             backbone.require_encoders(f"{type(data).__name__}, which yields images or prompts,")
+            check_image_sizes(backbone, data)
             _count_long_prompts(backbone, data)
         return
     for latents in data.sets:
         check_latents(backbone, latents)
+    check_image_sizes(backbone, data)
     if data.sets and not backbone.has_encoders:
         backbone.set_empty_prompt(data.sets[0].empty)
         _log_unverified(backbone, data.sets[0])
@@ -105,6 +108,24 @@ def check_latents(backbone: Backbone, latents: LatentSet) -> None:
             f"The pairs were cached by {made_by} in {settings['dtype']}, whose {differing[0]} has "
             "other weights or another precision than the backbone's: cache them again, or take the "
             "same `--backbone.pretrained`, `.vae` and `.dtype`."
+        )
+
+
+def check_text(backbone: Backbone) -> None:
+    """Check that a backbone embeds the text tensors that it declares for its caches.
+
+    Args:
+        backbone: The backbone that embeds prompts.
+
+    Raises:
+        InputError: They are others, or of other widths.
+    """
+    declared, embedded = backbone.latent_settings()["text"], backbone.empty.widths()
+    if declared is not None and declared != embedded:
+        raise InputError(
+            f"{type(backbone).__name__} embeds prompts as {described(embedded)}, and its "
+            f"`latent_settings` have {described(declared)} as `text`: return there the width of "
+            "each text tensor by name."
         )
 
 

@@ -59,8 +59,8 @@ class EffectiveBatch(Callback):
     """
 
     def __init__(self, pairs: int | None = None, validate_every: int | None = None) -> None:
-        check_number("batch.pairs", pairs, 1)
-        check_number("batch.validate_every", validate_every, 1)
+        check_number("batch.pairs", pairs, 1, optional=True)
+        check_number("batch.validate_every", validate_every, 1, optional=True)
         self.pairs, self.validate_every = pairs, validate_every
 
     def check_alone(self, trainer: Any) -> None:

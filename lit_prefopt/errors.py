@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from reprlib import Repr
-from typing import Any
+from typing import Any, overload
 from urllib.parse import unquote
 
 TRACE = "LIT_PREFOPT_TRACE"  # environment variable that enables tracebacks, for debugging
@@ -119,6 +119,20 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int
     )
 
 
+@overload
+def check_number(
+    name: str, value: float, least: float = ..., most: float = ..., *, above: float = ...
+) -> None: ...
+@overload
+def check_number(
+    name: str,
+    value: float | None,
+    least: float = ...,
+    most: float = ...,
+    *,
+    above: float = ...,
+    optional: bool,
+) -> None: ...
 def check_number(
     name: str,
     value: float | None,
@@ -126,7 +140,7 @@ def check_number(
     most: float = math.inf,
     *,
     above: float = -math.inf,
-    needed: bool = False,
+    optional: bool = False,
 ) -> None:
     """Check that a number is finite and in its range.
 
@@ -136,12 +150,12 @@ def check_number(
         least: Minimum.
         most: Maximum.
         above: Exclusive lower bound.
-        needed: Whether None is refused, which the parser accepts of any type (`null` in a recipe).
+        optional: Whether it may be None. The parser accepts None (`null` in a recipe) of any type.
 
     Raises:
-        InputError: The number is out of range or not finite.
+        InputError: The number is out of range, not finite, or None where it is needed.
     """
-    if value is None and not needed:
+    if value is None and optional:
         return
     if value is not None and (math.isfinite(value) and least <= value <= most and value > above):
         return

@@ -76,7 +76,7 @@ class PreferenceCLI(LightningCLI):
             limits.max_epochs = -1  # no end; Lightning would take 1,000 epochs for one
         # Lightning divides by these unchecked.
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-            check_number(f"trainer.{name}", config.trainer[name], 1)
+            check_number(f"trainer.{name}", config.trainer[name], 1, optional=True)
         interval = config.trainer.val_check_interval
         if isinstance(interval, int | float):
             check_number("trainer.val_check_interval", interval, above=0)

@@ -70,7 +70,8 @@ class PreferenceDiffusionModule(Learner):
         self, *args: Any, validation_draws: int = 4, check_base: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_number("validation_draws", validation_draws, 1, needed=True)
+        self.backbone.require_denoiser(type(self).__name__)
+        check_number("validation_draws", validation_draws, 1)
         self.validation_draws = validation_draws
         self.check_base = check_base
         self.base_to_check = self.checking_base = False

@@ -18,6 +18,7 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from tests.helpers.recipes import small_recipe
 from tests.helpers.tiny import tiny_clip, tiny_lcm, tiny_pipeline, tiny_xl_pipeline
 from tests.helpers.tiny_sd3 import tiny_sd3_pipeline, tiny_sd35_pipeline
+from tests.helpers.tiny_toy_flow import tiny_toy_flow
 
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time
 
@@ -68,6 +69,12 @@ def tiny_sd35_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_sd35_without_t5_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a Stable Diffusion 3.5 pipeline that was saved without T5."""
     return str(tiny_sd35_pipeline(tmp_path_factory.mktemp("tiny") / "sd35", t5=False))
+
+
+@pytest.fixture(scope="session")
+def toy_flow_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a small flow twin of the toy world with random weights, 32 x 32 pixels."""
+    return str(tiny_toy_flow(tmp_path_factory.mktemp("tiny") / "toy-flow"))
 
 
 @pytest.fixture(scope="session")

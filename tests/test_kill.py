@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lit_prefopt.cli import main
+from tests.helpers.recipes import small_recipe
 from tests.helpers.runs import assert_same_end, lines, start
+from tests.helpers.tiny_toy_flow import flow_twin
 
 STEPS = 18
 EXACT = [
@@ -29,6 +31,19 @@ LORA = ["--backbone.lora.rank", "4"]
 def test_killed_five_times_it_ends_in_the_same_weights(
     recipe: list[str], extra: list[str], tmp_path: Path
 ) -> None:
+    killed_to_the_end(recipe, extra, tmp_path, kills=5)
+
+
+@pytest.mark.slow
+def test_flow_dpo_killed_three_times_ends_in_the_same_weights(
+    toy_flow_folder: str, shards: str, tmp_path: Path
+) -> None:
+    recipe = small_recipe(toy_flow_folder, shards, tmp_path / "run", "toy-flow-diffusion-dpo")
+    killed_to_the_end(recipe, [*flow_twin(toy_flow_folder), *LORA], tmp_path, kills=3)
+
+
+def killed_to_the_end(recipe: list[str], extra: list[str], tmp_path: Path, kills: int) -> None:
+    """Check that a recipe ends alike, whether it is killed between and within its steps or not."""
     arguments = [*recipe, *EXACT, *extra]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     main(["fit", *arguments, "--trainer.default_root_dir", str(whole)])
@@ -39,7 +54,7 @@ def test_killed_five_times_it_ends_in_the_same_weights(
     slow += ["--trainer.callbacks.path", str(beat)]
     slow += ["--trainer.callbacks.pause", "0.05"]
     codes = []
-    for _ in range(5):
+    for _ in range(kills):
         begun = any((parts / "checkpoints").glob("*.ckpt"))
         resume = ["--ckpt_path", "last"] if begun else []
         beat.unlink(missing_ok=True)
@@ -53,7 +68,7 @@ def test_killed_five_times_it_ends_in_the_same_weights(
         said = process.communicate()[0]
         codes.append(process.returncode)
         assert codes[-1] in (-9, 0), said
-    assert codes.count(-9) >= 4  # a fast machine may reach the end before
+    assert codes.count(-9) >= kills - 1  # a fast machine may reach the end before
     main(["fit", *arguments, "--ckpt_path", "last"])
     assert_same_end(whole, parts)
     left = [path.name for path in (parts / "checkpoints").glob(".*")]

@@ -29,11 +29,13 @@ EXACT = [
 class Run:
     """A run of three collections in a folder of its own, which can be watched and killed."""
 
-    def __init__(self, pipeline: str, folder: Path, *more: str, ranks: int = 1) -> None:
+    def __init__(
+        self, pipeline: str, folder: Path, *more: str, ranks: int = 1, flow: bool = False
+    ) -> None:
         folder.mkdir()
         prompts = write_prompts(folder / "prompts.txt", opens=9, shut=9)
         self.root, self.seen = folder / "run", folder / "judged-0.jsonl"
-        self.arguments = [*spo(pipeline, prompts, self.root), *EXACT, *more]
+        self.arguments = [*spo(pipeline, prompts, self.root, flow=flow), *EXACT, *more]
         self.options = {"command": TWO_RANKS} if ranks == 2 else {}
         self.arguments += TWO if ranks == 2 else []
 
@@ -84,6 +86,21 @@ def _calls_after(batch: int, seen: list[str]) -> int:
 
 
 FULL = ["--backbone.lora", "null"]
+
+
+def test_spo_on_a_flow_killed_in_a_collection_and_in_the_training(
+    toy_flow_folder: str, shards: str, tmp_path: Path
+) -> None:
+    whole, parts = (
+        Run(toy_flow_folder, tmp_path / name, "--data.validation", shards, flow=True)
+        for name in ("whole", "parts")
+    )
+    whole.to_the_end()
+    draws = random.Random(0)
+    assert parts.kill(2, 0, draws)[-1].startswith("batch")
+    assert parts.kill(BATCHES - 1, draws.randint(1, 6), draws)[-1].startswith("[")
+    parts.to_the_end()
+    assert_same_end(whole.root, parts.root)
 
 
 @pytest.mark.parametrize("extra", [[], FULL], ids=["lora", "full"])

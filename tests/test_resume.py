@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from torch.optim import Optimizer
 
 from lit_prefopt.cli import main
 from tests.callbacks.test_interrupts import at
+from tests.helpers.recipes import small_recipe
 from tests.helpers.runs import assert_same_end, folder_of, same, scalars
+from tests.helpers.tiny_toy_flow import flow_twin
 
 OPTIMIZER = "--model.optimizer"
 RATES: list[float] = []
@@ -158,3 +161,24 @@ def test_a_validation_that_was_cut_off_is_made_up_for(exact: list[str], tmp_path
     assert_same_end(folder_of(exact), tmp_path)
     for name in ("val/accuracy", "val/margin"):
         assert scalars(tmp_path)[name] == scalars(folder_of(exact))[name]
+
+
+def test_flow_dpo_stopped_within_a_step_ends_in_the_same_weights(
+    toy_flow_folder: str, shards: str, tmp_path: Path
+) -> None:
+    """Two steps of two batches each, stopped in the first batch of the second step."""
+    recipe = small_recipe(toy_flow_folder, shards, tmp_path, "toy-flow-diffusion-dpo")
+    recipe += [*flow_twin(toy_flow_folder), "--trainer.max_steps", "2"]
+    recipe += ["--trainer.accumulate_grad_batches", "2", "--trainer.limit_val_batches", "0"]
+    recipe += settings(lr=1e-3, warmup_steps=0)
+    whole, parts = (["--trainer.default_root_dir", str(tmp_path / n)] for n in ("whole", "parts"))
+    main(["fit", *recipe, *whole])
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *recipe, *parts, *at(signal.SIGTERM, 2)])
+    assert stop.value.code == 143
+    main(["fit", *recipe, *parts, "--ckpt_path", "last"])
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    logged = [scalars(tmp_path / name)["train/loss"] for name in ("whole", "parts")]
+    assert logged[0] == logged[1]
+    assert logged[0][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert logged[0][1] != logged[0][0]

@@ -99,6 +99,26 @@ class Backbone(nn.Module, ABC):
             )
 
     @property
+    def has_denoiser(self) -> bool:
+        """Whether the denoiser's weights are loaded."""
+        return True
+
+    def require_denoiser(self, who: str) -> None:
+        """Check that the denoiser's weights are loaded.
+
+        Args:
+            who: What needs them, the subject of the message.
+
+        Raises:
+            InputError: They are not loaded.
+        """
+        if not self.has_denoiser:
+            raise InputError(
+                f"{who} needs the denoiser's weights, which the recipe leaves out: set "
+                "`--backbone.denoiser_weights true`."
+            )
+
+    @property
     def encoders(self) -> dict[str, nn.Module]:
         """VAE and text encoders by name; empty if they are not loaded."""
         others = ("policy", "process")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_prefopt.errors import InputError
-from lit_prefopt.processes.flow_schedule import Shift
+from lit_prefopt.processes.flow_schedule import Linear, Shift
 from lit_prefopt.processes.marks import source_marks
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.schedule import last_level
@@ -64,7 +64,7 @@ def build_flow(
     levels: LevelDraw | None = None,
     mu: Shift | None = None,
     patch: int = 2,
-    linear: bool = False,
+    linear: Linear = False,
 ) -> RectifiedFlow:
     """Build the rectified flow of a transformer's checkpoint.
 
@@ -75,7 +75,8 @@ def build_flow(
         levels: Distribution of the noise levels in training.
         mu: Returns the family's shift by resolution and sampling steps.
         patch: Side of the square of latents that is one token.
-        linear: Whether the stock pipeline has levels of 1 to 1/n before the shift.
+        linear: Whether the stock pipeline has levels of 1 to 1/n before the shift; `float32` in
+            that precision.
 
     Raises:
         InputError: Scheduler or file state another noise process.

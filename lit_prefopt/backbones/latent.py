@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
 from diffusers.training_utils import _collate_lora_metadata
 from lightning.pytorch.utilities import rank_zero_info
 from peft.utils import get_peft_model_state_dict
@@ -24,6 +26,7 @@ from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.text_encoders import TextEncoder
 from lit_prefopt.backbones.vae import VAEBackbone
+from lit_prefopt.backbones.without_weights import WithoutWeights
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import Process
 from lit_prefopt.processes.marks import add_metadata
@@ -65,6 +68,10 @@ class LatentBackbone(VAEBackbone):
         start_lora: A LoRA to start from, of diffusers, kohya, peft, ComfyUI or OneTrainer: it is
             merged into the denoiser and the text encoders before training, for policy and
             reference.
+        training_adapter: A LoRA that is merged into the denoiser, for policy and reference, while
+            a LoRA is trained, and is left out of what `export` and `evaluate` load: such as one
+            that undoes the distillation of a few-step model during training. Sample grids of the
+            run show the model with it.
         config: Hub name or folder of a pipeline with the architecture of a single file; by default
             diffusers' choice from the hub.
         decoder: Hub name or folder of an AutoencoderTiny, such as madebyollin/taesd,
@@ -76,6 +83,7 @@ class LatentBackbone(VAEBackbone):
         encoders: Load VAE and text encoders. Training on `CachedPairs` needs neither: without them
             Stable Diffusion 1.x needs 0.41 GB less memory in bfloat16 and 0.83 GB less in float32,
             SDXL 1.8 and 3.6 GB. Nothing can be sampled, encoded or decoded then.
+        denoiser_weights: Load the denoiser's weights. `LatentCache` needs only its configuration.
     """
 
     ENCODERS: ClassVar[dict[str, type[TextEncoder]]]
@@ -97,6 +105,7 @@ class LatentBackbone(VAEBackbone):
         variant: str | None = None,
         vae: str | None = None,
         start_lora: str | None = None,
+        training_adapter: str | None = None,
         config: str | None = None,
         decoder: str | None = None,
         policy_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -104,10 +113,17 @@ class LatentBackbone(VAEBackbone):
         channels_last: bool = False,
         compile: bool = False,
         encoders: bool = True,
+        denoiser_weights: bool = True,
     ) -> None:
         frozen_dtype: torch.dtype = getattr(torch, dtype)
         net_dtype = frozen_dtype if lora else getattr(torch, policy_dtype)
         part, source = self.FAMILY.denoiser, denoiser or pretrained
+        if needed := sorted({*without} - {*self.LEFT_OUT_BY}):
+            raise InputError(
+                f"{type(self).__name__} cannot embed prompts without {' and '.join(needed)}: leave "
+                "`--backbone.without` out; `--backbone.encoders false` leaves out all encoders, "
+                "for a training on cached pairs."
+            )
         names = [name for name in self.ENCODERS if encoders and name not in without]
         parts = open_components(
             self.FAMILY,
@@ -117,20 +133,36 @@ class LatentBackbone(VAEBackbone):
             config=config,
             vae=vae,
         )
+        if denoiser is None:
+            self._check_checkpoint(parts)
         left_out = {
             name for name in self.LEFT_OUT_BY if name in without or not parts.has_encoder(name)
         }
         noise = process(parts.scheduler(), pretrained, denoiser)
-        net = (
-            load_component(part.kind, denoiser, part.name, net_dtype, config=parts.denoiser_config)
-            if denoiser
-            else parts.denoiser(net_dtype)
-        )
+        if not denoiser_weights:
+            net: Any = WithoutWeights(part.kind, parts.denoiser_config())
+            lora, reference, training_adapter = None, "none", None
+            nf4 = gradient_checkpointing = compile = False
+        elif denoiser:
+            config_of = parts.denoiser_config
+            net = load_component(part.kind, denoiser, part.name, net_dtype, config=config_of)
+        else:
+            net = parts.denoiser(net_dtype)
         texts = self._load_encoders(parts, [n for n in names if n not in left_out], frozen_dtype)
         networks = {name: text.network for name, text in texts.items()}
         self._check_denoiser(net, networks, source)
         if start_lora is not None:
-            merge_lora(self.FAMILY, net, networks, read_lora(start_lora))
+            start = read_lora(start_lora)
+            start = start if denoiser_weights else start.without_denoiser()
+            merge_lora(self.FAMILY, net, networks, start)
+        if training_adapter is not None:
+            if lora is None:
+                raise InputError(
+                    "All weights of the denoiser are trained, which would contain the "
+                    "`training_adapter`: train a LoRA (`--backbone.lora.rank 16`), or leave the "
+                    "adapter out."
+                )
+            merge_lora(self.FAMILY, net, {}, read_lora(training_adapter))
         if nf4:
             quantize_nf4(net, net_dtype, lora)
         if gradient_checkpointing:
@@ -167,9 +199,17 @@ class LatentBackbone(VAEBackbone):
         names = ["vae", *self.texts] if self.has_encoders else []
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether the denoiser's weights are loaded."""
+        return not isinstance(self.policy.denoiser, WithoutWeights)
+
     def reference_settings(self) -> dict[str, Any]:
         """Return the settings that determine the reference's errors, by name."""
-        kinds = {type(processor).__name__ for processor in self.policy.net.attn_processors.values()}
+        # not every model of diffusers has `attn_processors`
+        attentions = (Attention, AttentionModuleMixin)
+        modules = [part for part in self.policy.net.modules() if isinstance(part, attentions)]
+        kinds = {type(module.processor).__name__ for module in modules}
         own = {"dtype": str(self.dtype).removeprefix("torch."), "attention": sorted(kinds)}
         return super().reference_settings() | own
 
@@ -223,7 +263,8 @@ class LatentBackbone(VAEBackbone):
                 if optional is None:
                     raise
                 raise InputError(
-                    f"{str(error).rstrip('.')}, or set `{optional}` to embed prompts without it."
+                    f"{str(error).rstrip('.')}, or embed prompts without it: `{optional}` in a "
+                    f"recipe, or [null, null] for {name} and {tokenizer} in model_index.json."
                 ) from error
             check_tokenizer(
                 texts[name].tokenizer,
@@ -235,6 +276,9 @@ class LatentBackbone(VAEBackbone):
     def _marks(self) -> dict[str, str]:
         """Return metadata of the family's LoRA files."""
         return {}
+
+    def _check_checkpoint(self, parts: Components) -> None:
+        """Check the checkpoint's configurations, before any weight is loaded."""
 
     def _read_options(self, parts: Components) -> None:
         """Read further options of the checkpoint, such as those of its pipeline."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from torch import nn
 
 from lit_prefopt.backbones.load_component import (
@@ -18,6 +19,7 @@ from lit_prefopt.backbones.load_component import (
 )
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.base import Component, Family
+from lit_prefopt.weights.checks import first_line
 from lit_prefopt.weights.hub import check_reachable
 
 
@@ -110,9 +112,17 @@ class FolderComponents(Components):
 
     def scheduler(self) -> dict[str, Any]:
         """Load the scheduler's configuration, the first component to be loaded."""
+        file = Path(self.pretrained) / "scheduler" / SCHEDULER_CONFIG_NAME
         try:
-            return DDPMScheduler.load_config(self.pretrained, subfolder="scheduler")
+            config = DDPMScheduler.load_config(self.pretrained, subfolder="scheduler")
+            if isinstance(config, dict):
+                return config
+            raise InputError(f"{file} is not a mapping of fields: copy it again.")
         except OSError as error:
+            if file.is_file():
+                raise InputError(
+                    f"{file} cannot be read ({first_line(error)}): copy it again."
+                ) from error
             raise InputError(
                 f"{self.pretrained} is neither a local folder in diffusers' layout nor a name that "
                 "the hub can deliver now: check the spelling, the connection, and access to gated "

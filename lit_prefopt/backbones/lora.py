@@ -54,7 +54,13 @@ class LoRA:
         """
         self._check_numbers()
         targets = list(defaults if self.targets is None else self.targets)
+        if not targets:
+            raise InputError(
+                "The LoRA has no targets: name layers as `--backbone.lora.targets`, or leave it "
+                "out for the attention's projections."
+            )
         _check_targets(targets, denoiser)
+        targets = [name for target in targets for name in _layers(target, denoiser)]
         left_out = [layer for name in unused for layer in _layers_in(denoiser, name)]
         denoiser.requires_grad_(False)
         config = LoraConfig(
@@ -77,7 +83,7 @@ class LoRA:
     def _check_numbers(self) -> None:
         """Check the numbers; warn of those with which the adapter cannot learn."""
         check_number("lora.rank", self.rank, 1)
-        check_number("lora.alpha", self.alpha)
+        check_number("lora.alpha", self.alpha, optional=True)
         check_number("lora.dropout", self.dropout, 0, 1)
         if self.alpha == 0 or self.dropout == 1:
             name, cure = ("alpha", self.rank) if self.alpha == 0 else ("dropout", 0.0)
@@ -107,6 +113,21 @@ def _check_targets(targets: list[str], denoiser: ModelMixin) -> None:
 def _matches(target: str, net: nn.Module) -> bool:
     """Whether a target is a layer's name or the end of one, as peft defines it."""
     return any(name == target or name.endswith(f".{target}") for name, _ in net.named_modules())
+
+
+def _layers(target: str, net: nn.Module) -> list[str]:
+    """Return a target, or the layers that it matches if it matches lists of layers as well.
+
+    peft refuses lists: FLUX.2's `attn.to_out` is a layer in single blocks and a list in double
+    ones.
+    """
+    found = {
+        name: isinstance(layer, (nn.Linear, nn.Conv2d))
+        for name, layer in net.named_modules()
+        if name == target or name.endswith(f".{target}")
+    }
+    layers = [name for name, is_layer in found.items() if is_layer]
+    return layers if layers and len(layers) < len(found) else [target]
 
 
 def _layers_in(net: nn.Module, name: str) -> list[str]:

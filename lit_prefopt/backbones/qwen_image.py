@@ -40,13 +40,13 @@ class QwenImage(VideoVAEBackbone, TransformerBackbone):
 
     FAMILY = QWEN_IMAGE
     ENCODERS: ClassVar = {"text_encoder": TemplateText}
-    MU = staticmethod(linear_shift)
+    MU = linear_shift
     LINEAR = True
     GUIDANCE = Guidance("separate", combine=with_length_of_prompted)
     EMPTY = " "
 
     def __init__(self, pretrained: str, *, text_tokens: int = 512, **kwargs: Any) -> None:
-        check_number("text_tokens", text_tokens, 1, 1024, needed=True)
+        check_number("text_tokens", text_tokens, 1, 1024)
         super().__init__(pretrained, **kwargs)
         self.text_tokens = text_tokens
         for text in self.texts.values():

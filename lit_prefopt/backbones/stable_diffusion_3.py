@@ -18,6 +18,8 @@ from lit_prefopt.processes.settings import Sampling
 
 T5 = "text_encoder_3"
 CLIP_TOKENS = 77
+MOST_TOKENS = 512
+"""Largest number of T5's tokens that the stock pipeline takes."""
 
 
 class StableDiffusion3(TransformerBackbone):
@@ -39,7 +41,7 @@ class StableDiffusion3(TransformerBackbone):
     def __init__(
         self, pretrained: str, *, t5: bool = True, text_tokens: int = 256, **kwargs: Any
     ) -> None:
-        check_number("text_tokens", text_tokens, 1 if t5 else 0, needed=True)
+        check_number("text_tokens", text_tokens, 1 if t5 else 0, MOST_TOKENS)
         super().__init__(pretrained, without=() if t5 else (T5,), **kwargs)
         self.text_tokens = text_tokens
         if T5 in self.texts:

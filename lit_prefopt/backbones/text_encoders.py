@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoTokenizer, CLIPTokenizer
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.utils.transfer import to_device
 
 
@@ -96,6 +97,15 @@ class ChatText(TextEncoder):
 
     THINKING: ClassVar[bool] = False
     """Whether the template leaves room for the model to reason."""
+
+    def __init__(self, network: Any, tokenizer: Any, length: int | None = None) -> None:
+        super().__init__(network, tokenizer, length)
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"The tokenizer of {tokenizer.name_or_path} has no chat template, in which prompts "
+                "are embedded: copy chat_template.jinja, or the tokenizer_config.json with one, "
+                "from the model that it belongs to."
+            )
 
     def message(self, text: str) -> str:
         """Return a prompt in the chat template, up to the beginning of the answer."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 
 from lit_prefopt.backbones.build_process import build_flow
 from lit_prefopt.backbones.latent import LatentBackbone
+from lit_prefopt.backbones.loading import Components
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
-from lit_prefopt.processes.flow_schedule import STEPS, Shift
+from lit_prefopt.processes.flow_schedule import STEPS, Linear, Shift
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.settings import LevelDraw
 
@@ -29,6 +30,8 @@ class TransformerBackbone(LatentBackbone):
         levels: Distribution of the noise levels in training; the checkpoint's own shift of a
             logit-normal distribution if not given.
         without: Names of text encoders that are not loaded.
+        distilled: Train a model that was distilled to few steps, although training at all noise
+            levels undoes the distillation.
     """
 
     PATCH: ClassVar[int] = 2
@@ -37,8 +40,8 @@ class TransformerBackbone(LatentBackbone):
     MU: ClassVar[Shift | None] = None
     """Function that returns the shift, if it depends on image tokens or sampling steps."""
 
-    LINEAR: ClassVar[bool] = False
-    """Whether the stock pipeline has levels of 1 to 1/n before the shift."""
+    LINEAR: ClassVar[Linear] = False
+    """Whether the stock pipeline has levels of 1 to 1/n before the shift, and their precision."""
 
     process: RectifiedFlow
 
@@ -48,12 +51,44 @@ class TransformerBackbone(LatentBackbone):
         *,
         levels: LevelDraw | None = None,
         without: Collection[str] = (),
+        distilled: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.trains_distilled = distilled
         process = partial(
             build_flow, levels=levels, mu=type(self).MU, patch=self.PATCH, linear=self.LINEAR
         )
         super().__init__(pretrained, process=process, without=without, **kwargs)
+
+    def distilled(self, parts: Components) -> str | None:
+        """Return why the checkpoint seems to be distilled to few steps, or None if it does not.
+
+        Args:
+            parts: The checkpoint's components, of which configurations are loaded.
+        """
+        return None
+
+    def _check_checkpoint(self, parts: Components) -> None:
+        reason = None if self.trains_distilled else self.distilled(parts)
+        if reason is not None:
+            self.refuse_distilled(parts.pretrained, reason)
+
+    def refuse_distilled(self, source: str, reason: str) -> NoReturn:
+        """Refuse to train a distilled model.
+
+        Args:
+            source: Hub name, folder or file of the model.
+            reason: Why it seems to be distilled, such as "its model_index.json has is_distilled".
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"{source} is distilled to sample in few steps ({reason}), and training at all noise "
+            "levels undoes the distillation, so that its images in few steps get worse: name the "
+            "model that it was distilled from, or set `--backbone.distilled true` to train it all "
+            "the same."
+        )
 
     def predict(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return the velocity that the active network predicts, (B, C, H, W)."""

@@ -14,6 +14,7 @@ from lit_prefopt.backbones.loading import Components
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
 from lit_prefopt.backbones.policy import freeze
 from lit_prefopt.backbones.small_decoder import SmallDecoder
+from lit_prefopt.backbones.without_weights import full_config
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.base import Family
 
@@ -171,9 +172,3 @@ def upcast_vae_if_needed(vae: Any) -> Any:
     """Return the VAE in float32 if its configuration says that it overflows in float16."""
     overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
     return vae.float() if overflows else vae
-
-
-def full_config(kind: Any, config: dict[str, Any]) -> Any:
-    """Return the configuration of a VAE with the defaults of its class, without weights."""
-    with torch.device("meta"):
-        return kind.from_config(config).config

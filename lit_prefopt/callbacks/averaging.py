@@ -30,8 +30,8 @@ class PolicyAveraging(Callback):
     RUNNING = "running_state"
 
     def __init__(self, decay: float = 0.999, start: int = 0) -> None:
-        check_number("decay", decay, 0, 1, needed=True)
-        check_number("start", start, 0, needed=True)
+        check_number("decay", decay, 0, 1)
+        check_number("start", start, 0)
         self.decay, self.start = decay, start
         self.average: dict[str, Tensor] = {}
         self._step = 0

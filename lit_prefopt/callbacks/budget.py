@@ -39,9 +39,9 @@ class Budget(Callback):
         pairs: int | None = None,
         judge_calls: int | None = None,
     ) -> None:
-        check_number("evaluations", evaluations, 1)
-        check_number("pairs", pairs, 1)
-        check_number("judge_calls", judge_calls, 1)
+        check_number("evaluations", evaluations, 1, optional=True)
+        check_number("pairs", pairs, 1, optional=True)
+        check_number("judge_calls", judge_calls, 1, optional=True)
         self.evaluations, self.pairs, self.judge_calls = evaluations, pairs, judge_calls
         self.spent = self.seen = self.judged = 0
         self._judged_before = 0

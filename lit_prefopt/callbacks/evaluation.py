@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_prefopt.diffusion.sampling import check_sampling
 from lit_prefopt.errors import check_number
 from lit_prefopt.evaluate.comparison import EvaluationPlan, image_sampler, reference_image_sampler
 from lit_prefopt.evaluate.results import Evaluator, PartialRunEvaluation, Pictures, check_pictures
@@ -59,7 +60,7 @@ class Evaluation(Callback):
         text: TextReader | None = None,
     ) -> None:
         check_pictures(pictures)
-        check_number("images", images, 1, needed=True)
+        check_number("images", images, 1)
         self.scorers = Scorers(judge, judges, similarity, text)
         self.prompts = prompts
         self.sampling = sampling
@@ -76,6 +77,7 @@ class Evaluation(Callback):
         if isinstance(pl_module, PreferenceDiffusionModule):
             pl_module.backbone.require_encoders("Evaluation, which samples images,")
             if stage in ("fit", "test"):
+                check_sampling(pl_module.backbone, self.sampling)
                 self.scorers.prepare()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -63,11 +63,11 @@ class Guard(Callback):
         most: int = 5,
         every: int = 10,
     ) -> None:
-        check_number("threshold", threshold, above=0, needed=True)
-        check_number("window", window, 2, needed=True)
-        check_number("rise", rise, above=0, needed=True)
-        check_number("most", most, 0, needed=True)
-        check_number("every", every, 1, needed=True)
+        check_number("threshold", threshold, above=0)
+        check_number("window", window, 2)
+        check_number("rise", rise, above=0)
+        check_number("most", most, 0)
+        check_number("every", every, 1)
         self.on_spike, self.window, self.rise, self.most = on_spike, window, rise, most
         self.every = every if on_spike == "warn" else 1
         self.watch = SpikeDetector(threshold, window)

@@ -40,7 +40,7 @@ class RewardCurve(Callback):
             raise InputError(
                 f"at is {at}: give numbers of evaluations in strictly ascending order."
             )
-        check_number("count", count, 1)
+        check_number("count", count, 1, optional=True)
         self.at, self.count = at, count
         self._points: list[dict[str, Any]] = []
 

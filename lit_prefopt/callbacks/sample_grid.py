@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_prefopt.batches import ImagePairs, LatentPairs
 from lit_prefopt.data.images import to_pil
-from lit_prefopt.diffusion.sampling import sample
+from lit_prefopt.diffusion.sampling import check_sampling, sample
 from lit_prefopt.errors import check_number
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.processes.settings import Sampling
@@ -41,7 +41,7 @@ class SampleGrid(Callback):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> None:
-        check_number("count", count, 1, needed=True)
+        check_number("count", count, 1)
         self.prompts = prompts
         self.count = count
         self.sampling = sampling
@@ -50,12 +50,14 @@ class SampleGrid(Callback):
         self._reference: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log if no grids can be sampled."""
+        """Check the sampler's settings; log if no grids can be sampled."""
         if _is_blind(pl_module):
             rank_zero_info(
                 "Sample grids are disabled, because they need the VAE and the text encoders: "
                 "load them with `--backbone.encoders true`."
             )
+        elif isinstance(pl_module, PreferenceDiffusionModule) and stage == "fit":
+            check_sampling(pl_module.backbone, self.sampling)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int

@@ -67,9 +67,9 @@ class StoredPairs(LightningDataModule):
         cache_size: int = 64_000_000_000,
     ) -> None:
         super().__init__()
-        check_number("workers", workers, 0, needed=True)
-        check_number("broken_share", broken_share, 0, 1, needed=True)
-        check_number("validation_pairs", validation_pairs, 1)
+        check_number("workers", workers, 0)
+        check_number("broken_share", broken_share, 0, 1)
+        check_number("validation_pairs", validation_pairs, 1, optional=True)
         check_at_least_one(batch_size=batch_size, shards_per_block=shards_per_block)
         if not 0 <= caption_dropout <= 1:
             raise InputError(f"caption_dropout is {caption_dropout}; give a share from 0 to 1.")
@@ -78,6 +78,7 @@ class StoredPairs(LightningDataModule):
         self.caption_dropout = caption_dropout
         self.shards_per_block, self.broken_share = shards_per_block, broken_share
         self.validation_pairs, self.cache = validation_pairs, ShardCache(cache, cache_size)
+        self.shapes: list[Size] = []  # width and height of each bucket, known after setup
         self.loaders: dict[str, PairLoader] = {}
         self.fits_context: Callable[[str], bool] | None = None  # of the backbone that is trained
         self._long_prompts: dict[str, LongPromptCounter] = {}
@@ -87,6 +88,11 @@ class StoredPairs(LightningDataModule):
     @abstractmethod
     def mirrors(self) -> bool:
         """Whether training images may be mirrored."""
+
+    @property
+    @abstractmethod
+    def image_sizes(self) -> list[Size]:
+        """Widths and heights of the images of all batches, as far as they were set up."""
 
     @property
     def broken(self) -> list[str]:

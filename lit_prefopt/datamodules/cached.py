@@ -63,6 +63,12 @@ class CachedPairs(StoredPairs):
         """Manifests of the training and of the held-out pairs, as far as they were set up."""
         return [one for one in (self.latents, self.validation_latents) if one is not None]
 
+    @property
+    def image_sizes(self) -> list[Size]:
+        """Widths and heights of the images that were cached."""
+        sides = [one.settings["resolution"] for one in self.sets]
+        return [(side, side) for side in sides]
+
     def setup(self, stage: str | None = None) -> None:
         """Read the indexes and manifests, and check that all fit each other."""
         super().setup(stage)

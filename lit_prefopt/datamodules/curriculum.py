@@ -98,7 +98,7 @@ class CurriculumPairs(PairShards):
     def __init__(self, stages: str | list[str], stage_steps: int, **kwargs: Any) -> None:
         # stages have one shape
         super().__init__(shards=stages, aspect_buckets=False, bucket_step=64, min_side=0, **kwargs)
-        check_number("stage_steps", stage_steps, 1, needed=True)
+        check_number("stage_steps", stage_steps, 1)
         if not stages:
             raise InputError("No stages are named; give `--data.stages FOLDER`.")
         self.stages, self.stage_steps = stages, stage_steps

@@ -59,7 +59,7 @@ class GenerationDataModule(LightningDataModule):
 
     def __init__(self, *, group_size: int = 16, seed: int = 0) -> None:
         super().__init__()
-        check_number("group_size", group_size, 1, needed=True)
+        check_number("group_size", group_size, 1)
         self.group_size, self.seed = group_size, seed
 
     @property
@@ -192,7 +192,7 @@ class PairGroups(GenerationDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_number("count", count, 1)
+        check_number("count", count, 1, optional=True)
         self.shards, self.count, self.cache = shards, count, cache
 
     def setup(self, stage: str | None = None) -> None:

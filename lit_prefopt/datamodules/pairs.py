@@ -52,6 +52,11 @@ class PairShards(StoredPairs):
         """Whether training images may be mirrored."""
         return self.augment.flip
 
+    @property
+    def image_sizes(self) -> list[Size]:
+        """Widths and heights of the training buckets, and of the held-out squares."""
+        return [*self.shapes, *([] if self.validation is None else [self.shaping.square])]
+
     def on_after_batch_transfer(self, batch: ImagePairs, dataloader_idx: int) -> ImagePairs:
         """Scale the uint8 images of a batch to float32 in [-1, 1], on the device.
 

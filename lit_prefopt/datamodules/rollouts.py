@@ -83,8 +83,10 @@ class PromptCollections(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name in ("batch_size", "batches", "round_size", "collection", "keep", "patience"):
+        for name in ("batch_size", "batches", "round_size", "patience"):
             check_number(name, locals()[name], 1)
+        check_number("collection", collection, 1, optional=True)
+        check_number("keep", keep, 1, optional=True)
         self.collection = collection or batches * batch_size
         if keep is not None and keep < self.collection:
             raise InputError(
@@ -97,13 +99,12 @@ class PromptCollections(LightningDataModule):
         self.used = 0  # prompts rolled out so far, over all ranks
         self.buffer: RolloutBuffer | None = None
         self._written = -1  # `used` of the buffer that is stored on disk
-        self._held_out: PairShards | None = None
+        self.held_out: PairShards | None = None
         if validation is not None:
-            held_out = PairShards(
-                validation, batch_size, resolution=resolution, validation=validation, workers=0
+            own: Any = {"validation": validation, "validation_pairs": validation_pairs}
+            self.held_out = PairShards(
+                validation, batch_size, resolution=resolution, workers=0, **own
             )
-            held_out.validation_pairs = validation_pairs
-            self._held_out = held_out
 
     def setup(self, stage: str | None = None) -> None:
         """Read the prompts, so that wrong ones fail at the start."""
@@ -114,9 +115,9 @@ class PromptCollections(LightningDataModule):
                 f"{len(self.texts)} prompts are too few for {world} ranks: give more prompts."
             )
         self._order = Plan([len(self.texts)], self.seed)
-        if self._held_out is not None:
-            self._held_out.trainer = self.trainer
-            self._held_out.setup("validate")
+        if self.held_out is not None:
+            self.held_out.trainer = self.trainer
+            self.held_out.setup("validate")
 
     @property
     def batches_per_epoch(self) -> int:
@@ -129,7 +130,7 @@ class PromptCollections(LightningDataModule):
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
         """Return the loader of the held-out pairs."""
-        return [] if self._held_out is None else self._held_out.val_dataloader()
+        return [] if self.held_out is None else self.held_out.val_dataloader()
 
     def test_dataloader(self) -> PairLoader | list[PairLoader]:
         """Return the loader of the held-out pairs, as for validation."""

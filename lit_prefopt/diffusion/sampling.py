@@ -11,6 +11,20 @@ from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.processes.settings import Sampling
 
 
+def check_sampling(backbone: Backbone, how: Sampling | None) -> None:
+    """Check that images can be sampled with these settings, before the first one is.
+
+    Args:
+        backbone: The backbone that will be sampled.
+        how: Sampling settings; the backbone's own if not given.
+
+    Raises:
+        InputError: The size, the steps or the form of the sampler do not fit the backbone.
+    """
+    how = how or backbone.sampling
+    backbone.process.sampler(how, backbone.sampling_shape(how))
+
+
 @torch.no_grad()
 def sample(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
     """Sample one image for each text and seed, (B, 3, H, W) in [-1, 1].

@@ -150,6 +150,7 @@ def _build(
         "zero_terminal_snr": recipe.zero_terminal_snr,
         "t5": recipe.t5,
         "text_tokens": recipe.text_tokens,
+        "distilled": True if family.noise == "flow" else None,  # evaluation trains nothing
         "start_lora": recipe.start_lora if origin.lora is not None else None,
         "reference": "none",
         "dtype": dtype,

@@ -252,7 +252,7 @@ def _cut(backbones: Iterable[Backbone], plan: EvaluationPlan) -> int:
     cut = sum(not all(backbone.fits_context(text) for backbone in known) for text in texts)
     if cut:
         rank_zero_warn(
-            f"{cut} of {len(texts)} prompts are longer than the text encoder's context: the models "
+            f"{cut} of {len(texts)} prompts are longer than a text encoder's context: the models "
             "get them truncated, while a judge may read them in full."
         )
     return cut

@@ -77,7 +77,7 @@ class ModelComparison(Producer):
         variant: str | None = None,
         config: str | None = None,
     ) -> None:
-        check_number("images", images, 1, needed=True)
+        check_number("images", images, 1)
         check_pictures(pictures)
         self.scorers = Scorers(judge, judges, similarity, text)
         named = load_model(policy, base, dtype, variant, config)

@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
     prediction: str | None = None
     zero_terminal_snr: bool | None = None
     start_lora: str | None = None
+    training_adapter: str | None = None
     t5: bool | None = None
     text_tokens: int | None = None
     lora: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ from functools import reduce
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -105,6 +106,11 @@ def _with_lora_marks(recipe: Recipe, source: Path) -> Recipe:
 def _loras(origin: TrainedWeights, plus: str | None, to: Layout) -> list[LoRAFile]:
     """Return the LoRAs not yet merged into the denoiser: the initial one, and the trained one."""
     if origin.lora is not None:
+        if origin.recipe.training_adapter is not None:
+            rank_zero_info(
+                f"{origin.name} was trained with the adapter {origin.recipe.training_adapter}, "
+                "which is left out."
+            )
         return [*_start(origin, plus), origin.lora]
     if to in LORA_WRITERS:
         raise InputError(

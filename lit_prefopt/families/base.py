@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     """Key of a parameter in a file, and how the file stores it."""
 
     key: str
-    third: int | None = None  # of fused query, key and value
+    piece: int | None = None  # its number in a fused layer, such as one of query, key and value
     transposed: bool = False
     swapped: bool = False  # scale and shift of an adaptive norm, in the other order
     conv: bool = False  # a linear layer that the file stores as a 1 x 1 convolution

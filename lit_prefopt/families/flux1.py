@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from lit_prefopt.families.base import Component, Family, Layout
-from lit_prefopt.families.ldm_layouts import as_is
+from lit_prefopt.families.base import Component, Family
+from lit_prefopt.families.flux1_names import transformer_layouts
+from lit_prefopt.families.ldm_layouts import clip_layouts
 from lit_prefopt.families.stable_diffusion import VAE
-
-
-def layouts(parameters: Sequence[str]) -> Iterator[Layout]:
-    """Yield the layouts of a network that files store under its own names.
-
-    Args:
-        parameters: Names of all parameters.
-    """
-    yield as_is(parameters)
-
+from lit_prefopt.families.stable_diffusion_3 import t5_layouts
 
 FLUX1 = Family(
     name="flux1",
@@ -29,35 +21,50 @@ FLUX1 = Family(
         "transformer",
         "FluxTransformer2DModel",
         ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
-        layouts,
+        transformer_layouts,
         kohya="lora_unet",
         comfyui="diffusion_model.",
     ),
-    vae=VAE,
+    vae=replace(VAE, prefixes=("vae.", "first_stage_model.", "")),
     encoders=(
         Component(
             "text_encoder",
             "CLIPTextModel",
             ("text_encoders.clip_l.", "text_encoder.", ""),
-            layouts,
+            clip_layouts,
             package="transformers",
             kohya="lora_te1",
+            comfyui="text_encoders.clip_l.transformer.",
         ),
         Component(
             "text_encoder_2",
             "T5EncoderModel",
             ("text_encoders.t5xxl.", "text_encoder_2.", ""),
-            layouts,
+            t5_layouts,
             package="transformers",
             kohya="lora_te3",
+            comfyui="text_encoders.t5xxl.transformer.",
+            roles=("text_encoder_2", "text_encoder_3"),
         ),
     ),
     backbone="Flux1",
-    architecture=lambda config, v: "flux1",
+    compared=(
+        *("in_channels", "num_layers", "num_single_layers", "num_attention_heads"),
+        *("attention_head_dim", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds"),
+    ),
+    architecture=lambda config, v: f"flux-1-{'dev' if config['guidance_embeds'] else 'schnell'}",
     kohya_version=lambda config, v: "flux1",
+    kohya_module="networks.lora_flux",
     noise="flow",
     scale="shift",
     packed=4,
     whole_files=False,
     one_alpha=False,
+    # those of diffusers' train_dreambooth_lora_flux.py and of flow_grpo's train_flux.py; the names
+    # of attention are also those of single blocks
+    lora_targets=(
+        *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),
+        *("attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+    ),
 )

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from lit_prefopt.families.base import Component, Family, Layout
-from lit_prefopt.families.ldm_layouts import as_is
-
-
-def layouts(parameters: Sequence[str]) -> Iterator[Layout]:
-    """Yield the layouts of a network that files store under its own names.
-
-    Args:
-        parameters: Names of all parameters.
-    """
-    yield as_is(parameters)
-
+from lit_prefopt.families.base import Component, Family
+from lit_prefopt.families.flux2_names import autoencoder_layouts, transformer_layouts
+from lit_prefopt.families.qwen_encoder_names import qwen3_layouts
 
 FLUX2 = Family(
     name="flux2",
@@ -25,19 +14,22 @@ FLUX2 = Family(
         "transformer",
         "Flux2Transformer2DModel",
         ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
-        layouts,
+        transformer_layouts,
         kohya="lora_unet",
         comfyui="diffusion_model.",
     ),
-    vae=Component("vae", "AutoencoderKLFlux2", ("vae.", "first_stage_model.", ""), layouts),
+    vae=Component(
+        "vae", "AutoencoderKLFlux2", ("vae.", "first_stage_model.", ""), autoencoder_layouts
+    ),
     encoders=(
         Component(
             "text_encoder",
             "Qwen3ForCausalLM",
-            ("text_encoders.qwen3.", "text_encoder.", ""),
-            layouts,
+            ("text_encoders.qwen3_4b.", "text_encoders.qwen3_8b.", "text_encoder.", ""),
+            qwen3_layouts,
             package="transformers",
             kohya="lora_te",
+            comfyui="text_encoders.qwen3_4b.transformer.",
         ),
     ),
     backbone="Flux2Klein",

@@ -99,5 +99,5 @@ def _open_clip(name: str, prefix: str) -> Entry:
     if found := re.fullmatch(r"(.+)\.self_attn\.([qkv])_proj\.(weight|bias)", name):
         layer, letter, kind = found.groups()
         key = f"{prefix}{open_clip_name(layer)}.attn.in_proj_{kind}"
-        return Entry(key, third="qkv".index(letter))
+        return Entry(key, piece="qkv".index(letter))
     return Entry(prefix + open_clip_name(name))

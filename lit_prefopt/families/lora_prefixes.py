@@ -36,6 +36,9 @@ PREFIXES = {
             "clip_h": "text_encoder",
             "clip_g": "text_encoder_2",
             "t5xxl": "text_encoder_3",
+            "qwen3_4b": "text_encoder",
+            "qwen3_8b": "text_encoder",
+            "qwen25_7b": "text_encoder",
         }.items()
     },
     # peft

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from lit_prefopt.families.base import Component, Config, Family, Layout
-from lit_prefopt.families.ldm_layouts import as_is
-
-
-def layouts(parameters: Sequence[str]) -> Iterator[Layout]:
-    """Yield the layouts of a network that files store under its own names.
-
-    Args:
-        parameters: Names of all parameters.
-    """
-    yield as_is(parameters)
+from lit_prefopt.families.base import Component, Config, Family
+from lit_prefopt.families.qwen_encoder_names import qwen25_vl_layouts
+from lit_prefopt.families.qwen_image_names import autoencoder_layouts, transformer_layouts
 
 
 def last_text(config: Config) -> tuple[str, ...]:
@@ -39,19 +29,22 @@ QWEN_IMAGE = Family(
         "transformer",
         "QwenImageTransformer2DModel",
         ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
-        layouts,
+        transformer_layouts,
         kohya="lora_unet",
         comfyui="diffusion_model.",
     ),
-    vae=Component("vae", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""), layouts),
+    vae=Component(
+        "vae", "AutoencoderKLQwenImage", ("vae.", "first_stage_model.", ""), autoencoder_layouts
+    ),
     encoders=(
         Component(
             "text_encoder",
             "Qwen2_5_VLForConditionalGeneration",
             ("text_encoders.qwen25_7b.", "text_encoder.", ""),
-            layouts,
+            qwen25_vl_layouts,
             package="transformers",
             kohya="lora_te",
+            comfyui="text_encoders.qwen25_7b.transformer.",
         ),
     ),
     backbone="QwenImage",

@@ -64,7 +64,7 @@ def _entry(name: str, last: int) -> Entry:
         start = f"joint_blocks.{block}."
         if fused := re.fullmatch(r"(attn2?\.(?:to|add)_)([qkv])(?:_proj)?\.(weight|bias)", rest):
             kind, letter, end = fused.groups()
-            return Entry(f"{start}{FUSED[kind]}.{end}", third="qkv".index(letter))
+            return Entry(f"{start}{FUSED[kind]}.{end}", piece="qkv".index(letter))
         swapped = block == last and rest.startswith("norm1_context.linear.")
         return Entry(start + replaced(rest, BLOCK), swapped=swapped)
     return Entry(replaced(name, ENDS), swapped=name.startswith("norm_out.linear."))

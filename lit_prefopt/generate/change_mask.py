@@ -25,8 +25,8 @@ class ChangeMask:
 
     def __post_init__(self) -> None:
         """Check the ranges of the numbers."""
-        check_number("threshold", self.threshold, most=1, above=0, needed=True)
-        check_number("dilation", self.dilation, 0, needed=True)
+        check_number("threshold", self.threshold, most=1, above=0)
+        check_number("dilation", self.dilation, 0)
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         """Return 1 where the images differ and 0 elsewhere, (B, 1, H, W) float32.

@@ -81,13 +81,10 @@ class DiptychGenerator(Generator):
         sampling: Sampling | None = None,
     ) -> None:
         super().__init__(backbone, output, sampling)
-        for name, number, least in (
-            ("size", size, 1),
-            ("per_prompt", per_prompt, 1),
-            ("seam", seam, 0),
-            ("sheet", sheet, 0),
-        ):
-            check_number(name, number, least)
+        check_number("size", size, 1, optional=True)
+        check_number("per_prompt", per_prompt, 1)
+        check_number("seam", seam, 0)
+        check_number("sheet", sheet, 0)
         _check_template(template)
         own = backbone.latent_shape[2] * backbone.pixels_per_latent
         self.sampling = replace(self.sampling, width=self.sampling.width or 2 * own)
@@ -156,7 +153,7 @@ class DiptychGenerator(Generator):
                     continue
                 whole = self.template.format(left=panels.left, right=panels.right)
                 if not self.backbone.fits_context(whole):
-                    self.left_out["with prompts longer than the text encoder's context"] += 1
+                    self.left_out["with prompts longer than a text encoder's context"] += 1
                     continue
                 requests.append(DiptychRequest(place, seed, panels, whole))
         return requests

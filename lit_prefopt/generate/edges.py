@@ -43,9 +43,9 @@ class EdgeControl(nn.Module):
         dtype: DType = "float32",
     ) -> None:
         super().__init__()
-        check_number("scale", scale, above=0, needed=True)
-        check_number("low", low, 0, 1, needed=True)
-        check_number("high", high, low, 1, needed=True)
+        check_number("scale", scale, above=0)
+        check_number("low", low, 0, 1)
+        check_number("high", high, low, 1)
         self.net = freeze(
             load_component(ControlNetModel, controlnet, "controlnet", getattr(torch, dtype))
         )

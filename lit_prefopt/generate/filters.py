@@ -69,7 +69,7 @@ class MinimumChange(Filter):
     """
 
     def __init__(self, least: float = 0.001) -> None:
-        check_number("least", least, most=1, above=0, needed=True)
+        check_number("least", least, most=1, above=0)
         self.least = least
 
     def reasons(self, diptychs: Sequence[Diptych]) -> list[str | None]:
@@ -87,8 +87,8 @@ class LocalChange(Filter):
     """
 
     def __init__(self, least: float = 0.8, most_changed: float = 0.5) -> None:
-        check_number("least", least, -1, 1, needed=True)
-        check_number("most_changed", most_changed, 0, 1, needed=True)
+        check_number("least", least, -1, 1)
+        check_number("most_changed", most_changed, 0, 1)
         self.least, self.most_changed = least, most_changed
 
     def reasons(self, diptychs: Sequence[Diptych]) -> list[str | None]:
@@ -119,8 +119,8 @@ class AttributeHolds(Filter):
     """
 
     def __init__(self, judge: Judge, left_least: float = 0.8, right_most: float = 0.6) -> None:
-        check_number("left_least", left_least, needed=True)
-        check_number("right_most", right_most, most=left_least, needed=True)
+        check_number("left_least", left_least)
+        check_number("right_most", right_most, most=left_least)
         self.judge, self.left_least, self.right_most = judge, left_least, right_most
 
     def prepare(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.data.shards.writer import ShardWriter, Side
 from lit_prefopt.datamodules.generation import GenerationDataModule, GenerationGroup, ShardGroups
+from lit_prefopt.diffusion.sampling import check_sampling
 from lit_prefopt.generate.producer import Producer
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -46,6 +47,7 @@ class Generator(Producer):
 
     def __init__(self, backbone: Backbone, output: str, sampling: Sampling | None = None) -> None:
         super().__init__(backbone, output)
+        backbone.require_denoiser(type(self).__name__)
         backbone.freeze()
         self.sampling = sampling or backbone.sampling
 
@@ -69,4 +71,5 @@ class Generator(Producer):
     def setup(self, stage: str | None = None) -> None:
         """Check an existing output before generating."""
         self.backbone.require_encoders(f"{type(self).__name__}, which samples images,")
+        check_sampling(self.backbone, self.sampling)
         super().setup(stage)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import UserCpuOffloadHook
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.batches import scaled
-from lit_prefopt.conditioning import described
+from lit_prefopt.cache_checks import check_text
 from lit_prefopt.data.images import Augment, BrokenSample, Size, decode
-from lit_prefopt.data.latents.latent_reader import members_of
-from lit_prefopt.data.latents.manifest import EMPTY
+from lit_prefopt.data.latents.manifest import EMPTY, LatentSet
 from lit_prefopt.data.shards.format import LATENTS, SIDES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample
-from lit_prefopt.data.shards.writer import ShardWriter
-from lit_prefopt.datamodules.generation import GenerationDataModule, SampleGroups, StoredGroup
+from lit_prefopt.datamodules.generation import (
+    CachedGroups,
+    GenerationDataModule,
+    ShardGroups,
+    StoredGroup,
+)
 from lit_prefopt.diffusion.encoding import resize_masks
 from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.generate.cached_latents import EncodedPair, check_same_vae, fitting, with_prompts
 from lit_prefopt.generate.output_formats import OutputFormat, ShardFormat
 from lit_prefopt.generate.producer import Producer
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -42,23 +48,13 @@ class PairViews(NamedTuple):
     sample: Sample
     shard: int
     size: Size  # of the best side
-    images: Tensor  # (V, K, 3, H, W)
+    images: Tensor  # (V, K, 3, H, W); empty once they are encoded
     frames: Tensor  # (V, K, 6)
     masks: Tensor | None  # (V, 1, H, W)
 
 
-class EncodedPair(NamedTuple):
-    """One pair as stored in the cache."""
-
-    text: str
-    tensors: dict[str, Tensor]
-    meta: Mapping[str, Any]
-    shard: int
-    size: Size  # of the best side
-
-    def write_to(self, writer: ShardWriter) -> None:
-        """Write the pair into the shard of the same number as its image shard."""
-        writer.add_members(members_of(self.text, self.tensors, self.meta), self.size, self.shard)
+Latents = tuple[list[PairViews], Tensor, Tensor]
+"""Pairs without images, with mean and deviation of their latents, (B, V, K, C, h, w)."""
 
 
 class LatentCache(Producer):
@@ -70,6 +66,11 @@ class LatentCache(Producer):
 
     A prompt is stored as the text tensors that the family embeds, each by its name and in its
     precision, and without padding where prompts have lengths of their own.
+
+    A cache of another model with the same VAE serves as the source as well: with
+    `--data CachedGroups --data.shards CACHE` its latents are stored again with this model's
+    prompts, and neither images nor VAE are needed. The shards are the same, bit for bit, as those
+    encoded from the images.
 
     In bfloat16 a view of a pair takes 0.13 MB at 512 pixels and 0.52 MB at 1024; a prompt takes
     0.12 MB with Stable Diffusion 1.x and 0.32 MB with SDXL.
@@ -87,10 +88,13 @@ class LatentCache(Producer):
             training uses the mean.
         batch_size: Images encoded at a time.
         workers: Threads that decode images; by default one per core.
+        offload: Keep only the network that is encoding on the device: for each group of pairs the
+            VAE, then each text encoder; the others wait in the host's memory. The output is the
+            same.
     """
 
-    WANTS: ClassVar[type[GenerationDataModule]] = SampleGroups
-    WANTED: ClassVar[str] = "SampleGroups"
+    WANTS: ClassVar[type[GenerationDataModule]] = ShardGroups
+    WANTED: ClassVar[str] = "SampleGroups` or `--data CachedGroups"
 
     def __init__(
         self,
@@ -103,11 +107,13 @@ class LatentCache(Producer):
         deviation: bool = True,
         batch_size: int = 16,
         workers: int | None = None,
+        offload: bool = False,
     ) -> None:
         super().__init__(backbone, output)
-        for name, number in (("views", views), ("batch_size", batch_size), ("workers", workers)):
-            check_number(name, number, 1)
-        check_number("resolution", resolution, 1, needed=True)
+        check_number("resolution", resolution, 1)
+        check_number("views", views, 1)
+        check_number("batch_size", batch_size, 1)
+        check_number("workers", workers, 1, optional=True)
         if not backbone.has_size(resolution, resolution):
             raise InputError(
                 f"Images of {resolution} pixels cannot be encoded: set `resolution` to "
@@ -121,7 +127,9 @@ class LatentCache(Producer):
         backbone.freeze()
         self.augment = Augment((resolution, resolution), crop)
         self.flip, self.views, self.deviation = flip, views, deviation
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.offload = batch_size, workers, offload
+        self.latents: LatentSet | None = None  # of the cache that is read in place of images
+        self._last: UserCpuOffloadHook | None = None
 
     @property
     def form(self) -> OutputFormat:
@@ -153,33 +161,59 @@ class LatentCache(Producer):
     def setup(self, stage: str | None = None) -> None:
         """Check an existing output before encoding."""
         self.backbone.require_encoders("LatentCache")
+        data = self.groups()
+        if isinstance(data, CachedGroups):
+            check_same_vae(self.backbone, data.latents, self.settings())
+            self.latents = data.latents
         super().setup(stage)
 
     def on_predict_start(self) -> None:
         """Check the embedded prompts before the first pair is encoded."""
-        _check_text(self.backbone)
+        check_text(self.backbone)
+        if self.offload:
+            for network in self.backbone.encoders.values():  # the VAE first, as it is used first
+                _, self._last = cpu_offload_with_hook(network, self.device, self._last)
         super().on_predict_start()
 
     def make(self, group: StoredGroup) -> list[EncodedPair]:
         """Encode the pairs of a group, a batch of images at a time."""
+        made = self._encoded(group) if self.latents is None else self._reused(self.latents, group)
+        if self._last is not None:
+            self._last.offload()
+        return made
+
+    def _encoded(self, group: StoredGroup) -> list[EncodedPair]:
+        """Encode the images and the prompts of a group."""
+        encoded: Iterable[Latents] = map(self._latents, self._batches(group))
+        if self.offload:
+            encoded = [*encoded]  # all images before the first prompt
+        return [pair for part in encoded for pair in self._with_prompts(*part)]
+
+    def _reused(self, latents: LatentSet, group: StoredGroup) -> list[EncodedPair]:
+        """Embed the prompts of a group of cached pairs."""
+        pairs, unfit = fitting(latents, group)
+        self.left_out["broken pairs"] += unfit
+        return with_prompts(self.backbone, pairs, self._pairs_at_a_time)
+
+    def _batches(self, group: StoredGroup) -> Iterator[list[PairViews]]:
+        """Yield the pairs of a group whose images are encoded together."""
         pairs = zip(group.samples, group.shards, group.seeds.tolist(), strict=True)
-        made: list[EncodedPair] = []
         waiting: list[PairViews] = []
-        per_pair = self.views * (1 + self.flip) * len(SIDES)
         for views in map_in_order(self._decoded, pairs, self.workers):
             if isinstance(views, str):
                 log.warning("A pair cannot be read and is skipped: %s.", views)
                 self.left_out["broken pairs"] += 1
                 continue
             waiting.append(views)
-            if len(waiting) * per_pair >= self.batch_size:
-                made += self._encoded(waiting)
+            if len(waiting) == self._pairs_at_a_time:
+                yield waiting
                 waiting = []
-        return [*made, *self._encoded(waiting)]
+        if waiting:
+            yield waiting
 
     def complete(self, folder: Path) -> None:
         """Write the empty prompt, once for all pairs."""
-        prompt = self.backbone.embed([self.backbone.EMPTY])
+        prompt = self.backbone.empty
         tensors = {name: x.contiguous() for name, x in prompt.cpu().tensors().items()}
         save_file(tensors, folder / EMPTY)
         (folder / EMPTY).chmod(0o644)
@@ -189,6 +223,11 @@ class LatentCache(Producer):
         sizes = [path.stat().st_size for path in self.output.glob("*.tar")]
         pairs = sum(len(shard.offsets) for shard in read_index(str(self.output)))
         return f", {sum(sizes) / pairs / 1e6:.3f} MB each"
+
+    @property
+    def _pairs_at_a_time(self) -> int:
+        """Number of pairs that are encoded together."""
+        return -(-self.batch_size // (self.views * (1 + self.flip) * len(SIDES)))
 
     def _decoded(self, pair: tuple[Sample, int, int]) -> PairViews | str:
         """Decode all views of a pair; return the error message if it is broken."""
@@ -220,10 +259,8 @@ class LatentCache(Producer):
         )
 
     @torch.no_grad()
-    def _encoded(self, pairs: list[PairViews]) -> list[EncodedPair]:
-        """Encode pairs for the cache."""
-        if not pairs:
-            return []
+    def _latents(self, pairs: list[PairViews]) -> Latents:
+        """Encode the images of pairs to mean and deviation, (B, V, K, C, h, w)."""
         images = torch.cat([pair.images.flatten(0, 1) for pair in pairs])
         batches = [
             self.backbone.posterior(part.to(self.device)) for part in images.split(self.batch_size)
@@ -232,6 +269,14 @@ class LatentCache(Producer):
         mean, deviation = (
             torch.cat(x).unflatten(0, form).cpu() for x in zip(*batches, strict=True)
         )
+        encoded = [pair._replace(images=pair.images.new_empty(0)) for pair in pairs]
+        return encoded, mean, deviation
+
+    @torch.no_grad()
+    def _with_prompts(
+        self, pairs: list[PairViews], mean: Tensor, deviation: Tensor
+    ) -> list[EncodedPair]:
+        """Embed the prompts of encoded pairs, and return what the cache stores."""
         prompt = self.backbone.embed([pair.sample.text for pair in pairs]).cpu()
         made = []
         for i, pair in enumerate(pairs):
@@ -247,14 +292,3 @@ class LatentCache(Producer):
             stored = pair.sample.text, tensors, pair.sample.meta
             made.append(EncodedPair(*stored, pair.shard, pair.size))
         return made
-
-
-def _check_text(backbone: Backbone) -> None:
-    """Check that a backbone embeds the text tensors that it declares for its caches."""
-    declared, embedded = backbone.latent_settings()["text"], backbone.empty.widths()
-    if declared is not None and declared != embedded:
-        raise InputError(
-            f"{type(backbone).__name__} embeds prompts as {described(embedded)}, and its "
-            f"`latent_settings` have {described(declared)} as `text`: return there the width of "
-            "each text tensor by name."
-        )

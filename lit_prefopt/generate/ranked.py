@@ -80,9 +80,9 @@ class RankedSamples(Generator):
     ) -> None:
         super().__init__(backbone, output, sampling)
         self.judges = [judge] if isinstance(judge, Judge) else list(judge)
-        check_number("images", images, 2, needed=True)
-        check_number("rank_gap", rank_gap, 1, needed=True)
-        check_number("pairs_per_prompt", pairs_per_prompt, 1)
+        check_number("images", images, 2)
+        check_number("rank_gap", rank_gap, 1)
+        check_number("pairs_per_prompt", pairs_per_prompt, 1, optional=True)
         if rank_gap >= images:
             raise InputError(
                 f"Ranks of {images} images are at most {images - 1} apart, not {rank_gap}; raise "

@@ -68,12 +68,13 @@ class ReferenceErrors(Producer):
         batch_size: int = 8,
     ) -> None:
         super().__init__(backbone, output)
-        check_number("draws", draws, 1, needed=True)
-        check_number("caption_dropout", caption_dropout, 0, 1, needed=True)
-        check_number("gamma", gamma, most=1, above=0, needed=True)
-        check_number("gamma_steps", gamma_steps, 1, needed=True)
-        check_number("batch_size", batch_size, 1, needed=True)
-        check_number("mask_dilation", mask_dilation, 0, needed=True)
+        backbone.require_denoiser(type(self).__name__)
+        check_number("draws", draws, 1)
+        check_number("caption_dropout", caption_dropout, 0, 1)
+        check_number("gamma", gamma, most=1, above=0)
+        check_number("gamma_steps", gamma_steps, 1)
+        check_number("batch_size", batch_size, 1)
+        check_number("mask_dilation", mask_dilation, 0)
         backbone.requires_grad_(False)  # not frozen, to keep training's precision
         self.draws, self.caption_dropout, self.held_out = draws, caption_dropout, held_out
         self.gamma, self.gamma_steps = gamma, gamma_steps

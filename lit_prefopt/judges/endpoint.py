@@ -67,7 +67,7 @@ class Endpoint(Judge):
             ("most_bytes", most_bytes, 1),
         ):
             check_number(name, value, least)
-        check_number("timeout", timeout, above=0, needed=True)
+        check_number("timeout", timeout, above=0)
         self.url, self.batch_size, self.timeout = url, batch_size, timeout
         self.retries, self.pause, self.most_bytes = retries, pause, most_bytes
         self.server_settings: dict[str, Any] = {}  # sent by the server

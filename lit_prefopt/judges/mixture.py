@@ -101,7 +101,7 @@ class CalibratedJudges(WeightedJudges):
         images: int = 256,
     ) -> None:
         super().__init__(judges, weights)
-        check_number("images", images, 2, needed=True)
+        check_number("images", images, 2)
         stated = [column for column in (means, deviations) if column is not None]
         if len(stated) != (0 if measured_on else 2) or any(
             len(column) != len(judges) for column in stated

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lit_prefopt.backbones import trained
 from lit_prefopt.batches import ImagePairs, Pairs
+from lit_prefopt.datamodules.image_sizes import check_image_sizes
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import NoisedPairs
 from lit_prefopt.diffusion.encoding import encode_pairs
@@ -80,10 +81,10 @@ class StepAwarePreference(Learner):
         backbone = self.backbone
         backbone.require_encoders("StepAwarePreference, which looks at images,")
         last = backbone.process.steps - 1
-        check_number("guidance", guidance, 1, needed=True)
-        check_number("noisiest", noisiest, 0, last)
-        check_number("threshold", threshold, 0, 1, needed=True)
-        check_number("judge_scale", judge_scale, above=0, needed=True)
+        check_number("guidance", guidance, 1)
+        check_number("noisiest", noisiest, 0, last, optional=True)
+        check_number("threshold", threshold, 0, 1)
+        check_number("judge_scale", judge_scale, above=0)
         for t in validation_timesteps:
             check_number("validation_timesteps", t, 0, last)
         backbone.freeze()
@@ -106,7 +107,8 @@ class StepAwarePreference(Learner):
         self.weights: list[Tensor] = []  # of the pairs since the last optimizer step
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the judge that labels pairs, before training."""
+        """Check the images' sizes and load the judge that labels pairs, before training."""
+        check_image_sizes(self.backbone, getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.judge is not None:
             self.judge.prepare()
 

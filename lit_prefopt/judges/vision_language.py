@@ -45,7 +45,7 @@ class VisionLanguage(Judge):
                 f"The question {quoted(question)} does not contain the prompt: write {{text}} in "
                 "its place."
             )
-        check_number("batch_size", batch_size, 1, needed=True)
+        check_number("batch_size", batch_size, 1)
         self.pretrained, self.question = pretrained, question
         self.affirmed, self.denied = affirmed, denied  # YAML parses bare yes and no as booleans
         self.dtype, self.batch_size = dtype, batch_size

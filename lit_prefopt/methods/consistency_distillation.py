@@ -44,7 +44,7 @@ class ConsistencyDistillation(SupervisedFineTuning):
         super().__init__(*args, **kwargs)
         check_lcm(self.backbone, type(self).__name__)
         check_guidance(w)
-        check_number("delta", delta, above=0, needed=True)
+        check_number("delta", delta, above=0)
         self.w, self.delta = w, delta
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:

@@ -86,7 +86,7 @@ class ConsistencyDPO(DiffusionDPO):
                 "`--backbone.reference initial`."
             )
         check_guidance(w)
-        check_number("delta", delta, above=0, needed=True)
+        check_number("delta", delta, above=0)
         self.w, self.delta = w, delta
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:

@@ -36,8 +36,8 @@ class D3PO(DenseRewardDPO):
         trajectories: int,
         **kwargs: Any,
     ) -> None:
-        check_number("eps", eps, most=0.999, above=0, needed=True)
-        check_number("trajectories", trajectories, 2, needed=True)
+        check_number("eps", eps, most=0.999, above=0)
+        check_number("trajectories", trajectories, 2)
         super().__init__(
             *args,
             beta=beta,

@@ -51,10 +51,10 @@ class DenseRewardDPO(OnPolicyModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_number("beta", beta, above=0, needed=True)
-        check_number("delta", delta, above=0, needed=True)
-        check_number("gamma", gamma, most=1, above=0, needed=True)
-        check_number("drawn_steps", drawn_steps, 1, needed=True)
+        check_number("beta", beta, above=0)
+        check_number("delta", delta, above=0)
+        check_number("gamma", gamma, most=1, above=0)
+        check_number("drawn_steps", drawn_steps, 1)
         if not 2 <= sides <= kept <= trajectories:
             raise InputError(
                 f"`sides` is {sides}, `kept` {kept} and `trajectories` {trajectories}: set 2 <= "

@@ -28,7 +28,7 @@ class Di3PO(DiffusionDPO):
         self, *args: Any, masked: bool = False, mask_dilation: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_number("mask_dilation", mask_dilation, 0, needed=True)
+        check_number("mask_dilation", mask_dilation, 0)
         if mask_dilation and not masked:
             raise InputError(
                 "`mask_dilation` enlarges masks, and errors count everywhere: set `--model.masked "

@@ -63,12 +63,12 @@ class DiffusionDPO(PreferenceDiffusionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_number("beta", beta, above=0, needed=True)
-        check_number("label_smoothing", label_smoothing, 0, 1, needed=True)
-        check_number("anchor", anchor, 0, needed=True)
-        check_number("chosen_protection", chosen_protection, 0)
-        check_number("gamma", gamma, most=1, above=0, needed=True)
-        check_number("gamma_steps", gamma_steps, 1, needed=True)
+        check_number("beta", beta, above=0)
+        check_number("label_smoothing", label_smoothing, 0, 1)
+        check_number("anchor", anchor, 0)
+        check_number("chosen_protection", chosen_protection, 0, optional=True)
+        check_number("gamma", gamma, most=1, above=0)
+        check_number("gamma_steps", gamma_steps, 1)
         self.beta = beta
         self.link = link
         self.label_smoothing = label_smoothing

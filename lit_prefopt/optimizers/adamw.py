@@ -34,7 +34,7 @@ class AdamW(OptimizerConfig):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_moments(betas, weight_decay)
-        check_number("eps", eps, 0, needed=True)
+        check_number("eps", eps, 0)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.fused = fused
 

@@ -35,8 +35,8 @@ class OptimizerConfig(ABC):
     def __init__(
         self, lr: float, *, schedule: ScheduleName = "constant", warmup_steps: int = 0
     ) -> None:
-        check_number("lr", lr, 0, needed=True)
-        check_number("warmup_steps", warmup_steps, 0, needed=True)
+        check_number("lr", lr, 0)
+        check_number("warmup_steps", warmup_steps, 0)
         self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
 
     @abstractmethod

@@ -48,7 +48,7 @@ class EightBit(OptimizerConfig):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_moments(betas, weight_decay)
-        check_number("least_size", least_size, 0, needed=True)
+        check_number("least_size", least_size, 0)
         self.betas, self.weight_decay = betas, weight_decay
         self.least_size = least_size
         self.options = {"min_8bit_size": least_size, "is_paged": paged}
@@ -90,7 +90,7 @@ class AdamW8bit(EightBit):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, betas=betas, **kwargs)
-        check_number("eps", eps, 0, needed=True)
+        check_number("eps", eps, 0)
         self.eps = eps
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:

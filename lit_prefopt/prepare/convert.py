@@ -108,7 +108,7 @@ def convert(
     check_number("hold_out", hold_out, 0)
     if hold_out >= 1:
         raise InputError(f"hold_out is {hold_out}; give a share below 1, for example 0.05.")
-    check_number("resolution", resolution, 1)
+    check_number("resolution", resolution, 1, optional=True)
     check_number("max_count", max_count, 1)
     check_number("max_size", max_size, 1)
     colour = _colour(background)

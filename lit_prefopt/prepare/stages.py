@@ -187,7 +187,7 @@ def cut_ranks(gaps: NDArray[np.int64], images: NDArray[np.int64], stages: int) -
 def _check(stages: int, least: float, most: int | None, broken_share: float, output: Path) -> None:
     check_number("stages", stages, 1)
     check_number("least", least, 0)
-    check_number("most", most, 1)
+    check_number("most", most, 1, optional=True)
     check_number("broken_share", broken_share, 0, 1)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty; remove it or choose another folder.")

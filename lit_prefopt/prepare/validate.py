@@ -92,7 +92,7 @@ def validate(
         workers: Number of threads; by default one per core.
     """
     check_number("broken_share", broken_share, 0, 1)
-    check_number("resolution", resolution, 1)
+    check_number("resolution", resolution, 1, optional=True)
     index = read_index(shards)
     cached = any(shard.kind == LATENTS for shard in index)
     latents = latent_set(index) if cached else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from lit_prefopt.errors import InputError, check_number, quoted
@@ -14,6 +16,9 @@ FLOW_SCHEDULERS = frozenset({"FlowMatchEulerDiscreteScheduler"})
 
 Shift = Callable[[Mapping[str, Any], int, int], float]
 """Shift mu of noise levels, given the scheduler's configuration, image tokens and steps."""
+
+Linear = bool | Literal["float32"]
+"""Whether levels fall linearly from 1 to 1/n before the shift, and the precision of them."""
 
 STEPS = 1000
 """Number of timesteps of all published flows; the network's time is 1000 sigma."""
@@ -60,7 +65,7 @@ def flow_schedule(config: dict[str, Any], *, has_mu: bool) -> FlowMatchEulerDisc
             "scheduler_config.json, or name another checkpoint."
         )
     try:
-        check_number("shift", stated.get("shift", 1.0), above=0)
+        check_number("shift", stated.get("shift", 1.0), above=0, optional=True)
         schedule: FlowMatchEulerDiscreteScheduler = FlowMatchEulerDiscreteScheduler.from_config(
             stated
         )
@@ -77,6 +82,19 @@ def flow_schedule(config: dict[str, Any], *, has_mu: bool) -> FlowMatchEulerDisc
             "false in its scheduler_config.json."
         )
     return schedule
+
+
+def linear_levels(steps: int, precision: Linear = True) -> list[float]:
+    """Return the levels of 1, 1 - 1/n, ..., 1/n, bit for bit those of a stock pipeline.
+
+    Args:
+        steps: Number n of sampling steps.
+        precision: `float32` if torch computes them in that precision; NumPy in float64 otherwise.
+    """
+    if precision == "float32":
+        levels: list[float] = torch.linspace(1.0, 1 / steps, steps).tolist()
+        return levels
+    return [float(level) for level in np.linspace(1.0, 1 / steps, steps)]
 
 
 def _check_class(config: dict[str, Any]) -> None:

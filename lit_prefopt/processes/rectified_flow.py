@@ -9,14 +9,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import Process, Reading, ReverseStep
-from lit_prefopt.processes.flow_schedule import STEPS, Shift, flow_schedule
+from lit_prefopt.processes.flow_schedule import (
+    STEPS,
+    Linear,
+    Shift,
+    flow_schedule,
+    linear_levels,
+)
 from lit_prefopt.processes.flow_steps import flow_step
 from lit_prefopt.processes.samplers import Sampler
 from lit_prefopt.processes.settings import LevelDraw, Sampling
@@ -43,6 +48,7 @@ class RectifiedFlow(Process):
         patch: Side of the square of latents that is one token, to count them.
         linear: Whether the stock pipeline has levels of 1, 1 - 1/n, ..., 1/n before the shift, as
             FLUX's; by default they are those of the scheduler's `set_timesteps(n)`, as SD3's.
+            `float32` if it computes them in that precision, as Z-Image's.
 
     Raises:
         InputError: The scheduler is not a rectified flow's, or contradicts itself.
@@ -64,7 +70,7 @@ class RectifiedFlow(Process):
         levels: LevelDraw | None = None,
         mu: Shift | None = None,
         patch: int = 2,
-        linear: bool = False,
+        linear: Linear = False,
     ) -> None:
         super().__init__()
         self.scheduler = flow_schedule(config, has_mu=mu is not None)
@@ -185,12 +191,11 @@ class RectifiedFlow(Process):
         """Return a new Euler sampler; with eta above 0 its steps are those of `step`."""
         # a scheduler keeps the state of its run: a new one for each sampler
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
-        linear = np.linspace(1.0, 1 / how.steps, how.steps) if self.linear else None
         mu = self._mu(shape, how.steps)
-        if linear is None:
-            scheduler.set_timesteps(how.steps, mu=mu)
+        if self.linear:
+            scheduler.set_timesteps(sigmas=linear_levels(how.steps, self.linear), mu=mu)
         else:
-            scheduler.set_timesteps(sigmas=linear, mu=mu)
+            scheduler.set_timesteps(how.steps, mu=mu)
         if not scheduler.sigmas.isfinite().all():
             raise InputError(
                 f"The levels of {how.steps} sampling steps are not finite with this scheduler's "

@@ -41,12 +41,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Check the range of all numbers."""
-        check_number("steps", self.steps, 1, needed=True)
-        check_number("guidance", self.guidance, needed=True)
-        check_number("eta", self.eta, 0, 1 if self.stochastic == "cps" else math.inf, needed=True)
-        check_number("batch_size", self.batch_size, 1, needed=True)
-        check_number("height", self.height, 1)
-        check_number("width", self.width, 1)
+        check_number("steps", self.steps, 1)
+        check_number("guidance", self.guidance)
+        check_number("eta", self.eta, 0, 1 if self.stochastic == "cps" else math.inf)
+        check_number("batch_size", self.batch_size, 1)
+        check_number("height", self.height, 1, optional=True)
+        check_number("width", self.width, 1, optional=True)
 
 
 @dataclass
@@ -67,5 +67,5 @@ class LevelDraw:
 
     def __post_init__(self) -> None:
         """Check the range of all numbers."""
-        check_number("mean", self.mean, needed=True)
-        check_number("deviation", self.deviation, above=0, needed=True)
+        check_number("mean", self.mean)
+        check_number("deviation", self.deviation, above=0)

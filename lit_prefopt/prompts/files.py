@@ -51,7 +51,7 @@ class PromptFile(Prompts):
         count: int | None = None,
         category: str | None = None,
     ) -> None:
-        check_number("count", count, 1)
+        check_number("count", count, 1, optional=True)
         self.path, self.column, self.count, self.category = path, column, count, category
 
     @property

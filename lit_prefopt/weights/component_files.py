@@ -6,7 +6,7 @@ under original names or diffusers', with or without a prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.families.base import Component, Entry, Layout
 from lit_prefopt.families.lora_prefixes import DENOISER, role_of
 from lit_prefopt.weights.checks import check_weights, contents, missing_tensors, some_names
+
+COUNTER = ".num_batches_tracked"
+"""End of the name of a batch norm's counter, which evaluation does not read and files may lack."""
 
 SCALED = ("scale_weight", "weight_scale", "scaled_fp8")
 """Ends of the keys of 8-bit files whose weights must be multiplied by scales."""
@@ -90,7 +93,8 @@ def load_from_file(
     wanted = model.state_dict()
     name = component.name
     layout = max(_layouts(component, list(wanted)), key=lambda one: _matches(one, file))
-    implied = {p for p in component.identity if p in layout and layout[p].key not in file.keys}
+    optional = {*component.identity, *(p for p in wanted if p.endswith(COUNTER))}
+    implied = {p for p in optional if p in layout and layout[p].key not in file.keys}
     missing = sorted({e.key for p, e in layout.items() if p not in implied} - file.keys)
     if not _matches(layout, file):
         raise InputError(
@@ -103,12 +107,13 @@ def load_from_file(
     if missing:
         raise missing_tensors(source, missing, len(layout))
     loaded = {}
+    sizes = fused_sizes(layout, wanted)
     for parameter, tensor in wanted.items():
         if parameter in implied:
-            loaded[parameter] = torch.eye(len(tensor), dtype=dtype)
+            loaded[parameter] = _implied(tensor, dtype)
             continue
         entry = layout[parameter]
-        value = _stored(file.read(entry.key), entry, tensor.shape)
+        value = _stored(file.read(entry.key), entry, tensor.shape, sizes.get(entry.key, []))
         if value.shape != tensor.shape:
             difference = f"{entry.key} is {tuple(value.shape)} and should be {tuple(tensor.shape)}"
             raise _other_architecture(file, architecture, difference)
@@ -120,6 +125,13 @@ def load_from_file(
     model.eval()
     check_weights(model, source)
     return model
+
+
+def _implied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a parameter that a file need not contain: the identity, or a counter at 0."""
+    if tensor.ndim == 0:
+        return torch.zeros((), dtype=tensor.dtype)
+    return torch.eye(len(tensor), dtype=dtype)
 
 
 def _other_architecture(file: WeightsFile, architecture: str, difference: str) -> InputError:
@@ -146,10 +158,24 @@ def _matches(layout: Layout, file: WeightsFile) -> int:
     return sum(entry.key in file.keys for entry in layout.values())
 
 
-def _stored(tensor: Tensor, entry: Entry, shape: torch.Size) -> Tensor:
-    """Return a tensor as the network stores it."""
-    if entry.third is not None and len(tensor) % 3 == 0:
-        tensor = tensor.chunk(3)[entry.third].clone()
+def fused_sizes(layout: Mapping[str, Entry], shapes: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Return the rows of all pieces of each fused layer, by its key.
+
+    Args:
+        layout: Entries by the names of the parameters or layers.
+        shapes: Tensors of the network by the same names, possibly on the meta device.
+    """
+    found: dict[str, dict[int, int]] = {}
+    for name, entry in layout.items():
+        if entry.piece is not None:
+            found.setdefault(entry.key, {})[entry.piece] = len(shapes[name])
+    return {key: [sizes[piece] for piece in sorted(sizes)] for key, sizes in found.items()}
+
+
+def _stored(tensor: Tensor, entry: Entry, shape: torch.Size, sizes: list[int]) -> Tensor:
+    """Return a tensor as the network stores it; a fused one of other sizes is left as it is."""
+    if entry.piece is not None and len(tensor) == sum(sizes):
+        tensor = tensor.split(sizes)[entry.piece].clone()
     if entry.transposed:
         tensor = tensor.T.contiguous()
     if entry.swapped and len(tensor) % 2 == 0:
@@ -178,13 +204,13 @@ def original_state(net: nn.Module, component: Component) -> dict[str, Tensor]:
     """
     state = net.state_dict()
     layout = component.original(list(state))
-    thirds: dict[str, list[Tensor]] = {}
+    fused: dict[str, dict[int, Tensor]] = {}
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         entry = layout[name]
         key = component.prefixes[0] + entry.key
-        if entry.third is not None:
-            thirds.setdefault(key, [tensor] * 3)[entry.third] = tensor
+        if entry.piece is not None:
+            fused.setdefault(key, {})[entry.piece] = tensor
             continue
         if entry.swapped:
             tensor = torch.cat(tensor.chunk(2)[::-1])
@@ -193,4 +219,4 @@ def original_state(net: nn.Module, component: Component) -> dict[str, Tensor]:
         if entry.conv and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]
         out[key] = tensor
-    return out | {key: torch.cat(parts) for key, parts in thirds.items()}
+    return out | {key: torch.cat([parts[i] for i in sorted(parts)]) for key, parts in fused.items()}

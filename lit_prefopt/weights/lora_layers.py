@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_prefopt.families.base import Component, Entry
+from lit_prefopt.weights.component_files import fused_sizes
 from lit_prefopt.weights.lora_files import LoRALayer, flat_name
 
 
@@ -16,7 +18,19 @@ def adaptable(net: nn.Module) -> list[str]:
     return [n for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
 
 
-def original_layers(net: nn.Module, component: Component) -> dict[str, Entry]:
+class Place(NamedTuple):
+    """Where the original code has a layer.
+
+    Args:
+        entry: The original layer, and the layer's place in it.
+        sizes: Outputs of all pieces of the original layer, if it is a fused one.
+    """
+
+    entry: Entry
+    sizes: Sequence[int] = ()
+
+
+def original_layers(net: nn.Module, component: Component) -> dict[str, Place]:
     """Return where the original code has the layers of a denoiser.
 
     Args:
@@ -24,13 +38,18 @@ def original_layers(net: nn.Module, component: Component) -> dict[str, Entry]:
         component: The component of its family.
     """
     layout = component.original(list(net.state_dict()))
-    entries = {name: layout[f"{name}.weight"] for name in adaptable(net)}
-    return {
-        n: entry._replace(key=entry.key.removesuffix(".weight")) for n, entry in entries.items()
+    entries = {
+        name: layout[f"{name}.weight"]._replace(
+            key=layout[f"{name}.weight"].key.removesuffix(".weight")
+        )
+        for name in adaptable(net)
     }
+    weights = {name: net.get_submodule(name).get_parameter("weight") for name in entries}
+    sizes = fused_sizes(entries, weights)
+    return {name: Place(entry, sizes.get(entry.key, ())) for name, entry in entries.items()}
 
 
-def denoiser_spellings(net: nn.Module, component: Component) -> dict[str, dict[str, Entry | None]]:
+def denoiser_spellings(net: nn.Module, component: Component) -> dict[str, dict[str, Place | None]]:
     """Map all flat names in use to the layers that they stand for.
 
     A layer's value is None where the name is that of the layer alone, and else its place in the
@@ -40,31 +59,32 @@ def denoiser_spellings(net: nn.Module, component: Component) -> dict[str, dict[s
         net: The denoiser.
         component: The component of its family.
     """
-    found: dict[str, dict[str, Entry | None]] = {}
-    for name, entry in original_layers(net, component).items():
-        found.setdefault(flat_name(entry.key), {})[name] = entry
-        if entry.third is not None:  # each third by itself, as OneTrainer names it
-            found.setdefault(flat_name(f"{entry.key}.{entry.third}"), {})[name] = None
+    found: dict[str, dict[str, Place | None]] = {}
+    for name, place in original_layers(net, component).items():
+        key, piece = place.entry.key, place.entry.piece
+        found.setdefault(flat_name(key), {})[name] = place
+        if piece is not None:  # each piece by itself, as OneTrainer names it
+            found.setdefault(flat_name(f"{key}.{piece}"), {})[name] = None
     for name in adaptable(net):
         found[flat_name(name)] = {name: None}
     return found
 
 
-def split_layer(layer: LoRALayer, entry: Entry | None) -> LoRALayer | None:
+def split_layer(layer: LoRALayer, place: Place | None) -> LoRALayer | None:
     """Return the part of an original layer's LoRA that belongs to one of diffusers' layers.
 
-    Of a third, the ranks that do not reach it are left out, as those of the two others in a LoRA
+    Of a piece, the ranks that do not reach it are left out, as those of the other pieces in a LoRA
     that `to_original` joined; None if no rank does.
 
     Args:
         layer: The LoRA of the original layer.
-        entry: Place of diffusers' layer in it.
+        place: Place of diffusers' layer in it.
     """
-    if entry is None:
+    if place is None:
         return layer
-    if entry.third is None:
-        return layer._replace(up=_swapped(layer.up, entry))
-    up = layer.up.chunk(3)[entry.third]
+    if place.entry.piece is None:
+        return layer._replace(up=_swapped(layer.up, place.entry))
+    up = layer.up.split(list(place.sizes))[place.entry.piece]
     reached = up.any(dim=0)
     if not layer.up.any() or reached.all():  # a LoRA before its first step is zero everywhere
         return layer._replace(down=layer.down.clone(), up=up)
@@ -78,8 +98,8 @@ def to_original(
 ) -> dict[str, LoRALayer]:
     """Return the LoRA of the original code's layers that is equal to one of diffusers' layers.
 
-    The LoRAs of a query, a key and a value become one of the fused layer, whose rank is the sum of
-    theirs; one that had been split is joined again.
+    The LoRAs of the pieces of a fused layer, such as a query, a key and a value, become one of that
+    layer, whose rank is the sum of theirs; one that had been split is joined again.
 
     Args:
         layers: LoRA by names of layers in diffusers.
@@ -89,35 +109,31 @@ def to_original(
     places = original_layers(net, component)
     out: dict[str, LoRALayer] = {}
     fused: dict[str, dict[int, LoRALayer]] = {}
-    sizes: dict[str, list[int]] = {}
-    for name, entry in places.items():
-        if entry.third is not None:
-            size = len(net.get_submodule(name).get_parameter("weight"))
-            sizes.setdefault(entry.key, [0, 0, 0])[entry.third] = size
     for name, layer in layers.items():
-        entry = places[name]
-        if entry.third is not None:
-            fused.setdefault(entry.key, {})[entry.third] = layer
+        entry = places[name].entry
+        if entry.piece is not None:
+            fused.setdefault(entry.key, {})[entry.piece] = layer
         else:
             out[entry.key] = layer._replace(up=_swapped(layer.up, entry))
+    sizes = {place.entry.key: place.sizes for place in places.values()}
     return out | {key: _joined(parts, sizes[key]) for key, parts in fused.items()}
 
 
-def _joined(parts: dict[int, LoRALayer], sizes: list[int]) -> LoRALayer:
-    """Return the LoRA of a fused layer, given those of its thirds and the outputs of each."""
+def _joined(parts: dict[int, LoRALayer], sizes: Sequence[int]) -> LoRALayer:
+    """Return the LoRA of a fused layer, given those of its pieces and the outputs of each."""
     first = next(iter(parts.values()))
     alike = all(x.alpha == first.alpha and torch.equal(x.down, first.down) for x in parts.values())
-    if alike and len(parts) == 3:  # split from one
-        return first._replace(up=torch.cat([parts[third].up for third in range(3)]))
+    if alike and len(parts) == len(sizes):  # split from one
+        return first._replace(up=torch.cat([parts[piece].up for piece in sorted(parts)]))
     scales = [layer.alpha / layer.rank for layer in parts.values()]
     rank = sum(layer.rank for layer in parts.values())
     same = len(set(scales)) == 1
     up = torch.zeros(sum(sizes), rank, dtype=first.up.dtype if same else torch.float32)
     column = 0
-    for third, layer in sorted(parts.items()):
-        start = sum(sizes[:third])
+    for piece, layer in sorted(parts.items()):
+        start = sum(sizes[:piece])
         block = layer.up if same else layer.up.float() * (layer.alpha / layer.rank)
-        up[start : start + sizes[third], column : column + layer.rank] = block
+        up[start : start + sizes[piece], column : column + layer.rank] = block
         column += layer.rank
     down = torch.cat([layer.down for _, layer in sorted(parts.items())])
     return LoRALayer(down, up, scales[0] * rank if same else float(rank))

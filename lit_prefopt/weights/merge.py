@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from lit_prefopt.errors import InputError, quoted
-from lit_prefopt.families.base import Component, Entry, Family
+from lit_prefopt.families.base import Component, Family
 from lit_prefopt.families.lora_prefixes import DENOISER, role_of
 from lit_prefopt.weights.lora_files import LoRAFile, LoRALayer, flat_name
-from lit_prefopt.weights.lora_layers import adaptable, denoiser_spellings, split_layer
+from lit_prefopt.weights.lora_layers import Place, adaptable, denoiser_spellings, split_layer
 
 Part = str
 Parts = Mapping[Part, nn.Module]
-Spellings = dict[str, dict[str, Entry | None]]
+Spellings = dict[str, dict[str, Place | None]]
 
 
 def merge_lora(
@@ -45,7 +45,7 @@ def merge_lora(
 def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part, str], LoRALayer]:
     """Map a LoRA's layers to the modules of a model, by component and module name.
 
-    A layer of the original code that diffusers has as three is split.
+    A layer of the original code that diffusers has as several is split.
 
     Args:
         family: Family of the networks.
@@ -63,7 +63,8 @@ def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part,
             "this output does not contain: export a complete pipeline, or use a LoRA of the "
             f"{' and '.join(parts)} alone."
         )
-    known = {part: _spellings(family.components[part], net) for part, net in parts.items()}
+    used = {owners[role] for role, _ in lora.layers}
+    known = {part: _spellings(family.components[part], parts[part]) for part in used}
     strange = [key for key in lora.layers if key[1] not in known[owners[key[0]]]]
     if strange:
         role, name = strange[0]
@@ -76,14 +77,13 @@ def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part,
     for (role, flat), layer in lora.layers.items():
         part = owners[role]
         targets = known[part][flat]
-        for name, entry in targets.items():
+        for name, place in targets.items():
             if (part, name) in matched:
                 raise InputError(
                     f"{lora.source} contains {quoted(name)} twice; remove one of them."
                 )
-            thirds = 3 if entry is not None and entry.third is not None else 1
-            _check_shape(lora.source, name, parts[part].get_submodule(name), layer, thirds)
-            if (own := split_layer(layer, entry)) is not None:
+            _check_shape(lora.source, name, parts[part].get_submodule(name), layer, place)
+            if (own := split_layer(layer, place)) is not None:
                 matched[part, name] = own
     return matched
 
@@ -100,9 +100,13 @@ def _spellings(component: Component, net: nn.Module) -> Spellings:
     }
 
 
-def _check_shape(source: str, name: str, module: nn.Module, layer: LoRALayer, thirds: int) -> None:
+def _check_shape(
+    source: str, name: str, module: nn.Module, layer: LoRALayer, place: Place | None
+) -> None:
     weight = module.get_parameter("weight")
-    outputs, inputs = thirds * len(weight), weight[0].numel()
+    outputs, inputs = len(weight), weight[0].numel()
+    if place is not None and place.sizes:
+        outputs = sum(place.sizes)
     if (len(layer.up), layer.down[0].numel()) != (outputs, inputs):
         raise InputError(
             f"{source} is a LoRA of another model family: it maps {layer.down[0].numel()} values "

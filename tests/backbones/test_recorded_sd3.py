@@ -11,6 +11,7 @@ from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
 from lit_prefopt.backbones import LoRA, StableDiffusion3
+from lit_prefopt.commands.export import export
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.processes.settings import Sampling
@@ -213,3 +214,23 @@ def test_dtypes_in_bfloat16(tiny_sd35_folder: str) -> None:
         record.ours, record.theirs, ["transformer"], results=False, tensors_only=True
     )
     assert difference is None
+
+
+@pytest.mark.parametrize("folder", ["tiny_sd35_folder", "tiny_sd35_without_t5_folder"])
+def test_a_single_file_hands_over_what_its_folder_does(
+    folder: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Exported by us, loaded by us, and recorded beside the stock pipeline of the folder."""
+    pipeline, file = request.getfixturevalue(folder), str(tmp_path / "whole.safetensors")
+    export(pipeline, "single-file", file)
+    with_t5 = (Path(pipeline) / "text_encoder_3").is_dir()
+    backbone = StableDiffusion3(file, config=pipeline, reference="none", t5=with_t5)
+    models = Models(backbone, load_stock_sd3(pipeline))
+    record = sampled(models, TEXTS, 7.0, **empty_embeds(backbone, len(TEXTS)))
+    assert transformer_difference(record) is None
+    encoders = list(backbone.texts)
+    assert len(encoders) == 2 + with_t5
+    for name in encoders:
+        (ours,), (theirs,) = record.ours.of(name), record.theirs.of(name)
+        assert torch.equal(ours.arguments["input_ids"], theirs.arguments["input_ids"])
+    torch.testing.assert_close(record.images, record.expected, atol=1e-5, rtol=0)

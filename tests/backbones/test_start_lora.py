@@ -99,3 +99,36 @@ def test_a_lora_of_another_family_is_refused(
     file = made(StableDiffusionXL(tiny_xl_folder, lora=LoRA(3)), tmp_path / "start")
     with pytest.raises(InputError, match="LoRA of another model family"):
         StableDiffusion(tiny_folder, start_lora=file)
+
+
+def test_a_training_adapter_is_in_policy_and_reference_and_not_in_the_export(
+    recipe: list[str], tmp_path: Path, tiny_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = made(StableDiffusion(tiny_folder, lora=LoRA(3)), tmp_path / "adapter")
+    with_it = StableDiffusion(tiny_folder, lora=LoRA(4), training_adapter=file)
+    merged = StableDiffusion(tiny_folder, start_lora=file)
+    weights = with_it.policy.reference_weights
+    assert weights.keys() == merged.policy.reference_weights.keys()
+    for name, weight in merged.policy.reference_weights.items():
+        assert torch.equal(weights[name], weight)
+    run = tmp_path / "run"
+    main(
+        ["fit", *recipe, "--backbone.training_adapter", file, "--backbone.lora.rank", "4"]
+        + ["--trainer.default_root_dir", str(run)]
+    )
+    caplog.clear()
+    main(["export", "--source", str(run), "--to", "pipeline", "--output", str(tmp_path / "whole")])
+    assert f"trained with the adapter {file}, which is left out" in caplog.text
+    exported = StableDiffusionPipeline.from_pretrained(tmp_path / "whole").unet.state_dict()
+    plain = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    plain.load_lora_weights(str(run / "weights"))
+    plain.fuse_lora()
+    plain.unload_lora_weights()
+    for name, weight in plain.unet.state_dict().items():
+        torch.testing.assert_close(exported[name], weight, atol=1e-6, rtol=0)
+
+
+def test_a_training_adapter_without_a_lora_is_refused(tmp_path: Path, tiny_folder: str) -> None:
+    file = made(StableDiffusion(tiny_folder, lora=LoRA(3)), tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"would contain the `training_adapter`: train a LoRA"):
+        StableDiffusion(tiny_folder, training_adapter=file)

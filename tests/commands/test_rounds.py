@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -119,5 +120,6 @@ def kill_with_children(running: subprocess.Popen[str]) -> None:
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     kill(running)
     for child in children:
-        os.kill(int(child), 9)
+        with suppress(ProcessLookupError):  # which ended with the command
+            os.kill(int(child), 9)
     running.communicate()

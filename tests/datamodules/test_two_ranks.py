@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lit_prefopt.data.order.plan import Plan
 from tests.helpers.pair_data import data, seen_keys, train
+from tests.helpers.runs import TORCHRUN, finished, launch
 
 pytestmark = pytest.mark.slow
 
 
 def train_on_two(*arguments: object) -> list[dict]:
     """Run two_ranks_data.py through torchrun and return what each rank saw."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    script = ["--nproc-per-node=2", "-m", "tests.helpers.two_ranks_data", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*torchrun, *script], check=True, timeout=600, env=environment)
+    process = launch(list(map(str, arguments)), [*TORCHRUN, "-m", "tests.helpers.two_ranks_data"])
+    said = finished(process)
+    assert process.returncode == 0, said
     output = Path(str(arguments[1]))
     return [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(2)]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
 from lit_prefopt.cli import main
+from lit_prefopt.configs import recipe_names
 from lit_prefopt.datamodules import PromptGroups
 from lit_prefopt.datamodules.generation import GenerationGroup
 from lit_prefopt.errors import InputError
@@ -317,8 +318,8 @@ def test_by_the_command_line(
     assert "win rate" in capfd.readouterr().out
     with pytest.raises(SystemExit):
         main(["evaluate", "--config", "nothing"])
-    message = "nor a shipped recipe; choose one of qwen-image, sd15, sd35, sdxl, toy."
-    assert message in capfd.readouterr().err
+    known = ", ".join(recipe_names("evaluate"))
+    assert f"nor a shipped recipe; choose one of {known}." in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -10,3 +10,8 @@ CASES: dict[str, Case] = {
     for family in (sd3, flux1, flux2, qwen_image, z_image)
     for name, case in family.CASES.items()
 }
+
+FIRST: dict[str, str] = {
+    case.backbone.FAMILY.name: name for name, case in reversed([*CASES.items()])
+}
+"""Name of the first case of each family."""

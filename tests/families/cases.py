@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,12 @@ STEPS = 4
 
 
 def load_stock(folder: Path, **options: Any) -> DiffusionPipeline:
-    """Load a stock pipeline without a progress bar."""
+    """Load a stock pipeline without a progress bar.
+
+    Args:
+        folder: Its folder.
+        options: Further arguments of `from_pretrained`, such as `torch_dtype`.
+    """
     pipeline = DiffusionPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -45,7 +51,7 @@ class Case:
         backbone: Its class.
         write: Writes the pipeline to a folder and returns the folder.
         options: Options of the backbone.
-        load: Loads the stock pipeline of the folder, with options such as `dtype`.
+        load: Loads the stock pipeline of the folder, with arguments of `from_pretrained`.
         arguments: Arguments of the stock call for a guidance scale, besides prompts, steps and
             size: given the models and the number of prompts, with a negative prompt embedded once
             where the family has one, as `backbone.empty` is.
@@ -53,6 +59,7 @@ class Case:
         unguided: Scale without guidance.
         guided: A scale with it.
         calls: Calls of the transformer per guided step.
+        time: Name of the transformer's argument for the time.
         sizes: Height and width of a square and of another image, in pixels.
     """
 
@@ -65,7 +72,27 @@ class Case:
     unguided: float = 1.0
     guided: float = 7.0
     calls: int = 1
+    time: str = "timestep"
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((32, 32), (40, 24))
+
+    def ours(self, folder: Path, **options: Any) -> TransformerBackbone:
+        """Load our backbone; a LoRA starts from the same weights each time.
+
+        Args:
+            folder: Where `write` wrote the pipeline.
+            options: Further options of the backbone.
+        """
+        torch.manual_seed(0)
+        return self.backbone(str(folder), **self.options | options)
+
+    def arguments_of(self, folder: Path) -> list[str]:
+        """Return the arguments of the command line that name the backbone.
+
+        Args:
+            folder: Where `write` wrote the pipeline.
+        """
+        own = [f"--backbone.{name}={json.dumps(value)}" for name, value in self.options.items()]
+        return ["--backbone", self.backbone.__name__, "--backbone.pretrained", str(folder), *own]
 
     def models(self, folder: Path, **options: Any) -> Models:
         """Load ours and the stock pipeline.
@@ -74,8 +101,7 @@ class Case:
             folder: Where `write` wrote the pipeline.
             options: Further options of the backbone.
         """
-        backbone = self.backbone(str(folder), **self.options | options)
-        return Models(self, backbone, self.load(folder))
+        return Models(self, self.ours(folder, **options), self.load(folder))
 
 
 class Recorded(NamedTuple):
@@ -110,7 +136,7 @@ def sampled(
     latents = draws.normal(seeds, backbone.sampling_shape(how), "start")
     with Recorder(parts_of(stock), ends_step="transformer") as theirs:
         expected = stock(
-            [*texts],  # Z-Image writes into the list
+            prompt=[*texts],  # Z-Image writes into the list
             num_inference_steps=STEPS,
             latents=case.start(latents).to(stock.dtype),
             output_type="pt",

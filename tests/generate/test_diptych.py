@@ -98,7 +98,7 @@ def test_what_is_left_out_is_counted(
         "2 pairs",
         "1 that are long",
         "1 without a text in quotes in the prompt",
-        "1 with prompts longer than the text encoder's context",
+        "1 with prompts longer than a text encoder's context",
     ):
         assert words in said
     sheet = Image.open(tmp_path / "out-sheet.png")

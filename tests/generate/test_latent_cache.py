@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import CpuOffload, UserCpuOffloadHook
+from torch import nn
 
 from lit_prefopt.backbones import StableDiffusion, StableDiffusionXL
 from lit_prefopt.batches import ImagePairs, LatentPairs, Pairs
@@ -18,7 +21,7 @@ from lit_prefopt.datamodules import PairShards
 from lit_prefopt.datamodules.generation import StoredGroup
 from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
 from lit_prefopt.errors import InputError
-from lit_prefopt.generate import LatentCache
+from lit_prefopt.generate import LatentCache, ReferenceErrors
 from lit_prefopt.generate.latent_cache import EncodedPair
 from lit_prefopt.methods import SupervisedFineTuning
 from lit_prefopt.optimizers import AdamW
@@ -167,6 +170,51 @@ def test_a_stopped_cache_ends_with_the_same_bytes(
     cache(frozen(tiny_folder), shards, output, **options)
     whole = {path.name: path.read_bytes() for path in Path(cached).iterdir()}
     assert {path.name: path.read_bytes() for path in output.iterdir()} == whole
+
+
+def test_the_denoiser_and_the_places_of_the_encoders_make_no_difference(
+    cached: str, tiny_folder: str, shards: str, tmp_path: Path
+) -> None:
+    """Without the denoiser's weights, and with one encoder at a time on the device."""
+    whole = {path.name: path.read_bytes() for path in Path(cached).iterdir()}
+    for name, offload in (("as-before", False), ("offloaded", True)):
+        backbone = frozen(tiny_folder, denoiser_weights=False)
+        assert [*backbone.policy.parameters()] == []
+        output = tmp_path / name
+        cache(backbone, shards, output, flip=True, offload=offload)
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == whole
+
+
+def test_one_encoder_at_a_time_is_moved_to_the_device(
+    tiny_xl_folder: str, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each group the VAE for all images, then each text encoder; the last one leaves."""
+    backbone = StableDiffusionXL(tiny_xl_folder, reference="none", denoiser_weights=False)
+    names = {id(network): name for name, network in backbone.encoders.items()}
+    moves: list[str] = []
+    comes, goes = CpuOffload.pre_forward, UserCpuOffloadHook.offload
+
+    def noted_comes(hook: CpuOffload, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        moves.append(names[id(module)])
+        return comes(hook, module, *args, **kwargs)
+
+    def noted_goes(hook: UserCpuOffloadHook) -> None:
+        moves.append(f"{names[id(hook.model)]} back")
+        goes(hook)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", noted_comes)
+    monkeypatch.setattr(UserCpuOffloadHook, "offload", noted_goes)
+    cache(backbone, shards, tmp_path / "out", offload=True, batch_size=100)
+    assert moves == [*names.values(), "text_encoder_2 back"] * 5  # on a CPU the others stay
+
+
+def test_a_run_that_needs_the_denoiser_ends_at_the_start(tiny_folder: str, tmp_path: Path) -> None:
+    backbone = frozen(tiny_folder, denoiser_weights=False)
+    cure = "set `--backbone.denoiser_weights true`"
+    with pytest.raises(InputError, match=f"SupervisedFineTuning needs the denoiser.*{cure}"):
+        SupervisedFineTuning(backbone, AdamW(1e-4))
+    with pytest.raises(InputError, match=f"ReferenceErrors needs the denoiser.*{cure}"):
+        ReferenceErrors(backbone, str(tmp_path), draws=1)
 
 
 def test_it_is_validated_and_indexed_like_other_shards(

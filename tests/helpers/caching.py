@@ -10,7 +10,7 @@ from lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_prefopt.backbones import StableDiffusion
-from lit_prefopt.backbones.unet import UNetBackbone
+from lit_prefopt.backbones.base import Backbone
 from lit_prefopt.datamodules import CachedGroups, CachedPairs, SampleGroups
 from lit_prefopt.datamodules.generation import GenerationDataModule
 from lit_prefopt.generate import LatentCache, ReferenceErrors
@@ -28,13 +28,19 @@ def run(model: Producer, groups: GenerationDataModule) -> Path:
     return model.output
 
 
-def cache(backbone: UNetBackbone, shards: str, output: Path, **options: Any) -> str:
+def cache(backbone: Backbone, shards: str, output: Path, **options: Any) -> str:
     """Cache pairs at 32 x 32 pixels and return the folder."""
     model = LatentCache(backbone, str(output), **{"resolution": 32, "batch_size": 8} | options)
     return str(run(model, SampleGroups(shards, group_size=5)))
 
 
-def errors(backbone: UNetBackbone, cached: str, output: Path, **options: Any) -> str:
+def cache_again(backbone: Backbone, cached: str, output: Path, **options: Any) -> str:
+    """Cache the latents of a cache with another model's prompts, and return the folder."""
+    model = LatentCache(backbone, str(output), **{"resolution": 32, "batch_size": 8} | options)
+    return str(run(model, CachedGroups(cached, group_size=5)))
+
+
+def errors(backbone: Backbone, cached: str, output: Path, **options: Any) -> str:
     """Compute reference errors of cached pairs and return the folder."""
     model = ReferenceErrors(backbone, str(output), **{"draws": 2, "batch_size": 4} | options)
     return str(run(model, CachedGroups(cached, group_size=5)))

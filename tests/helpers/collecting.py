@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_prefopt.judges import Judge
 from tests.helpers.recipes import OWN_COUNTS
+from tests.helpers.tiny_toy_flow import flow_twin
 
 CANDIDATES = 2
 DECISIONS = 3  # of a roll-out, each of which is a pair if the prompt is an open one
@@ -102,14 +103,22 @@ def write_prompts(path: Path, opens: int, shut: int) -> Path:
     return path
 
 
-def spo(pipeline: str, prompts: Path, folder: Path) -> list[str]:
+def spo(pipeline: str, prompts: Path, folder: Path, *, flow: bool = False) -> list[str]:
     """Return the arguments of an SPO run whose every open prompt is worth three pairs.
 
     A collection is 4 batches of 3 pairs, made of rounds of 2 prompts; there are 3 collections.
+
+    Args:
+        pipeline: Folder of a Stable Diffusion, or of a flow twin of the toy world.
+        prompts: File of prompts.
+        folder: Folder of the run.
+        flow: Whether the pipeline is a flow, whose recipe is toy-flow-spo.
     """
+    family = ["--backbone", "StableDiffusion", "--backbone.pretrained", pipeline]
     return [
-        *("--config", "toy-spo", "--backbone", "StableDiffusion"),
-        *("--backbone.pretrained", pipeline, "--backbone.lora.rank", "4"),
+        *("--config", "toy-flow-spo" if flow else "toy-spo"),
+        *(flow_twin(pipeline) if flow else family),
+        *("--backbone.lora.rank", "4"),
         *("--model.candidates", str(CANDIDATES), "--model.first", "0", "--model.threshold", "0"),
         *("--model.sampling.steps", str(DECISIONS), "--model.optimizer.lr", "1e-3"),
         *(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -17,9 +18,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).parents[2]
-TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-TWO_RANKS += ["-m", "lit_prefopt.cli"]
+from tests.helpers.forked import ROOT, ForkedPopen
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TWO_RANKS = [*TORCHRUN, "-m", "lit_prefopt.cli"]
 WEIGHTS = ("state_dict", "running_state", "optimizer_states", "lr_schedulers")
 
 
@@ -61,11 +63,19 @@ def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
 def launch(
     arguments: list[str],
     command: Sequence[str] = (sys.executable, "-m", "lit_prefopt.cli"),
+    popen: type[subprocess.Popen] = ForkedPopen,
     **options: Any,
 ) -> subprocess.Popen[str]:
-    """Start a command of this program in a process of its own, or with TWO_RANKS in several."""
+    """Start a command of this program in a process of its own, or with TWO_RANKS in several.
+
+    Args:
+        arguments: Its arguments.
+        command: The program.
+        popen: `subprocess.Popen` for a new interpreter in place of a fork.
+        **options: Further arguments of Popen.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
+    return popen(
         [*command, *arguments],
         cwd=ROOT,
         env=environment,
@@ -103,6 +113,8 @@ def ranks_of(launcher: int) -> list[int]:
     ranks = {}
     for path in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         variables = Path(f"/proc/{path}/environ").read_bytes().split(b"\0")
+        own = re.fullmatch(r"rank (\d+)", Path(f"/proc/{path}/comm").read_text().strip())
+        variables += [f"LOCAL_RANK={own[1]}".encode()] if own else []  # of a fork
         ranks |= {v: int(path) for v in variables if v.startswith(b"LOCAL_RANK=")}
     return [ranks[name] for name in sorted(ranks)]
 

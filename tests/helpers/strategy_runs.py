@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.helpers.recipes import small_recipe
-from tests.helpers.runs import launch
+from tests.helpers.runs import TORCHRUN, launch
 
-RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-RANKS += ["-m", "tests.helpers.two_ranks_commands"]
+RANKS = [*TORCHRUN, "-m", "tests.helpers.two_ranks_commands"]
 CPU = "tests.helpers.strategies_cpu"
 PATIENCE = 1500
 
@@ -38,11 +36,17 @@ FORMS = {
 
 
 def case(
-    pipeline: str, shards: str, folder: Path, strategy: str, form: str, *more: str
+    pipeline: str,
+    shards: str,
+    folder: Path,
+    strategy: str,
+    form: str,
+    *more: str,
+    name: str = "toy-diffusion-dpo",
 ) -> list[str]:
     """Return the command of a run of ten steps on two ranks, four pairs on each."""
     return [
-        *("fit", *small_recipe(pipeline, shards, folder)),
+        *("fit", *small_recipe(pipeline, shards, folder, name)),
         *("--trainer.max_steps", "10", "--trainer.limit_val_batches", "0", "--model.beta", "1000"),
         *(*STRATEGIES[strategy], "--trainer.devices", "2", *FORMS[form]),
         *("--trainer.callbacks+", f"{CPU}.Seen", "--trainer.callbacks.folder", str(folder)),

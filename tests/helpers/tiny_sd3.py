@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -134,9 +135,14 @@ def tiny_sd35_pipeline(folder: Path, t5: bool = True, **transformer: object) -> 
     return tiny_sd3_pipeline(folder, t5, **SD35 | transformer)
 
 
-def load_stock_sd3(folder: Path | str, **options: object) -> StableDiffusion3Pipeline:
-    """Load the stock pipeline of a folder, with or without T5, without a progress bar."""
+def load_stock_sd3(folder: Path | str, **options: Any) -> StableDiffusion3Pipeline:
+    """Load the stock pipeline of a folder, with or without T5, without a progress bar.
+
+    Args:
+        folder: The folder.
+        options: Further arguments of `from_pretrained`, such as `torch_dtype`.
+    """
     missing = {} if (Path(folder) / "text_encoder_3").is_dir() else MISSING_T5
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **missing | options)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **missing, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

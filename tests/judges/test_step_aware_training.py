@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from lit_prefopt.diffusion.encoding import encode_pairs
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges import CLIPJudge, Judge, StepAwarePreference
 from lit_prefopt.judges.step_aware_training import agreement
-from tests.helpers.runs import ROOT
+from tests.helpers.runs import TORCHRUN, finished, launch
 from tests.helpers.step_aware import Make, batch, cut
 
 
@@ -213,14 +211,10 @@ def test_weights_are_shares_over_ranks(
     module = make()
     torch.save(module.clip.state_dict(), tmp_path / "start.pt")
     pairs = batch(2, weights=torch.tensor([1.0, 0.05]))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     arguments = [str(tmp_path), tiny_folder, tiny_clip_folder]
-    subprocess.run(
-        [*launch, "--standalone", "-m", "tests.helpers.two_ranks_judge", *arguments],
-        cwd=ROOT,
-        check=True,
-        timeout=600,
-    )
+    process = launch(arguments, [*TORCHRUN, "-m", "tests.helpers.two_ranks_judge"])
+    said = finished(process)
+    assert process.returncode == 0, said
     fit(module, [pairs])
     a, b = (torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1))
     for name, value in module.clip.state_dict().items():

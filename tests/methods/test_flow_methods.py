@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusion3, trained
+from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusion3
 from lit_prefopt.backbones.base import Backbone
 from lit_prefopt.batches import LogRatios, Pairs
 from lit_prefopt.errors import InputError
@@ -33,6 +32,7 @@ from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import LevelDraw, Sampling
 from tests.helpers.batches import image_pairs
 from tests.helpers.judges import SEEDS, TEXTS, Brightness
+from tests.helpers.step_zero import check_step_zero, moved
 
 BETA = 2000.0
 READINGS: tuple[Literal["noise", "velocity", "image"], ...] = ("noise", "velocity", "image")
@@ -43,15 +43,6 @@ def flow(tiny_sd35_folder: str) -> StableDiffusion3:
     """A small Stable Diffusion 3.5 with a LoRA."""
     torch.manual_seed(0)  # the LoRA's start
     return StableDiffusion3(tiny_sd35_folder, lora=LoRA(4))
-
-
-def moved(backbone: Backbone, by: float = 0.1) -> Backbone:
-    """Return the backbone with a policy that differs from its reference."""
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in trained(backbone).values():
-            weight += by * torch.randn(weight.shape, generator=random)
-    return backbone
 
 
 def dpo(backbone: Backbone, **options: object) -> DiffusionDPO:
@@ -79,31 +70,6 @@ def masked_pairs() -> Pairs:
     masks = torch.zeros(3, 1, 32, 32)
     masks[:, :, :16] = 1
     return image_pairs()._replace(masks=masks)
-
-
-def check_step_zero(module: DiffusionDPO | OnPolicyModule, batch: Pairs, rows: Tensor) -> None:
-    """Check margin 0 bit for bit, loss ln 2, finite gradients of the LoRA, a still reference."""
-    ratios = module.log_ratios(batch)
-    assert ratios.t.dtype == torch.float64
-    assert (ratios.t > 0).all()
-    assert (ratios.t <= 1).all()
-    assert (ratios.values == 0).all()
-    losses = module.losses(ratios, batch)
-    torch.testing.assert_close(losses, rows)
-    before = copy.deepcopy(module.backbone.state_dict())
-    losses.mean().backward()
-    weights = trained(module)
-    assert weights
-    assert all("lora" in name for name in weights)
-    assert all(
-        weight.grad is not None and weight.grad.isfinite().all() for weight in weights.values()
-    )
-    assert any(weight.grad.abs().max() > 0 for weight in weights.values())
-    torch.optim.SGD(weights.values(), 1e-3).step()
-    after = module.backbone.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed
-    assert changed <= {name.removeprefix("backbone.") for name in weights}
 
 
 @pytest.mark.parametrize("name", OFFLINE)

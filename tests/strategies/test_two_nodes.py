@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.forked import ForkedPopen
 from tests.helpers.recipes import small_recipe
 from tests.helpers.runs import (
     assert_same_end,
@@ -34,14 +35,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def nodes(arguments: list[str]) -> list[subprocess.Popen[str]]:
+def nodes(
+    arguments: list[str], popen: type[subprocess.Popen] = ForkedPopen
+) -> list[subprocess.Popen[str]]:
     """Start both machines, as one would by hand."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
     torchrun += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
     torchrun += ["--master-port", str(free_port())]
     return [
-        launch(["fit", *arguments], [*torchrun, "--node-rank", str(n), "-m", "lit_prefopt.cli"])
-        for n in (0, 1)
+        launch(["fit", *arguments], [*torchrun, *node, "-m", "lit_prefopt.cli"], popen)
+        for node in (["--node-rank", "0"], ["--node-rank", "1"])
     ]
 
 
@@ -52,9 +55,9 @@ def both_end(processes: list[subprocess.Popen[str]]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tiny_folder: str, shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing stops."""
+    """The folder of a run that nothing stops, in new interpreters: the others are forks."""
     folder = tmp_path_factory.mktemp("two-nodes") / "whole"
-    both_end(nodes(two_nodes(tiny_folder, shards, folder)))
+    both_end(nodes(two_nodes(tiny_folder, shards, folder), subprocess.Popen))
     return folder
 
 

@@ -44,7 +44,9 @@ class LatentSet:
     )
     """Settings that every manifest has, and that must match in all folders of one run."""
 
-    OWN: ClassVar[tuple[str, ...]] = ("prompts", "group_size", "seed", "batch_size", NOTES)
+    OWN: ClassVar[tuple[str, ...]] = (
+        *("prompts", "latents", "group_size", "seed", "batch_size", NOTES),
+    )
     """Settings of a single folder; any other one, such as a family's own, must match as well."""
 
     @classmethod

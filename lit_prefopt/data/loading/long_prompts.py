@@ -42,6 +42,7 @@ class LongPromptCounter:
 
     def _warn(self) -> None:
         rank_zero_warn(
-            f"{self.long} of the first {self.prompts} {self.which} prompts are longer than the "
-            "text encoder's context, and what is beyond it is left out: shorten them if it matters."
+            f"{self.long} of the first {self.prompts} {self.which} prompts are longer than a "
+            "text encoder's context, and it does not read what is beyond: shorten them if it "
+            "matters."
         )

@@ -14,7 +14,7 @@ from lit_prefopt.data.shards.writer import ShardWriter
 from tests.helpers.recipes import small_recipe
 from tests.helpers.shards import picture
 
-LONG = "longer than the text encoder's context"
+LONG = "longer than a text encoder's context"
 
 
 def warned(counter: LongPromptCounter, *batches: list[str]) -> list[str]:
