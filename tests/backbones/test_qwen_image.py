@@ -32,7 +32,7 @@ from tests.helpers.tiny_qwen_image import (
     tiny_qwen_vae,
 )
 
-TEXTS = ["a red cat", "two {braces} and a dog", LONG, LONG * 2]
+TEXTS = ["a red cat", "two {braces} and a dog", LONG, LONG * 3]
 
 
 @pytest.fixture(scope="module")
