@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans below a process become its children
 SPARE = 200  # descriptors from here on are free
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which a process that forks ignores
@@ -90,15 +90,13 @@ class Server:
         unbuffered = command[1:2] == ["-u"]
         if unbuffered:
             del command[1]
-        if command[:2] != [sys.executable, "-m"] or not MODULES.fullmatch(command[2]):
+        if command[:2] != [sys.executable, "-m"] or not MODULES.fullmatch("".join(command[2:3])):
             return None
         plain = ("executable", "preexec_fn", "shell", "gid", "gids", "uid")
         if any(options[name] for name in plain) or options["umask"] >= 0:
             return None
-        if options["cwd"] is not None and Path(options["cwd"]) != Path.cwd():
-            return None
         environment = dict(os.environ if options["env"] is None else options["env"])
-        if not self.has(environment) or Path.cwd() != ROOT:
+        if not self.has(environment) or Path(options["cwd"] or os.getcwd()).resolve() != ROOT:
             return None
         return Request(
             module=command[2],
@@ -125,9 +123,12 @@ class Server:
             raise OSError(ctypes.get_errno(), "prctl")
         try:
             socket.send_fds(self.channel, [json.dumps(asdict(request)).encode()], files)
-            return int(self.channel.recv(LARGEST))
+            answer = self.channel.recv(LARGEST)
         finally:
             prctl(SUBREAPER, 0, 0, 0, 0)
+        if not answer:
+            raise RuntimeError("The process that forks has ended; its errors say why.")
+        return int(answer)
 
     def execute(self, process: Any, *args: Any) -> None:
         """Start a process as `Popen._execute_child` does, whose arguments these are."""
@@ -147,19 +148,24 @@ class Server:
 class ForkedPopen(subprocess.Popen):
     """`subprocess.Popen`, whose process is a fork where it can be one."""
 
+    process: subprocess.Popen | None = None  # it ends with this one, whose socket closes
     server: Server | None = None
 
     def _execute_child(self, *args: Any) -> None:
+        if sys.platform != "linux":
+            START(self, *args)
+            return
         if ForkedPopen.server is None:
-            ForkedPopen.server = _start(PARAMETERS.bind(self, *args).arguments["env"])
+            environment = PARAMETERS.bind(self, *args).arguments["env"]
+            ForkedPopen.process, ForkedPopen.server = _start(environment)
         ForkedPopen.server.execute(self, *args)
 
 
-def _start(environment: Mapping[str, str]) -> Server:
+def _start(environment: Mapping[str, str]) -> tuple[subprocess.Popen, Server]:
     """Start the process that forks, with the environment of the first run."""
     ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-m", "tests.helpers.forked", str(others.fileno())]
-    subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=environment,
@@ -171,7 +177,7 @@ def _start(environment: Mapping[str, str]) -> Server:
     added = ours.recv(LARGEST)  # variables that libraries set when they are imported
     if not added:
         raise RuntimeError("The process that forks ended while it imported libraries.")
-    return Server(ours, [dict(environment), json.loads(added)])
+    return process, Server(ours, [dict(environment), json.loads(added)])
 
 
 def import_libraries() -> None:
