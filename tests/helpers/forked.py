@@ -17,6 +17,7 @@ import fcntl
 import gc
 import importlib
 import inspect
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +183,7 @@ def _start(environment: Mapping[str, str]) -> tuple[subprocess.Popen, Server]:
 
 
 def import_libraries() -> None:
-    """Import what runs import, and the modules of all classes that recipes name."""
+    """Import what runs import, all classes that recipes name, and what a parser imports."""
     from lit_prefopt.utils.postponed import postpone_bitsandbytes
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the command line does
@@ -189,6 +191,10 @@ def import_libraries() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     importlib.import_module("lit_prefopt.commands.help_pages").import_classes()
+    from lit_prefopt.cli import main
+
+    with redirect_stdout(io.StringIO()), suppress(SystemExit):
+        main(["fit", "--config", "toy-diffusion-dpo", "--print_config"])  # reads signatures, once
 
 
 def serve(channel: socket.socket) -> tuple[Request, list[int]]:
@@ -200,21 +206,24 @@ def serve(channel: socket.socket) -> tuple[Request, list[int]]:
         threads = os.listdir("/proc/self/task")
         if len(threads) > 1:
             raise RuntimeError(f"A process of {len(threads)} threads cannot be forked.")
-        reader, writer = os.pipe()
+        ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         between = os.fork()
         if not between:
             pid = os.fork()
             if pid:
-                os.write(writer, str(pid).encode())
+                others.send(str(pid).encode())
                 os._exit(0)  # which makes the fork an orphan, so a child of the subreaper
-            for end in (reader, writer):
-                os.close(end)
-            channel.close()
+            others.recv(1)  # until it is
+            for end in (ours, others, channel):
+                end.close()
             return Request(**json.loads(message)), files
         os.waitpid(between, 0)
-        channel.send(os.read(reader, LARGEST))
-        for end in (reader, writer, *files):
-            os.close(end)
+        ours.send(b".")
+        channel.send(ours.recv(LARGEST))
+        for end in (ours, others):
+            end.close()
+        for file in files:
+            os.close(file)
 
 
 def next_fork(channel: socket.socket) -> tuple[Request, list[int], socket.socket]:
@@ -259,7 +268,7 @@ def become(request: Request, files: list[int], added: Mapping[str, str]) -> None
     numpy.random.seed()  # noqa: NPY002 - Python's own generator is seeded anew in every fork
 
 
-def main(channel: socket.socket) -> None:
+def run_forks(channel: socket.socket) -> None:
     """Import the libraries, fork at every request, and run the module in the forks."""
     before = dict(os.environ)
     import_libraries()
@@ -277,4 +286,4 @@ def main(channel: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    run_forks(socket.socket(fileno=int(sys.argv[1])))
