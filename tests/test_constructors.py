@@ -24,6 +24,7 @@ FIXED = {
     "CurriculumPairs": {"shards", "aspect_buckets", "bucket_step", "min_side"},
     "D3PO": {"delta", "gamma", "kept", "sides"},
     "Flux2Klein": {"policy", "process"},
+    "QwenImage": {"policy", "process"},
     "StableDiffusion": {"policy", "process"},
     "StableDiffusion3": {"without"},
     "StableDiffusionXL": {"policy", "process"},

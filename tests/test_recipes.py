@@ -43,7 +43,7 @@ MAX_STEPS = {
     "toy-flow-curriculum-dpo": 120,
     "toy-flow-di3po": 120,
     "toy-flow-step-aware-preference": 150,
-    "configs/toy/flow.yaml": 2400,
+    "configs/toy/flow.yaml": 4800,
     "toy-diffusion-dpo": 120,
     "toy-sft": 120,
     "toy-spin": 40,
