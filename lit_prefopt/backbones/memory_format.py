@@ -30,9 +30,17 @@ def apply_memory_format_and_compile(
     """
     for network in networks:
         if channels_last:
-            network.to(memory_format=torch.channels_last)
+            _to_channels_last(network)
         if compiled:
             limits = torch._dynamo.config
             limits.cache_size_limit = max(COMPILATIONS, limits.cache_size_limit)
             for block in require_blocks(network, "--backbone.compile"):
                 block.compile(fullgraph=True)
+
+
+def _to_channels_last(network: ModelMixin) -> None:
+    """Store a pixel's channels contiguously; `to` refuses networks with weights for videos."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in (*network.parameters(), *network.buffers()):
+        if weight.ndim in formats:
+            weight.data = weight.data.to(memory_format=formats[weight.ndim])

@@ -40,7 +40,7 @@ class QwenImage(VideoVAEBackbone, TransformerBackbone):
 
     FAMILY = QWEN_IMAGE
     ENCODERS: ClassVar = {"text_encoder": TemplateText}
-    MU = staticmethod(linear_shift)
+    MU = linear_shift
     LINEAR = True
     GUIDANCE = Guidance("separate", combine=with_length_of_prompted)
     EMPTY = " "

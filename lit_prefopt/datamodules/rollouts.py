@@ -101,8 +101,10 @@ class PromptCollections(LightningDataModule):
         self._written = -1  # `used` of the buffer that is stored on disk
         self.held_out: PairShards | None = None
         if validation is not None:
-            own = {"validation": validation, "validation_pairs": validation_pairs, "workers": 0}
-            self.held_out = PairShards(validation, batch_size, resolution=resolution, **own)
+            own: Any = {"validation": validation, "validation_pairs": validation_pairs}
+            self.held_out = PairShards(
+                validation, batch_size, resolution=resolution, workers=0, **own
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Read the prompts, so that wrong ones fail at the start."""

@@ -8,13 +8,14 @@ from lit_prefopt.families.qwen_image_names import autoencoder_layouts, transform
 
 
 def last_text(config: Config) -> tuple[str, ...]:
-    """Return the last block's layers after the attention of the text, which nothing follows.
+    """Return the last block's layers that compute its text, which nothing follows.
 
     Args:
         config: The transformer's configuration.
     """
     last = f"transformer_blocks.{config['num_layers'] - 1}"
-    return f"{last}.attn.to_add_out", f"{last}.txt_mlp"
+    ends = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
+    return tuple(f"{last}.{end}" for end in ends)
 
 
 QWEN_IMAGE = Family(

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusion3Pipeline, StableDiffusionPipeline
 
 from lit_prefopt.datamodules import PairShards
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.evaluate.summary import summarise
-from lit_prefopt.toy import ToyDiffusion, ToyJudge, ToyPairs, ToyPrompts
-from lit_prefopt.toy.backbone import CHECKPOINT, TOY_SAMPLING
+from lit_prefopt.toy import ToyDiffusion, ToyFlow, ToyJudge, ToyPairs, ToyPrompts
+from lit_prefopt.toy.backbone import CHECKPOINT, FLOW_CHECKPOINT, TOY_SAMPLING
 from lit_prefopt.toy.pairs import PAIRS
 from lit_prefopt.toy.scenes import split
 from tests.helpers.comparing import compared
@@ -24,8 +24,9 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_checkpoint_is_small() -> None:
+def test_the_checkpoints_are_small() -> None:
     assert size(CHECKPOINT) <= 12e6
+    assert size(FLOW_CHECKPOINT) <= 15e6
 
 
 def test_the_stock_pipeline_draws_what_it_is_told() -> None:
@@ -46,10 +47,29 @@ def test_the_stock_pipeline_draws_what_it_is_told() -> None:
     assert ToyJudge().score(pixels, texts).mean() > 0.6
 
 
-def test_the_base_is_good_and_not_perfect() -> None:
+def test_the_stock_flow_pipeline_draws_what_it_is_told() -> None:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        FLOW_CHECKPOINT, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    texts = ToyPrompts(count=8).texts()
+    pixels = pipeline(
+        texts,
+        num_inference_steps=20,
+        guidance_scale=2.0,
+        max_sequence_length=0,
+        generator=torch.manual_seed(0),
+        output_type="pt",
+    ).images
+    assert ToyJudge().score(2 * pixels - 1, texts).mean() > 0.6
+
+
+@pytest.mark.parametrize("kind", [ToyDiffusion, ToyFlow])
+def test_the_base_is_good_and_not_perfect(kind: type[ToyDiffusion | ToyFlow]) -> None:
     texts, seeds = ToyPrompts(count=32).texts(), torch.arange(32)
-    images = sample(ToyDiffusion(reference="none").eval(), texts, seeds, TOY_SAMPLING)
-    assert 0.6 < ToyJudge().score(images, texts).mean() < 0.95
+    backbone = kind(reference="none").eval()
+    images = sample(backbone, texts, seeds, backbone.sampling)
+    assert 0.6 < ToyJudge().score(images, texts).mean() < 0.97
 
 
 def pairs(folder: str) -> PairShards:
