@@ -130,6 +130,19 @@ def test_a_single_file_comes_back(trained: Trained, tmp_path: Path) -> None:
         assert all(torch.equal(vae.state_dict()[key], wanted[key]) for key in wanted)
 
 
+def test_the_pipeline_of_a_single_file_is_named(trained: Trained, tmp_path: Path) -> None:
+    """Diffusers takes FLUX.2 klein for dev, Z-Image for Turbo, Qwen-Image for SD 1.x."""
+    if trained.name == "flux1":
+        pytest.skip("of a file of FLUX.1 diffusers finds the right pipeline, on the hub")
+    file = export(
+        trained.lora, "single-file", tmp_path / "out.safetensors", "--base", trained.folder
+    )
+    to = ("--to", "pipeline", "--output", tmp_path / "again")
+    message = refused("--source", trained.lora, *to, "--base", file)
+    assert "models of its family differ in" in message
+    assert "--base_config" in message
+
+
 def test_a_lora_of_another_flow_family(trained: Trained, tmp_path: Path) -> None:
     other = next(name for name in FLOW_FAMILIES if name != trained.name)
     folder = FLOW_FAMILIES[other].write(tmp_path / "other")
