@@ -145,8 +145,8 @@ def open_components(
     if pretrained.endswith(SINGLE_FILES):
         # without encoders, they are not loaded, but a file without them is still of another kind
         passed = [] if vae is None and encoders else ["vae"]
-        if not family.whole_files:
-            passed = [name for name in family.components if name != family.denoiser.name]
+        if not family.whole_files:  # the denoiser may be alone, under names without a prefix
+            passed = list(family.components)
         parts = SingleFileComponents(family, pretrained, config, passed)
     else:
         needed = ["scheduler", *(["vae"] if encoders and vae is None else [])]
@@ -162,13 +162,26 @@ def open_components(
     return parts
 
 
+SHARED = ("black-forest-labs/FLUX.2-dev", "Tongyi-MAI/Z-Image-Turbo")
+"""Pipelines that diffusers takes for those of all models of their family."""
+
+QWEN_IMAGE = ".img_mod.1."
+"""Part of the keys of Qwen-Image, which diffusers takes for Stable Diffusion 1.x."""
+
+
 def published_config(file: WeightsFile) -> str:
     """Return the hub name of the pipeline whose architecture a single file has.
 
     Raises:
-        InputError: The hub does not answer.
+        InputError: The hub does not answer, or several models have such files.
     """
     name = str(fetch_diffusers_config(file.empty())["pretrained_model_name_or_path"])
+    if name in SHARED or any(QWEN_IMAGE in key for key in file.keys):
+        raise InputError(
+            f"{file.path} does not contain its architecture and schedule, which models of its "
+            "family differ in: give the hub name or the folder of its model's pipeline as "
+            "`--backbone.config` (`--base_config` of an export)."
+        )
     try:
         check_reachable(name)
     except InputError as error:

@@ -10,9 +10,11 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ZImageTransformer2DModel
 from diffusers.training_utils import _collate_lora_metadata
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lit_prefopt.backbones.single_file_components import open_components
+from lit_prefopt.weights.component_files import original_state
 from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
 from tests.helpers.exporting import add_random_adapter, export, picture, refused
@@ -128,6 +130,38 @@ def test_a_single_file_comes_back(trained: Trained, tmp_path: Path) -> None:
         vae = AutoencoderKL.from_single_file(str(file), config=trained.folder, subfolder="vae")
         wanted = first.vae.state_dict()
         assert all(torch.equal(vae.state_dict()[key], wanted[key]) for key in wanted)
+
+
+def test_a_file_of_the_transformer_alone_is_a_model(trained: Trained, tmp_path: Path) -> None:
+    """In original names without a prefix; all else comes from the pipeline that is named."""
+    stock, family = trained.stock(), trained.case.names
+    start = family.denoiser.prefixes[0]
+    original = original_state(stock.transformer, family.denoiser)
+    file = tmp_path / "alone.safetensors"
+    save_file({key.removeprefix(start): x.contiguous() for key, x in original.items()}, file)
+    names = [part.name for part in family.encoders]
+    options = {"variant": None, "config": trained.folder, "vae": None}
+    parts = open_components(family, str(file), names, **options)
+    loaded = {"transformer": parts.denoiser(torch.float32), "vae": parts.vae(torch.float32)}
+    loaded |= {name: parts.text_encoder(name, torch.float32) for name in names}
+    for name, net in loaded.items():
+        wanted = getattr(stock, name).state_dict()
+        state = net.state_dict()
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
+def test_the_pipeline_of_a_single_file_is_named(trained: Trained, tmp_path: Path) -> None:
+    """Diffusers takes FLUX.2 klein for dev, Z-Image for Turbo, Qwen-Image for SD 1.x."""
+    if trained.name == "flux1":
+        pytest.skip("of a file of FLUX.1 diffusers finds the right pipeline, on the hub")
+    file = export(
+        trained.lora, "single-file", tmp_path / "out.safetensors", "--base", trained.folder
+    )
+    to = ("--to", "pipeline", "--output", tmp_path / "again")
+    message = refused("--source", trained.lora, *to, "--base", file)
+    assert "models of its family differ in" in message
+    assert "--base_config" in message
 
 
 def test_a_lora_of_another_flow_family(trained: Trained, tmp_path: Path) -> None:

@@ -185,5 +185,5 @@ def test_a_base_that_names_its_own_code_is_refused(tiny_folder: str, tmp_path: P
     (index.parent / "own").mkdir()
     (index.parent / "own" / "transformers.py").write_text("raise SystemExit('imported')")
     assert "own/transformers.py, which is not executed" in refused("--source", index.parent, *to)
-    index.write_text('{"_class_name": "FluxPipeline"}')
-    assert "is a FluxPipeline; supported are" in refused("--source", index.parent, *to)
+    index.write_text('{"_class_name": "KolorsPipeline"}')
+    assert "is a KolorsPipeline; supported are" in refused("--source", index.parent, *to)

@@ -304,7 +304,7 @@ def test_two_beginnings_in_one_file(second: str, tmp_path: Path) -> None:
         state[f"{layer}.lora_down.weight"] = down.clone()
         state[f"{layer}.lora_up.weight"] = up.clone()
     save_file(state, tmp_path / "mixed.safetensors")
-    with pytest.raises(InputError, match="mixes the names of two layouts, such as lora_unet_"):
+    with pytest.raises(InputError, match="mixes the names of two layouts, such as .*lora_unet_"):
         read_lora(tmp_path / "mixed.safetensors")
 
 

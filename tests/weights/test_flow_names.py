@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,25 @@ def test_files_in_diffusers_names(name: str, prefix: str, tmp_path: Path) -> Non
     net = case.build()
     state = {prefix + key: tensor for key, tensor in net.state_dict().items()}
     read_back(net, case.names.denoiser, state, tmp_path / "own.safetensors")
+
+
+def test_a_tensor_that_is_not_understood_is_named(name: str, tmp_path: Path) -> None:
+    """Also in a file of the transformer alone; Z-Image's has a norm that nothing reads."""
+    case = FLOW_FAMILIES[name]
+    state = original_state(case.build(), case.names.denoiser)
+    state |= {START + key: torch.ones(32) for key in case.names.denoiser.ignored}
+    assert len(case.names.denoiser.ignored) == (name == "z-image")
+    for prefix in (START, ""):
+        own = {prefix + key.removeprefix(START): x.clone() for key, x in state.items()}
+        net, path = case.build(), tmp_path / "file.safetensors"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            known = own.keys() - {prefix + key for key in case.names.denoiser.ignored}
+            read_back(net, case.names.denoiser, {key: own[key] for key in known}, path)
+            read_back(net, case.names.denoiser, own, path)
+        strange = own | {f"{prefix}distilled_guidance_layer.weight": torch.ones(3)}
+        with pytest.warns(UserWarning, match=r"1 tensors .* not used \(.*distilled_guidance_layer"):
+            read_back(net, case.names.denoiser, strange, path)
 
 
 def test_a_fused_layer_of_another_width(tmp_path: Path) -> None:

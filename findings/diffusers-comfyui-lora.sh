@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# LoRAs of FLUX.1 and FLUX.2 in ComfyUI's names (`diffusion_model.`): load_lora_weights loads
-# nothing, or exchanges scale and shift, by the family and by how the two matrices are called.
+# LoRAs of FLUX.1, FLUX.2 and Z-Image in ComfyUI's names (`diffusion_model.`): load_lora_weights
+# leaves out layers, or exchanges scale and shift, by the family and by the matrices' names.
 #
 # Versions and date: diffusers 0.42.1, peft 0.21.2, torch 2.13.0; 2026-11-30.
 # One would guess: lora_A/lora_B and lora_down/lora_up are two names of the same matrices, and a
@@ -9,7 +9,9 @@
 #   1. FLUX.1, lora_A/lora_B: no layer is adapted. With lora_down/lora_up the same file is loaded.
 #   2. FLUX.2, lora_down/lora_up: no layer is adapted. With lora_A/lora_B the same file is loaded.
 #      In both cases a line is logged, no error is raised, and images are the base's.
-#   3. FLUX.2, final_layer.adaLN_modulation.1: the original code has shift before scale, diffusers
+#   3. Z-Image, attention.qkv of the original code: the LoRA of query, key and value is left out,
+#      with a line in the log. Of kohya's file (`lora_unet_`) the same layer is split and loaded.
+#   4. FLUX.2, final_layer.adaLN_modulation.1: the original code has shift before scale, diffusers
 #      scale before shift. Its reader of checkpoints exchanges them, its reader of LoRAs does not:
 #      the update of the scale goes to the shift, and the other way round.
 # Why it matters: a comparison of a model with its LoRA compares the base with itself, and a LoRA of
@@ -33,6 +35,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 
@@ -40,11 +44,11 @@ WIDTH = 32
 generator = torch.Generator().manual_seed(0)
 
 
-def lora(layer, outputs, inputs, down, up):
-    """Return a LoRA of one layer under ComfyUI's name, and the update of its weight."""
+def lora(layer, outputs, inputs, down, up, prefix="diffusion_model."):
+    """Return a LoRA of one layer, by default under ComfyUI's name, and its weight's update."""
     first = torch.randn(4, inputs, generator=generator)
     second = torch.randn(outputs, 4, generator=generator)
-    key = f"diffusion_model.{layer}"
+    key = prefix + layer
     return {f"{key}.{down}.weight": first, f"{key}.{up}.weight": second}, second @ first
 
 
@@ -81,6 +85,20 @@ def flux2():
     )
 
 
+def z_image():
+    return ZImageTransformer2DModel(
+        in_channels=16,
+        dim=WIDTH,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[1024, 64, 64],
+    )
+
+
 print(f"diffusers {diffusers.__version__}, peft {peft.__version__}, torch {torch.__version__}")
 seen = {}
 for title, pipeline_class, build in (
@@ -91,6 +109,14 @@ for title, pipeline_class, build in (
         state, _ = lora("double_blocks.0.img_attn.proj", WIDTH, WIDTH, down, up)
         seen[title, down] = adapted(pipeline_class, build(), state)
         print(f"{title}, {down} and {up}: {seen[title, down]} of 1 layer adapted")
+
+for prefix, dot in (("diffusion_model.", "."), ("lora_unet_", "_")):
+    state = {}
+    for layer, outputs in (("layers.0.attention.qkv", 3 * WIDTH), ("layers.0.feed_forward.w1", 85)):
+        own, _ = lora(layer.replace(".", dot), outputs, WIDTH, "lora_down", "lora_up", prefix)
+        state |= own
+    seen["Z-Image", prefix] = adapted(ZImagePipeline, z_image(), state)
+    print(f"Z-Image, {prefix}: {seen['Z-Image', prefix]} of 4 layers adapted")
 
 layer = "final_layer.adaLN_modulation.1"
 state, update = lora(layer, 2 * WIDTH, WIDTH, "lora_A", "lora_B")
@@ -107,6 +133,8 @@ expected = {
     ("FLUX.1", "lora_down"): 1,
     ("FLUX.2", "lora_A"): 1,
     ("FLUX.2", "lora_down"): 0,
+    ("Z-Image", "diffusion_model."): 1,
+    ("Z-Image", "lora_unet_"): 4,
 }
 wrong = not torch.allclose(as_lora, as_weight) and torch.allclose(exchanged, as_weight)
 if seen == expected and wrong:
