@@ -16,12 +16,16 @@ TWINS = {
     "__init__.py": "every folder has one",
     "base.py": "the base class of a folder's family",
     "clip.py": "the CLIP judges, and the toy world's CLIP",
+    "flux1.py": "names of a family's parts, and its backbone",
+    "guidance.py": "a family's convention of guidance, and guided predictions",
     "judge.py": "the base class of judges, and the toy world's judge",
     "pairs.py": "the data module of pairs, and the toy world's pairs",
+    "qwen_image.py": "names of a family's parts, and its backbone",
     "stable_diffusion.py": "names of a family's parts, and its backbone; as the next two",
     "stable_diffusion_3.py": "names of a family's parts, and its backbone",
     "stable_diffusion_xl.py": "names of a family's parts, and its backbone",
     "vae.py": "the VAE's part of a backbone, and the toy world's VAE",
+    "z_image.py": "names of a family's parts, and its backbone",
 }
 """Files that may share a name, with the reason."""
 
