@@ -27,7 +27,7 @@ from lit_prefopt.backbones import StableDiffusion, StableDiffusion3, StableDiffu
 from lit_prefopt.backbones.latent import LatentBackbone
 from lit_prefopt.backbones.loading import Components
 from lit_prefopt.toy.assemble import SCHEDULER
-from tests.helpers.sd35_medium import SD35_MEDIUM, SD35_VAE
+from tests.helpers.full_size import SD35_MEDIUM, SD35_VAE
 from tests.helpers.tiny import tiny_text_config, tiny_tokenizer, tiny_unet, tiny_vae, tiny_xl_unet
 from tests.helpers.tiny_sd3 import (
     SD35,

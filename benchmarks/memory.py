@@ -10,7 +10,7 @@ Estimated are weights, gradients, optimizer states and whatever else is alive at
 from shapes alone, so also for models that fit nowhere. Measured is the peak of a process
 of its own that takes three optimizer steps: of the GPU's tensors, or without a GPU of the whole
 process, reported with its memory before the model was loaded. Stable Diffusion 3.5, whose T5 alone
-has 9 GB, is only estimated; `sd35_step.py` measures its transformer.
+has 9 GB, is only estimated; `flow_step.py` measures its transformer.
 """
 
 from __future__ import annotations

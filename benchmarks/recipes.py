@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from benchmarks.common import random_sd15, random_sdxl, random_shards
 from lit_prefopt.toy.backbone import CHECKPOINT
 from lit_prefopt.toy.pairs import PAIRS
-from tests.helpers.sd35_medium import sd35_configs
+from tests.helpers.full_size import write_configs
 from tests.helpers.tiny import tiny_pipeline, tiny_xl_pipeline
 from tests.helpers.tiny_sd3 import tiny_sd35_pipeline
 
@@ -40,7 +41,7 @@ def _once(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 
 TINY, TINY_XL = _once(tiny_pipeline), _once(tiny_xl_pipeline)
-TINY_SD35 = _once(tiny_sd35_pipeline)
+TINY_SD35, SD35_MEDIUM = _once(tiny_sd35_pipeline), partial(write_configs, "sd35-medium")
 SD15, SDXL, SD3 = "sd15-diffusion-dpo", "sdxl-diffusion-dpo", "sd35-diffusion-dpo"
 OF_SD15 = ("backbone/sd15.yaml", "backbone/sd15-lora.yaml")
 OF_SDXL = ("backbone/sdxl.yaml", "backbone/sdxl-lora.yaml")
@@ -53,7 +54,7 @@ KINDS: dict[str, Kind] = {
     "toy": Kind("toy-diffusion-dpo", TOY, TOY, "toy", lambda _: CHECKPOINT, 32, 16, "32-true"),
     "sd15": Kind(SD15, *OF_SD15, "sd15", random_sd15, 512, 1, "bf16-mixed"),
     "sdxl": Kind(SDXL, *OF_SDXL, "sdxl", random_sdxl, 1024, 1, "bf16-mixed"),
-    "sd35": Kind(SD3, *OF_SD35, "sd35", sd35_configs, 512, 1, "bf16-mixed"),  # without weights
+    "sd35": Kind(SD3, *OF_SD35, "sd35", SD35_MEDIUM, 512, 1, "bf16-mixed"),  # without weights
 }
 
 

@@ -139,8 +139,9 @@ class Learner(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Warn of epochs that are shorter than the effective batch."""
+        """Warn of epochs shorter than the effective batch; note the step of a resumed run."""
         warn_of_short_epochs(self.trainer)
+        self.logged_step = self.global_step  # else its first batch alone would be logged
 
     def on_validation_epoch_end(self) -> None:
         """Record that the validation of this step is complete; subclasses log its means first."""

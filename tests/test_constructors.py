@@ -23,6 +23,7 @@ FIXED = {
     "ConsistencyDPO": {"chosen_protection", "gamma", "gamma_steps", "weighting"},
     "CurriculumPairs": {"shards", "aspect_buckets", "bucket_step", "min_side"},
     "D3PO": {"delta", "gamma", "kept", "sides"},
+    "Flux2Klein": {"policy", "process"},
     "QwenImage": {"policy", "process"},
     "StableDiffusion": {"policy", "process"},
     "StableDiffusion3": {"without"},

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from lit_prefopt.backbones.latent import LatentBackbone
+from lit_prefopt.backbones.vae import VAEBackbone
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.fingerprint import fingerprint
 
 
-class BatchNormVAEBackbone(LatentBackbone):
+class BatchNormVAEBackbone(VAEBackbone):
     """A denoiser over squares of 2 x 2 latents of a VAE with batch-norm statistics, FLUX.2's.
 
     Latents are (B, 4 C, H / 2, W / 2) of the VAE's (B, C, H, W): the mode of its distribution, so
@@ -42,8 +42,9 @@ class BatchNormVAEBackbone(LatentBackbone):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image's latents at the checkpoint's native size."""
-        return self.policy.denoiser.config.in_channels, *super().latent_shape[1:]
+        """(C, H, W) of one image's latents at the family's native size."""
+        side = self.FAMILY.native // self.pixels_per_latent
+        return self.policy.denoiser.config.in_channels, side, side
 
     @property
     def pixels_per_latent(self) -> int:
@@ -59,7 +60,7 @@ class BatchNormVAEBackbone(LatentBackbone):
 
     def _keep_statistics(self, vae: Any, source: str) -> None:
         mean, variance = vae.bn.running_mean.float(), vae.bn.running_var.float()
-        if not (variance > 0).all():
+        if not (variance.is_meta or (variance > 0).all()):
             raise InputError(
                 f"The VAE of {source} has variances of its latents that are not above 0 "
                 "(bn.running_var): copy its weights again, or name another as `--backbone.vae`."

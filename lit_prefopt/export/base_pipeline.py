@@ -201,12 +201,12 @@ class BasePipeline:
             else:  # the stock loader fails on a missing one that it is not told of
                 parts |= {part.name: None, part.name.replace("text_encoder", "tokenizer"): None}
         with self._readable():
-            if self.single:
+            if self.single and self.family.whole_files:
                 pipeline = self.kind.from_single_file(self.name, config=self.config, **parts)
-            else:
-                variant = find_variant(Path(self.name) / own, self.variant)
+            else:  # not every stock pipeline reads single files
+                variant = find_variant(Path(self.config) / own, self.variant)
                 pipeline = self.kind.from_pretrained(
-                    self.name, variant=variant, use_safetensors=True, **parts
+                    self.config, variant=variant, use_safetensors=True, **parts
                 )
         distilled = self.family.distilled_pipeline
         width = self.family.denoiser.guidance_width

@@ -84,10 +84,20 @@ def _adapter_config(layers: dict[str, LoRALayer]) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        rank_pattern={n: x.rank for n, x in layers.items() if x.rank != rank},
-        alpha_pattern={n: _number(x.alpha) for n, x in layers.items() if x.alpha != alpha},
+        rank_pattern={_pattern(n, layers): x.rank for n, x in layers.items() if x.rank != rank},
+        alpha_pattern={
+            _pattern(n, layers): _number(x.alpha) for n, x in layers.items() if x.alpha != alpha
+        },
         target_modules=sorted(layers),
     )
+
+
+def _pattern(name: str, names: Iterable[str]) -> str:
+    """Return peft's pattern of a layer, which also matches all layers that end with its name.
+
+    It begins with ^ where there are such layers, as in FLUX.1, whose blocks have a `proj_out` too.
+    """
+    return f"^{name}" if any(other.endswith(f".{name}") for other in names) else name
 
 
 def write_kohya_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype) -> None:
@@ -130,7 +140,7 @@ def write_kohya_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torc
 
 
 def write_comfyui_lora(layers: Layers, path: Path, base: BasePipeline, dtype: torch.dtype) -> None:
-    """Write a LoRA in ComfyUI's layout: the original names of its networks, with their dots.
+    """Write a LoRA in ComfyUI's layout: the original names of most networks, with their dots.
 
     Args:
         layers: Layers by part and module.
@@ -140,11 +150,12 @@ def write_comfyui_lora(layers: Layers, path: Path, base: BasePipeline, dtype: to
     """
     family = base.family
     state: dict[str, Tensor] = {}
-    for (part, name), layer in _renamed(layers, base, True).items():
+    for (part, name), layer in _renamed(layers, base, family.comfyui_original).items():
         inner = name if part == family.denoiser.name else _with_text_model(name, part, base)
         key = f"{family.components[part].comfyui}{inner}"
-        state[f"{key}.lora_A.weight"] = layer.down.to(dtype).contiguous()
-        state[f"{key}.lora_B.weight"] = layer.up.to(dtype).contiguous()
+        down, up = family.comfyui_halves
+        state[f"{key}.{down}.weight"] = layer.down.to(dtype).contiguous()
+        state[f"{key}.{up}.weight"] = layer.up.to(dtype).contiguous()
         state[f"{key}.alpha"] = torch.tensor(layer.alpha)
     save_file(state, path, modelspec(base, path.stem, lora=True))
 

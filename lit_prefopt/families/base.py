@@ -42,6 +42,7 @@ class Component:
         package: Package of its class.
         optional: Whether a pipeline may lack it.
         identity: Parameters that are the identity where a file lacks them.
+        ignored: Tensors of original files that no output depends on and diffusers leaves out.
         kohya: Beginning of its layer names in kohya's LoRA files.
         comfyui: Beginning of its layer names in ComfyUI's LoRA files.
         guidance: Setting of the width of an embedding of the guidance scale, and the name of its
@@ -56,6 +57,7 @@ class Component:
     package: Literal["diffusers", "transformers"] = "diffusers"
     optional: bool = False
     identity: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     kohya: str = ""
     comfyui: str = ""
     guidance: tuple[str, str] | None = None
@@ -123,6 +125,8 @@ class Family:
         kohya_module: kohya's `ss_network_module`.
         kohya_v2: kohya's `ss_v2`.
         kohya_original: Whether kohya's layer names of the denoiser are the original ones.
+        comfyui_original: Whether ComfyUI's LoRA files have the original layer names.
+        comfyui_halves: Names of the two matrices of a layer in ComfyUI's LoRA files.
         one_alpha: Whether kohya's files are written with one alpha for all layers, since diffusers
             0.42 ignores an attention layer's alpha that differs from the most common one.
         is_own: Whether a pipeline of these classes is of this family, given the configuration of
@@ -155,6 +159,8 @@ class Family:
     kohya_module: str = "networks.lora"
     kohya_v2: bool = False
     kohya_original: bool = True
+    comfyui_original: bool = True
+    comfyui_halves: tuple[str, str] = ("lora_A", "lora_B")
     one_alpha: bool = True
     is_own: Callable[[Config], bool] = field(default=lambda config: True)
     distilled_pipeline: str | None = None

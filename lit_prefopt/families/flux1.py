@@ -59,6 +59,7 @@ FLUX1 = Family(
     scale="shift",
     packed=4,
     whole_files=False,
+    comfyui_halves=("lora_down", "lora_up"),  # diffusers 0.42 reads nothing of the other form
     one_alpha=False,
     # those of diffusers' train_dreambooth_lora_flux.py and of flow_grpo's train_flux.py; the names
     # of attention are also those of single blocks

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from lit_prefopt.families.base import Component, Family
+from lit_prefopt.families.base import Component, Config, Family
 from lit_prefopt.families.flux2_names import autoencoder_layouts, transformer_layouts
 from lit_prefopt.families.qwen_encoder_names import qwen3_layouts
+
+
+def _size(config: Config) -> str:
+    """Return the size of the model: 24 heads of attention have 4 billion parameters, 32 have 9."""
+    return "4b" if config["num_attention_heads"] <= 24 else "9b"
+
 
 FLUX2 = Family(
     name="flux2",
@@ -33,11 +39,19 @@ FLUX2 = Family(
         ),
     ),
     backbone="Flux2Klein",
-    architecture=lambda config, v: "flux2",
-    kohya_version=lambda config, v: "flux2",
+    # as musubi-tuner, kohya's trainer of this family, names them
+    architecture=lambda config, v: f"Flux.2-klein-{_size(config)}",
+    kohya_version=lambda config, v: f"flux_2_klein_{_size(config)}",
+    kohya_module="networks.lora_flux_2",
     noise="flow",
     scale="batch-norm",
     packed=4,
+    compared=(
+        *("in_channels", "num_layers", "num_single_layers", "num_attention_heads"),
+        *("attention_head_dim", "joint_attention_dim", "axes_dims_rope", "guidance_embeds"),
+    ),
     whole_files=False,
     one_alpha=False,
+    # of diffusers' train_dreambooth_lora_flux2_klein.py; `attn.to_out` is of the single blocks
+    lora_targets=("to_k", "to_q", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
 )

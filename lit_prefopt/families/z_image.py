@@ -18,6 +18,7 @@ Z_IMAGE = Family(
         "ZImageTransformer2DModel",
         ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
         transformer_layouts,
+        ignored=("norm_final.weight",),
         kohya="lora_unet",
         comfyui="diffusion_model.",
     ),
@@ -44,6 +45,7 @@ Z_IMAGE = Family(
     architecture=lambda config, v: "Z-Image",
     kohya_version=lambda config, v: "z_image",
     kohya_module="networks.lora_zimage",
+    comfyui_original=False,  # as most trainers write them; diffusers 0.42 drops fused layers
     whole_files=False,
     one_alpha=False,
     lora_targets=(  # of Flow-Factory's Z-Image: all layers of attention and feed-forward

@@ -122,9 +122,21 @@ def load_from_file(
     model.load_state_dict(loaded, assign=True)
     if isinstance(model, PreTrainedModel):
         model.tie_weights()  # an embedding that has two names
+        if untied := _untied(model, layout):
+            raise missing_tensors(source, untied, len(layout))
     model.eval()
     check_weights(model, source)
     return model
+
+
+def _untied(model: PreTrainedModel, layout: Layout) -> list[str]:
+    """Return the output layer's weight, if it was read from the embedding and is not tied to it."""
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is words.weight:
+        return []
+    own = {name: entry.key for name, entry in layout.items()}
+    names = [name for name, tensor in model.named_parameters() if tensor is head.weight]
+    return [name for name in names if list(own.values()).count(own[name]) > 1]
 
 
 def _implied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,8 +157,9 @@ def _warn_unused(file: WeightsFile, component: Component, layout: Layout) -> Non
     """Warn of a denoiser's tensors that the architecture lacks; encoders may have unused layers."""
     used = {entry.key for entry in layout.values()}
     prefix = next(p for p in component.prefixes if all(key.startswith(p) for key in used))
-    unused = sorted(key for key in file.keys - used if key.startswith(prefix))
-    if role_of(component.name) == DENOISER and prefix and unused:
+    known = used | {prefix + name for name in component.ignored}
+    unused = sorted(key for key in file.keys - known if key.startswith(prefix))
+    if role_of(component.name) == DENOISER and unused:
         rank_zero_warn(
             f"{len(unused)} tensors of the {component.name} of {file.path} are not in its "
             f"architecture and not used ({some_names(unused)}): check `--backbone.config`."

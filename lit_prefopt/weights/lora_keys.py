@@ -59,9 +59,11 @@ def layer_tensors(
         part: The role, if the keys do not state it.
 
     Raises:
-        InputError: A key is in no known layout, or two keys name the same matrix.
+        InputError: A key is in no known layout, two keys name the same matrix, or keys of the
+            denoiser are in two layouts.
     """
     layers: dict[tuple[str, str], dict[str, Tensor]] = {}
+    first: dict[str, str] = {}  # a key of the denoiser by the beginning
     for key, tensor in _new_names(file, tensors).items():
         found = KEY.fullmatch(key.removeprefix(PEFT))
         if found is None:
@@ -72,6 +74,10 @@ def layer_tensors(
         prefix = next((p for p in PREFIXES if found["layer"].startswith(p)), "")
         named = prefix if prefix != TEXT_MODEL else ""  # part of the layer's name
         owner = part or PREFIXES.get(prefix, DENOISER)
+        if owner == DENOISER:
+            first.setdefault(prefix, key)
+        if len(first) > 1:
+            raise mixed_layouts(file, *first.values())
         layer = found["layer"].removeprefix(named).replace(".processor.", ".")
         half = found["alpha"] or HALVES.get(found["half"], found["half"])
         held = layers.setdefault((owner, layer.removesuffix("_lora")), {})
@@ -79,6 +85,20 @@ def layer_tensors(
             raise InputError(f"{file} contains {some_names([key])} twice; remove one of them.")
         held[half] = tensor
     return layers
+
+
+def mixed_layouts(source: object, first: str, second: str) -> InputError:
+    """Return the error for a LoRA whose names are of two layouts.
+
+    Args:
+        source: The file.
+        first: A key or a layer's name in one of them.
+        second: One in the other.
+    """
+    return InputError(
+        f"{source} mixes the names of two layouts, such as {some_names([first])} and "
+        f"{some_names([second])}: use a LoRA that is written in one of them."
+    )
 
 
 def file_adapters(file: Path, metadata: dict[str, str]) -> dict[str, Adapter]:

@@ -70,6 +70,23 @@ def denoiser_spellings(net: nn.Module, component: Component) -> dict[str, dict[s
     return found
 
 
+def layout_names(net: nn.Module, component: Component) -> tuple[set[str], set[str]]:
+    """Return the flat names that only the original code has, and those that only diffusers has.
+
+    Args:
+        net: The denoiser.
+        component: The component of its family.
+    """
+    own = {flat_name(name) for name in adaptable(net)}
+    original: set[str] = set()
+    for place in original_layers(net, component).values():
+        key, piece = place.entry.key, place.entry.piece
+        original.add(flat_name(key))
+        if piece is not None:
+            original.add(flat_name(f"{key}.{piece}"))
+    return original - own, own - original
+
+
 def split_layer(layer: LoRALayer, place: Place | None) -> LoRALayer | None:
     """Return the part of an original layer's LoRA that belongs to one of diffusers' layers.
 

@@ -11,7 +11,14 @@ from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.families.base import Component, Family
 from lit_prefopt.families.lora_prefixes import DENOISER, role_of
 from lit_prefopt.weights.lora_files import LoRAFile, LoRALayer, flat_name
-from lit_prefopt.weights.lora_layers import Place, adaptable, denoiser_spellings, split_layer
+from lit_prefopt.weights.lora_keys import mixed_layouts
+from lit_prefopt.weights.lora_layers import (
+    Place,
+    adaptable,
+    denoiser_spellings,
+    layout_names,
+    split_layer,
+)
 
 Part = str
 Parts = Mapping[Part, nn.Module]
@@ -53,7 +60,8 @@ def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part,
         lora: A LoRA from `read_lora`.
 
     Raises:
-        InputError: A layer is unknown, of another shape, or a duplicate.
+        InputError: A layer is unknown, of another shape, or a duplicate, or layers are named in
+            two layouts.
     """
     owners = {role: c.name for c in family.encoders for role in c.lora_roles if c.name in parts}
     owners[DENOISER] = family.denoiser.name
@@ -73,6 +81,7 @@ def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part,
             f"{len(lora.layers)} layers are not in this model, such as {quoted(name)} of its "
             f"{owners[role]}; name the base that it was trained on."
         )
+    _check_one_layout(lora, family.denoiser, parts[family.denoiser.name])
     matched: dict[tuple[Part, str], LoRALayer] = {}
     for (role, flat), layer in lora.layers.items():
         part = owners[role]
@@ -86,6 +95,14 @@ def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part,
             if (own := split_layer(layer, place)) is not None:
                 matched[part, name] = own
     return matched
+
+
+def _check_one_layout(lora: LoRAFile, component: Component, net: nn.Module) -> None:
+    """Check that the names of a denoiser's layers are all original ones or all diffusers'."""
+    flat = [name for role, name in lora.layers if role == DENOISER]
+    found = [[name for name in flat if name in names] for names in layout_names(net, component)]
+    if all(found):
+        raise mixed_layouts(lora.source, *(names[0] for names in found))
 
 
 def _spellings(component: Component, net: nn.Module) -> Spellings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from diffusers import (
     SD3Transformer2DModel,
 )
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from lit_prefopt.backbones import LoRA, trained
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
@@ -123,12 +126,41 @@ def test_a_network_without_blocks_is_refused() -> None:
         quantize_nf4(plain, torch.float32, LoRA(4))
 
 
+@pytest.fixture
+def no_graphs() -> Iterator[None]:
+    """Forget what was compiled, before and after."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_graphs")
 @pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])
-def test_compiled_blocks_of_every_kind_compute_the_same(lora: LoRA | None) -> None:
-    """Checkpointed, at three sizes, with and without gradients, the adapter turned on and off."""
+def test_compiled_blocks_of_every_kind_compute_the_same(
+    lora: LoRA | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpointed, at three sizes, with and without gradients, the adapter turned on and off.
+
+    All graphs are captured, with their backward passes, and run without generated code, which takes
+    most of the time of a compilation.
+    """
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    _compare(lora, THREE_KINDS, (8, 8, 12, 16))
+    assert counters["stats"]["unique_graphs"] > 2 * 8  # more than torch's own limit allows a block
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_graphs")
+def test_generated_code_of_compiled_blocks_computes_the_same() -> None:
+    """Of one block with an adapter, as a run with `--backbone.compile true` has it."""
+    _compare(LoRA(4), {**SD35, "num_layers": 1}, (8,))
+
+
+def _compare(lora: LoRA | None, kind: dict[str, Any], sides: tuple[int, ...]) -> None:
+    """Check a network whose blocks are compiled against the same one without."""
     torch.manual_seed(0)
-    plain, compiled = (tiny_sd3_transformer(**THREE_KINDS).train() for _ in range(2))
+    plain, compiled = (tiny_sd3_transformer(**kind).train() for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     compiled.enable_gradient_checkpointing()
     if lora is not None:
@@ -136,10 +168,11 @@ def test_compiled_blocks_of_every_kind_compute_the_same(lora: LoRA | None) -> No
         lora.add_to(compiled)
         compiled.load_state_dict(plain.state_dict())
     apply_memory_format_and_compile([compiled], channels_last=False, compiled=True)
-    for side in (8, 8, 12, 16):
+    for side in sides:
         outs = [_passes(net, side, adapter=lora is not None) for net in (plain, compiled)]
         for ours, expected in zip(*outs, strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+    assert counters["stats"]["unique_graphs"] > 0
 
 
 def _passes(net: SD3Transformer2DModel, side: int, *, adapter: bool) -> list[Tensor]:

@@ -17,7 +17,7 @@ from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from tests.estimate.test_memory import kept_for_backward, size
 from tests.helpers.batches import images
-from tests.helpers.sd35_medium import SD35_TOKENS, random_pairs, sd35_configs
+from tests.helpers.full_size import SD35_TOKENS, random_backbone, random_pairs
 from tests.helpers.tiny_sd3 import SD35, tiny_sd3_transformer
 
 TEXT = 20
@@ -81,7 +81,7 @@ def dpo(folder: str, **options: Any) -> DiffusionDPO:
 def test_a_steps_cost_by_shapes_is_the_real_ones(tiny_sd35_folder: str, lora: LoRA | None) -> None:
     """From a cache, so that only the transformer is at work."""
     module = dpo(tiny_sd35_folder, lora=lora, encoders=False)
-    batch = random_pairs({"joint_attention_dim": 64, "pooled_projection_dim": 36}, 4, 16, 0)
+    batch = random_pairs("sd35-medium", module.backbone, 4, 64, 0)  # 16 x 16 latents
     cost = step_cost(module, batch)
     assert module.measured == {}
     with flop_counter() as counter:
@@ -126,17 +126,11 @@ def test_stable_diffusion_35_medium_is_estimated_on_the_meta_device(tmp_path: Pa
     The policy's and the reference's forward, recomputation, and a backward that has no gradients of
     the frozen weights: four forwards, and one score matrix more in each attention's backward.
     """
-    folder = str(sd35_configs(tmp_path))
     with torch.device("meta"):
-        module = dpo(
-            folder,
-            denoiser=f"{folder}/transformer/config.json",
-            lora=LoRA(16),
-            dtype="bfloat16",
-            encoders=False,
-        )
+        backbone = random_backbone("sd35-medium", tmp_path, lora=LoRA(16), dtype="bfloat16")
+        module = DiffusionDPO(backbone, AdamW(1e-3), beta=5000.0).train()
     net = module.backbone.policy.denoiser
-    batch = random_pairs({}, 1, 64, 0, "meta")
+    batch = random_pairs("sd35-medium", module.backbone, 1, 512, 0)
     own = sum(p.numel() for p in trained(net).values())
     assert sum(p.numel() for p in net.parameters()) - own == 2_243_171_520
     forward = flops_by_hand(net, 64, SD35_TOKENS)

@@ -18,13 +18,13 @@ from tests.families.cases import TEXTS, Models, sampled
 from tests.families.conftest import CacheOf, FolderOf
 from tests.families.test_training import from_cache, run_of
 from tests.helpers.runs import assert_same_end, finished, kill, scalars, start, wait_for
+from tests.helpers.strategy_runs import CPU, run_cases
 from tests.helpers.strategy_runs import case as strategy_case
-from tests.helpers.strategy_runs import run_cases
 
 pytestmark = pytest.mark.slow
 NAMES = [*FIRST.values()][::-1]
 ON_CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
-JUDGE = ["--model.judge", "tests.helpers.judges.Brightness"]
+JUDGE = ["--model.judge", "tests.generate.test_ranked.Brightness"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,6 +58,9 @@ def ranks(shards: str, folder_of: FolderOf, tmp_path_factory: pytest.TempPathFac
         case = CASES[name]
         more = [*case.arguments_of(folder_of(name)), "--model.check_base", "false"]
         more += ["--data.resolution", str(case.sizes[0][0]), "--trainer.max_steps", "4"]
+        # without the sample grid, whose images would be of the family's native size
+        more += ["--trainer.callbacks", "Checkpoints", "--trainer.callbacks+", f"{CPU}.Seen"]
+        more += ["--trainer.callbacks.folder", str(root / name)]
         cases.append(strategy_case("", shards, root / name, "ddp", "lora", *more))
     run_cases(cases, root / "cases.json")
     return root
@@ -68,7 +71,7 @@ def test_two_ranks_train_the_same_weights_on_other_pairs(name: str, ranks: Path)
     a, b = (torch.load(ranks / name / f"seen-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert a["losses"] == b["losses"]
     assert a["losses"][0] == pytest.approx(math.log(2), abs=1e-6)
-    assert abs(a["losses"][-1] - math.log(2)) > 1e-3
+    assert abs(a["losses"][-1] - math.log(2)) > 1e-5
     for mine, others in zip(a["keys"], b["keys"], strict=True):
         assert not {*mine} & {*others}
     assert a["weights"].keys() == b["weights"].keys()

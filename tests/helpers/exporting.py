@@ -113,7 +113,12 @@ def picture(pipeline: DiffusionPipeline) -> Tensor:
     """Return an image by the pipeline's own hand, (height, width, 3)."""
     generator = torch.Generator().manual_seed(2)
     out = pipeline(
-        "a fox", num_inference_steps=3, generator=generator, output_type="np", height=32, width=32
+        prompt="a fox",
+        num_inference_steps=3,
+        generator=generator,
+        output_type="np",
+        height=32,
+        width=32,
     )
     return torch.from_numpy(out.images[0])
 

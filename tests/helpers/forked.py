@@ -17,6 +17,7 @@ import fcntl
 import gc
 import importlib
 import inspect
+import io
 import json
 import os
 import re
@@ -26,13 +27,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans below a process become its children
 SPARE = 200  # descriptors from here on are free
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which a process that forks ignores
@@ -90,15 +92,13 @@ class Server:
         unbuffered = command[1:2] == ["-u"]
         if unbuffered:
             del command[1]
-        if command[:2] != [sys.executable, "-m"] or not MODULES.fullmatch(command[2]):
+        if command[:2] != [sys.executable, "-m"] or not MODULES.fullmatch("".join(command[2:3])):
             return None
         plain = ("executable", "preexec_fn", "shell", "gid", "gids", "uid")
         if any(options[name] for name in plain) or options["umask"] >= 0:
             return None
-        if options["cwd"] is not None and Path(options["cwd"]) != Path.cwd():
-            return None
         environment = dict(os.environ if options["env"] is None else options["env"])
-        if not self.has(environment) or Path.cwd() != ROOT:
+        if not self.has(environment) or Path(options["cwd"] or os.getcwd()).resolve() != ROOT:
             return None
         return Request(
             module=command[2],
@@ -125,9 +125,12 @@ class Server:
             raise OSError(ctypes.get_errno(), "prctl")
         try:
             socket.send_fds(self.channel, [json.dumps(asdict(request)).encode()], files)
-            return int(self.channel.recv(LARGEST))
+            answer = self.channel.recv(LARGEST)
         finally:
             prctl(SUBREAPER, 0, 0, 0, 0)
+        if not answer:
+            raise RuntimeError("The process that forks has ended; its errors say why.")
+        return int(answer)
 
     def execute(self, process: Any, *args: Any) -> None:
         """Start a process as `Popen._execute_child` does, whose arguments these are."""
@@ -147,19 +150,24 @@ class Server:
 class ForkedPopen(subprocess.Popen):
     """`subprocess.Popen`, whose process is a fork where it can be one."""
 
+    process: subprocess.Popen | None = None  # it ends with this one, whose socket closes
     server: Server | None = None
 
     def _execute_child(self, *args: Any) -> None:
+        if sys.platform != "linux":
+            START(self, *args)
+            return
         if ForkedPopen.server is None:
-            ForkedPopen.server = _start(PARAMETERS.bind(self, *args).arguments["env"])
+            environment = PARAMETERS.bind(self, *args).arguments["env"]
+            ForkedPopen.process, ForkedPopen.server = _start(environment)
         ForkedPopen.server.execute(self, *args)
 
 
-def _start(environment: Mapping[str, str]) -> Server:
+def _start(environment: Mapping[str, str]) -> tuple[subprocess.Popen, Server]:
     """Start the process that forks, with the environment of the first run."""
     ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-m", "tests.helpers.forked", str(others.fileno())]
-    subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=environment,
@@ -171,11 +179,11 @@ def _start(environment: Mapping[str, str]) -> Server:
     added = ours.recv(LARGEST)  # variables that libraries set when they are imported
     if not added:
         raise RuntimeError("The process that forks ended while it imported libraries.")
-    return Server(ours, [dict(environment), json.loads(added)])
+    return process, Server(ours, [dict(environment), json.loads(added)])
 
 
 def import_libraries() -> None:
-    """Import what runs import, and the modules of all classes that recipes name."""
+    """Import what runs import, all classes that recipes name, and what a parser imports."""
     from lit_prefopt.utils.postponed import postpone_bitsandbytes
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the command line does
@@ -183,6 +191,10 @@ def import_libraries() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     importlib.import_module("lit_prefopt.commands.help_pages").import_classes()
+    from lit_prefopt.cli import main
+
+    with redirect_stdout(io.StringIO()), suppress(SystemExit):
+        main(["fit", "--config", "toy-diffusion-dpo", "--print_config"])  # reads signatures, once
 
 
 def serve(channel: socket.socket) -> tuple[Request, list[int]]:
@@ -194,21 +206,24 @@ def serve(channel: socket.socket) -> tuple[Request, list[int]]:
         threads = os.listdir("/proc/self/task")
         if len(threads) > 1:
             raise RuntimeError(f"A process of {len(threads)} threads cannot be forked.")
-        reader, writer = os.pipe()
+        ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         between = os.fork()
         if not between:
             pid = os.fork()
             if pid:
-                os.write(writer, str(pid).encode())
+                others.send(str(pid).encode())
                 os._exit(0)  # which makes the fork an orphan, so a child of the subreaper
-            for end in (reader, writer):
-                os.close(end)
-            channel.close()
+            others.recv(1)  # until it is
+            for end in (ours, others, channel):
+                end.close()
             return Request(**json.loads(message)), files
         os.waitpid(between, 0)
-        channel.send(os.read(reader, LARGEST))
-        for end in (reader, writer, *files):
-            os.close(end)
+        ours.send(b".")
+        channel.send(ours.recv(LARGEST))
+        for end in (ours, others):
+            end.close()
+        for file in files:
+            os.close(file)
 
 
 def next_fork(channel: socket.socket) -> tuple[Request, list[int], socket.socket]:
@@ -253,7 +268,7 @@ def become(request: Request, files: list[int], added: Mapping[str, str]) -> None
     numpy.random.seed()  # noqa: NPY002 - Python's own generator is seeded anew in every fork
 
 
-def main(channel: socket.socket) -> None:
+def run_forks(channel: socket.socket) -> None:
     """Import the libraries, fork at every request, and run the module in the forks."""
     before = dict(os.environ)
     import_libraries()
@@ -271,4 +286,4 @@ def main(channel: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    run_forks(socket.socket(fileno=int(sys.argv[1])))

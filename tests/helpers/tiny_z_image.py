@@ -44,7 +44,7 @@ def tiny_z_image_transformer(**changes: object) -> ZImageTransformer2DModel:
         "n_kv_heads": 2,
         "cap_feat_dim": WIDTH,
         "axes_dims": [8, 4, 4],
-        "axes_lens": [1024, 64, 64],
+        "axes_lens": [1024, 128, 128],
     }
     network = ZImageTransformer2DModel(**config | changes)
     with torch.no_grad():

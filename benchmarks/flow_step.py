@@ -1,17 +1,19 @@
-"""A training step of Stable Diffusion 3.5 medium at full size: seconds, memory, FLOPs, the floor.
+"""A training step of a flow transformer at full size: seconds, memory, FLOPs, the floor.
 
-    python -m benchmarks.sd35_step --size tiny
-    python -m benchmarks.sd35_step --report true
+    python -m benchmarks.flow_step --model sd35-medium --size tiny
+    python -m benchmarks.flow_step --model sd35-medium --report true
+    python -m benchmarks.flow_step --model flux2-klein-4b --nf4 true --resolution 256 --report true
 
-Diffusion-DPO with a LoRA in mixed precision, on the transformer alone: latents and embedded prompts
-are random, as from a cache. Weights are random too, so it measures speed and memory, not quality.
-The floor is the time that the device's fastest matrix product needs for the step's FLOPs.
+Diffusion-DPO with a LoRA, on the transformer alone: latents and embedded prompts are random, as
+from a cache. Weights are random too, so it measures speed and memory, not quality. The floor is
+the time that the device's fastest matrix product needs for the FLOPs of the step.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -21,25 +23,24 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from benchmarks.common import default_dtype, write_report
-from lit_prefopt.backbones import LoRA, StableDiffusion3
+from lit_prefopt.backbones import LoRA
 from lit_prefopt.estimate.memory import GIB
 from lit_prefopt.estimate.pace import TERA, Pace
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
-from tests.helpers.sd35_medium import random_pairs, sd35_configs
-
-TINY = {
-    **{"num_layers": 3, "num_attention_heads": 2, "caption_projection_dim": 128},
-    **{"joint_attention_dim": 64, "pooled_projection_dim": 32, "dual_attention_layers": (0,)},
-}
+from tests.helpers.full_size import FULL_SIZE, random_backbone, random_pairs
 
 
 def main(
-    size: Literal["medium", "tiny"] = "medium",
+    model: Literal[
+        "sd35-medium", "flux2-klein-4b", "flux2-klein-9b", "z-image", "qwen-image", "flux1"
+    ],
+    size: Literal["full", "tiny"] = "full",
     resolution: int = 512,
     pairs: int = 1,
     rank: int = 16,
     checkpointing: bool = True,
+    nf4: bool = False,
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed",
     steps: int = 2,
     report: bool = False,
@@ -47,22 +48,32 @@ def main(
     """Train for a few steps and print their cost.
 
     Args:
-        size: Of the transformer; `tiny` tries the script.
+        model: The transformer.
+        size: A `tiny` one of its kind tries the script.
         resolution: Side of the images in pixels.
         pairs: Pairs in a batch, which is a step's.
         rank: Rank of the LoRA.
         checkpointing: Whether activations are computed twice.
+        nf4: Whether the blocks below the LoRA are quantized to 4 bits.
         precision: Of the run and of the weights; a CPU without AVX-512 multiplies bfloat16 matrices
             up to a hundred times slower than float32 ones.
         steps: Timed optimizer steps, after a first one.
         report: Write a report as well.
     """
-    changes = TINY if size == "tiny" else {}
-    before = resident()
+    changes = FULL_SIZE[model].tiny if size == "tiny" else {}
+    dtype = "bfloat16" if precision.startswith("bf16") else "float32"
+    before, start = resident(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        backbone = random_backbone(
-            Path(folder), changes, rank, precision=precision, checkpointing=checkpointing
-        )
+        with default_dtype(getattr(torch, dtype)):
+            backbone = random_backbone(
+                model,
+                Path(folder),
+                changes,
+                lora=LoRA(rank),
+                gradient_checkpointing=checkpointing,
+                dtype=dtype,
+                nf4=nf4,
+            )
         parameters = sum(p.numel() for p in backbone.policy.parameters())
         module = DiffusionDPO(backbone, AdamW(1e-5), beta=2000.0, check_base=False)
         pace = Pace(steps)
@@ -78,43 +89,23 @@ def main(
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        side = resolution // backbone.pixels_per_latent
-        batches = [random_pairs(changes, pairs, side, seed) for seed in range(steps + 1)]
+        batches = [
+            random_pairs(model, backbone, pairs, resolution, seed) for seed in range(steps + 1)
+        ]
+        loaded = time.process_time()
         trainer.fit(module, DataLoader(batches, batch_size=None))
+    seconds = (time.process_time() - loaded) / (steps + 1)
     text = (
-        f"Diffusion-DPO on Stable Diffusion 3.5 {size}, {parameters / 1e9:.3f} billion parameters, "
-        f"LoRA rank {rank}, {precision}, checkpointing {'on' if checkpointing else 'off'}, "
-        f"{pairs} pairs of {resolution} x {resolution}, cached; {torch.get_num_threads()} threads."
-        f"\n\n{table(pace, before)}"
+        f"Diffusion-DPO on {model} ({size}), {parameters / 1e9:.3f} billion numbers in its "
+        f"weights, LoRA rank {rank}{', NF4 below it' * nf4}, {precision}, checkpointing "
+        f"{'on' if checkpointing else 'off'}, {pairs} pairs of {resolution} x {resolution}, "
+        f"cached; {torch.get_num_threads()} threads; {loaded - start:.0f} CPU seconds to make the "
+        f"weights, {seconds:.0f} for each of {steps + 1} steps.\n\n{table(pace, before)}"
     )
     print(text)
     if report:
-        print(write_report("sd35_step", text, "" if size == "medium" else size))
-
-
-def random_backbone(
-    folder: Path, changes: dict[str, object], rank: int, *, precision: str, checkpointing: bool
-) -> StableDiffusion3:
-    """Return the family's backbone with random weights, without encoders.
-
-    Args:
-        folder: Where its configurations are written.
-        changes: Changes to the transformer.
-        rank: Rank of the LoRA.
-        precision: Of the run.
-        checkpointing: Whether activations are computed twice.
-    """
-    dtype = "bfloat16" if precision.startswith("bf16") else "float32"
-    configs = sd35_configs(folder, **changes)
-    with default_dtype(getattr(torch, dtype)):
-        return StableDiffusion3(
-            str(configs),
-            denoiser=str(configs / "transformer" / "config.json"),
-            lora=LoRA(rank),
-            gradient_checkpointing=checkpointing,
-            dtype=dtype,
-            encoders=False,
-        )
+        detail = [model, *(["nf4"] if nf4 else []), *([] if size == "full" else [size])]
+        print(write_report("flow_step", text, "-".join(detail)))
 
 
 def table(pace: Pace, before: int) -> str:

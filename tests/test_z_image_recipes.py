@@ -1,0 +1,100 @@
+"""The recipes of Z-Image from pairs and caches to weights, very small."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from lit_prefopt.cli import main
+from lit_prefopt.data.latents.latent_reader import LatentReader
+from lit_prefopt.data.shards.index import read_index
+from tests.helpers.recipes import SMALL
+from tests.helpers.runs import scalars
+from tests.helpers.tiny_z_image import tiny_z_image_pipeline
+
+WEIGHTS = Path("weights") / "pytorch_lora_weights.safetensors"
+NAMES = ("z-image-diffusion-dpo", "z-image-sft")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What makes a recipe small: the model, the precision, the device."""
+    folder = tiny_z_image_pipeline(tmp_path_factory.mktemp("z-image"))
+    return [
+        *("--backbone.pretrained", str(folder), "--backbone.dtype", "float32"),
+        *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+        *("--trainer.enable_progress_bar", "false"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def cache(small: list[str], shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Latents and prompts of the pairs."""
+    folder = str(tmp_path_factory.mktemp("z-image") / "cache")
+    making = ["--model.resolution", "32", "--data.shards", shards, "--model.output", folder]
+    # as many images at a time as in training: the VAE rounds those of larger batches otherwise
+    making += ["--model.batch_size", "4"]
+    main(["predict", "--config", "z-image-cache", *small, *making])
+    return folder
+
+
+def of_a_run(run: Path, shards: str) -> list[str]:
+    """Arguments of a run of two steps, four pairs a step."""
+    return [
+        *("--config", SMALL, "--trainer.default_root_dir", str(run)),
+        *("--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1"),
+        *("--data.shards", shards, "--data.validation", "null", "--data.workers", "0"),
+        *("--data.batch_size", "2", "--batch.pairs", "4", "--batch.validate_every", "2"),
+    ]
+
+
+def test_prompts_are_cached_without_padding(cache: str) -> None:
+    reader = LatentReader(read_index(cache))
+    kept = [reader(s, n) for s, count in enumerate(reader.counts) for n in range(count)]
+    assert kept
+    for one in kept:
+        template = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+        specials = template.count("<|")
+        length = len(template) - sum(len(x) for x in ("<|im_start|>", "<|im_end|>", "<|im_start|>"))
+        assert one.prompt["hidden"].shape == (length + specials + len(one.text.encode()), 16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_training_from_images_and_from_a_cache(
+    name: str, small: list[str], shards: str, cache: str, tmp_path: Path
+) -> None:
+    """The same losses, bit for bit, without VAE and text encoders."""
+    images, cached = tmp_path / "images", tmp_path / "cached"
+    main(["fit", "--config", name, *small, *of_a_run(images, shards), "--data.resolution", "32"])
+    without = ["--data", "CachedPairs", *of_a_run(cached, cache)]
+    without += ["--backbone.encoders", "false", "--trainer.callbacks", "Checkpoints"]
+    main(["fit", "--config", name, *small, *without])
+    logged, again = scalars(images), scalars(cached)
+    assert len(logged["train/loss"]) == 2
+    for key in ("train/loss", "train/error"):
+        assert logged[key] == again[key]
+    assert any(".lora_B." in key for key in load_file(images / WEIGHTS))
+    if name == "z-image-sft":
+        assert logged["train/loss"][0] == logged["train/error"][0]
+    else:
+        assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+        assert logged["train/margin"][0] == 0
+        assert logged["train/margin"][1] != 0
+
+
+def test_a_training_from_cached_reference_errors(
+    small: list[str], cache: str, tmp_path: Path
+) -> None:
+    table = str(tmp_path / "errors")
+    errors = ["--data.shards", cache, "--model.output", table, "--model.batch_size", "2"]
+    main(["predict", "--config", "z-image-reference-cache", *small, *errors])
+    arguments = ["--data", "CachedPairs", *of_a_run(tmp_path / "run", cache)]
+    arguments += ["--data.reference", table, "--backbone.encoders", "false"]
+    arguments += ["--trainer.callbacks", "Checkpoints"]
+    main(["fit", "--config", NAMES[0], *small, *arguments])
+    logged = scalars(tmp_path / "run")
+    assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-3)
+    assert logged["train/reference_error"][0] > 0
