@@ -24,8 +24,8 @@ TWINS = {
     "stable_diffusion.py": "names of a family's parts, and its backbone; as the next two",
     "stable_diffusion_3.py": "names of a family's parts, and its backbone",
     "stable_diffusion_xl.py": "names of a family's parts, and its backbone",
-    "z_image.py": "names of a family's parts, and its backbone",
     "vae.py": "the VAE's part of a backbone, and the toy world's VAE",
+    "z_image.py": "names of a family's parts, and its backbone",
 }
 """Files that may share a name, with the reason."""
 

@@ -48,8 +48,9 @@ QWEN_IMAGE = Family(
         ),
     ),
     backbone="QwenImage",
-    architecture=lambda config, v: "qwen-image",
-    kohya_version=lambda config, v: "qwen-image",
+    architecture=lambda config, v: "Qwen-Image",  # kohya's musubi-tuner, as the next two
+    kohya_version=lambda config, v: "qwen_image",
+    kohya_module="networks.lora_qwen_image",
     noise="flow",
     scale="channel",
     packed=4,
