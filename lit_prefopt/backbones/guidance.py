@@ -54,10 +54,8 @@ class Guidance:
             t: Noise levels, (B,).
             prompt: B rows.
             empty: The empty prompt, one row.
-            scale: Guidance scale in the family's convention.
+            scale: Guidance scale in the family's convention, other than `off`.
         """
-        if scale == self.off:
-            return predict(latents, t, prompt).float()
         negative = empty.repeat(len(latents)).replace(frames=prompt.frames)
         prompt = prompt.replace(guidance=None)
         if self.batch == "separate":

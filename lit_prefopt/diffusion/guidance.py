@@ -29,4 +29,6 @@ def guided(
     if backbone.takes_guidance:
         scale = torch.full((len(latents),), guidance, device=latents.device)
         return backbone.predict(latents, t, prompt.replace(guidance=scale)).float()
+    if guidance == backbone.GUIDANCE.off:
+        return backbone.predict(latents, t, prompt).float()
     return backbone.GUIDANCE(backbone.predict, latents, t, prompt, backbone.empty, guidance)

@@ -63,8 +63,13 @@ def _check(module: LightningModule, name: str, computes: torch.dtype, *, mixed: 
 
 
 def _dtypes(module: LightningModule) -> set[torch.dtype]:
-    """Return the dtypes of all denoisers and trained weights, except a LoRA's, always float32."""
+    """Return the dtypes of all denoisers and trained weights, except a LoRA's, always float32.
+
+    Without a denoiser's weights, as in a cache of latents, they are those of the text encoders.
+    """
     policies = [part for part in module.modules() if isinstance(part, Policy)]
     named = [pair for policy in policies for pair in policy.named_parameters()]
     named += trained(module).items()
+    if not named:
+        named = [(key, p) for key, p in module.named_parameters() if ".vae." not in key]
     return {p.dtype for key, p in named if p.is_floating_point() and ".lora_" not in key}
