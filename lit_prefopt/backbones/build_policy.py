@@ -31,8 +31,7 @@ def build_policy(net: ModelMixin, lora: LoRA | None, reference: str, family: Fam
         frozen = freeze(other)
     elif reference == "initial":
         frozen = "adapter-off" if lora else freeze(copy.deepcopy(net))
-    has_layers = next(net.children(), None) is not None  # not without its weights
-    unused = family.unused(net.config) if has_layers else ()
+    unused = family.unused(net.config)
     if lora is not None:
         lora.add_to(net, family.lora_targets or ATTENTION, unused)
     for name in unused:

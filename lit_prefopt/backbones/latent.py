@@ -22,7 +22,7 @@ from lit_prefopt.backbones.loading import Components
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
 from lit_prefopt.backbones.nf4 import quantize_nf4
-from lit_prefopt.backbones.policy import freeze
+from lit_prefopt.backbones.policy import Policy, freeze
 from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.text_encoders import TextEncoder
 from lit_prefopt.backbones.vae import VAEBackbone
@@ -141,7 +141,7 @@ class LatentBackbone(VAEBackbone):
         noise = process(parts.scheduler(), pretrained, denoiser)
         if not denoiser_weights:
             net: Any = WithoutWeights(part.kind, parts.denoiser_config())
-            lora, reference, training_adapter = None, "none", None
+            training_adapter = None
             nf4 = gradient_checkpointing = compile = False
         elif denoiser:
             config_of = parts.denoiser_config
@@ -167,7 +167,12 @@ class LatentBackbone(VAEBackbone):
             quantize_nf4(net, net_dtype, lora)
         if gradient_checkpointing:
             net.enable_gradient_checkpointing()
-        super().__init__(build_policy(net, lora, reference, self.FAMILY), noise)
+        policy = (
+            build_policy(net, lora, reference, self.FAMILY)
+            if denoiser_weights
+            else Policy(net, None)
+        )
+        super().__init__(policy, noise)
         self.dtype, self.frozen_dtype, self.pretrained = net_dtype, frozen_dtype, pretrained
         apply_memory_format_and_compile(
             self.policy.networks, channels_last=channels_last, compiled=compile

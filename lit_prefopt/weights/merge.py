@@ -81,7 +81,8 @@ def match_lora(family: Family, parts: Parts, lora: LoRAFile) -> dict[tuple[Part,
             f"{len(lora.layers)} layers are not in this model, such as {quoted(name)} of its "
             f"{owners[role]}; name the base that it was trained on."
         )
-    _check_one_layout(lora, family.denoiser, parts[family.denoiser.name])
+    if family.denoiser.name in used:
+        _check_one_layout(lora, family.denoiser, parts[family.denoiser.name])
     matched: dict[tuple[Part, str], LoRALayer] = {}
     for (role, flat), layer in lora.layers.items():
         part = owners[role]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 
 from lit_prefopt import load
 from lit_prefopt.backbones import LoRA, StableDiffusion, StableDiffusionXL
@@ -91,6 +92,20 @@ def test_a_resumed_run_keeps_its_reference(
         started = pipeline.unet(*inputs, prompt["hidden"]).sample
     torch.testing.assert_close(spoken[0][1], started, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(spoken[0][0], started, atol=1e-5)
+
+
+def test_text_encoders_start_from_it_without_the_denoiser(tmp_path: Path, tiny_folder: str) -> None:
+    """The prompts of a cache are those of the training, of which the cache reads no denoiser."""
+    file = made(StableDiffusion(tiny_folder, lora=LoRA(3)), tmp_path / "start")
+    layers, width = load_file(file), 32
+    query = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_"
+    layers |= {f"{query}A.weight": torch.randn(3, width), f"{query}B.weight": torch.randn(width, 3)}
+    save_file(layers, file)
+    plain = StableDiffusion(tiny_folder).embed(["a cat"])["hidden"]
+    whole = StableDiffusion(tiny_folder, start_lora=file).embed(["a cat"])["hidden"]
+    alone = StableDiffusion(tiny_folder, start_lora=file, denoiser_weights=False)
+    assert torch.equal(alone.embed(["a cat"])["hidden"], whole)
+    assert not torch.allclose(whole, plain, atol=1e-3)
 
 
 def test_a_lora_of_another_family_is_refused(
