@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
 from tests.families.cases import load_stock
 from tests.helpers.batches import image_pairs
+from tests.helpers.flow_backbones import adapter_gradients, changed, noised
 from tests.helpers.tiny_flux2 import (
     tiny_flux2_pipeline,
     tiny_flux2_transformer,
@@ -32,6 +33,7 @@ from tests.helpers.tiny_flux2 import (
 )
 from tests.methods.test_flow_methods import check_step_zero
 
+SHAPE = 128, 4, 3  # of latents of 64 x 48 pixels
 TEXTS = ["a red cat", "", "dog " * 200]
 
 
@@ -54,21 +56,7 @@ def stock(folder: str) -> Flux2KleinPipeline:
 @pytest.fixture
 def copied(folder: str, tmp_path: Path) -> Callable[..., str]:
     """Copies the pipeline, with changed entries of its model_index.json."""
-
-    def copy(**names: Any) -> str:
-        shutil.copytree(folder, tmp_path / "copy")
-        index = json.loads((tmp_path / "copy" / "model_index.json").read_text("utf-8"))
-        (tmp_path / "copy" / "model_index.json").write_text(json.dumps(index | names), "utf-8")
-        return str(tmp_path / "copy")
-
-    return copy
-
-
-def noised(rows: int = 2) -> tuple[Tensor, Tensor]:
-    """Return latents of 64 x 48 pixels and noise levels."""
-    generator = torch.Generator().manual_seed(3)
-    levels = torch.linspace(0.2, 1.0, rows, dtype=torch.float64)
-    return torch.randn(rows, 128, 4, 3, generator=generator), levels
+    return partial(changed, folder, tmp_path / "copy")
 
 
 def images(height: int = 64, width: int = 48) -> Tensor:
@@ -245,15 +233,9 @@ def test_the_adapter_has_the_layers_of_diffusers_script(folder: str) -> None:
 
 def gradients(folder: str, **options: Any) -> dict[str, Tensor]:
     """Return the gradients of a LoRA that is not the identity."""
-    backbone = Flux2Klein(folder, lora=LoRA(4), **options).train()
-    generator = torch.Generator().manual_seed(0)
-    parameters = trained(backbone.policy.denoiser)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    (latents, t), prompt = noised(), backbone.embed(TEXTS[:2])
-    backbone.predict(latents, t, prompt).square().mean().backward()
-    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    return adapter_gradients(
+        Flux2Klein(folder, lora=LoRA(4), **options), TEXTS[:2], *noised(shape=SHAPE)
+    )
 
 
 def test_gradients_are_equal_with_checkpointing(folder: str) -> None:
@@ -267,7 +249,7 @@ def test_gradients_are_equal_with_checkpointing(folder: str) -> None:
 def test_ids_made_while_sampling_serve_training(folder: str) -> None:
     token_ids.cache_clear()
     backbone = Flux2Klein(folder, lora=LoRA(2))
-    (latents, t), prompt = noised(), backbone.embed(TEXTS[:2])
+    (latents, t), prompt = noised(shape=SHAPE), backbone.embed(TEXTS[:2])
     with torch.inference_mode():
         backbone.predict(latents.clone(), t.clone(), prompt)
     backbone.predict(latents, t, prompt).mean().backward()
@@ -352,6 +334,6 @@ def test_sizes_that_are_no_whole_tokens_are_refused(backbone: Flux2Klein) -> Non
 
 
 def test_a_guidance_scale_in_the_prompts_is_refused(backbone: Flux2Klein) -> None:
-    (latents, t), prompt = noised(), backbone.embed(TEXTS[:2])
+    (latents, t), prompt = noised(shape=SHAPE), backbone.embed(TEXTS[:2])
     with pytest.raises(InputError, match="Flux2Klein is not conditioned on"):
         backbone.predict(latents, t, prompt.replace(guidance=torch.ones(2)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, QwenImageImg2ImgPipeline, QwenImagePipeline
 from safetensors import safe_open
-from torch import Tensor
 
 from lit_prefopt.backbones import LoRA, QwenImage, StableDiffusion3, trained
 from lit_prefopt.backbones.qwen_image import with_length_of_prompted
@@ -26,6 +24,7 @@ from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
 from tests.families.cases import LONG, load_stock
 from tests.helpers.batches import image_pairs
+from tests.helpers.flow_backbones import changed, noised
 from tests.helpers.tiny_qwen_image import (
     tiny_qwen_image_pipeline,
     tiny_qwen_transformer,
@@ -54,21 +53,6 @@ def backbone(folder: str) -> QwenImage:
 @pytest.fixture(scope="module")
 def stock(folder: str) -> DiffusionPipeline:
     return load_stock(Path(folder))
-
-
-def noised(rows: int = 2) -> tuple[Tensor, Tensor]:
-    """Return latents and noise levels."""
-    generator = torch.Generator().manual_seed(3)
-    levels = torch.linspace(0.2, 1.0, rows, dtype=torch.float64)
-    return torch.randn(rows, 16, 8, 8, generator=generator), levels
-
-
-def changed(folder: str, to: Path, file: str, **values: Any) -> str:
-    """Copy a pipeline and change one of its configurations."""
-    shutil.copytree(folder, to)
-    config = json.loads((to / file).read_text("utf-8"))
-    (to / file).write_text(json.dumps(config | values), "utf-8")
-    return str(to)
 
 
 # Against the stock pipeline ---------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lit_prefopt.families.stable_diffusion_3 import SD3
 from lit_prefopt.generate.latent_cache import LatentCache
 from lit_prefopt.processes.rectified_flow import RectifiedFlow
 from lit_prefopt.processes.settings import LevelDraw, Sampling
+from tests.helpers.flow_backbones import adapter_gradients, changed, noised
 from tests.helpers.tiny import tiny_text_config, tiny_tokenizer
 from tests.helpers.tiny_sd3 import load_stock_sd3, tiny_sd3_transformer
 
@@ -48,21 +48,6 @@ def backbone(folder: str) -> StableDiffusion3:
 @pytest.fixture(scope="module")
 def stock(folder: str) -> StableDiffusion3Pipeline:
     return load_stock_sd3(folder)
-
-
-def noised(rows: int = 2) -> tuple[Tensor, Tensor]:
-    """Return latents and noise levels."""
-    generator = torch.Generator().manual_seed(3)
-    levels = torch.linspace(0.2, 1.0, rows, dtype=torch.float64)
-    return torch.randn(rows, 16, 8, 8, generator=generator), levels
-
-
-def changed(folder: str, to: Path, **names: Any) -> str:
-    """Copy a pipeline and change its model_index.json."""
-    shutil.copytree(folder, to)
-    index = json.loads((to / "model_index.json").read_text("utf-8"))
-    (to / "model_index.json").write_text(json.dumps(index | names), "utf-8")
-    return str(to)
 
 
 @torch.no_grad()
@@ -174,15 +159,8 @@ def test_the_adapter_has_the_attentions_of_image_and_text(tiny_sd35_folder: str)
 
 def gradients(folder: str, **options: Any) -> dict[str, Tensor]:
     """Return the gradients of a LoRA that is not the identity."""
-    backbone = StableDiffusion3(folder, lora=LoRA(4), **options).train()
-    generator = torch.Generator().manual_seed(0)
-    parameters = trained(backbone.policy.denoiser)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    (latents, t), prompt = noised(), backbone.embed(TEXTS[:2])
-    backbone.predict(latents, t, prompt).square().mean().backward()
-    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    backbone = StableDiffusion3(folder, lora=LoRA(4), **options)
+    return adapter_gradients(backbone, TEXTS[:2], *noised())
 
 
 def test_gradients_are_finite_and_equal_with_checkpointing(tiny_sd35_folder: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from lit_prefopt.optimizers import AdamW
 from lit_prefopt.processes.settings import Sampling
 from tests.families.cases import load_stock
 from tests.helpers.batches import image_pairs
+from tests.helpers.flow_backbones import adapter_gradients, changed, noised
 from tests.helpers.tiny_z_image import tiny_z_image_pipeline, tiny_z_image_transformer
 
 TEXTS = ["a red cat", "", "dog " * 30]
@@ -48,21 +48,6 @@ def backbone(folder: str) -> ZImage:
 @pytest.fixture(scope="module")
 def stock(folder: str) -> ZImagePipeline:
     return load_stock(Path(folder))
-
-
-def noised(rows: int = 2) -> tuple[Tensor, Tensor]:
-    """Return latents and noise levels."""
-    generator = torch.Generator().manual_seed(3)
-    levels = torch.linspace(0.2, 1.0, rows, dtype=torch.float64)
-    return torch.randn(rows, 16, 8, 8, generator=generator), levels
-
-
-def changed(folder: str, to: Path, file: str, **names: Any) -> str:
-    """Copy a pipeline and change one of its configurations."""
-    shutil.copytree(folder, to)
-    config = json.loads((to / file).read_text("utf-8"))
-    (to / file).write_text(json.dumps(config | names), "utf-8")
-    return str(to)
 
 
 @torch.no_grad()
@@ -157,15 +142,7 @@ def test_the_velocity_is_minus_the_stock_transformers(
 
 def gradients(folder: str, **options: Any) -> dict[str, Tensor]:
     """Return the gradients of a LoRA that is not the identity."""
-    backbone = ZImage(folder, lora=LoRA(4), **options).train()
-    generator = torch.Generator().manual_seed(0)
-    parameters = trained(backbone.policy.denoiser)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    (latents, t), prompt = noised(), backbone.embed(TEXTS[:2])
-    backbone.predict(latents, t, prompt).square().mean().backward()
-    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    return adapter_gradients(ZImage(folder, lora=LoRA(4), **options), TEXTS[:2], *noised())
 
 
 def test_every_adapter_has_a_gradient_with_and_without_checkpointing(folder: str) -> None:
