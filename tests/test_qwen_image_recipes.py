@@ -9,11 +9,17 @@ import pytest
 from safetensors.torch import load_file
 
 from lit_prefopt.cli import main
-from tests.helpers.recipes import SMALL
+from tests.helpers.recipes import (
+    LORA_WEIGHTS,
+    WITHOUT_ENCODERS,
+    check_began_at_ln_2,
+    on_cpu,
+    on_pairs,
+    two_steps,
+)
 from tests.helpers.runs import scalars
 from tests.helpers.tiny_qwen_image import tiny_qwen_image_pipeline
 
-WEIGHTS = Path("weights") / "pytorch_lora_weights.safetensors"
 NAMES = ("qwen-image-diffusion-dpo", "qwen-image-sft")
 
 
@@ -21,11 +27,7 @@ NAMES = ("qwen-image-diffusion-dpo", "qwen-image-sft")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What makes a recipe small: the model, the precision, the device."""
     folder = str(tiny_qwen_image_pipeline(tmp_path_factory.mktemp("qwen-image"), factor=4))
-    return [
-        *("--backbone.pretrained", folder, "--backbone.dtype", "float32"),
-        *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
-        *("--trainer.enable_progress_bar", "false"),
-    ]
+    return on_cpu(folder)
 
 
 @pytest.fixture(scope="module")
@@ -41,43 +43,23 @@ def cache(small: list[str], shards: str, tmp_path_factory: pytest.TempPathFactor
     return output
 
 
-def of_a_run(run: Path, shards: str) -> list[str]:
-    """Arguments of a run of two steps, four pairs a step."""
-    return [
-        *("--config", SMALL, "--trainer.default_root_dir", str(run)),
-        *("--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1"),
-        *("--data.shards", shards, "--data.validation", "null", "--data.workers", "0"),
-        *("--data.batch_size", "2", "--batch.pairs", "4", "--batch.validate_every", "2"),
-    ]
-
-
-def of_a_cache(run: Path, cache: str) -> list[str]:
-    """Arguments of a run of two steps on a cache, without VAE and text encoder."""
-    return [
-        *("--data", "CachedPairs", *of_a_run(run, cache), "--backbone.encoders", "false"),
-        *("--trainer.callbacks", "Checkpoints"),
-    ]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_from_images_and_from_a_cache(
     name: str, small: list[str], shards: str, cache: str, tmp_path: Path
 ) -> None:
     """The same losses in every bit, of prompts of two lengths without padding in the cache."""
     fit = ["fit", "--config", name, *small]
-    main([*fit, *of_a_run(tmp_path / "images", shards), "--data.resolution", "32"])
-    main([*fit, *of_a_cache(tmp_path / "cached", cache)])
+    main([*fit, *two_steps(tmp_path / "images"), *on_pairs(shards), "--data.resolution", "32"])
+    main([*fit, *two_steps(tmp_path / "cached"), *WITHOUT_ENCODERS, *on_pairs(cache)])
     logged, again = (scalars(tmp_path / run) for run in ("images", "cached"))
     assert len(logged["train/loss"]) == 2
     for key in ("train/loss", "train/error"):
         assert logged[key] == again[key]
-    weights = load_file(tmp_path / "images" / WEIGHTS)
+    weights = load_file(tmp_path / "images" / LORA_WEIGHTS)
     assert weights
     assert all(x.any() for x in weights.values())
     if name == NAMES[0]:
-        assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
-        assert logged["train/margin"][0] == 0
-        assert logged["train/margin"][1] != 0
+        check_began_at_ln_2(logged)
     else:
         assert logged["train/loss"][0] == logged["train/error"][0]
 
@@ -88,7 +70,13 @@ def test_a_training_from_cached_reference_errors(
     table = str(tmp_path / "errors")
     errors = ["--data.shards", cache, "--model.output", table, "--model.batch_size", "2"]
     main(["predict", "--config", "qwen-image-reference-cache", *small, *errors])
-    arguments = [*of_a_cache(tmp_path / "run", cache), "--data.reference", table]
+    arguments = [
+        *two_steps(tmp_path / "run"),
+        *WITHOUT_ENCODERS,
+        *on_pairs(cache),
+        "--data.reference",
+        table,
+    ]
     main(["fit", "--config", NAMES[0], *small, *arguments])
     logged = scalars(tmp_path / "run")
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-3)

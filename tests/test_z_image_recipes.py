@@ -11,11 +11,17 @@ from safetensors.torch import load_file
 from lit_prefopt.cli import main
 from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.shards.index import read_index
-from tests.helpers.recipes import SMALL
+from tests.helpers.recipes import (
+    LORA_WEIGHTS,
+    WITHOUT_ENCODERS,
+    check_began_at_ln_2,
+    on_cpu,
+    on_pairs,
+    two_steps,
+)
 from tests.helpers.runs import scalars
 from tests.helpers.tiny_z_image import tiny_z_image_pipeline
 
-WEIGHTS = Path("weights") / "pytorch_lora_weights.safetensors"
 NAMES = ("z-image-diffusion-dpo", "z-image-sft")
 
 
@@ -23,11 +29,7 @@ NAMES = ("z-image-diffusion-dpo", "z-image-sft")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What makes a recipe small: the model, the precision, the device."""
     folder = tiny_z_image_pipeline(tmp_path_factory.mktemp("z-image"))
-    return [
-        *("--backbone.pretrained", str(folder), "--backbone.dtype", "float32"),
-        *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
-        *("--trainer.enable_progress_bar", "false"),
-    ]
+    return on_cpu(folder)
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +41,6 @@ def cache(small: list[str], shards: str, tmp_path_factory: pytest.TempPathFactor
     making += ["--model.batch_size", "4"]
     main(["predict", "--config", "z-image-cache", *small, *making])
     return folder
-
-
-def of_a_run(run: Path, shards: str) -> list[str]:
-    """Arguments of a run of two steps, four pairs a step."""
-    return [
-        *("--config", SMALL, "--trainer.default_root_dir", str(run)),
-        *("--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1"),
-        *("--data.shards", shards, "--data.validation", "null", "--data.workers", "0"),
-        *("--data.batch_size", "2", "--batch.pairs", "4", "--batch.validate_every", "2"),
-    ]
 
 
 def test_prompts_are_cached_without_padding(cache: str) -> None:
@@ -68,21 +60,28 @@ def test_a_training_from_images_and_from_a_cache(
 ) -> None:
     """The same losses, bit for bit, without VAE and text encoders."""
     images, cached = tmp_path / "images", tmp_path / "cached"
-    main(["fit", "--config", name, *small, *of_a_run(images, shards), "--data.resolution", "32"])
-    without = ["--data", "CachedPairs", *of_a_run(cached, cache)]
-    without += ["--backbone.encoders", "false", "--trainer.callbacks", "Checkpoints"]
-    main(["fit", "--config", name, *small, *without])
+    main(
+        [
+            "fit",
+            "--config",
+            name,
+            *small,
+            *two_steps(images),
+            *on_pairs(shards),
+            "--data.resolution",
+            "32",
+        ]
+    )
+    main(["fit", "--config", name, *small, *two_steps(cached), *WITHOUT_ENCODERS, *on_pairs(cache)])
     logged, again = scalars(images), scalars(cached)
     assert len(logged["train/loss"]) == 2
     for key in ("train/loss", "train/error"):
         assert logged[key] == again[key]
-    assert any(".lora_B." in key for key in load_file(images / WEIGHTS))
+    assert any(".lora_B." in key for key in load_file(images / LORA_WEIGHTS))
     if name == "z-image-sft":
         assert logged["train/loss"][0] == logged["train/error"][0]
     else:
-        assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-6)
-        assert logged["train/margin"][0] == 0
-        assert logged["train/margin"][1] != 0
+        check_began_at_ln_2(logged)
 
 
 def test_a_training_from_cached_reference_errors(
@@ -91,9 +90,8 @@ def test_a_training_from_cached_reference_errors(
     table = str(tmp_path / "errors")
     errors = ["--data.shards", cache, "--model.output", table, "--model.batch_size", "2"]
     main(["predict", "--config", "z-image-reference-cache", *small, *errors])
-    arguments = ["--data", "CachedPairs", *of_a_run(tmp_path / "run", cache)]
-    arguments += ["--data.reference", table, "--backbone.encoders", "false"]
-    arguments += ["--trainer.callbacks", "Checkpoints"]
+    arguments = [*two_steps(tmp_path / "run"), *WITHOUT_ENCODERS, *on_pairs(cache)]
+    arguments += ["--data.reference", table]
     main(["fit", "--config", NAMES[0], *small, *arguments])
     logged = scalars(tmp_path / "run")
     assert logged["train/loss"][0] == pytest.approx(math.log(2), abs=1e-3)
