@@ -8,6 +8,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: tests never ask the hub
 
+import tests.helpers.forked  # noqa: F401 isort: skip - while no library has set a variable
+
 import numpy as np
 import pytest
 import torch
@@ -23,16 +25,26 @@ from tests.helpers.tiny_toy_flow import tiny_toy_flow
 torch.set_num_threads(1)  # the networks are so small that a second thread costs time
 
 
+BEFORE = dict(os.environ)
+
+
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Take back what a test's run set for its children, such as DeepSpeed's LOCAL_RANK."""
-    before = dict(os.environ)
+    """Take back what runs of tests and fixtures set for their children, such as LOCAL_RANK."""
+    restore_environment()
     yield
-    for name in {*os.environ, *before}:
-        if name not in before:
+    restore_environment()
+
+
+def restore_environment() -> None:
+    """Give all variables but pytest's own the values that they had before the first test."""
+    for name in {*os.environ, *BEFORE}:
+        if name.startswith("PYTEST_"):
+            continue
+        if name not in BEFORE:
             del os.environ[name]
-        elif os.environ.get(name) != before[name]:
-            os.environ[name] = before[name]
+        elif os.environ.get(name) != BEFORE[name]:
+            os.environ[name] = BEFORE[name]
 
 
 @pytest.fixture(scope="session")

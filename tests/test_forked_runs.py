@@ -19,6 +19,12 @@ pytestmark = pytest.mark.slow
 COMMAND = (sys.executable, "-m", "tests.helpers.interpreter")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def set_by_a_library() -> None:
+    """A variable that a library sets in a run that tests have in common, as Lightning does."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+
 def run(popen: type[subprocess.Popen], file: Path, *more: str, **options: Any) -> dict[str, Any]:
     """Return what a process saw of itself, and check what others see of it."""
     process = launch([str(file), *more], COMMAND, popen, **options)

@@ -35,6 +35,8 @@ from typing import Any
 import numpy
 
 ROOT = Path(__file__).resolve().parents[2]
+# Environment of runs, before a library or a test sets anything: conftest imports this module first.
+BEGINNING = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans below a process become its children
 SPARE = 200  # descriptors from here on are free
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which a process that forks ignores
@@ -98,7 +100,7 @@ class Server:
         if any(options[name] for name in plain) or options["umask"] >= 0:
             return None
         environment = dict(os.environ if options["env"] is None else options["env"])
-        if not self.has(environment) or Path(options["cwd"] or os.getcwd()).resolve() != ROOT:
+        if self.changed(environment) or Path(options["cwd"] or os.getcwd()).resolve() != ROOT:
             return None
         return Request(
             module=command[2],
@@ -110,13 +112,14 @@ class Server:
             group=options["process_group"],
         )
 
-    def has(self, environment: Mapping[str, str]) -> bool:
-        """Return whether the libraries were imported in this environment."""
-        names = {*environment, *self.known[0]}
-        return all(
-            OWN.fullmatch(name) or any(environment.get(name) == one.get(name) for one in self.known)
-            for name in names
-        )
+    def changed(self, environment: Mapping[str, str]) -> set[str]:
+        """Return the variables that had another value while the libraries were imported."""
+        return {
+            name
+            for name in {*environment, *self.known[0]}
+            if not OWN.fullmatch(name)
+            and all(environment.get(name) != one.get(name) for one in self.known)
+        }
 
     def fork(self, request: Request, files: list[int]) -> int:
         """Return the process id of a new fork, a child of this process."""
@@ -158,13 +161,12 @@ class ForkedPopen(subprocess.Popen):
             START(self, *args)
             return
         if ForkedPopen.server is None:
-            environment = PARAMETERS.bind(self, *args).arguments["env"]
-            ForkedPopen.process, ForkedPopen.server = _start(environment)
+            ForkedPopen.process, ForkedPopen.server = _start(BEGINNING)
         ForkedPopen.server.execute(self, *args)
 
 
 def _start(environment: Mapping[str, str]) -> tuple[subprocess.Popen, Server]:
-    """Start the process that forks, with the environment of the first run."""
+    """Start the process that forks, with this environment."""
     ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-m", "tests.helpers.forked", str(others.fileno())]
     process = subprocess.Popen(
