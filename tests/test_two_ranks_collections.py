@@ -20,11 +20,11 @@ def learned(folder: Path) -> list[dict]:
     return [torch.load(folder / f"learned-{r}.pt", weights_only=True) for r in (0, 1)]
 
 
-def recipe(pipeline: str, prompts: Path, folder: Path, *more: str) -> list[str]:
+def recipe(pipeline: str, prompts: Path, folder: Path, *more: str, flow: bool = False) -> list[str]:
     """Return the arguments of a run on two ranks that write down what they learned from."""
     witness = ["--trainer.callbacks+", "tests.helpers.collecting.Learned"]
     witness += ["--trainer.callbacks.folder", str(folder.parent)]
-    return [*spo(pipeline, prompts, folder), *TWO, *witness, *more]
+    return [*spo(pipeline, prompts, folder, flow=flow), *TWO, *witness, *more]
 
 
 SAVING = [
@@ -36,18 +36,20 @@ SAVING = [
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tiny_folder: str, toy_flow_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs that nothing stops, one after the other in the same two processes."""
     root = tmp_path_factory.mktemp("collections")
 
-    def case(name: str, opens: int, shut: int, *more: str) -> list[str]:
+    def case(name: str, opens: int, shut: int, *more: str, flow: bool = False) -> list[str]:
         (root / name).mkdir()
         prompts = write_prompts(root / name / "prompts.txt", opens=opens, shut=shut)
-        return ["fit", *recipe(tiny_folder, prompts, root / name / "run", *more)]
+        folder = toy_flow_folder if flow else tiny_folder
+        return ["fit", *recipe(folder, prompts, root / name / "run", *more, flow=flow)]
 
     moods = ["--model.judge.moods", "['1111110', '1001001001001001']"]
     cases = [
         case("different", 9, 14),
+        case("flow", 9, 14, flow=True),
         case("starving", 20, 0, *moods, "--data.patience", "2", "--trainer.max_steps", "4"),
         case("whole", 9, 5, *SAVING),
     ]
@@ -55,15 +57,16 @@ def runs(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_ranks_that_accept_different_numbers_take_the_same_steps(runs: Path) -> None:
-    one, two = (pairs_of_rounds(runs / "different" / f"judged-{r}.jsonl") for r in (0, 1))
+@pytest.mark.parametrize("name", ["different", "flow"])
+def test_ranks_that_accept_different_numbers_take_the_same_steps(name: str, runs: Path) -> None:
+    one, two = (pairs_of_rounds(runs / name / f"judged-{r}.jsonl") for r in (0, 1))
     assert len(one) == len(two)  # they collect together
     apart = list(zip(one, two, strict=True))
     assert sum(one) != sum(two)
     # in some rounds only one of them has anything, either of them
     assert any(a > b == 0 for a, b in apart)
     assert any(b > a == 0 for a, b in apart)
-    a, b = learned(runs / "different")
+    a, b = learned(runs / name)
     assert a["steps"] == b["steps"] == 12
     assert len(a["pairs"]) == len(b["pairs"]) == 3 * NEEDED
     both = [tuple(pair) for pair in a["pairs"] + b["pairs"]]
