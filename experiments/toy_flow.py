@@ -18,12 +18,12 @@ import torch
 from jsonargparse import auto_cli
 
 from experiments.common import write_report
-from lit_prefopt.backbones import Backbone
+from lit_prefopt.backbones import Backbone, StableDiffusion3
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.evaluate.statistics import bootstrap_interval
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.toy import ToyDiffusion, ToyFlow, ToyJudge, ToyPrompts
-from lit_prefopt.toy.backbone import TOY_FLOW_SAMPLING, TOY_SAMPLING
+from lit_prefopt.toy.backbone import FLOW_CHECKPOINT, TOY_FLOW_SAMPLING, TOY_SAMPLING
 
 ATTRIBUTES = ("colour", "shape", "cleanness")
 CHANGES: tuple[dict[str, Any], ...] = (
@@ -63,9 +63,10 @@ def main(pipeline: str | None = None, prompts: int = 256, report: bool = False) 
     for changes in CHANGES:
         setting = ", ".join(f"{name} {value}" for name, value in changes.items())
         measure("flow", setting or "its own", flow, replace(TOY_FLOW_SAMPLING, **changes))
+    folder = str(pipeline or FLOW_CHECKPOINT)
     for zeros in ZEROS:
-        flow.text_tokens = zeros
-        measure("flow", f"zeros {zeros}", flow, TOY_FLOW_SAMPLING)
+        padded = StableDiffusion3(folder, t5=False, text_tokens=zeros, reference="none")
+        measure("flow", f"zeros {zeros}", padded, TOY_FLOW_SAMPLING)
     own = TOY_FLOW_SAMPLING
     text = "\n".join(
         [
