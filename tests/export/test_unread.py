@@ -77,16 +77,33 @@ def test_the_tables_of_families_are_what_diffusers_does(
 ) -> None:
     folder = PIPELINES[name](tmp_path / "base")
     base = BasePipeline(str(folder))
-    own = base.family.denoiser.name
     parts = [
-        own,
-        *(part for part in base.encoders if to != "diffusers-lora" or part in lora_parts(base)),
+        base.family.denoiser.name,
+        *(part for part in base.encoders if part in lora_parts(base)),
     ]
     layers = layers_of(base, *parts)
     file = tmp_path / "lora.safetensors"
     WRITERS[to](layers, file, base, torch.float32)
     read = read_by_diffusers(folder, file, parts)
     assert {*unread_layers(layers, to, base)} == layers.keys() - read
+
+
+@pytest.mark.parametrize("to", ["kohya", "comfyui"])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_text_encoders_that_diffusers_does_not_load(name: str, to: Layout, tmp_path: Path) -> None:
+    """With some of them it leaves out their layers, with others it refuses the whole file."""
+    folder = PIPELINES[name](tmp_path / "base")
+    base = BasePipeline(str(folder))
+    others = [part for part in base.encoders if part not in lora_parts(base)]
+    if not others:
+        assert name in ("sd1", "sdxl")
+        return
+    layers = layers_of(base, base.family.denoiser.name, *others)
+    file = tmp_path / "lora.safetensors"
+    WRITERS[to](layers, file, base, torch.float32)
+    lost = {key for key in layers if key[0] in others}
+    assert lost <= {*unread_layers(layers, to, base)}
+    assert not lost & read_by_diffusers(folder, file, others)
 
 
 def test_flux1_of_the_published_width(tmp_path: Path) -> None:
