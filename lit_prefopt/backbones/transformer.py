@@ -116,6 +116,10 @@ class TransformerBackbone(LatentBackbone):
             prompt: B embedded prompts.
         """
 
+    def _marks(self) -> dict[str, str]:
+        name = self.FAMILY.architecture(self.policy.denoiser.config, False)
+        return {"modelspec.architecture": f"{name}/lora"}
+
     def rounded_time(self, t: Tensor) -> Tensor:
         """Return noise levels in the network's precision, as FLUX's pipelines round them, (B,).
 

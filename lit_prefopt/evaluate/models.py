@@ -17,7 +17,7 @@ from lit_prefopt.export.recipe import TOYS, Recipe
 from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
 from lit_prefopt.families.base import Family
 from lit_prefopt.utils.fingerprint import fingerprint
-from lit_prefopt.weights.lora_files import read_lora
+from lit_prefopt.weights.lora_files import is_adapter, read_lora
 from lit_prefopt.weights.merge import merge_lora
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -131,7 +131,7 @@ def _origin(name: str) -> TrainedWeights:
 def _is_lora(file: Path) -> bool:
     try:
         with safe_open(file, "pt") as tensors:
-            return any("lora" in key for key in tensors.keys())  # noqa: SIM118
+            return is_adapter(tensors.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a complete safetensors file: copy it again.") from error
 

@@ -19,6 +19,7 @@ from lit_prefopt.export.pipeline_folder import write_pipeline
 from lit_prefopt.export.recipe import Recipe
 from lit_prefopt.export.single_file import check_single_file, single_file_state
 from lit_prefopt.export.trained_weights import TrainedWeights, missing_base, read_trained_weights
+from lit_prefopt.export.unread import describe_unread
 from lit_prefopt.export.write_lora import (
     combine,
     write_comfyui_lora,
@@ -61,13 +62,16 @@ def write_weights(
     if to in LORA_WRITERS:
         recipe = _with_lora_marks(recipe, Path(loras[-1].source))
     place = BasePipeline.from_recipe(recipe) if recipe.pretrained else None
+    note = None
     if to in LORA_WRITERS:
-        write = _lora_writer(loras, to, place, origin.name, getattr(torch, dtype))
+        write, note = _lora_writer(loras, to, place, origin.name, getattr(torch, dtype))
     else:
         write = _merged_writer(origin, loras, to, place, getattr(torch, dtype))
     with atomic_output(target) as path:
         write(path)
     print(f"Written: {target}")
+    if note is not None:
+        print(note)
 
 
 def _check_output(target: Path, to: Layout) -> None:
@@ -141,8 +145,8 @@ def _start(origin: TrainedWeights, plus: str | None) -> list[LoRAFile]:
 
 def _lora_writer(
     loras: list[LoRAFile], to: Layout, base: BasePipeline | None, name: str, dtype: torch.dtype
-) -> Callable[[Path], None]:
-    """Return a function that writes the LoRAs as one file."""
+) -> tuple[Callable[[Path], None], str | None]:
+    """Return a function that writes the LoRAs as one file, and what diffusers leaves out of it."""
     if base is None:
         raise missing_base(name)
     parts = base.skeleton()
@@ -151,7 +155,8 @@ def _lora_writer(
         {f"{name}.{k}": v for (_, name), x in layers.items() for k, v in x._asdict().items()},
         dtype,
     )
-    return lambda path: LORA_WRITERS[to](layers, path, base, dtype)
+    note = describe_unread(layers, to, base)
+    return lambda path: LORA_WRITERS[to](layers, path, base, dtype), note
 
 
 def _merged_writer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.metadata import base_version, modelspec
+from lit_prefopt.export.unread import lora_parts
 from lit_prefopt.processes.marks import add_metadata
 from lit_prefopt.weights.lora_files import LoRALayer, flat_name
 from lit_prefopt.weights.lora_layers import to_original
@@ -58,9 +58,9 @@ def write_diffusers_lora(
         dtype: Precision of the file.
     """
     arguments: dict[str, object] = {}
-    known = inspect.signature(base.kind.save_lora_weights).parameters
+    known = lora_parts(base)
     for part in dict.fromkeys(part for part, _ in layers):
-        if f"{part}_lora_layers" not in known:
+        if part not in known:
             raise InputError(
                 f"diffusers loads no LoRA of the {part} of a {base.kind.__name__}: export it to "
                 "kohya or comfyui, or merged to pipeline."

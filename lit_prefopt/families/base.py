@@ -129,6 +129,12 @@ class Family:
         comfyui_halves: Names of the two matrices of a layer in ComfyUI's LoRA files.
         one_alpha: Whether kohya's files are written with one alpha for all layers, since diffusers
             0.42 ignores an attention layer's alpha that differs from the most common one.
+        unread: Beginnings of the names of the denoiser's layers that diffusers 0.42 does not read
+            of a LoRA file, by layout; an empty one where it reads no layer of such a file.
+        stated: Regular expressions of the names that metadata of LoRAs have for models of the
+            family (lower-case letters and digits alone), with the title of each.
+        model: Title of the model among these, given the denoiser's configuration; empty if it is
+            not known. By default the family's title.
         is_own: Whether a pipeline of these classes is of this family, given the configuration of
             its first text encoder, where several families share a class.
         distilled_pipeline: Class of pipelines whose denoiser is conditioned on the guidance scale.
@@ -162,12 +168,23 @@ class Family:
     comfyui_original: bool = True
     comfyui_halves: tuple[str, str] = ("lora_A", "lora_B")
     one_alpha: bool = True
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stated: Mapping[str, str] = field(default_factory=dict)
+    model: Callable[[Config], str] | None = None
     is_own: Callable[[Config], bool] = field(default=lambda config: True)
     distilled_pipeline: str | None = None
     distilled_backbone: str | None = None
     whole_files: bool = True
     lora_targets: tuple[str, ...] = ()
     unused: Callable[[Config], tuple[str, ...]] = field(default=lambda config: ())
+
+    def model_title(self, config: Config) -> str:
+        """Return the title of a model, as in `stated`; empty if it is not known.
+
+        Args:
+            config: The denoiser's configuration.
+        """
+        return self.title if self.model is None else self.model(config)
 
     @property
     def components(self) -> dict[str, Component]:

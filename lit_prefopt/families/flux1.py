@@ -10,6 +10,9 @@ from lit_prefopt.families.ldm_layouts import clip_layouts
 from lit_prefopt.families.stable_diffusion import VAE
 from lit_prefopt.families.stable_diffusion_3 import t5_layouts
 
+OUTSIDE = ("context_embedder", "norm_out", "proj_out", "time_text_embed", "x_embedder")
+"""Modules outside of the blocks."""
+
 FLUX1 = Family(
     name="flux1",
     title="FLUX.1",
@@ -61,6 +64,8 @@ FLUX1 = Family(
     whole_files=False,
     comfyui_halves=("lora_down", "lora_up"),  # diffusers 0.42 reads nothing of the other form
     one_alpha=False,
+    unread={"kohya": OUTSIDE, "comfyui": OUTSIDE},
+    stated={r"flux1.*|flux(dev|schnell|krea|kontext).*": "FLUX.1"},
     # those of diffusers' train_dreambooth_lora_flux.py and of flow_grpo's train_flux.py; the names
     # of attention are also those of single blocks
     lora_targets=(

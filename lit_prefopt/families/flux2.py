@@ -52,6 +52,15 @@ FLUX2 = Family(
     ),
     whole_files=False,
     one_alpha=False,
+    unread={
+        "kohya": (
+            *("double_stream_modulation_img", "double_stream_modulation_txt"),
+            *("single_stream_modulation", "norm_out"),
+        ),
+        "comfyui": ("",),  # refused, since it has alphas
+    },
+    stated={rf"flux2klein(base)?{size}.*": f"FLUX.2 klein {size.upper()}" for size in ("4b", "9b")},
+    model=lambda config: f"FLUX.2 klein {_size(config).upper()}",
     # of diffusers' train_dreambooth_lora_flux2_klein.py; `attn.to_out` is of the single blocks
     lora_targets=("to_k", "to_q", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
 )

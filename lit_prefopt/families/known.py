@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.base import Component, Config, Family
@@ -42,6 +43,28 @@ def family_of(
         config = text_config()
         found = [family for family in found if family.is_own(config)] or found
     return found[0]
+
+
+def other_model(names: Iterable[str], family: Family, config: Config) -> str | None:
+    """Return the title of the model that metadata of a LoRA name, if it is another than this.
+
+    Names that no family knows are passed over, and so are all if one of them is this model's.
+
+    Args:
+        names: Names of the model that the LoRA was trained on, in the forms of several programs.
+        family: Family of the model that it is loaded into.
+        config: Configuration of this model's denoiser.
+    """
+    plain = [re.sub(r"[^a-z0-9]", "", name.lower().removesuffix("/lora")) for name in names]
+    titles = [
+        title
+        for one in FAMILIES
+        for pattern, title in one.stated.items()
+        if any(re.fullmatch(pattern, name) for name in plain)
+    ]
+    title = family.model_title(config)
+    own = {title} if title else {*family.stated.values()}
+    return None if own & {*titles} else next(iter(titles), None)
 
 
 def find_component(name: str, class_name: str) -> Component | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from lit_prefopt.families.base import Component
 from lit_prefopt.families.known import FAMILIES
 
 DENOISER = "denoiser"
@@ -10,45 +13,47 @@ DENOISER = "denoiser"
 TEXT_MODEL = "text_model."
 """Beginning of a text encoder's layers in peft, which is part of their names."""
 
-PREFIXES = {
-    # kohya and OneTrainer, whose layer names have no dots
-    "lora_unet_": DENOISER,
-    "lora_transformer_": DENOISER,
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-    "lora_te3_": "text_encoder_3",
-    # diffusers and OneTrainer
-    **{f"{family.denoiser.name}.": DENOISER for family in FAMILIES},
-    "text_encoder.": "text_encoder",
-    "text_encoder_1.": "text_encoder",
-    "text_encoder_2.": "text_encoder_2",
-    "text_encoder_3.": "text_encoder_3",
-    # ComfyUI, and trainers that write for it
-    "model.diffusion_model.": DENOISER,
-    "diffusion_model.": DENOISER,
-    **{
-        f"{start}{name}.{end}": role
-        for start in ("text_encoders.", "")
-        for end in ("transformer.", "")
-        for name, role in {
-            "clip_l": "text_encoder",
-            "clip_h": "text_encoder",
-            "clip_g": "text_encoder_2",
-            "t5xxl": "text_encoder_3",
-            "qwen3_4b": "text_encoder",
-            "qwen3_8b": "text_encoder",
-            "qwen25_7b": "text_encoder",
-        }.items()
-    },
-    # peft
+OTHERS = {
+    "lora_transformer_": DENOISER,  # OneTrainer
+    "model.diffusion_model.": DENOISER,  # trainers that keep the prefix of whole checkpoints
+    "text_encoder_1.": "text_encoder",  # OneTrainer
     TEXT_MODEL: "text_encoder",
 }
+"""Beginnings that no family states."""
+
+
+def _components() -> Iterator[tuple[Component, str]]:
+    """Yield the components that a LoRA may change, in all families, with their roles."""
+    for family in FAMILIES:
+        yield family.denoiser, DENOISER
+        for part in family.encoders:
+            yield part, part.lora_roles[-1]
+
+
+def _comfyui_prefixes(part: Component) -> Iterator[str]:
+    """Yield the beginnings of a component's keys in ComfyUI's files, in full and shortened."""
+    start = "text_encoders."
+    for prefix in (part.comfyui.removesuffix("transformer."), *part.prefixes):
+        if prefix.startswith(start):
+            for shown in (prefix, prefix.removeprefix(start)):
+                yield from (f"{shown}transformer.", shown)
+
+
+def _prefixes() -> dict[str, str]:
+    """Return the beginnings of keys with the role of their layers, longer ones first."""
+    found = dict(OTHERS)
+    for part, role in _components():
+        found[f"{part.name}."] = DENOISER if role == DENOISER else part.name  # diffusers
+        found[f"{part.kohya}_"] = role
+        own = (part.comfyui,) if role == DENOISER else _comfyui_prefixes(part)
+        found |= dict.fromkeys(own, role)
+    return dict(sorted(found.items(), key=lambda one: -len(one[0])))
+
+
+PREFIXES = _prefixes()
 """Beginnings of keys, with the role of their layers; other keys are a denoiser's."""
 
-COMPONENTS = tuple(
-    dict.fromkeys(part.name for family in FAMILIES for part in (family.denoiser, *family.encoders))
-)
+COMPONENTS = tuple(dict.fromkeys(part.name for part, _ in _components()))
 """Names of the components that a LoRA may change, in all families."""
 
 

@@ -65,5 +65,6 @@ QWEN_IMAGE = Family(
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     ),
+    stated={r"qwenimage.*": "Qwen-Image"},
     unused=last_text,
 )

@@ -33,6 +33,9 @@ CLIP_L = Component(
 )
 COMPARED = ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type")
 
+MODELS = {"768": "Stable Diffusion 1.x", "1024": "Stable Diffusion 2.x"}
+"""Titles by the width of the prompts."""
+
 SD1 = Family(
     name="sd1",
     title="Stable Diffusion 1.x",
@@ -49,6 +52,9 @@ SD1 = Family(
     architecture=lambda config, v: "stable-diffusion-v1",
     kohya_version=lambda config, v: "sd_v1" + ("_v" if v else ""),
     kohya_original=False,
+    unread={"comfyui": ("",)},
+    stated={rf"(stablediffusion|sd)v?{n}.*": f"Stable Diffusion {n}.x" for n in (1, 2)},
+    model=lambda config: MODELS.get(str(config["cross_attention_dim"]), ""),
     is_own=lambda text: text.get("hidden_act") != "gelu",
     distilled_pipeline="LatentConsistencyModelPipeline",
     distilled_backbone="LatentConsistency",

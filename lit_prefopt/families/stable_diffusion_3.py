@@ -103,6 +103,13 @@ def _clip(number: str, letter: str, kohya: str) -> Component:
     )
 
 
+MODELS = {
+    "medium": "Stable Diffusion 3 medium",
+    "5-medium": "Stable Diffusion 3.5 medium",
+    "5-large": "Stable Diffusion 3.5 large",
+}
+"""Titles by kohya's names of the sizes."""
+
 SD3 = Family(
     name="sd3",
     title="Stable Diffusion 3 and 3.5",
@@ -142,6 +149,13 @@ SD3 = Family(
     kohya_module="networks.lora_sd3",
     whole_files=False,
     one_alpha=False,  # diffusers reads no file of kohya's for this family
+    unread={"kohya": ("",), "comfyui": ("",)},
+    stated={
+        r"(stablediffusion|sd)v?3m(edium)?|medium": MODELS["medium"],
+        r"(stablediffusion|sd)v?35m(edium)?|5medium": MODELS["5-medium"],
+        r"(stablediffusion|sd)v?35l(arge)?(turbo)?|5large": MODELS["5-large"],
+    },
+    model=lambda config: MODELS[_version(config)],
     lora_targets=(
         *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),
         *("attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v"),

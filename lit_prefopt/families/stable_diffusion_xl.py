@@ -34,4 +34,6 @@ SDXL = Family(
     compared=COMPARED,
     architecture=lambda config, v: "stable-diffusion-xl-v1-base",
     kohya_version=lambda config, v: "sdxl_base_v1-0",
+    unread={"comfyui": ("",)},
+    stated={r"(stablediffusionxl|sdxl)(?!.*refiner).*": "SDXL"},
 )

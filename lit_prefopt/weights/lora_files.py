@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -47,6 +49,16 @@ OTHER_KINDS = {
 """Regular expressions of the keys of other adapters, which are never read as a LoRA."""
 
 
+ADAPTER = re.compile(r"lora|hada_[wt]|lokr_[wt]|dora_scale|\.diff(_b)?$")
+"""Keys that only files of adapters have, of this kind or of others."""
+
+NO_NUMBERS = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
+"""Types of tensors that are no alpha."""
+
+STATED = ("modelspec.architecture", "ss_base_model_version")
+"""Metadata that name the model that a LoRA was trained on."""
+
+
 class LoRALayer(NamedTuple):
     """The low-rank update of one layer: alpha / rank times `up` times `down`."""
 
@@ -75,6 +87,7 @@ class LoRAFile(NamedTuple):
 
     source: str
     layers: dict[tuple[str, str], LoRALayer]  # by role (`denoiser`, `text_encoder`, ...), flat name
+    models: tuple[str, ...] = ()  # names that its metadata have for the model it was trained on
 
     def without_denoiser(self) -> LoRAFile:
         """Return a copy with the layers of the text encoders alone."""
@@ -97,9 +110,26 @@ def read_lora(path: str | Path) -> LoRAFile:
     """
     folder = Path(path)
     layers: dict[tuple[str, str], LoRALayer] = {}
+    models: tuple[str, ...] = ()
     for file, part in _lora_files(folder):
-        layers |= _read_file(file, part)
-    return LoRAFile(str(path), layers)
+        tensors, metadata = read_safetensors(file)
+        for key, layer in _read_layers(file, tensors, metadata, part):
+            if key in layers:  # in two spellings, which name the same layer
+                raise InputError(
+                    f"{path} contains the layer {some_names([key[1]])} twice; remove one of them."
+                )
+            layers[key] = layer
+        models += tuple(metadata[name] for name in STATED if metadata.get(name))
+    return LoRAFile(str(path), layers, models)
+
+
+def is_adapter(keys: Iterable[str]) -> bool:
+    """Return whether the keys of a file are those of a LoRA or of another adapter.
+
+    Args:
+        keys: Names of its tensors.
+    """
+    return any(ADAPTER.search(key) for key in keys)
 
 
 def is_lora_folder(folder: Path) -> bool:
@@ -142,31 +172,29 @@ def flat_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _read_file(file: Path, part: str | None = None) -> dict[tuple[str, str], LoRALayer]:
-    """Read the layers of a file; a peft adapter of a text encoder is named by its folder."""
-    everything, metadata = read_safetensors(file)
+def _read_layers(
+    file: Path, everything: dict[str, Tensor], metadata: dict[str, str], part: str | None
+) -> Iterator[tuple[tuple[str, str], LoRALayer]]:
+    """Yield the layers of a file; a peft adapter of a text encoder is named by its folder."""
     tensors = {key: x for key, x in everything.items() if not key.startswith(BUNDLED)}
     _check_kind(file, tensors)
     check_finite(tensors, str(file), "use a copy that is not damaged")
     adapters = _adapters(file, tensors, metadata, part)
-    layers = {}
     for (owner, name), found in layer_tensors(file, tensors, part).items():
         alpha = found.pop("alpha", None)
-        if alpha is not None and alpha.numel() != 1:
+        if alpha is not None and (alpha.numel() != 1 or alpha.dtype in NO_NUMBERS):
             raise InputError(
                 f"{file} is damaged: the alpha of its layer {quoted(name)} is not a number."
             )
         down, up = _pair(file, name, found)
         default = adapter_alpha(file, adapters.get(owner, {}), name, len(down))
-        layers[owner, flat_name(name)] = LoRALayer(
-            down, up, default if alpha is None else float(alpha)
-        )
+        strength = default if alpha is None else float(alpha)
+        yield (owner, flat_name(name)), LoRALayer(down, up, strength)
     if bundled := sorted({key.split(".")[1] for key in everything if key.startswith(BUNDLED)}):
         rank_zero_warn(
             f"{file} also contains the embeddings {some_names(bundled)}, which are not read: only "
             "its LoRA is used."
         )
-    return layers
 
 
 def _check_kind(file: Path, tensors: dict[str, Tensor]) -> None:
@@ -209,7 +237,7 @@ def _pair(file: Path, name: str, found: dict[str, Tensor]) -> tuple[Tensor, Tens
             f"{file} contains only {' and '.join(sorted(found)) or 'the alpha'} of its layer "
             f"{some_names([name])}: use a plain LoRA that is not damaged."
         )
-    down, up = found["down"], found["up"]
+    down, up = (_weights(file, name, found[half]) for half in ("down", "up"))
     # the second of two convolutions has a kernel of 1 x 1
     fits = min(down.ndim, up.ndim) >= 2 and len(down) == up.shape[1] and len(down) > 0
     if not fits or up[0].numel() != len(down):
@@ -217,3 +245,14 @@ def _pair(file: Path, name: str, found: dict[str, Tensor]) -> tuple[Tensor, Tens
             f"{file} is damaged: the two matrices of its layer {some_names([name])} do not fit."
         )
     return down, up
+
+
+def _weights(file: Path, name: str, matrix: Tensor) -> Tensor:
+    """Return a matrix of a layer, whose dtype must be a floating one; of float8 in bfloat16."""
+    if not matrix.is_floating_point():
+        raise InputError(
+            f"{file} contains {str(matrix.dtype).removeprefix('torch.')} weights of its layer "
+            f"{some_names([name])}: use a LoRA in float16, bfloat16 or float32."
+        )
+    # exactly the same values, in a type that can be computed with
+    return matrix.bfloat16() if matrix.element_size() == 1 else matrix

@@ -116,6 +116,8 @@ def file_adapters(file: Path, metadata: dict[str, str]) -> dict[str, Adapter]:
     for key, value in stated.items():
         owner, _, name = key.partition(".")
         adapters.setdefault(role_of(owner), {})[name] = value
+    for adapter in adapters.values():
+        _check_plain(file, {"peft_type": "LORA"} | adapter)
     return adapters
 
 
@@ -132,6 +134,12 @@ def peft_adapter(file: Path) -> Adapter:
         adapter: Adapter = dict(json.loads(file.read_text("utf-8")))
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{file} is damaged: it cannot be read as JSON.") from error
+    _check_plain(file, adapter)
+    return adapter
+
+
+def _check_plain(file: Path, adapter: Adapter) -> None:
+    """Check that a configuration is that of a plain LoRA on unchanged weights."""
     kind, start = adapter.get("peft_type"), str(adapter.get("init_lora_weights")).lower()
     if kind != "LORA" or adapter.get("use_dora"):
         kind = "DoRA" if adapter.get("use_dora") else some_names([str(kind)])
@@ -144,7 +152,6 @@ def peft_adapter(file: Path) -> Adapter:
             f"{file} was initialised by {some_names([start])}, which changes the weights of the "
             "model: merge it with peft, and use the merged model instead."
         )
-    return adapter
 
 
 def adapter_alpha(file: Path, adapter: Adapter, layer: str, rank: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -49,37 +50,35 @@ def original_layers(net: nn.Module, component: Component) -> dict[str, Place]:
     return {name: Place(entry, sizes.get(entry.key, ())) for name, entry in entries.items()}
 
 
-def denoiser_spellings(net: nn.Module, component: Component) -> dict[str, dict[str, Place | None]]:
+def denoiser_spellings(places: Mapping[str, Place]) -> dict[str, dict[str, Place | None]]:
     """Map all flat names in use to the layers that they stand for.
 
     A layer's value is None where the name is that of the layer alone, and else its place in the
     layer of the original code.
 
     Args:
-        net: The denoiser.
-        component: The component of its family.
+        places: Where the original code has the denoiser's layers, from `original_layers`.
     """
     found: dict[str, dict[str, Place | None]] = {}
-    for name, place in original_layers(net, component).items():
+    for name, place in places.items():
         key, piece = place.entry.key, place.entry.piece
         found.setdefault(flat_name(key), {})[name] = place
         if piece is not None:  # each piece by itself, as OneTrainer names it
             found.setdefault(flat_name(f"{key}.{piece}"), {})[name] = None
-    for name in adaptable(net):
+    for name in places:
         found[flat_name(name)] = {name: None}
     return found
 
 
-def layout_names(net: nn.Module, component: Component) -> tuple[set[str], set[str]]:
+def layout_names(places: Mapping[str, Place]) -> tuple[set[str], set[str]]:
     """Return the flat names that only the original code has, and those that only diffusers has.
 
     Args:
-        net: The denoiser.
-        component: The component of its family.
+        places: Where the original code has the denoiser's layers, from `original_layers`.
     """
-    own = {flat_name(name) for name in adaptable(net)}
+    own = {flat_name(name) for name in places}
     original: set[str] = set()
-    for place in original_layers(net, component).values():
+    for place in places.values():
         key, piece = place.entry.key, place.entry.piece
         original.add(flat_name(key))
         if piece is not None:
@@ -139,13 +138,18 @@ def to_original(
 def _joined(parts: dict[int, LoRALayer], sizes: Sequence[int]) -> LoRALayer:
     """Return the LoRA of a fused layer, given those of its pieces and the outputs of each."""
     first = next(iter(parts.values()))
-    alike = all(x.alpha == first.alpha and torch.equal(x.down, first.down) for x in parts.values())
+    dtype = reduce(torch.promote_types, (layer.up.dtype for layer in parts.values()))
+    alike = all(
+        (x.alpha, x.down.dtype) == (first.alpha, first.down.dtype)
+        and torch.equal(x.down, first.down)
+        for x in parts.values()
+    )
     if alike and len(parts) == len(sizes):  # split from one
         return first._replace(up=torch.cat([parts[piece].up for piece in sorted(parts)]))
     scales = [layer.alpha / layer.rank for layer in parts.values()]
     rank = sum(layer.rank for layer in parts.values())
     same = len(set(scales)) == 1
-    up = torch.zeros(sum(sizes), rank, dtype=first.up.dtype if same else torch.float32)
+    up = torch.zeros(sum(sizes), rank, dtype=dtype if same else torch.float32)
     column = 0
     for piece, layer in sorted(parts.items()):
         start = sum(sizes[:piece])
