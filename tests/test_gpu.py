@@ -46,7 +46,7 @@ def test_small_weights(recipe: list[str], tmp_path: Path, extra: list[str]) -> N
 
 
 def test_four_bits_say_the_same_on_both_devices(tiny_folder: str) -> None:
-    backbone = StableDiffusion(tiny_folder, lora=LoRA(4), nf4=True)
+    backbone = StableDiffusion(tiny_folder, lora=LoRA(4), quantization="nf4")
     expected = predicted(backbone)
     torch.testing.assert_close(predicted(backbone.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
 

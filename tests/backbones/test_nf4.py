@@ -20,7 +20,7 @@ from tests.helpers.runs import assert_same_end, folder_of
 @pytest.fixture
 def folded(tiny_folder: str) -> StableDiffusion:
     """An adapter over weights in four bits."""
-    return StableDiffusion(tiny_folder, lora=LoRA(4), nf4=True)
+    return StableDiffusion(tiny_folder, lora=LoRA(4), quantization="nf4")
 
 
 def test_transformer_blocks_have_four_bits_and_the_adapter_32(folded: StableDiffusion) -> None:
@@ -61,7 +61,7 @@ def test_four_bits_want_an_adapter_and_a_library(
     tiny_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="--backbone.lora LoRA"):
-        StableDiffusion(tiny_folder, nf4=True)
+        StableDiffusion(tiny_folder, quantization="nf4")
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
     with pytest.raises(InputError, match=r"pip install lit-prefopt\[bitsandbytes\]"):
-        StableDiffusion(tiny_folder, lora=LoRA(4), nf4=True)
+        StableDiffusion(tiny_folder, lora=LoRA(4), quantization="nf4")

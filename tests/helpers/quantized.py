@@ -6,7 +6,7 @@ import torch
 
 from lit_prefopt.backbones import StableDiffusion
 
-NF4 = ["--backbone.lora.rank", "4", "--backbone.nf4", "true"]
+NF4 = ["--backbone.lora.rank", "4", "--backbone.quantization", "nf4"]
 
 
 def predicted(backbone: StableDiffusion) -> torch.Tensor:

@@ -30,7 +30,7 @@ BACKBONES = {
     "full, checkpointing": (StableDiffusion, {"gradient_checkpointing": True}),
     "lora": (StableDiffusion, {"lora": LoRA(4)}),
     "lora, bfloat16, checkpointing": (StableDiffusion, COARSE),
-    "lora over four bits": (StableDiffusion, {"lora": LoRA(4), "nf4": True}),
+    "lora over four bits": (StableDiffusion, {"lora": LoRA(4), "quantization": "nf4"}),
     "full, bfloat16": (StableDiffusion, {"policy_dtype": "bfloat16"}),
     "sdxl, full": (StableDiffusionXL, {}),
     "sdxl, lora, bfloat16, checkpointing": (StableDiffusionXL, COARSE),
