@@ -20,9 +20,9 @@ class Int8Linear(nn.Linear):
     precision of the layer's input or, under autocast, that of autocast, in training and evaluation
     alike.
 
-    bitsandbytes' Linear8bitLt has the same weights, and is not used since it keeps the input of
-    each layer despite gradient checkpointing, and in evaluation mode, on a GPU also in training,
-    rounds inputs through float16, which makes NaN of those beyond 65504.
+    bitsandbytes' Linear8bitLt has the same weights. It is not used since it keeps the input of each
+    layer despite gradient checkpointing, and in evaluation mode rounds the inputs as well, through
+    float16, which makes NaN of those beyond 65504.
 
     Args:
         layer: The layer to quantize; its bias is shared, and its weights are not changed.
@@ -84,9 +84,7 @@ class _FrozenProduct(torch.autograd.Function):
     """Linear layer with frozen quantized weights, which keeps only these for the backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(values, scale)
         weight = dequantize_rows(values, scale, x.dtype)
         return nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))

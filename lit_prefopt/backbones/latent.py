@@ -63,7 +63,7 @@ class LatentBackbone(VAEBackbone):
             since the two must agree exactly; a LoRA is always float32. bfloat16 needs half of the
             memory and an optimizer with stochastic rounding.
         quantization: Quantize the linear layers of transformer blocks below a LoRA: `nf4` to 4 bits
-            (needs bitsandbytes), `int8` to 8 bits, whose error is about a twentieth; null not.
+            (needs bitsandbytes), `int8` to 8 bits, whose error is about a twelfth.
         variant: Variant of the pipeline's files, such as `fp16`.
         vae: Hub name, folder or .safetensors file of another VAE.
         start_lora: A LoRA to start from, of diffusers, kohya, peft, ComfyUI or OneTrainer: it is

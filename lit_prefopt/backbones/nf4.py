@@ -14,8 +14,8 @@ from lit_prefopt.errors import InputError
 def nf4_linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     """Return a linear layer quantized to 4 bits (NF4), frozen.
 
-    Each block of 64 weights has a scale, and each weight is the number of a quantile of the normal
-    distribution.
+    Each block of 64 weights has a scale, which has 8 bits and shares a scale with 255 others; each
+    weight is the number of a quantile of the normal distribution.
 
     Args:
         layer: The layer.
@@ -42,13 +42,16 @@ def nf4_linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
 def nf4_scales(weight: nn.Parameter) -> list[Tensor]:
     """Return the tensors that a weight in 4 bits has besides; none of any other weight.
 
-    They are neither parameters nor buffers: the scales of its blocks, and the table of quantiles.
+    They are neither parameters nor buffers: the scales of its blocks in 8 bits, their own scales
+    and mean, and the table of quantiles. A table of 1 kB that all layers share is left out.
 
     Args:
         weight: A parameter.
     """
     state = getattr(weight, "quant_state", None)
-    return [] if state is None else [state.absmax, state.code]
+    if state is None:
+        return []
+    return [state.absmax, state.state2.absmax, state.offset, state.code]
 
 
 def _bitsandbytes() -> Any:

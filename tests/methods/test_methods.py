@@ -31,6 +31,7 @@ BACKBONES = {
     "lora": (StableDiffusion, {"lora": LoRA(4)}),
     "lora, bfloat16, checkpointing": (StableDiffusion, COARSE),
     "lora over four bits": (StableDiffusion, {"lora": LoRA(4), "quantization": "nf4"}),
+    "lora over eight bits": (StableDiffusion, {"lora": LoRA(4), "quantization": "int8"}),
     "full, bfloat16": (StableDiffusion, {"policy_dtype": "bfloat16"}),
     "sdxl, full": (StableDiffusionXL, {}),
     "sdxl, lora, bfloat16, checkpointing": (StableDiffusionXL, COARSE),
