@@ -15,21 +15,16 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.common import write_report
 from lit_prefopt.backbones import LoRA
-from lit_prefopt.backbones.repeated_blocks import repeated_blocks
-from lit_prefopt.backbones.transformer import TransformerBackbone
+from lit_prefopt.backbones.quantization import saved_bytes
 from lit_prefopt.estimate.memory import GIB, footprint
 from lit_prefopt.estimate.step_cost import step_cost
 from lit_prefopt.methods import DiffusionDPO, SupervisedFineTuning
 from lit_prefopt.optimizers import AdamW
 from tests.helpers.full_size import FULL_SIZE, random_backbone, random_pairs
-
-NF4_BYTES = 0.5 + 4 / 64
-"""Bytes of a weight in 4 bits, with a float32 scale for each 64."""
 
 METHODS: dict[str, Any] = {
     "SFT": lambda backbone: SupervisedFineTuning(backbone, AdamW(1e-5)),
@@ -46,9 +41,9 @@ def main(resolutions: tuple[int, ...] = (512, 1024), rank: int = 16, report: boo
         report: Write a report as well.
     """
     lines = [
-        "| model | billion parameters | method | pixels | base, bf16 | base, NF4 | trained | "
-        "activations | total, bf16 | total, NF4 | TFLOP |",
-        "|---" * 11 + "|",
+        "| model | billion parameters | method | pixels | base, bf16 | base, int8 | base, NF4 | "
+        "trained | activations | total, bf16 | total, int8 | total, NF4 | TFLOP |",
+        "|---" * 13 + "|",
     ]
     print("\n".join(lines), flush=True)
     for name in FULL_SIZE:
@@ -76,25 +71,19 @@ def _row(name: str, method: str, side: int, rank: int) -> str:
     cost = step_cost(module, batch, lambda: torch.autocast("cpu", torch.bfloat16))
     parts = footprint(module, cost.activations)
     own = parts.trained + parts.gradients + parts.states
-    quantized = parts.frozen - _saved_by_nf4(backbone)
+    net = backbone.policy.denoiser
+    bases = (
+        parts.frozen,
+        parts.frozen - saved_bytes(net, "int8"),
+        parts.frozen - saved_bytes(net, "nf4"),
+    )
     count = sum(p.numel() for p in backbone.policy.parameters() if not p.requires_grad)
-    sizes = (parts.frozen, quantized, own, parts.activations)
-    totals = (size + own + parts.activations for size in (parts.frozen, quantized))
-    numbers = " | ".join(f"{size / GIB:.2f}" for size in (*sizes, *totals))
+    totals = (size + own + parts.activations for size in bases)
+    sizes = (*bases, own, parts.activations, *totals)
+    numbers = " | ".join(f"{size / GIB:.2f}" for size in sizes)
     return (
         f"| {name} | {count / 1e9:.2f} | {method} | {side} | {numbers} | {cost.flops / 1e12:.0f} |"
     )
-
-
-def _saved_by_nf4(backbone: TransformerBackbone) -> float:
-    """Return the bytes that NF4 saves: of the linear layers of the repeated blocks."""
-    layers = {
-        id(layer): layer.weight.numel()
-        for block in repeated_blocks(backbone.policy.denoiser)
-        for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear) and "lora_" not in name
-    }
-    return sum(layers.values()) * (2 - NF4_BYTES)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.flow_step --model sd35-medium --size tiny
     python -m benchmarks.flow_step --model sd35-medium --report true
-    python -m benchmarks.flow_step --model flux2-klein-4b --nf4 true --resolution 256 --report true
+    python -m benchmarks.flow_step --model flux2-klein-4b --quantization nf4 --resolution 256 --report true
 
 Diffusion-DPO with a LoRA, on the transformer alone: latents and embedded prompts are random, as
 from a cache. Weights are random too, so it measures speed and memory, not quality. The floor is
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import default_dtype, write_report
 from lit_prefopt.backbones import LoRA
+from lit_prefopt.backbones.quantization import KINDS, Quantization
 from lit_prefopt.estimate.memory import GIB
 from lit_prefopt.estimate.pace import TERA, Pace
 from lit_prefopt.methods import DiffusionDPO
@@ -40,7 +41,7 @@ def main(
     pairs: int = 1,
     rank: int = 16,
     checkpointing: bool = True,
-    nf4: bool = False,
+    quantization: Quantization | None = None,
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed",
     steps: int = 2,
     report: bool = False,
@@ -54,7 +55,7 @@ def main(
         pairs: Pairs in a batch, which is a step's.
         rank: Rank of the LoRA.
         checkpointing: Whether activations are computed twice.
-        nf4: Whether the blocks below the LoRA are quantized to 4 bits.
+        quantization: Quantization of the blocks below the LoRA.
         precision: Of the run and of the weights; a CPU without AVX-512 multiplies bfloat16 matrices
             up to a hundred times slower than float32 ones.
         steps: Timed optimizer steps, after a first one.
@@ -72,7 +73,7 @@ def main(
                 lora=LoRA(rank),
                 gradient_checkpointing=checkpointing,
                 dtype=dtype,
-                nf4=nf4,
+                quantization=quantization,
             )
         parameters = sum(p.numel() for p in backbone.policy.parameters())
         module = DiffusionDPO(backbone, AdamW(1e-5), beta=2000.0, check_base=False)
@@ -95,16 +96,21 @@ def main(
         loaded = time.process_time()
         trainer.fit(module, DataLoader(batches, batch_size=None))
     seconds = (time.process_time() - loaded) / (steps + 1)
+    below = f", {KINDS[quantization]} below it" if quantization else ""
     text = (
         f"Diffusion-DPO on {model} ({size}), {parameters / 1e9:.3f} billion numbers in its "
-        f"weights, LoRA rank {rank}{', NF4 below it' * nf4}, {precision}, checkpointing "
+        f"weights, LoRA rank {rank}{below}, {precision}, checkpointing "
         f"{'on' if checkpointing else 'off'}, {pairs} pairs of {resolution} x {resolution}, "
         f"cached; {torch.get_num_threads()} threads; {loaded - start:.0f} CPU seconds to make the "
         f"weights, {seconds:.0f} for each of {steps + 1} steps.\n\n{table(pace, before)}"
     )
     print(text)
     if report:
-        detail = [model, *(["nf4"] if nf4 else []), *([] if size == "full" else [size])]
+        detail = [
+            model,
+            *([quantization] if quantization else []),
+            *([] if size == "full" else [size]),
+        ]
         print(write_report("flow_step", text, "-".join(detail)))
 
 

@@ -12,10 +12,11 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils._pytree import tree_leaves
 
 from lit_prefopt.backbones import LoRA, StableDiffusion
+from lit_prefopt.backbones.quantization import Quantization
 from lit_prefopt.cli import main
 from lit_prefopt.datamodules import PairShards
 from lit_prefopt.toy.pairs import PAIRS
-from tests.helpers.quantized import COARSE, NF4, predicted
+from tests.helpers.quantized import COARSE, arguments, predicted
 from tests.helpers.runs import LORA, scalars
 
 pytestmark = [
@@ -37,7 +38,11 @@ def test_step_zero_and_fit(
     assert all(math.isfinite(loss) for loss in logged["train/loss"])
 
 
-@pytest.mark.parametrize("extra", [COARSE, NF4], ids=["weights of bfloat16", "four bits"])
+@pytest.mark.parametrize(
+    "extra",
+    [COARSE, arguments("nf4"), arguments("int8")],
+    ids=["weights of bfloat16", "four bits", "eight bits"],
+)
 def test_small_weights(recipe: list[str], tmp_path: Path, extra: list[str]) -> None:
     main(["fit", *recipe, *extra, "--trainer.accelerator", "gpu"])
     logged = scalars(tmp_path / "run")
@@ -45,8 +50,9 @@ def test_small_weights(recipe: list[str], tmp_path: Path, extra: list[str]) -> N
     assert all(math.isfinite(loss) for loss in logged["train/loss"])
 
 
-def test_four_bits_say_the_same_on_both_devices(tiny_folder: str) -> None:
-    backbone = StableDiffusion(tiny_folder, lora=LoRA(4), nf4=True)
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_few_bits_say_the_same_on_both_devices(tiny_folder: str, kind: Quantization) -> None:
+    backbone = StableDiffusion(tiny_folder, lora=LoRA(4), quantization=kind)
     expected = predicted(backbone)
     torch.testing.assert_close(predicted(backbone.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
 

@@ -72,7 +72,7 @@ def test_a_sentence_speaks_for_what_was_raised_from_it_alone() -> None:
 
 FEWER = "--data.batch_size 4 --batch.pairs 4 --data.batches 2 --data.round_size 2"
 QUANTIZED = (
-    "toy-diffusion-dpo --backbone.lora LoRA --backbone.lora.rank 4 --backbone.nf4 true "
+    "toy-diffusion-dpo --backbone.lora LoRA --backbone.lora.rank 4 --backbone.quantization nf4 "
     "--model.optimizer AdamW8bit"
 )
 """Imports bitsandbytes, which is postponed until then."""

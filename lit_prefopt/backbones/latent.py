@@ -21,8 +21,8 @@ from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.backbones.loading import Components
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
-from lit_prefopt.backbones.nf4 import quantize_nf4
 from lit_prefopt.backbones.policy import Policy, freeze
+from lit_prefopt.backbones.quantization import Quantization, quantize
 from lit_prefopt.backbones.single_file_components import open_components
 from lit_prefopt.backbones.text_encoders import TextEncoder
 from lit_prefopt.backbones.vae import VAEBackbone
@@ -62,7 +62,8 @@ class LatentBackbone(VAEBackbone):
         policy_dtype: Precision of a denoiser whose weights are all trained, and of its frozen copy,
             since the two must agree exactly; a LoRA is always float32. bfloat16 needs half of the
             memory and an optimizer with stochastic rounding.
-        nf4: Quantize the linear layers of transformer blocks below a LoRA to 4 bits.
+        quantization: Quantize the linear layers of transformer blocks below a LoRA: `nf4` to 4 bits
+            (needs bitsandbytes), `int8` to 8 bits, whose error is about a twelfth.
         variant: Variant of the pipeline's files, such as `fp16`.
         vae: Hub name, folder or .safetensors file of another VAE.
         start_lora: A LoRA to start from, of diffusers, kohya, peft, ComfyUI or OneTrainer: it is
@@ -109,7 +110,7 @@ class LatentBackbone(VAEBackbone):
         config: str | None = None,
         decoder: str | None = None,
         policy_dtype: Literal["float32", "bfloat16"] = "float32",
-        nf4: bool = False,
+        quantization: Quantization | None = None,
         channels_last: bool = False,
         compile: bool = False,
         encoders: bool = True,
@@ -142,7 +143,7 @@ class LatentBackbone(VAEBackbone):
         if not denoiser_weights:
             net: Any = WithoutWeights(part.kind, parts.denoiser_config())
             training_adapter = None
-            nf4 = gradient_checkpointing = compile = False
+            quantization, gradient_checkpointing, compile = None, False, False
         elif denoiser:
             config_of = parts.denoiser_config
             net = load_component(part.kind, denoiser, part.name, net_dtype, config=config_of)
@@ -163,8 +164,8 @@ class LatentBackbone(VAEBackbone):
                     "adapter out."
                 )
             merge_lora(self.FAMILY, net, {}, read_lora(training_adapter))
-        if nf4:
-            quantize_nf4(net, net_dtype, lora)
+        if quantization is not None:
+            quantize(net, quantization, net_dtype, lora)
         if gradient_checkpointing:
             net.enable_gradient_checkpointing()
         policy = (

@@ -1,4 +1,4 @@
-"""4-bit quantization (NF4) of frozen weights below a LoRA (QLoRA, arXiv 2305.14314)."""
+"""4-bit quantization (NF4) of a frozen linear layer (QLoRA, arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -6,44 +6,25 @@ import importlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lit_prefopt.backbones.lora import LoRA
-from lit_prefopt.backbones.repeated_blocks import require_blocks
 from lit_prefopt.errors import InputError
 
 
-def quantize_nf4(denoiser: nn.Module, dtype: torch.dtype, lora: LoRA | None) -> None:
-    """Quantize the linear layers of a denoiser's transformer blocks to 4 bits (NF4), in place.
+def nf4_linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
+    """Return a linear layer quantized to 4 bits (NF4), frozen.
 
-    SDXL's UNet shrinks from 5.1 GB in 16 bits to 1.9 GB; that of SD 1.5, most of whose weights are
-    convolutions, from 1.7 to 1.4 GB. Each block of 64 weights has a scale, and each weight is the
-    number of a quantile of the normal distribution. Of a flow transformer's blocks the layers of
-    the modulation are quantized too.
+    Each block of 64 weights has a scale, which has 8 bits and shares a scale with 255 others; each
+    weight is the number of a quantile of the normal distribution.
 
     Args:
-        denoiser: The UNet or transformer, frozen.
-        dtype: Precision in which the layers compute with dequantized weights.
-        lora: The adapter that is trained, and added afterwards.
+        layer: The layer.
+        dtype: Precision in which it computes with dequantized weights.
 
     Raises:
-        InputError: There is no adapter, or there are no transformer blocks.
+        InputError: bitsandbytes is not installed.
     """
-    if lora is None:
-        raise InputError(
-            "Weights in 4 bits cannot be trained: add an adapter, such as "
-            "`--backbone.lora LoRA --backbone.lora.rank 16`, or leave `--backbone.nf4` false."
-        )
     library = _bitsandbytes()
-    for block in require_blocks(denoiser, "--backbone.nf4"):
-        for name, layer in [*block.named_modules()]:
-            if type(layer) is nn.Linear:
-                parent, _, leaf = name.rpartition(".")
-                setattr(block.get_submodule(parent), leaf, _quantized(library, layer, dtype))
-
-
-def _quantized(library: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    """Return the layer with its weights in 4 bits."""
     made = library.Linear4bit(
         layer.in_features,
         layer.out_features,
@@ -58,12 +39,27 @@ def _quantized(library: Any, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     return made.to(layer.weight.device).requires_grad_(False)  # type: ignore[no-any-return]
 
 
+def nf4_scales(weight: nn.Parameter) -> list[Tensor]:
+    """Return the tensors that a weight in 4 bits has besides; none of any other weight.
+
+    They are neither parameters nor buffers: the scales of its blocks in 8 bits, their own scales
+    and mean, and the table of quantiles. A table of 1 kB that all layers share is left out.
+
+    Args:
+        weight: A parameter.
+    """
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return []
+    return [state.absmax, state.state2.absmax, state.offset, state.code]
+
+
 def _bitsandbytes() -> Any:
     """Return the layers of bitsandbytes, which is untyped."""
     try:
         return importlib.import_module("bitsandbytes.nn")
     except ImportError as error:
         raise InputError(
-            "`--backbone.nf4` needs bitsandbytes: `pip install lit-prefopt[bitsandbytes]`, or "
-            "leave it false."
+            "`--backbone.quantization nf4` needs bitsandbytes: `pip install "
+            "lit-prefopt[bitsandbytes]`, or choose int8, which does not."
         ) from error

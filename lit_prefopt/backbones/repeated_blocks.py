@@ -1,4 +1,4 @@
-"""Find the repeated transformer blocks of a denoiser: the units of NF4, compilation and FSDP2."""
+"""Find the repeated transformer blocks of a denoiser: the units of quantization, compilation, FSDP2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def require_blocks(net: nn.Module, option: str) -> list[nn.Module]:
 
     Args:
         net: A denoiser of diffusers.
-        option: The option that works block by block, such as `--backbone.nf4`.
+        option: The option that works block by block, such as `--backbone.compile`.
 
     Raises:
         InputError: It has none.
@@ -39,6 +39,6 @@ def require_blocks(net: nn.Module, option: str) -> list[nn.Module]:
     if not (found := repeated_blocks(net)):
         raise InputError(
             f"{type(net).__name__} has no repeated transformer blocks, by which `{option}` works: "
-            "leave it false."
+            "leave it out."
         )
     return found

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lit_prefopt.backbones import trained
+from lit_prefopt.backbones.quantization import KINDS, saved_bytes
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.estimate.step_cost import Context, bytes_of, checkpointing, step_cost
 from lit_prefopt.learner import Learner
@@ -124,6 +125,11 @@ def _of_weights(module: Learner) -> Iterator[MemorySaving]:
                 "an optimizer step without a copy of all weights",
                 "--model.optimizer.fused true",
             )
+    if policy.adapter:
+        for kind, name in KINDS.items():
+            size = saved_bytes(policy.denoiser, kind)
+            how = f"--backbone.quantization {kind}"
+            yield MemorySaving(size, f"weights below the LoRA in {name}", how)
     frozen = sum(
         _size(p) // 2 for p in _frozen(module) if p.dtype == torch.float32 and p.numel() > 1
     )

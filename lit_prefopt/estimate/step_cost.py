@@ -25,6 +25,7 @@ from torch.utils.flop_counter import (
 )
 
 from lit_prefopt.backbones import trained
+from lit_prefopt.backbones.nf4 import nf4_scales
 from lit_prefopt.learner import Learner
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -175,7 +176,9 @@ class _LiveMemory(TorchDispatchMode):
 
 
 def bytes_of(network: nn.Module | None) -> int:
-    """Return the bytes of a network's weights and buffers."""
+    """Return the bytes of a network's weights, with the scales of those in 4 bits, and buffers."""
     if network is None:
         return 0
-    return sum(x.numel() * x.element_size() for x in (*network.parameters(), *network.buffers()))
+    scales = (x for p in network.parameters() for x in nf4_scales(p))
+    held = (*network.parameters(), *network.buffers(), *scales)
+    return sum(x.numel() * x.element_size() for x in held)

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lit_prefopt.backbones.nf4 import nf4_scales
 from lit_prefopt.backbones.repeated_blocks import repeated_blocks
 from lit_prefopt.errors import InputError
 from lit_prefopt.strategies.full_state import FullStateStrategy, Moment, check_adamw
@@ -66,10 +67,18 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
         Args:
             owner: The module that contains it.
             name: Name of its attribute.
+
+        Raises:
+            InputError: Its weights are in 4 bits.
         """
         net = getattr(owner, name)
         if net is None or isinstance(net, FSDPModule):
             return
+        if any(nf4_scales(weight) for weight in net.parameters()):
+            raise InputError(
+                "FullySharded cannot shard weights in 4 bits: set `--backbone.quantization int8`, "
+                "which it can, or use `--trainer hardware/zero3.yaml`."
+            )
         self._before.append((owner, name, _without_weights(net)))
         mesh: DeviceMesh = self.device_mesh["data_parallel"]
         for block in blocks(net):

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from lit_prefopt.backbones import LoRA, trained
+from lit_prefopt.backbones.int8 import Int8Linear
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
-from lit_prefopt.backbones.nf4 import quantize_nf4
+from lit_prefopt.backbones.quantization import Quantization, quantize
 from lit_prefopt.backbones.repeated_blocks import repeated_blocks
 from lit_prefopt.errors import InputError
 from lit_prefopt.strategies.fully_sharded import blocks
@@ -86,15 +87,18 @@ def test_blocks_are_sharded_with_the_stages_of_a_unet_around_them() -> None:
     assert blocks(net) == list(net.transformer_blocks)
 
 
+@pytest.mark.parametrize("few", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", [{}, SD35], ids=["3", "3.5"])
-def test_four_bits_are_in_the_blocks_and_the_output_stays_near(kind: dict[str, Any]) -> None:
+def test_few_bits_are_in_the_blocks_and_the_output_stays_near(
+    kind: dict[str, Any], few: Quantization
+) -> None:
     torch.manual_seed(0)
     exact = tiny_sd3_transformer(**kind).requires_grad_(False)
     near = tiny_sd3_transformer(**kind).requires_grad_(False)
     near.load_state_dict(exact.state_dict())
-    quantize_nf4(near, torch.float32, LoRA(4))
+    quantize(near, few, torch.float32, LoRA(4))
     linear = [n for n, m in exact.named_modules() if type(m) is nn.Linear]
-    coarse = [n for n, m in near.named_modules() if isinstance(m, Linear4bit)]
+    coarse = [n for n, m in near.named_modules() if isinstance(m, Linear4bit | Int8Linear)]
     assert coarse == [name for name in linear if name.startswith("transformer_blocks.")]
     before, after = called(exact), called(near)
     assert 0 < (after - before).square().mean() < 0.01 * before.square().mean()
@@ -122,8 +126,8 @@ def test_a_network_without_blocks_is_refused() -> None:
     )
     with pytest.raises(InputError, match="UNet2DConditionModel has no rep.*--backbone.compile"):
         apply_memory_format_and_compile([plain], channels_last=False, compiled=True)
-    with pytest.raises(InputError, match="--backbone.nf4"):
-        quantize_nf4(plain, torch.float32, LoRA(4))
+    with pytest.raises(InputError, match="--backbone.quantization"):
+        quantize(plain, "nf4", torch.float32, LoRA(4))
 
 
 @pytest.fixture

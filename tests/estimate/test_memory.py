@@ -116,7 +116,11 @@ def test_each_saving_is_what_following_it_saves(tiny_folder: str) -> None:
 
 def test_what_is_done_already_is_not_advised(tiny_folder: str) -> None:
     backbone = StableDiffusion(
-        tiny_folder, lora=LoRA(4), gradient_checkpointing=True, dtype="bfloat16"
+        tiny_folder,
+        lora=LoRA(4),
+        gradient_checkpointing=True,
+        dtype="bfloat16",
+        quantization="int8",
     )
     module = DiffusionDPO(backbone, AdamW8bit(1e-3), beta=5000.0)
     assert savings(module, first_row(images(2))) == []

@@ -101,7 +101,11 @@ def test_gradient_checkpointing_changes_no_gradient(case: Case, folder: Path) ->
     assert any(gradient.abs().max() > 0 for gradient in plain.values())
 
 
-@pytest.mark.parametrize("base", [{"dtype": "bfloat16"}, {"nf4": True}], ids=["bf16", "nf4"])
+@pytest.mark.parametrize(
+    "base",
+    [{"dtype": "bfloat16"}, {"quantization": "nf4"}, {"quantization": "int8"}],
+    ids=["bf16", "nf4", "int8"],
+)
 def test_a_base_of_fewer_bits(base: dict[str, Any], case: Case, folder: Path) -> None:
     """A float32 LoRA gets finite gradients, and policy and reference are equal at first."""
     backbone = case.ours(folder, lora=LoRA(4), **base)

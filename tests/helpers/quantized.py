@@ -1,12 +1,16 @@
-"""Backbones in four bits and in bfloat16."""
+"""Backbones with quantized weights and in bfloat16."""
 
 from __future__ import annotations
 
 import torch
 
 from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt.backbones.quantization import Quantization
 
-NF4 = ["--backbone.lora.rank", "4", "--backbone.nf4", "true"]
+
+def arguments(kind: Quantization) -> list[str]:
+    """Return the options of a LoRA over quantized weights."""
+    return ["--backbone.lora.rank", "4", "--backbone.quantization", kind]
 
 
 def predicted(backbone: StableDiffusion) -> torch.Tensor:
