@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_prefopt.families.base import Component, Family
+from lit_prefopt.families.base import Family
 from lit_prefopt.families.chroma_names import transformer_layouts
 from lit_prefopt.families.flux1 import FLUX1
 
