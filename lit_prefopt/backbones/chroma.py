@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_prefopt.backbones.component_checks import check_transformer
 from lit_prefopt.backbones.guidance import Guidance
+from lit_prefopt.backbones.masked_checkpoint import mask_checkpointed_blocks
 from lit_prefopt.backbones.packing import pack, unpack
 from lit_prefopt.backbones.text_encoders import TextEncoder
 from lit_prefopt.backbones.transformer import TransformerBackbone
@@ -48,8 +49,6 @@ class Chroma(TransformerBackbone):
         super().__init__(pretrained, **kwargs)
         if T5 in self.texts:
             self.texts[T5].length = text_tokens
-        if self.has_denoiser and self.policy.denoiser.gradient_checkpointing:
-            mask_checkpointed_blocks(self.policy.denoiser)
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Prompt:
@@ -69,6 +68,7 @@ class Chroma(TransformerBackbone):
         its scores: padding is attended to, with less weight.
         """
         (height, width), device = latents.shape[-2:], latents.device
+        mask_checkpointed_blocks(self.policy.net)  # a run may switch it on and off
         tokens, hidden = pack(latents), prompt["hidden"].to(self.dtype)
         image = prompt["mask"].new_ones(tokens.shape[:2])
         sides = (torch.arange(n, device=device) for n in (1, height // 2, width // 2))
@@ -100,23 +100,3 @@ class Chroma(TransformerBackbone):
         if encoders:
             expected["joint_attention_dim"] = encoders[T5].config.d_model
         check_transformer(net, expected, source, type(self).__name__)
-
-
-def mask_checkpointed_blocks(net: Any) -> None:
-    """Pass the attention mask to checkpointed single blocks, where diffusers 0.42 leaves it out.
-
-    It is the last argument of the double blocks, which every forward begins with.
-
-    Args:
-        net: A transformer with gradient checkpointing.
-    """
-    checkpoint, mask = net._gradient_checkpointing_func, None
-
-    def masked(block: Any, *arguments: Any) -> Any:
-        nonlocal mask
-        if len(arguments) == 3:  # hidden states, modulation, positions
-            arguments = (*arguments, mask)
-        mask = arguments[-1]
-        return checkpoint(block, *arguments)
-
-    net._gradient_checkpointing_func = masked

@@ -7,7 +7,7 @@ from tests.families.cases import Case
 
 CASES: dict[str, Case] = {
     name: case
-    for family in (sd3, flux1, flux2, qwen_image, z_image, chroma)
+    for family in (sd3, flux1, chroma, flux2, qwen_image, z_image)
     for name, case in family.CASES.items()
 }
 

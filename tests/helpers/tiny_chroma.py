@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
-from tests.helpers.tiny_flux1 import DYNAMIC, tiny_flux1_vae
+from tests.helpers.tiny_flux1 import tiny_flux1_vae
 from tests.helpers.tiny_sd3 import JOINT_WIDTH, tiny_t5, tiny_t5_tokenizer
+
+SCHEDULER = {"shift": 1.0}
+"""Scheduler of Chroma1-HD: no shift (https://github.com/huggingface/diffusers/issues/12112)."""
 
 
 def tiny_chroma_transformer(**changes: object) -> ChromaTransformer2DModel:
@@ -30,7 +33,7 @@ def tiny_chroma_transformer(**changes: object) -> ChromaTransformer2DModel:
 
 
 def tiny_chroma_pipeline(
-    folder: Path, scheduler: dict[str, object] = DYNAMIC, **transformer: object
+    folder: Path, scheduler: dict[str, object] = SCHEDULER, **transformer: object
 ) -> Path:
     """Write a whole Chroma pipeline and return its folder.
 
