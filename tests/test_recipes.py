@@ -74,6 +74,8 @@ MAX_STEPS = {
     "qwen-image-sft": 500,
     "z-image-diffusion-dpo": 500,
     "z-image-sft": 500,
+    "chroma-diffusion-dpo": 500,
+    "chroma-sft": 500,
     "toy-step-aware-preference": 150,
     "sd15-step-aware-preference": 8000,
     "sdxl-step-aware-preference": 7000,
@@ -149,7 +151,8 @@ def test_recipe_of_a_generation_parses(name: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "name", ["toy", "sd15", "sdxl", "sd35", "flux1", "flux2-klein", "qwen-image", "z-image"]
+    "name",
+    ["toy", "sd15", "sdxl", "sd35", "flux1", "flux2-klein", "qwen-image", "z-image", "chroma"],
 )
 def test_a_recipe_learns_from_a_cache(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What a recipe says of its pairs holds for the cached ones."""

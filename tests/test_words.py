@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "lit_prefopt"
 TWINS = {
     "__init__.py": "every folder has one",
     "base.py": "the base class of a folder's family",
+    "chroma.py": "names of a family's parts, and its backbone",
     "clip.py": "the CLIP judges, and the toy world's CLIP",
     "flux1.py": "names of a family's parts, and its backbone",
     "guidance.py": "the families' conventions of guidance, and guided predictions",

@@ -6,6 +6,7 @@ from lit_prefopt.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_prefopt.backbones.base import Backbone, check_backbone
+    from lit_prefopt.backbones.chroma import Chroma
     from lit_prefopt.backbones.flux1 import Flux1
     from lit_prefopt.backbones.flux2_klein import Flux2Klein
     from lit_prefopt.backbones.latent_consistency import LatentConsistency
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "Chroma",
     "Flux1",
     "Flux2Klein",
     "LatentConsistency",

@@ -62,12 +62,16 @@ def transformer_layouts(parameters: Sequence[str]) -> Iterator[Layout]:
     Args:
         parameters: Names of all parameters.
     """
-    yield {name: _entry(name) for name in parameters}
+    yield {name: original_entry(name) for name in parameters}
     yield as_is(parameters)
 
 
-def _entry(name: str) -> Entry:
-    """Return the original entry of a parameter."""
+def original_entry(name: str) -> Entry:
+    """Return the original entry of a parameter.
+
+    Args:
+        name: Its name in diffusers.
+    """
     found = BLOCK.fullmatch(name)
     if found is None:
         return Entry(replaced(name, ENDS), swapped=name.startswith("norm_out.linear."))

@@ -20,12 +20,17 @@ from tests.families.conftest import CacheOf, FolderOf
 from tests.helpers.caching import cache, cache_again, data
 from tests.helpers.generating import samples as pairs_of
 
-SHARED = [
-    (one, other)
-    for one, other in permutations(FIRST.values(), 2)
-    if CASES[one].backbone.FAMILY.vae.class_name == CASES[other].backbone.FAMILY.vae.class_name
-] + [("sd35", "sd35-without-t5")]
-"""Cases of which the second can have the first one's VAE."""
+
+def neighbours() -> list[tuple[str, str]]:
+    """Return cases of which the second can have the first one's VAE: of each class, in a circle."""
+    by_class: dict[str, list[str]] = {}
+    for name in reversed(FIRST.values()):
+        by_class.setdefault(CASES[name].backbone.FAMILY.vae.class_name, []).append(name)
+    groups = [names for names in by_class.values() if len(names) > 1]
+    return [pair for names in groups for pair in zip(names, [*names[1:], names[0]], strict=True)]
+
+
+SHARED = [*neighbours(), ("sd35", "sd35-without-t5")]
 
 
 def with_vae_of(one: str, other: str, folder_of: FolderOf) -> TransformerBackbone:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import (
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DiffusionPipeline,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
@@ -22,10 +24,12 @@ from diffusers.loaders import single_file_utils
 from torch import nn
 
 from lit_prefopt import families
+from lit_prefopt.families.chroma import CHROMA
 from lit_prefopt.families.flux1 import FLUX1
 from lit_prefopt.families.flux2 import FLUX2
 from lit_prefopt.families.qwen_image import QWEN_IMAGE
 from lit_prefopt.families.z_image import Z_IMAGE
+from tests.helpers.tiny_chroma import tiny_chroma_pipeline, tiny_chroma_transformer
 from tests.helpers.tiny_flux1 import tiny_flux1_pipeline, tiny_flux1_transformer
 from tests.helpers.tiny_flux2 import tiny_flux2_pipeline, tiny_flux2_transformer
 from tests.helpers.tiny_qwen_image import tiny_qwen_image_pipeline, tiny_qwen_transformer
@@ -111,5 +115,14 @@ FLOW_FAMILIES = {
         tiny_z_image_pipeline,
         single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers,
         {"n_layers": 2, "n_refiner_layers": 2},
+    ),
+    "chroma": FlowFamily(
+        CHROMA,
+        ChromaTransformer2DModel,
+        ChromaPipeline,
+        tiny_chroma_transformer,
+        tiny_chroma_pipeline,
+        single_file_utils.convert_chroma_transformer_checkpoint_to_diffusers,
+        {"num_layers": 2, "num_single_layers": 2},
     ),
 }

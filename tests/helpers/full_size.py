@@ -134,8 +134,16 @@ FULL_SIZE: dict[str, FullSize] = {
         512,
         TINY_FLUX,
     ),
+    "chroma": FullSize(
+        "Chroma",
+        {},
+        FLUX_VAE,
+        {},
+        512,
+        TINY_FLUX | {"approximator_hidden_dim": 64, "approximator_layers": 1},
+    ),
 }
-"""Published sizes; the transformers of Z-Image, Qwen-Image and FLUX.1 are the classes' defaults."""
+"""Published sizes; those of Z-Image, Qwen-Image, FLUX.1 and Chroma are the classes' defaults."""
 
 
 def write_configs(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
@@ -203,6 +211,8 @@ def random_pairs(
     }
     if "pooled_projection_dim" in config:
         text["pooled"] = draw(rows, config["pooled_projection_dim"])
+    if name == "chroma":
+        text["mask"] = (torch.arange(512, device=device) <= WORDS).repeat(rows, 1)
     ones, seeds = torch.ones(rows, device=device), torch.arange(rows, device="cpu") + seed
     latents, texts = draw(rows, 2, backbone.latent_shape[0], side, side), ["a"] * rows
     return LatentPairs(latents, None, Prompt(text), texts, seeds, ones, ones, ["key"] * rows)

@@ -1,4 +1,4 @@
-"""LoRAs of FLUX.1, FLUX.2, Qwen-Image and Z-Image in all namings, there, back and by diffusers."""
+"""LoRAs of the flow families in all namings, there, back and by diffusers."""
 
 from __future__ import annotations
 
@@ -119,6 +119,7 @@ OUTSIDE = {
         for part in ("timestep", "guidance", "text")
         for n in (1, 2)
     },
+    "chroma": {"context_embedder", "proj_out", "x_embedder"},
     "flux2": {"norm_out.linear", "single_stream_modulation.linear"}
     | {f"double_stream_modulation_{part}.linear" for part in ("img", "txt")},
     "z-image": {"all_x_embedder.2-1", "all_final_layer.2-1.linear"}
@@ -135,6 +136,11 @@ def test_the_stock_pipeline_reads_the_same_updates(
     layers = random_layers(base.skeleton()["transformer"])
     WRITERS[to](layers, file, base, torch.float32)
     pipeline = FLOW_FAMILIES[name].pipeline
+    if name == "chroma" and to != "diffusers-lora":
+        with pytest.raises(ValueError, match=r"(?s)Incompatible keys .*distilled_guidance_layer"):
+            pipeline.lora_state_dict(load_file(file))
+        layers = {key: x for key, x in layers.items() if "distilled_guidance" not in key[1]}
+        WRITERS[to](layers, file, base, torch.float32)
     if (name, to) == ("flux2", "comfyui"):
         with pytest.raises(ValueError, match=r"should be empty at this point .*alpha"):
             pipeline.lora_state_dict(load_file(file))
@@ -243,6 +249,29 @@ FOREIGN = {
             "x_embedder": ((32, 64), {"all_x_embedder.2-1": ...}),
         },
     ),
+    # kohya's sd-scripts with --model_type chroma, and trainers that adapt the approximator too
+    "chroma": (
+        "lora_unet_{}.lora_down.weight lora_unet_{}.lora_up.weight lora_unet_{}.alpha",
+        {
+            "single_blocks_1_linear1": (
+                (3 * 32 + 128, 32),
+                {
+                    f"single_transformer_blocks.1.{layer}": rows
+                    for layer, rows in {
+                        "attn.to_q": slice(0, 32),
+                        "attn.to_k": slice(32, 64),
+                        "attn.to_v": slice(64, 96),
+                        "proj_mlp": slice(96, None),
+                    }.items()
+                },
+            ),
+            "double_blocks_0_img_mlp_2": ((32, 128), {"transformer_blocks.0.ff.net.2": ...}),
+            "distilled_guidance_layer_layers_1_in_layer": (
+                (24, 24),
+                {"distilled_guidance_layer.layers.1.linear_1": ...},
+            ),
+        },
+    ),
 }
 """Keys of trainers' files by family, the sizes of their layers, and the rows of diffusers'."""
 
@@ -277,6 +306,7 @@ def test_a_foreign_lora_is_read_whole(name: str, tmp_path: Path) -> None:
 ATTENTION = {
     "flux1": ("double_blocks.0.img_attn.proj", "transformer_blocks.0.attn.to_add_out"),
     "flux2": ("double_blocks.0.img_attn.proj", "transformer_blocks.0.attn.to_add_out"),
+    "chroma": ("double_blocks.0.img_attn.proj", "transformer_blocks.0.attn.to_add_out"),
     "z-image": ("layers.1.attention.out", "layers.0.attention.to_out.0"),
 }
 

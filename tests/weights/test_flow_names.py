@@ -1,4 +1,4 @@
-"""Original names of FLUX.1, FLUX.2, Qwen-Image and Z-Image: files, there and back."""
+"""Original names of the flow families: files, there and back."""
 
 from __future__ import annotations
 
@@ -63,6 +63,15 @@ KNOWN = {
         "final_layer.linear.weight": (64, 3840),
         "cap_pad_token": (1, 3840),
     },
+    "chroma": {
+        "single_blocks.1.linear1.weight": (3 * 3072 + 4 * 3072, 3072),
+        "double_blocks.0.txt_attn.qkv.bias": (3 * 3072,),
+        "distilled_guidance_layer.in_proj.weight": (5120, 64),
+        "distilled_guidance_layer.layers.4.in_layer.weight": (5120, 5120),
+        "distilled_guidance_layer.norms.4.scale": (5120,),
+        "distilled_guidance_layer.out_proj.weight": (3072, 5120),
+        "final_layer.linear.weight": (64, 3072),
+    },
 }
 
 
@@ -111,9 +120,10 @@ def test_diffusers_reads_every_tensor_back(name: str) -> None:
     assert_equal(back, net.state_dict())
 
 
-def test_diffusers_reads_every_row_of_flux1_back() -> None:
+@pytest.mark.parametrize("name", ["flux1", "chroma"])
+def test_diffusers_reads_every_row_back(name: str) -> None:
     """Its reader knows one width, 3072: one column is enough to see where rows go."""
-    case = FLOW_FAMILIES["flux1"]
+    case = FLOW_FAMILIES[name]
     net = case.empty()
     generator = torch.Generator().manual_seed(0)
     rows = {
