@@ -39,6 +39,7 @@ PREFIXES = {
             "qwen3_4b": "text_encoder",
             "qwen3_8b": "text_encoder",
             "qwen25_7b": "text_encoder",
+            "gemma2_2b": "text_encoder",
         }.items()
     },
     # peft
