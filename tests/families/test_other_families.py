@@ -24,8 +24,9 @@ SHARED = [
     (one, other)
     for one, other in permutations(FIRST.values(), 2)
     if CASES[one].backbone.FAMILY.vae.class_name == CASES[other].backbone.FAMILY.vae.class_name
+    and "flux1" in (one, other)
 ] + [("sd35", "sd35-without-t5")]
-"""Cases of which the second can have the first one's VAE."""
+"""Cases of which the second can have the first one's VAE: FLUX.1 and those with such a VAE."""
 
 
 def with_vae_of(one: str, other: str, folder_of: FolderOf) -> TransformerBackbone:
