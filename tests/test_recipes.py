@@ -70,6 +70,8 @@ MAX_STEPS = {
     "flux2-klein-diffusion-dpo": 500,
     "flux2-klein-sft": 500,
     "flux2-klein-spo": 2000,
+    "lumina2-diffusion-dpo": 500,
+    "lumina2-sft": 500,
     "qwen-image-diffusion-dpo": 300,
     "qwen-image-sft": 500,
     "z-image-diffusion-dpo": 500,
@@ -152,7 +154,10 @@ def test_recipe_of_a_generation_parses(name: str, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     "name",
-    ["toy", "sd15", "sdxl", "sd35", "flux1", "flux2-klein", "qwen-image", "z-image", "chroma"],
+    [
+        *("toy", "sd15", "sdxl", "sd35", "flux1", "flux2-klein", "qwen-image", "z-image", "chroma"),
+        "lumina2",
+    ],
 )
 def test_a_recipe_learns_from_a_cache(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What a recipe says of its pairs holds for the cached ones."""

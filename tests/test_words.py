@@ -20,6 +20,7 @@ TWINS = {
     "flux1.py": "names of a family's parts, and its backbone",
     "guidance.py": "the families' conventions of guidance, and guided predictions",
     "judge.py": "the base class of judges, and the toy world's judge",
+    "lumina2.py": "names of a family's parts, and its backbone",
     "pairs.py": "the data module of pairs, and the toy world's pairs",
     "qwen_image.py": "names of a family's parts, and its backbone",
     "stable_diffusion.py": "names of a family's parts, and its backbone; as the next two",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lit_prefopt.backbones.flux2_klein import Flux2Klein
     from lit_prefopt.backbones.latent_consistency import LatentConsistency
     from lit_prefopt.backbones.lora import LoRA
+    from lit_prefopt.backbones.lumina2 import Lumina2
     from lit_prefopt.backbones.policy import Policy, trained
     from lit_prefopt.backbones.qwen_image import QwenImage
     from lit_prefopt.backbones.stable_diffusion import StableDiffusion
@@ -25,6 +26,7 @@ __all__ = [
     "Flux2Klein",
     "LatentConsistency",
     "LoRA",
+    "Lumina2",
     "Policy",
     "QwenImage",
     "StableDiffusion",

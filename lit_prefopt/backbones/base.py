@@ -38,7 +38,7 @@ class Backbone(nn.Module, ABC):
         process: The noise process: noising, target of the denoiser, reverse steps.
     """
 
-    GUIDANCE: ClassVar[Guidance] = Guidance()
+    GUIDANCE: Guidance = Guidance()
     """Convention of classifier-free guidance."""
 
     EMPTY: ClassVar[str] = ""

@@ -125,3 +125,28 @@ class ChatText(TextEncoder):
     def fits_context(self, text: str) -> bool:
         """Whether a prompt is encoded whole."""
         return super().fits_context(self.message(text))
+
+
+class SystemPromptText(TextEncoder):
+    """A language model that encodes a prompt after a system prompt; an empty prompt has none."""
+
+    MASKED = True
+
+    system_prompt: str = ""
+    """Text before each prompt, which the backbone sets."""
+
+    def __init__(self, network: Any, tokenizer: Any, length: int | None = None) -> None:
+        super().__init__(network, tokenizer, length)
+        tokenizer.padding_side = "right"  # as the stock pipeline sets it; Gemma's own is left
+
+    def message(self, text: str) -> str:
+        """Return a prompt with the system prompt before it."""
+        return f"{self.system_prompt} <Prompt Start> {text}" if text else ""
+
+    def tokenize(self, texts: list[str]) -> Any:
+        """Return the tokens of B messages, `input_ids` and `attention_mask`, each (B, length)."""
+        return super().tokenize([self.message(text) for text in texts])
+
+    def fits_context(self, text: str) -> bool:
+        """Whether a prompt is encoded whole."""
+        return super().fits_context(self.message(text))

@@ -34,6 +34,11 @@ class Rollout:
                 "The reverse steps of a consistency model have no density: take a method that "
                 "trains on stored pairs, such as ConsistencyDPO, or another backbone."
             )
+        if how.guided < 1:
+            raise InputError(
+                "The density of a step is computed from its noise level alone, so that all steps "
+                "of a roll-out are guided: set `sampling.guided` to 1."
+            )
         self.backbone, self.how = backbone, how
         sampler = backbone.process.sampler(how, backbone.sampling_shape(how))
         self.levels = sampler.levels

@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_prefopt.backbones import Backbone
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
+from lit_prefopt.errors import InputError
 from lit_prefopt.processes.settings import Sampling
 
 
@@ -22,6 +23,11 @@ def check_sampling(backbone: Backbone, how: Sampling | None) -> None:
         InputError: The size, the steps or the form of the sampler do not fit the backbone.
     """
     how = how or backbone.sampling
+    if how.guided < 1 and backbone.takes_guidance:
+        raise InputError(
+            f"{type(backbone).__name__} is conditioned on the guidance scale at every step: set "
+            "`sampling.guided` to 1."
+        )
     backbone.process.sampler(how, backbone.sampling_shape(how))
 
 
@@ -37,6 +43,7 @@ def sample(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -
         seeds: (B,) int64.
         how: Sampling settings.
     """
+    check_sampling(backbone, how)
     batches = zip(_chunks(texts, how.batch_size), seeds.split(how.batch_size), strict=True)
     return torch.cat([_sample_batch(backbone, *batch, how) for batch in batches])
 
@@ -53,7 +60,8 @@ def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Samp
     latents = draws.normal(seeds, shape, "start", device)
     for i, t in enumerate(sampler.levels[:-1]):
         times = t.to(device).expand(len(texts))
-        prediction = guided(backbone, latents, times, prompt, how.guidance)
+        scale = how.guidance if how.guides(i) else backbone.GUIDANCE.off
+        prediction = guided(backbone, latents, times, prompt, scale)
         noise = None
         if sampler.draws_noise(i):
             noise = draws.normal(seeds, shape, f"step {i}", device)

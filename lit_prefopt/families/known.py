@@ -10,13 +10,14 @@ from lit_prefopt.families.base import Component, Config, Family
 from lit_prefopt.families.chroma import CHROMA
 from lit_prefopt.families.flux1 import FLUX1
 from lit_prefopt.families.flux2 import FLUX2
+from lit_prefopt.families.lumina2 import LUMINA2
 from lit_prefopt.families.qwen_image import QWEN_IMAGE
 from lit_prefopt.families.stable_diffusion import SD1, SD2
 from lit_prefopt.families.stable_diffusion_3 import SD3
 from lit_prefopt.families.stable_diffusion_xl import SDXL
 from lit_prefopt.families.z_image import Z_IMAGE
 
-FAMILIES = (SD1, SD2, SDXL, SD3, FLUX1, FLUX2, QWEN_IMAGE, Z_IMAGE, CHROMA)
+FAMILIES = (SD1, SD2, SDXL, SD3, FLUX1, FLUX2, QWEN_IMAGE, Z_IMAGE, CHROMA, LUMINA2)
 
 DENOISERS = tuple(dict.fromkeys(family.denoiser.name for family in FAMILIES))
 """Names of the denoisers' folders: `unet`, `transformer`."""

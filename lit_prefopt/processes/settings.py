@@ -29,6 +29,8 @@ class Sampling:
         stochastic: Form of a flow's steps with eta above 0: `flow` (Flow-GRPO, usually eta 0.7),
             `dance` (DanceGRPO, 0.3) or `cps` (coefficients preserved, eta up to 1). Diffusion
             models do not use it.
+        guided: Share of the steps, from the first, that are guided; the others take one forward
+            without guidance. 1 is all of them.
     """
 
     steps: int = 50
@@ -38,6 +40,7 @@ class Sampling:
     height: int | None = None
     width: int | None = None
     stochastic: Literal["flow", "dance", "cps"] = "flow"
+    guided: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the range of all numbers."""
@@ -47,6 +50,15 @@ class Sampling:
         check_number("batch_size", self.batch_size, 1)
         check_number("height", self.height, 1, optional=True)
         check_number("width", self.width, 1, optional=True)
+        check_number("guided", self.guided, 0, 1)
+
+    def guides(self, number: int) -> bool:
+        """Whether a step is guided.
+
+        Args:
+            number: Number of the step; 0 is the noisiest.
+        """
+        return (number + 1) / self.steps <= self.guided
 
 
 @dataclass

@@ -161,6 +161,11 @@ def test_guidance_in_training_and_in_sampling(folder: str, backbone: Flux1) -> N
     ) == (1.0, 3.5)
 
 
+def test_an_embedded_guidance_scale_holds_for_all_steps(backbone: Flux1) -> None:
+    with pytest.raises(InputError, match="set `sampling.guided` to 1"):
+        sample(backbone, ["a"], torch.tensor([1]), Sampling(2, 3.5, guided=0.5))
+
+
 def test_a_model_without_guidance_embedding_is_guided_without_a_classifier(schnell: str) -> None:
     backbone = Flux1(schnell, reference="none", distilled=True).eval()
     assert not backbone.takes_guidance

@@ -31,6 +31,7 @@ TARGETS = {
     "flux2": ["attn.to_q", "attn.to_v", "attn.add_k_proj", "attn.to_qkv_mlp_proj", "ff.linear_in"],
     "qwen-image": ["attn.to_q", "attn.add_k_proj", "attn.to_out.0", "img_mlp.net.0.proj", "img_in"],
     "z-image": ["attention.to_q", "attention.to_v", "attention.to_out.0", "feed_forward.w2"],
+    "lumina2": ["attn.to_q", "attn.to_v", "attn.to_out.0", "feed_forward.linear_2", "norm1.linear"],
 }
 RANK, ALPHA = 4, 6.0
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -83,7 +84,11 @@ def test_the_lora_changes_the_image(trained: Trained) -> None:
 
 @pytest.mark.parametrize("to", ["diffusers-lora", "kohya", "comfyui"])
 def test_a_lora_in_the_stock_pipeline(trained: Trained, to: str, tmp_path: Path) -> None:
-    """It reads all of these but FLUX.2's of ComfyUI, where it refuses an alpha."""
+    """It reads all of these but FLUX.2's of ComfyUI, where it refuses an alpha, and Lumina's.
+
+    Of Lumina Image 2.0 it finds nothing in kohya's names, and in ComfyUI's it needs all layers of
+    all blocks, at the published width.
+    """
     out = export(trained.lora, to, tmp_path / "out.safetensors", "--base", trained.folder)
     back = export(out, "diffusers-lora", tmp_path / "back.safetensors", "--base", trained.folder)
     first, second = load_file(trained.lora), load_file(back)
@@ -94,7 +99,14 @@ def test_a_lora_in_the_stock_pipeline(trained: Trained, to: str, tmp_path: Path)
         with pytest.raises(ValueError, match=r"should be empty at this point .*alpha"):
             stock.load_lora_weights(tmp_path, weight_name=out.name)
         return
+    if (trained.name, to) == ("lumina2", "comfyui"):
+        with pytest.raises(RuntimeError, match="split_with_sizes"):
+            stock.load_lora_weights(tmp_path, weight_name=out.name)
+        return
     stock.load_lora_weights(tmp_path, weight_name=out.name)
+    if (trained.name, to) == ("lumina2", "kohya"):
+        assert torch.equal(picture(stock), trained.plain)
+        return
     torch.testing.assert_close(picture(stock), trained.image, **CLOSE)
 
 
@@ -155,7 +167,7 @@ def test_a_file_of_the_transformer_alone_is_a_model(trained: Trained, tmp_path: 
 
 def test_the_pipeline_of_a_single_file_is_named(trained: Trained, tmp_path: Path) -> None:
     """Diffusers takes FLUX.2 klein for dev, Z-Image for Turbo, Qwen-Image for SD 1.x."""
-    if trained.name in ("flux1", "chroma"):
+    if trained.name in ("flux1", "chroma", "lumina2"):
         pytest.skip("of a file of these diffusers finds the right pipeline, on the hub")
     file = export(
         trained.lora, "single-file", tmp_path / "out.safetensors", "--base", trained.folder

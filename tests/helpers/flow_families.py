@@ -15,6 +15,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     ZImagePipeline,
@@ -27,11 +29,13 @@ from lit_prefopt import families
 from lit_prefopt.families.chroma import CHROMA
 from lit_prefopt.families.flux1 import FLUX1
 from lit_prefopt.families.flux2 import FLUX2
+from lit_prefopt.families.lumina2 import LUMINA2
 from lit_prefopt.families.qwen_image import QWEN_IMAGE
 from lit_prefopt.families.z_image import Z_IMAGE
 from tests.helpers.tiny_chroma import tiny_chroma_pipeline, tiny_chroma_transformer
 from tests.helpers.tiny_flux1 import tiny_flux1_pipeline, tiny_flux1_transformer
 from tests.helpers.tiny_flux2 import tiny_flux2_pipeline, tiny_flux2_transformer
+from tests.helpers.tiny_lumina2 import tiny_lumina2_pipeline, tiny_lumina2_transformer
 from tests.helpers.tiny_qwen_image import tiny_qwen_image_pipeline, tiny_qwen_transformer
 from tests.helpers.tiny_z_image import tiny_z_image_pipeline, tiny_z_image_transformer
 
@@ -124,5 +128,14 @@ FLOW_FAMILIES = {
         tiny_chroma_pipeline,
         single_file_utils.convert_chroma_transformer_checkpoint_to_diffusers,
         {"num_layers": 2, "num_single_layers": 2},
+    ),
+    "lumina2": FlowFamily(
+        LUMINA2,
+        Lumina2Transformer2DModel,
+        Lumina2Pipeline,
+        tiny_lumina2_transformer,
+        tiny_lumina2_pipeline,
+        single_file_utils.convert_lumina2_to_diffusers,
+        {"num_layers": 2, "cap_feat_dim": 2304},
     ),
 }

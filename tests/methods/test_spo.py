@@ -174,6 +174,7 @@ def test_a_clipped_ratio_pulls_no_more(backbone: StableDiffusion) -> None:
     ("change", "sentence"),
     [
         ({"sampling": Sampling(steps=4, eta=0.0)}, "deterministic sampler"),
+        ({"sampling": Sampling(steps=4, eta=1.0, guided=0.5)}, "set `sampling.guided` to 1"),
         ({"candidates": 1}, "set it to 2 or more"),
         ({"first": 4}, "does not fit into 4 steps"),
     ],

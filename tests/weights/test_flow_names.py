@@ -26,10 +26,12 @@ from lit_prefopt.errors import InputError
 from lit_prefopt.families.base import Component
 from lit_prefopt.families.flux1 import FLUX1
 from lit_prefopt.families.flux2 import FLUX2
+from lit_prefopt.families.lumina2 import LUMINA2
 from lit_prefopt.families.qwen_image import QWEN_IMAGE
 from lit_prefopt.families.z_image import Z_IMAGE
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file, original_state
 from tests.helpers.flow_families import FLOW_FAMILIES, randomised
+from tests.helpers.tiny_lumina2 import tiny_gemma2, tiny_gemma_tokenizer
 
 START = "model.diffusion_model."
 
@@ -71,6 +73,18 @@ KNOWN = {
         "distilled_guidance_layer.norms.4.scale": (5120,),
         "distilled_guidance_layer.out_proj.weight": (3072, 5120),
         "final_layer.linear.weight": (64, 3072),
+    },
+    "lumina2": {
+        "layers.1.attention.qkv.weight": (2304 + 2 * 768, 2304),
+        "layers.0.adaLN_modulation.1.weight": (4 * 2304, 1024),
+        "noise_refiner.0.attention_norm1.weight": (2304,),
+        "context_refiner.1.attention_norm1.weight": (2304,),
+        "context_refiner.0.feed_forward.w3.weight": (9216, 2304),
+        "cap_embedder.0.weight": (2304,),
+        "cap_embedder.1.weight": (2304, 2304),
+        "t_embedder.mlp.2.weight": (1024, 1024),
+        "final_layer.adaLN_modulation.1.weight": (2304, 1024),
+        "final_layer.linear.bias": (64,),
     },
 }
 
@@ -120,9 +134,9 @@ def test_diffusers_reads_every_tensor_back(name: str) -> None:
     assert_equal(back, net.state_dict())
 
 
-@pytest.mark.parametrize("name", ["flux1", "chroma"])
+@pytest.mark.parametrize("name", ["flux1", "chroma", "lumina2"])
 def test_diffusers_reads_every_row_back(name: str) -> None:
-    """Its reader knows one width, 3072: one column is enough to see where rows go."""
+    """Its readers of them know one width: one column is enough to see where rows go."""
     case = FLOW_FAMILIES[name]
     net = case.empty()
     generator = torch.Generator().manual_seed(0)
@@ -132,7 +146,8 @@ def test_diffusers_reads_every_row_back(name: str) -> None:
     }
     narrow = nn.Module()
     narrow.state_dict = lambda: dict(rows)  # type: ignore[method-assign]
-    assert_equal(case.convert(original_state(narrow, case.names.denoiser)), rows)
+    original = original_state(narrow, case.names.denoiser)
+    assert_equal(case.convert({key.removeprefix(START): x for key, x in original.items()}), rows)
 
 
 @pytest.mark.parametrize("prefix", [START, "diffusion_model.", ""])
@@ -153,11 +168,11 @@ def test_files_in_diffusers_names(name: str, prefix: str, tmp_path: Path) -> Non
 
 
 def test_a_tensor_that_is_not_understood_is_named(name: str, tmp_path: Path) -> None:
-    """Also in a file of the transformer alone; Z-Image's has a norm that nothing reads."""
+    """Also in a file of the transformer alone; two families' have a norm that nothing reads."""
     case = FLOW_FAMILIES[name]
     state = original_state(case.build(), case.names.denoiser)
     state |= {START + key: torch.ones(32) for key in case.names.denoiser.ignored}
-    assert len(case.names.denoiser.ignored) == (name == "z-image")
+    assert len(case.names.denoiser.ignored) == (name in ("z-image", "lumina2"))
     for prefix in (START, ""):
         own = {prefix + key.removeprefix(START): x.clone() for key, x in state.items()}
         net, path = case.build(), tmp_path / "file.safetensors"
@@ -194,8 +209,8 @@ def tiny_vae(kind: type[nn.Module], **config: object) -> nn.Module:
     return randomised(kind(**blocks | config))
 
 
-@pytest.mark.parametrize("family", [FLUX1, Z_IMAGE])
-def test_the_vae_of_flux1_and_z_image(family: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", [FLUX1, Z_IMAGE, LUMINA2])
+def test_the_vae_of_flux1_z_image_and_lumina2(family: object, tmp_path: Path) -> None:
     bare = {"use_quant_conv": False, "use_post_quant_conv": False}
     vae = tiny_vae(AutoencoderKL, latent_channels=16, layers_per_block=2, **bare)
     state = original_state(vae, family.vae)
@@ -282,6 +297,21 @@ def test_a_language_model_without_its_output_layer(tmp_path: Path) -> None:
     alone = {key.removeprefix(start): x for key, x in state.items()}
     for layout in (state, alone, net.state_dict()):
         read_back(net, part, layout, tmp_path / "te.safetensors")
+
+
+def test_gemma_2(tmp_path: Path) -> None:
+    """A whole checkpoint of ComfyUI also has a scale that nothing reads."""
+    torch.manual_seed(0)
+    net, part = tiny_gemma2(tiny_gemma_tokenizer()), LUMINA2.encoders[0]
+    state = original_state(net, part)
+    start = "text_encoders.gemma2_2b.transformer."
+    assert f"{start}model.layers.2.post_feedforward_layernorm.weight" in state
+    alone = {key.removeprefix(start): x for key, x in state.items()}
+    scaled = state | {"text_encoders.gemma2_2b.logit_scale": torch.ones(())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for layout in (scaled, alone, net.state_dict()):
+            read_back(net, part, layout, tmp_path / "te.safetensors")
 
 
 def test_a_language_model_that_sees(tmp_path: Path) -> None:
