@@ -9,6 +9,7 @@ from typing import Literal
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from lit_prefopt.backbones.adapter_layers import AdapterLayers
 from lit_prefopt.errors import InputError
 
 
@@ -33,6 +34,7 @@ class Policy(nn.Module):
         self.frozen = reference if isinstance(reference, nn.Module) else None
         self._adapter_off = reference == "adapter-off"
         self._reference_active = False
+        self._adapters: AdapterLayers | None = None
 
     @property
     def net(self) -> ModelMixin:
@@ -81,11 +83,10 @@ class Policy(nn.Module):
 
     @contextmanager
     def _without_adapter(self) -> Iterator[None]:
-        self.denoiser.disable_adapters()
-        try:
+        if self._adapters is None or self._adapters.net is not self.denoiser:
+            self._adapters = AdapterLayers(self.denoiser)
+        with self._adapters.disabled():
             yield
-        finally:
-            self.denoiser.enable_adapters()
 
     @contextmanager
     def _activate_reference(self) -> Iterator[None]:
