@@ -32,6 +32,7 @@ from benchmarks.made import made_backbone, without_numbers
 from benchmarks.recipes import KINDS, Data, Train, recipe
 from lit_prefopt import optimizers as configs
 from lit_prefopt.backbones import LoRA
+from lit_prefopt.backbones.policy import round_weights
 from lit_prefopt.batches import Batch, ImagePairs, LatentPairs
 from lit_prefopt.conditioning import Prompt, Text
 from lit_prefopt.estimate.memory import GIB, MemoryFootprint, footprint
@@ -100,6 +101,8 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_numbers(backbone)
+        if mixed:
+            round_weights(backbone.policy.frozen, torch.bfloat16)
         module = DiffusionDPO(backbone, config(1e-6, **options), beta=5000.0)
         module.train()
     rest = [torch.arange(batch), *[torch.ones(batch)] * 2, ["key"] * batch]
