@@ -42,6 +42,7 @@ class Policy(nn.Module):
         self._adapters: AdapterLayers | None = None
         self._reference_fingerprint: str | None = None
         self.rounded: torch.dtype | None = None
+        self.checkpoints_by_memory = False  # gradient checkpointing is decided by a run
 
     @property
     def net(self) -> ModelMixin:
