@@ -36,7 +36,7 @@ from lit_prefopt.backbones.policy import round_weights
 from lit_prefopt.batches import Batch, ImagePairs, LatentPairs
 from lit_prefopt.conditioning import Prompt, Text
 from lit_prefopt.estimate.memory import GIB, MemoryFootprint, footprint
-from lit_prefopt.estimate.step_cost import step_cost
+from lit_prefopt.estimate.step_cost import StepCost, step_cost
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers.eight_bit import LEAST_SIZE
 
@@ -75,6 +75,11 @@ class Case(NamedTuple):
 
 def estimated(case: Case, folder: Path) -> MemoryFootprint:
     """Return the bytes by part, from shapes alone."""
+    return estimated_step(case, folder)[0]
+
+
+def estimated_step(case: Case, folder: Path) -> tuple[MemoryFootprint, StepCost]:
+    """Return the bytes by part and the cost of a step, from shapes alone."""
     kind = KINDS[case.family]
     config = getattr(configs, case.optimizer)
     options: dict[str, Any] = {}
@@ -115,7 +120,8 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
         made = made._replace(reference_error=known)
     else:
         made = ImagePairs(torch.zeros(batch, 2, 3, side, side), ["a"] * batch, *rest)
-    return footprint(module, step_cost(module, made, context).activations)
+    cost = step_cost(module, made, context)
+    return footprint(module, cost.activations), cost
 
 
 def _prompt(case: Case, batch: int) -> Prompt:

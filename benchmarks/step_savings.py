@@ -2,8 +2,8 @@
 
     python -m benchmarks.step_savings --families '[sd15,sdxl]' --report true
 
-Activations and FLOPs are computed from tensor shapes (LoRA of rank 16, bf16, one pair, from images);
-times are CPU time of this process on one thread, turn about. AdamW steps the toy world's weights.
+Activations and FLOPs are computed from tensor shapes (LoRA of rank 16, bf16, one pair); times are
+CPU time of this process on one thread, turn about. AdamW steps the toy world's weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.common import write_report
 from benchmarks.made import MADE, on_meta
-from benchmarks.memory import Case, Sized, estimated
+from benchmarks.memory import Case, Sized, estimated_step
 from lit_prefopt.backbones import LoRA, trained
 from lit_prefopt.backbones.adapter_layers import KeepInputs
 from lit_prefopt.backbones.policy import Policy
@@ -67,14 +67,24 @@ def peft_casts() -> Iterator[None]:
         yield
 
 
-def activations(family: Sized, saving: str, *, checkpointing: bool) -> tuple[float, float]:
-    """Return a step's activations in GiB with and without the casts of peft."""
-    optimizer = "AdamW8bit" if saving == "cached" else "AdamW"
-    case = Case(family, "lora", optimizer, checkpointing, 1, saving)
-    with tempfile.TemporaryDirectory() as folder:
-        with peft_casts():
-            before = estimated(case, Path(folder)).activations / GIB
-        return before, estimated(case, Path(folder)).activations / GIB
+def steps_by_shapes(family: Sized) -> Iterator[str]:
+    """Yield the rows of a step's activations and FLOPs."""
+    for saving, how in (("none", "from images"), ("cached", "from caches")):
+        optimizer = "AdamW8bit" if saving == "cached" else "AdamW"
+        costs = []
+        for checkpointing in (True, False):
+            case = Case(family, "lora", optimizer, checkpointing, 1, saving)
+            with tempfile.TemporaryDirectory() as folder:
+                with peft_casts():
+                    before = estimated_step(case, Path(folder))[1]
+                after = estimated_step(case, Path(folder))[1]
+            costs.append(after)
+            twice = "with" if checkpointing else "without"
+            sizes = f"{before.activations / GIB:.3f} | {after.activations / GIB:.3f}"
+            yield f"| {family} {how}, {twice} checkpointing: inputs uncast, GiB | {sizes} |"
+        on, off = costs
+        flops = f"{on.flops / 1e12:.2f} | {off.flops / 1e12:.2f}"
+        yield f"| {family} {how}: no checkpointing, TFLOP | {flops} |"
 
 
 def steps(repeats: int) -> Iterator[str]:
@@ -105,14 +115,7 @@ def main(families: list[Sized] | None = None, repeats: int = 15, report: bool = 
     lines = ["| saving | without | with |", "|---|---|---|", *steps(repeats)]
     for family in families or ["sd15"]:
         lines += switches(family, repeats)
-        for saving, how in (("none", "from images"), ("cached", "from caches")):
-            for checkpointing in (False, True):
-                before, after = activations(family, saving, checkpointing=checkpointing)
-                twice = "with" if checkpointing else "without"
-                lines.append(
-                    f"| {family}: no casts of a LoRA's inputs, {how}, {twice} checkpointing, "
-                    f"activations, GiB | {before:.3f} | {after:.3f} |"
-                )
+        lines += steps_by_shapes(family)
     text = "\n".join(lines)
     print(text)
     if report:
