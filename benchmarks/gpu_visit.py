@@ -94,6 +94,7 @@ def tasks(size: str, folder: Path) -> Iterator[Task]:
             "--backbone.compile true --backbone.channels_last true",
         ),
         ("no checkpointing", "lora", "--backbone.gradient_checkpointing false"),
+        ("checkpointing", "lora", "--backbone.gradient_checkpointing true"),
         ("AdamW8bit", "full", "--model.optimizer AdamW8bit"),
         (
             "AdamW8bit, bf16 weights, gradients let go",
@@ -101,7 +102,7 @@ def tasks(size: str, folder: Path) -> Iterator[Task]:
             f"--model.optimizer AdamW8bit {SAVINGS['bf16_weights']}",
         ),
         ("Adafactor", "full", "--model.optimizer Adafactor"),
-        ("fused AdamW", "full", "--model.optimizer.fused true"),
+        ("AdamW, not fused", "full", "--model.optimizer.fused false"),
     ):
         arguments = ["variant", "--family", large, "--train", train, "--folder", str(folder)]
         command = ["-m", "benchmarks.gpu_visit", *arguments, f"--options={options}"]

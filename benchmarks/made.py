@@ -145,7 +145,7 @@ class MadeComponents(Components):
 
     def denoiser(self, dtype: torch.dtype) -> Any:
         """Return the denoiser."""
-        return _on_meta(self.made.denoiser, dtype)
+        return on_meta(self.made.denoiser, dtype)
 
     def denoiser_config(self) -> dict[str, Any]:
         """Return the denoiser's configuration."""
@@ -158,7 +158,7 @@ class MadeComponents(Components):
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Return the VAE."""
-        return _on_meta(self.made.vae, dtype)
+        return on_meta(self.made.vae, dtype)
 
     def vae_config(self) -> dict[str, Any]:
         """Return the VAE's configuration."""
@@ -175,10 +175,10 @@ class MadeComponents(Components):
         if number == len(self.made.clips):
             assert self.made.t5 is not None
             t5 = self.made.t5
-            return _on_meta(lambda: t5(tokenizer).eval(), dtype)
+            return on_meta(lambda: t5(tokenizer).eval(), dtype)
         kind, sizes = self.made.clips[number]
         config = tiny_text_config(tokenizer, **sizes)
-        return _on_meta(lambda: kind(config).eval(), dtype)
+        return on_meta(lambda: kind(config).eval(), dtype)
 
     def tokenizer(self, name: str, kind: Any = None) -> Any:
         """Return a tokenizer."""
@@ -193,7 +193,8 @@ class MadeComponents(Components):
         return int(end) - 1 if end.isdigit() else 0
 
 
-def _on_meta(make: Make, dtype: torch.dtype) -> Any:
+def on_meta(make: Make, dtype: torch.dtype) -> Any:
+    """Return what is made without memory, in a precision."""
     with torch.device("meta"), default_dtype(dtype):
         return make()
 

@@ -32,10 +32,11 @@ from benchmarks.made import made_backbone, without_numbers
 from benchmarks.recipes import KINDS, Data, Train, recipe
 from lit_prefopt import optimizers as configs
 from lit_prefopt.backbones import LoRA
+from lit_prefopt.backbones.policy import round_weights
 from lit_prefopt.batches import Batch, ImagePairs, LatentPairs
 from lit_prefopt.conditioning import Prompt, Text
 from lit_prefopt.estimate.memory import GIB, MemoryFootprint, footprint
-from lit_prefopt.estimate.step_cost import step_cost
+from lit_prefopt.estimate.step_cost import StepCost, step_cost
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers.eight_bit import LEAST_SIZE
 
@@ -74,6 +75,11 @@ class Case(NamedTuple):
 
 def estimated(case: Case, folder: Path) -> MemoryFootprint:
     """Return the bytes by part, from shapes alone."""
+    return estimated_step(case, folder)[0]
+
+
+def estimated_step(case: Case, folder: Path) -> tuple[MemoryFootprint, StepCost]:
+    """Return the bytes by part and the cost of a step, from shapes alone."""
     kind = KINDS[case.family]
     config = getattr(configs, case.optimizer)
     options: dict[str, Any] = {}
@@ -100,6 +106,8 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_numbers(backbone)
+        if mixed:
+            round_weights(backbone.policy.frozen, torch.bfloat16)
         module = DiffusionDPO(backbone, config(1e-6, **options), beta=5000.0)
         module.train()
     rest = [torch.arange(batch), *[torch.ones(batch)] * 2, ["key"] * batch]
@@ -112,7 +120,8 @@ def estimated(case: Case, folder: Path) -> MemoryFootprint:
         made = made._replace(reference_error=known)
     else:
         made = ImagePairs(torch.zeros(batch, 2, 3, side, side), ["a"] * batch, *rest)
-    return footprint(module, step_cost(module, made, context).activations)
+    cost = step_cost(module, made, context)
+    return footprint(module, cost.activations), cost
 
 
 def _prompt(case: Case, batch: int) -> Prompt:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_prefopt.backbones import Backbone
+from lit_prefopt.callbacks.checkpointing import ChooseCheckpointing
 from lit_prefopt.callbacks.disk_space import DiskSpace
 from lit_prefopt.callbacks.interrupts import Interrupts
 from lit_prefopt.callbacks.monitors import Monitors
@@ -127,7 +128,7 @@ class PreferenceCLI(LightningCLI):
         callbacks = [StepProgressBar() if type(c) is RichProgressBar else c for c in callbacks]
         if "ModelSummary" not in str(self.config[self.subcommand].trainer.callbacks):
             callbacks = [ParameterCount() if isinstance(c, ModelSummary) else c for c in callbacks]
-        callbacks += [batch, OutOfMemory(), DiskSpace()]
+        callbacks += [batch, OutOfMemory(), DiskSpace(), ChooseCheckpointing()]
         interrupts = [c for c in callbacks if isinstance(c, Interrupts)] or [Interrupts()]
         others = [c for c in callbacks if not isinstance(c, Interrupts)]
         trainer.callbacks = [Monitors(), *others, *interrupts[:1]]  # type: ignore[attr-defined]

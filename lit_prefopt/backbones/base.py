@@ -17,7 +17,6 @@ from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import Process
 from lit_prefopt.processes.settings import Sampling
-from lit_prefopt.utils.fingerprint import fingerprint
 
 
 class Backbone(nn.Module, ABC):
@@ -143,7 +142,7 @@ class Backbone(nn.Module, ABC):
     def reference_settings(self) -> dict[str, Any]:
         """Return the settings that determine the reference's errors, by name."""
         return {
-            "reference": fingerprint(self.policy.reference_weights),
+            "reference": self.policy.reference_fingerprint(),
             "process": self.process.settings(),
         }
 

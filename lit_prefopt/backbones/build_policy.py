@@ -13,7 +13,13 @@ from lit_prefopt.backbones.policy import Policy, freeze
 from lit_prefopt.families.base import Family
 
 
-def build_policy(net: ModelMixin, lora: LoRA | None, reference: str, family: Family) -> Policy:
+def build_policy(
+    net: ModelMixin,
+    lora: LoRA | None,
+    reference: str,
+    family: Family,
+    gradient_checkpointing: bool | Literal["auto"] = False,
+) -> Policy:
     """Build the policy with its reference: a frozen copy, another network, no adapter, or none.
 
     Args:
@@ -21,7 +27,11 @@ def build_policy(net: ModelMixin, lora: LoRA | None, reference: str, family: Fam
         lora: The adapter, if only one is trained.
         reference: `initial`, `none`, or hub name, folder or file of another denoiser.
         family: The denoiser's family.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass; with
+            `auto` they are until a run decides.
     """
+    if gradient_checkpointing:
+        net.enable_gradient_checkpointing()
     frozen: ModelMixin | Literal["adapter-off"] | None = None
     if reference not in ("initial", "none"):
         part = family.denoiser
@@ -36,4 +46,6 @@ def build_policy(net: ModelMixin, lora: LoRA | None, reference: str, family: Fam
         lora.add_to(net, family.lora_targets or ATTENTION, unused)
     for name in unused:
         net.get_submodule(name).requires_grad_(False)
-    return Policy(net, frozen)
+    policy = Policy(net, frozen)
+    policy.checkpoints_by_memory = gradient_checkpointing == "auto"
+    return policy

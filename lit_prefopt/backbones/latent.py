@@ -57,7 +57,8 @@ class LatentBackbone(VAEBackbone):
         reference: `initial` for the weights that training starts from (with LoRA the denoiser
             without its adapter, else a frozen copy), `none`, or hub name, folder or file of another
             denoiser.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory; `auto`
+            does so if a `fit` would not fit the device's memory without it.
         dtype: Precision of VAE and text encoders, and of the denoiser below a LoRA.
         policy_dtype: Precision of a denoiser whose weights are all trained, and of its frozen copy,
             since the two must agree exactly; a LoRA is always float32. bfloat16 needs half of the
@@ -101,7 +102,7 @@ class LatentBackbone(VAEBackbone):
         denoiser: str | None = None,
         lora: LoRA | None = None,
         reference: str = "initial",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = False,
         dtype: DType = "float32",
         variant: str | None = None,
         vae: str | None = None,
@@ -166,10 +167,8 @@ class LatentBackbone(VAEBackbone):
             merge_lora(self.FAMILY, net, {}, read_lora(training_adapter))
         if quantization is not None:
             quantize(net, quantization, net_dtype, lora)
-        if gradient_checkpointing:
-            net.enable_gradient_checkpointing()
         policy = (
-            build_policy(net, lora, reference, self.FAMILY)
+            build_policy(net, lora, reference, self.FAMILY, gradient_checkpointing)
             if denoiser_weights
             else Policy(net, None)
         )

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from lit_prefopt.backbones.adapter_layers import KeepInputs
 from lit_prefopt.backbones.policy import trained
 from lit_prefopt.errors import InputError, check_number
 
@@ -79,6 +80,7 @@ class LoRA:
             config.target_modules, config.exclude_modules = adapted, None
         for parameter in trained(denoiser).values():
             parameter.data = parameter.data.to(torch.float32)
+        denoiser.register_forward_pre_hook(KeepInputs(denoiser))
 
     def _check_numbers(self) -> None:
         """Check the numbers; warn of those with which the adapter cannot learn."""

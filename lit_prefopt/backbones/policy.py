@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from lit_prefopt.backbones.adapter_layers import AdapterLayers
 from lit_prefopt.errors import InputError
+from lit_prefopt.utils.fingerprint import fingerprint
+
+CASTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose weights autocast casts to half precision at every use."""
 
 
 class Policy(nn.Module):
@@ -33,6 +39,10 @@ class Policy(nn.Module):
         self.frozen = reference if isinstance(reference, nn.Module) else None
         self._adapter_off = reference == "adapter-off"
         self._reference_active = False
+        self._adapters: AdapterLayers | None = None
+        self._reference_fingerprint: str | None = None
+        self.rounded: torch.dtype | None = None
+        self.checkpoints_by_memory = False  # gradient checkpointing is decided by a run
 
     @property
     def net(self) -> ModelMixin:
@@ -64,9 +74,27 @@ class Policy(nn.Module):
         state: dict[str, Tensor] = net.state_dict()
         return {k.replace(".base_layer", ""): v for k, v in state.items() if ".lora_" not in k}
 
+    def reference_fingerprint(self) -> str:
+        """Return the fingerprint of the reference's weights in their own precision."""
+        return self._reference_fingerprint or fingerprint(self.reference_weights)
+
+    def round_reference(self, dtype: torch.dtype) -> None:
+        """Store weights of a separate reference as autocast rounds them at every use.
+
+        Under autocast to `dtype` its predictions stay the same to the last bit, and it takes half
+        of the memory; without autocast it cannot be used any more. `rounded` is then `dtype`.
+
+        Args:
+            dtype: Half precision of the run.
+        """
+        if self.frozen is not None and self.rounded is None and _castable(self.frozen):
+            self._reference_fingerprint, self.rounded = self.reference_fingerprint(), dtype
+            round_weights(self.frozen, dtype)
+
     def drop_reference(self) -> None:
         """Remove the reference."""
         self.frozen, self._adapter_off = None, False
+        self._reference_fingerprint = self.rounded = None
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -81,11 +109,10 @@ class Policy(nn.Module):
 
     @contextmanager
     def _without_adapter(self) -> Iterator[None]:
-        self.denoiser.disable_adapters()
-        try:
+        if self._adapters is None or self._adapters.net is not self.denoiser:
+            self._adapters = AdapterLayers(self.denoiser)
+        with self._adapters.disabled():
             yield
-        finally:
-            self.denoiser.enable_adapters()
 
     @contextmanager
     def _activate_reference(self) -> Iterator[None]:
@@ -101,6 +128,18 @@ class Policy(nn.Module):
         if self.frozen is not None:
             self.frozen.eval()
         return self
+
+
+def round_weights(net: nn.Module | None, dtype: torch.dtype) -> None:
+    """Store the float32 weights that autocast would cast to a half precision in that precision."""
+    for weight in _castable(net) if net is not None else ():
+        weight.data = weight.data.to(dtype)
+
+
+def _castable(net: nn.Module) -> list[nn.Parameter]:
+    layers = [layer for layer in net.modules() if isinstance(layer, CASTED)]
+    weights = [weight for layer in layers for weight in layer.parameters(recurse=False)]
+    return [weight for weight in weights if weight.dtype == torch.float32]
 
 
 def trained(net: nn.Module) -> dict[str, nn.Parameter]:

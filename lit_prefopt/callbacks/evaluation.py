@@ -179,7 +179,7 @@ class Evaluation(Callback):
         backbone, policy = module.backbone, module.backbone.policy
         how = self.sampling or backbone.sampling
         size = max(1, how.batch_size // self.images)
-        reference = {"name": backbone.checkpoint, "weights": fingerprint(policy.reference_weights)}
+        reference = {"name": backbone.checkpoint, "weights": policy.reference_fingerprint()}
         tested = trainer.ckpt_path if trainer.state.fn == "test" else None
         trained = {
             "name": str(tested or trainer.default_root_dir),

@@ -16,7 +16,7 @@ from lit_prefopt.callbacks import Budget, Evaluation, ExportWeights, SampleGrid
 from lit_prefopt.callbacks.disk_space import DiskSpace
 from lit_prefopt.effective_batch import last_step
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.estimate.memory import GIB
+from lit_prefopt.estimate.memory import FITS, GIB
 from lit_prefopt.estimate.pace import Pace, device_name
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 from lit_prefopt.recipe_files import named_recipes
@@ -32,10 +32,6 @@ UNMEASURED_CALLBACKS = (
     DiskSpace,
 )
 """Callbacks that take no part in a step."""
-
-
-FITS = 0.9
-"""Share of the device's memory that a step may use."""
 
 
 class Estimate(NamedTuple):

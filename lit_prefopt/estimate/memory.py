@@ -17,6 +17,8 @@ from lit_prefopt.learner import Learner
 from lit_prefopt.optimizers import AdamW, AdamW8bit
 
 GIB = 2**30
+FITS = 0.9
+"""Share of the device's memory that a step may use."""
 LEAST = 0.01  # savings below this share of all bytes are not listed
 
 

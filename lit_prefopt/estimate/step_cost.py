@@ -60,6 +60,25 @@ def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> St
         return StepCost(counter.get_total_flops(), max(forward, live.peak - gradients))
 
 
+def forward_activations(module: Learner, batch: Any, context: Context = nullcontext) -> int:
+    """Compute the peak bytes of a training step's forward, in less than half of `step_cost`'s time.
+
+    Without gradient checkpointing the peak of the whole step is little higher: the backward pass
+    frees activations as it goes.
+
+    Args:
+        module: The method; neither it nor its weights change.
+        batch: A batch of its data module, on the module's device.
+        context: Context of the step.
+    """
+    with _fake_tensors(module, batch) as (ghost, known):
+        live = _LiveMemory(known)
+        with _fast_garbage_collection(), live, context():
+            loss: Any = module.training_step(ghost, 0)
+            del loss
+    return live.peak
+
+
 def flop_counter() -> FlopCounterMode:
     """Return a counter of FLOPs that includes attention on CPUs, which torch's own leaves out."""
     ops = torch.ops.aten
@@ -114,6 +133,7 @@ def _fake_tensors(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tenso
     with mode, torch.compiler.set_stance("force_eager"):
         known = [shape(tensor) for tensor in held]
         ghost = tree_map_only(Tensor, shape, batch)
+        vars(module)["base_to_check"] = False  # the check of a first batch reads numbers
         try:
             yield ghost._replace(seeds=batch.seeds.cpu()), known
         finally:

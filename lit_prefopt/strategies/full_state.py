@@ -144,6 +144,11 @@ class FullStateStrategy(ParallelStrategy):
                 held[key] = value.to("cpu", copy=True)
         return held
 
+    def own_step(self, step: Tensor, device: torch.device) -> Tensor:
+        """Return a copy of AdamW's step count, on the device of the moments if it is fused."""
+        fused = self.optimizers[0].param_groups[0].get("fused")
+        return step.to(device if fused else "cpu", copy=True)
+
     # The run ------------------------------------------------------------------------------------
 
     def check_run(self, trainer: Trainer) -> None:

@@ -113,7 +113,7 @@ class FullySharded(FullStateStrategy, ModelParallelStrategy):
         """Initialize moments of zero."""
         for p in self.trained().values():
             moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            self.optimizers[0].state[p] = {"step": step.clone(), **moments}
+            self.optimizers[0].state[p] = {"step": self.own_step(step, p.device), **moments}
 
     @torch.no_grad()
     def unshard(self) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch.plugins import Precision
 
 from lit_prefopt.backbones.policy import Policy, trained
 from lit_prefopt.errors import InputError
+from lit_prefopt.strategies.full_state import FullStateStrategy
 
 COMPUTES = {"16": torch.float16, "bf16": torch.bfloat16}
 """Dtype in which each of the Trainer's half precisions computes."""
@@ -15,6 +16,8 @@ COMPUTES = {"16": torch.float16, "bf16": torch.bfloat16}
 
 def apply_precision(module: LightningModule) -> None:
     """Check that a module's weights fit `trainer.precision`; Lightning casts nothing afterwards.
+
+    In mixed precision a separate reference is rounded as autocast would round it at every use.
 
     The backbone states the precision of its weights (`dtype`, `policy_dtype`), and `bf16-true` and
     `16-true` must agree with it. Lightning's own plugin for them would cast a LoRA, and the labels,
@@ -28,6 +31,13 @@ def apply_precision(module: LightningModule) -> None:
     """
     strategy, name = module.trainer.strategy, str(module.trainer.precision)
     bits, _, kind = name.partition("-")
+    policies = [part for part in module.modules() if isinstance(part, Policy)]
+    rounded = {policy.rounded for policy in policies} - {None}
+    if rounded - ({COMPUTES.get(bits)} if kind == "mixed" else set()):
+        raise InputError(
+            f"The reference was rounded by an earlier run in mixed precision and cannot be used "
+            f"in `--trainer.precision {name}`: build the backbone again."
+        )
     if name == "32-true":
         return
     if bits not in COMPUTES or kind not in ("mixed", "true"):
@@ -40,6 +50,9 @@ def apply_precision(module: LightningModule) -> None:
         plain = Precision()
         plain.precision = strategy.precision_plugin.precision
         strategy.precision_plugin = plain
+    elif not isinstance(strategy, FullStateStrategy):  # those shard weights of one precision
+        for policy in policies:
+            policy.round_reference(COMPUTES[bits])
 
 
 def _check(module: LightningModule, name: str, computes: torch.dtype, *, mixed: bool) -> None:

@@ -205,7 +205,7 @@ class ZeRO(FullStateStrategy, DeepSpeedStrategy):
         sharded = self._sharded
         for flat in self._flats:
             moments = {"exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
-            sharded.optimizer.state[flat] = {"step": step.clone(), **moments}
+            sharded.optimizer.state[flat] = {"step": self.own_step(step, flat.device), **moments}
         if self.stage < 3:
             sharded._hp_optimizer_states_linked = False
             sharded._lazy_init_hp_params_optimizer_state()

@@ -10,6 +10,13 @@ from pathlib import Path
 
 import torch
 
+CONTAINERS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.stat", "anon"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.stat", "rss"),
+)
+"""Files with a container's limit of memory and its use, and the name of what cannot be reclaimed,
+in both versions of cgroups."""
+
 PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -73,6 +80,26 @@ def memory_bytes(device: torch.device) -> int:
     with suppress(OSError, ValueError):  # not on every system
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 0
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that a process can still allocate on a device; 0 if unknown.
+
+    On a GPU it includes what torch's allocator holds unused, on the host what a container's limit
+    leaves.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    found = []
+    with suppress(OSError, TypeError):  # not on every system
+        text = Path("/proc/meminfo").read_text()
+        found = [int(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) * 1024]  # type: ignore[index]
+    for limit, use, name in CONTAINERS:
+        with suppress(OSError, ValueError, TypeError):  # in no container, or no limit ("max")
+            used = re.search(rf"^{name} (\d+)$", Path(use).read_text(), re.MULTILINE)
+            found.append(int(Path(limit).read_text()) - int(used[1]))  # type: ignore[index]
+    return max(0, min(found, default=0))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

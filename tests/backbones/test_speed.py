@@ -12,6 +12,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from safetensors.torch import load_file
 
 from lit_prefopt.backbones import LoRA, StableDiffusion, trained
+from lit_prefopt.errors import InputError
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from tests.helpers.batches import images
@@ -65,6 +66,23 @@ def test_compiled_blocks_change_no_name_and_belong_to_both_networks(tiny_folder:
         blocks = [m for m in net.modules() if isinstance(m, BasicTransformerBlock)]
         assert blocks
         assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "missing"), [(False, "needs g\\+\\+, which"), (True, "needs gcc or clang or cc")]
+)
+def test_compilation_without_a_compiler_is_refused_at_the_start(
+    gpu: bool, missing: str, tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=missing):
+        StableDiffusion(tiny_folder, compile=True)
+    monkeypatch.setenv("CC" if gpu else "CXX", "its-own-compiler")
+    with pytest.raises(InputError, match="needs its-own-compiler"):
+        StableDiffusion(tiny_folder, compile=True)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 
 OPTIMIZERS: dict[str, OptimizerConfig] = {
     "AdamW": AdamW(LR),
-    "fused": AdamW(LR, fused=True),
+    "not fused": AdamW(LR, fused=False),
     "Adafactor": Adafactor(LR),
     "AdamW8bit": AdamW8bit(LR, least_size=0),
     "AdamW8bit, rounded": AdamW8bit(LR, least_size=0, stochastic_rounding=True),
