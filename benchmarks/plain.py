@@ -140,19 +140,19 @@ def load_networks(
         rank: Rank of a LoRA on the attention's projections; all weights are trained if not given.
         checkpointing: Whether activations are computed twice.
     """
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
-    text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+
+    def load(kind: Any, name: str, precision: torch.dtype = dtype) -> Any:
+        network = kind.from_pretrained(folder, subfolder=name, torch_dtype=precision)
+        return network.requires_grad_(False).eval().to(device)
+
+    vae, text = load(AutoencoderKL, "vae"), load(CLIPTextModel, "text_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     reference = None
-    for frozen in (vae, text):
-        frozen.requires_grad_(False).eval().to(device, dtype)
     if rank is None:
-        unet.to(device, torch.float32)
-        reference = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-        reference.requires_grad_(False).eval().to(device, dtype)
+        unet = load(UNet2DConditionModel, "unet", torch.float32).requires_grad_(True)
+        reference = load(UNet2DConditionModel, "unet")
     else:
-        unet.requires_grad_(False).to(device, dtype)
+        unet = load(UNet2DConditionModel, "unet")
         projections = ["to_k", "to_q", "to_v", "to_out.0"]
         options = {"r": rank, "lora_alpha": rank, "init_lora_weights": "gaussian"}
         unet.add_adapter(LoraConfig(target_modules=projections, **options))

@@ -208,8 +208,8 @@ def recipe(
         arguments += ["--data", "CachedPairs", "--data.shards", str(latents)]
     if data == "reference":
         options = {"bf16_weights": bf16_weights}
-        known = caches[1] if caches else reference_cache(
-            family, train, root, pairs, rows, **options
+        known = (
+            caches[1] if caches else reference_cache(family, train, root, pairs, rows, **options)
         )
         arguments += ["--data.reference", str(known)]
     if train == "lora":

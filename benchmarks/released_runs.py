@@ -6,7 +6,6 @@ import gc
 import os
 import re
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +54,7 @@ class Cost(NamedTuple):
 
 def now() -> Cost:
     """Return the clocks."""
-    return Cost(time.perf_counter(), sum(os.times()[:4]))
+    return Cost(time.perf_counter(), time.process_time() + sum(os.times()[2:4]))
 
 
 def resident() -> int:
@@ -225,7 +224,9 @@ def take_rounds(
     Rounds.setting, Rounds.steps = setting, steps
     arguments = setting.fit(form, caches).arguments
     fitted(
-        arguments, WARM + rounds * steps, ["--trainer.callbacks+", "benchmarks.released_runs.Rounds"]
+        arguments,
+        WARM + rounds * steps,
+        ["--trainer.callbacks+", "benchmarks.released_runs.Rounds"],
     )
     return {
         whose: [costs[i : i + steps] for i in range(WARM, len(costs), steps)]
@@ -389,6 +390,3 @@ def whole_run(setting: Setting, form: str, visits: int) -> Cost:
 def default_device() -> torch.device:
     """Return the first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-Measure = Callable[[], str]
