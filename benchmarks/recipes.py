@@ -207,9 +207,10 @@ def recipe(
         latents = caches[0] if caches else latent_cache(family, root, pairs)
         arguments += ["--data", "CachedPairs", "--data.shards", str(latents)]
     if data == "reference":
-        options = {"bf16_weights": bf16_weights}
         known = (
-            caches[1] if caches else reference_cache(family, train, root, pairs, rows, **options)
+            caches[1]
+            if caches
+            else reference_cache(family, train, root, pairs, rows, bf16_weights=bf16_weights)
         )
         arguments += ["--data.reference", str(known)]
     if train == "lora":

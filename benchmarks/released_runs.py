@@ -105,8 +105,8 @@ class Setting(NamedTuple):
             made = {"output": latents, "more": more, "run": lit_prefopt}
             latent_cache(self.family, self.root, self.pairs, **made)  # type: ignore[arg-type]
         if form == "reference":
-            more += ("--trainer.precision", self.precision)
-            made = {"output": errors, "more": more, "run": lit_prefopt, "latents": latents}
+            precise = (*more, "--trainer.precision", self.precision)
+            made = {"output": errors, "more": precise, "run": lit_prefopt, "latents": latents}
             args = (self.family, self.train, self.root, self.pairs, self.rows)
             reference_cache(*args, draws=visits, **made)  # type: ignore[arg-type]
         return latents, errors
@@ -317,12 +317,11 @@ def compare_losses(
     images = images if images is not None else Recorder.images
     device = images[0].device
     script = Script(setting, device, EQUAL_LR)
-    trained = script.loop.networks.trained
+    trained = {name: p.detach() for name, p in script.loop.networks.trained.items()}
     if trained.keys() != Recorder.before.keys():
         raise RuntimeError(f"Other weights are trained: {trained.keys() ^ Recorder.before.keys()}")
-    with torch.no_grad():
-        for name, weight in trained.items():
-            weight.copy_(Recorder.before[name])
+    for name, weight in trained.items():
+        weight.copy_(Recorder.before[name])
     losses = [
         script.loop.step(pixels, step.texts, step.draws)
         for pixels, step in zip(images, Recorder.steps, strict=True)

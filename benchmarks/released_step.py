@@ -222,15 +222,15 @@ def memory_table(setting: runs.Setting, forms: list[Form], folder: str) -> str:
     ]
     state = json.dumps({**setting._asdict(), "root": folder})
     peaks: dict[str, int] = {}
-    for form in (runs.RELEASED, *forms):
+    for name in (runs.RELEASED, *forms):
         command = [sys.executable, "-m", "benchmarks.released_step", "alone"]
-        command += ["--setting", state, "--form", form]
+        command += ["--setting", state, "--form", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         run = json.loads(done.stdout.splitlines()[-1])
-        peaks[form] = run["peak"]
-        ratio = peaks[form] / peaks[runs.RELEASED]
+        peaks[name] = run["peak"]
+        ratio = peaks[name] / peaks[runs.RELEASED]
         lines.append(
-            f"| {NAMES[form]} | {run['peak'] / GIB:.3f} | {run['before'] / GIB:.3f} | {ratio:.3f} |"
+            f"| {NAMES[name]} | {run['peak'] / GIB:.3f} | {run['before'] / GIB:.3f} | {ratio:.3f} |"
         )
     return "\n".join(lines)
 

@@ -158,7 +158,10 @@ def parts(
 
 
 def fitted(arguments: list[str], steps: int, callback: list[str]) -> None:
-    """Run `fit` for so many steps in a folder that does not stay, nothing saved at its end."""
+    """Run `fit` for so many steps in a folder that does not stay, nothing saved at its end.
+
+    What it keeps of its pairs stays in that folder, too, so that every fit begins alike.
+    """
     with tempfile.TemporaryDirectory() as folder:
         quiet = [
             "--trainer.enable_checkpointing",
@@ -167,6 +170,7 @@ def fitted(arguments: list[str], steps: int, callback: list[str]) -> None:
             "false",
         ]
         beside = ["--trainer.max_steps", str(steps), "--trainer.default_root_dir", folder]
+        beside += ["--data.cache", f"{folder}/cache"]
         only = ["--trainer.callbacks", "LearningRateMonitor"]
         lit_prefopt(["fit", *arguments, *quiet, *beside, *only, *callback])
 

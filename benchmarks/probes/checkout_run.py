@@ -20,7 +20,6 @@ from typing import Any
 MARK = "RESULT "
 """What the line begins with that `against.py` reads."""
 
-PAIRS = 8
 EPOCHS = 2  # of SPO; the last one is counted
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"]
 BARE = ["--trainer.enable_checkpointing", "false", "--trainer.callbacks", "LearningRateMonitor"]
@@ -36,9 +35,7 @@ def arguments(kind: str, family: str, steps: int, folder: Path) -> list[list[str
         steps: Timed steps, after a first one.
         folder: Where networks and shards are.
     """
-    import benchmarks
-
-    if Path(benchmarks.__file__).parents[1] != Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]):
+    if not (Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) / "benchmarks").is_dir():
         raise ImportError("the checkout has no folder `benchmarks`")
     if kind == "spo_epoch":
         from benchmarks import spo_epoch
@@ -46,12 +43,15 @@ def arguments(kind: str, family: str, steps: int, folder: Path) -> list[list[str
         known = family == "toy"
         made = spo_epoch.toy(EPOCHS) if known else spo_epoch.full_size(family, folder, EPOCHS)  # type: ignore[arg-type]
         return [["fit", *made, *QUIET, *BARE, *CLOCK]]
-    from benchmarks.recipes import recipe
+    from benchmarks.recipes import KINDS, recipe
 
     train = "full" if family == "toy" and kind in ("evaluation", "start") else "lora"
-    rows = {"start": 4}.get(kind)
-    fit = recipe(family, train, "images", folder, batch=rows, pairs=PAIRS)  # type: ignore[arg-type]
-    known = [*fit.arguments, *QUIET]
+    rows = 4 if kind == "start" else KINDS[family].batch
+    pairs = rows * (1 if kind == "later_step" else max(steps + 1, 8))
+    if kind == "later_step" and family == "toy":
+        raise ValueError("the toy world has 1,024 pairs, and no step visits one again")
+    fit = recipe(family, train, "images", folder, batch=rows, pairs=pairs)  # type: ignore[arg-type]
+    known = [*fit.arguments, *QUIET, "--data.cache", "{root}/cache"]
     if kind == "evaluation":
         prompts = folder / "prompts.txt"
         prompts.write_text("".join(f"picture {number}\n" for number in range(8)))

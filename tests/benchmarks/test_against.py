@@ -29,13 +29,14 @@ def test_a_folder_without_the_package_is_refused(tmp_path: Path) -> None:
 def test_a_checkout_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Once as it is, and once as a package that borrows the benchmarks."""
     old = package_alone(tmp_path / "old")
-    names = ["memory", "evaluation"]
+    names = ["later_step", "memory", "evaluation"]
     options = {"size": "tiny", "rounds": 1, "steps": 1, "folder": str(tmp_path / "runs")}
     main(before=str(old), after=str(ROOT), benchmarks=names, **options)  # type: ignore[arg-type]
     text = capsys.readouterr().out
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
     found = {name.strip(): cells for name, *cells in rows[1:]}
     assert {name.split(",")[0] for name in found} == {
+        "a later LoRA step",
         "peak of a checkpointed LoRA step",
         "the first evaluation",
         "the second evaluation",
@@ -47,7 +48,7 @@ def test_a_checkout_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture
     assert numbers(found["peak of a checkpointed LoRA step, GiB"][2])[0] == pytest.approx(
         1, abs=0.1
     )
-    assert text.count("benchmarks of the other checkout were used (before: ImportError") == 2
+    assert text.count("benchmarks of the other checkout were used (before: ImportError") == 3
 
 
 @pytest.mark.slow
