@@ -78,7 +78,7 @@ def main(
         visits: Of each pair in a whole run.
         batch: Pairs in a batch; by default the family's own number.
         pairs: How many pairs are made; the toy world has its own 1,024.
-        workers: Processes that read and decode, of each.
+        workers: Processes that read and decode, of each; CPU seconds of a step leave them out.
         precision: By default the family's own.
         checkpointing: Whether both compute activations twice; by default at full size.
         options: More arguments of the fit, such as "--model.optimizer.fused true".
@@ -153,11 +153,11 @@ def equal_table(
         "weights | largest change of a weight |",
         "|---|---|---|---|---|",
     ]
-    for form, both in found.items():
+    for name, both in found.items():
         apart = max(abs(a - b) for a, b in zip(both.fit, both.released, strict=True))
         far = max(abs(loss - 0.6931471805599453) for loss in both.fit)
         lines.append(
-            f"| {NAMES[form]} | {apart:.1e} | {far:.3g} | {both.weights:.1e} | {both.moved:.1e} |"
+            f"| {NAMES[name]} | {apart:.1e} | {far:.3g} | {both.weights:.1e} | {both.moved:.1e} |"
         )
     columns = [column for form in found for column in (NAMES[form], NAMES[runs.RELEASED])]
     lines += ["", f"| step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
