@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +21,8 @@ from tests.helpers.tiny_sd3 import tiny_sd35_pipeline
 Family = Literal["tiny", "tiny-xl", "tiny-sd35", "toy", "sd15", "sdxl", "sd35"]
 Train = Literal["full", "lora"]
 Data = Literal["images", "cached", "reference"]
+Run = Callable[[list[str]], None]
+"""Runs a command of lit-prefopt."""
 
 
 class Kind(NamedTuple):
@@ -76,43 +78,92 @@ def image_shards(family: Family, root: Path, pairs: int) -> Path:
     return random_shards(root / f"shards-{side}-{pairs}", pairs, side)
 
 
-def latent_cache(family: Family, root: Path, pairs: int) -> Path:
-    """Return a folder of the same pairs as latents and embedded prompts, made once."""
-    made = root / f"{family}-cache-{pairs}"
+def latent_cache(
+    family: Family,
+    root: Path,
+    pairs: int,
+    *,
+    output: Path | None = None,
+    more: Sequence[str] = (),
+    run: Run | None = None,
+) -> Path:
+    """Return a folder of the same pairs as latents and embedded prompts, made once.
+
+    Args:
+        family: The model.
+        root: Where its pipeline and the shards are.
+        pairs: In the shards.
+        output: The folder; by default one in `root`.
+        more: Further arguments.
+        run: Runs the command; by default in a process of its own.
+    """
+    made = output or root / f"{family}-cache-{pairs}"
     kind, shards = KINDS[family], image_shards(family, root, pairs)
     own = [] if family == "toy" else ["--data.shards", str(shards), "--model.flip", "false"]
-    own += ["--model.resolution", str(kind.resolution), *_pipeline(family, root)]
-    _predict(f"{kind.caches}-cache", made, own)
+    own += ["--model.resolution", str(kind.resolution), *pipeline_arguments(family, root), *more]
+    _predict(f"{kind.caches}-cache", made, own, run)
     return made
 
 
 def reference_cache(
-    family: Family, train: Train, root: Path, pairs: int, rows: int, *, bf16_weights: bool = False
+    family: Family,
+    train: Train,
+    root: Path,
+    pairs: int,
+    rows: int,
+    *,
+    bf16_weights: bool = False,
+    latents: Path | None = None,
+    output: Path | None = None,
+    draws: int = 2,
+    more: Sequence[str] = (),
+    run: Run | None = None,
 ) -> Path:
-    """Return a folder of the reference's errors at two draws of those pairs, made once."""
-    made = root / f"{family}-{'bf16_weights' if bf16_weights else train}-reference-{pairs}-{rows}"
-    kind, shards = KINDS[family], latent_cache(family, root, pairs)
-    own = ["--data.shards", str(shards), "--model.draws", "2", "--model.caption_dropout", "0.1"]
-    own += ["--model.batch_size", str(rows), "--trainer.precision", kind.precision]
+    """Return a folder of the reference's errors at some draws of those pairs, made once.
+
+    Args:
+        family: The model.
+        train: All weights of the denoiser, or a LoRA.
+        root: Where its pipeline and the shards are.
+        pairs: In the shards.
+        rows: Pairs at a time.
+        bf16_weights: Whether all weights of the denoiser are trained in bfloat16.
+        latents: Folder of the pairs' latents; by default that of `latent_cache`.
+        output: The folder; by default one in `root`.
+        draws: Of each pair.
+        more: Further arguments.
+        run: Runs the command; by default in a process of its own.
+    """
+    name = f"{family}-{'bf16_weights' if bf16_weights else train}-reference-{pairs}-{rows}"
+    made, kind = output or root / name, KINDS[family]
+    shards = latents or latent_cache(family, root, pairs)
+    own = ["--data.shards", str(shards), "--model.draws", str(draws)]
+    own += ["--model.caption_dropout", "0.1", "--model.batch_size", str(rows)]
+    own += ["--trainer.precision", kind.precision]
     if train == "lora":  # whose precision the reference then has
         own += ["--backbone", kind.lora, "--backbone.lora.rank", "16"]
         own += ["--backbone.encoders", "false"]
     if bf16_weights:
         own += ["--backbone.policy_dtype", "bfloat16"]
-    _predict(f"{kind.caches}-reference-cache", made, [*own, *_pipeline(family, root)])
+    own += [*pipeline_arguments(family, root), *more]
+    _predict(f"{kind.caches}-reference-cache", made, own, run)
     return made
 
 
-def _pipeline(family: Family, root: Path) -> list[str]:
+def pipeline_arguments(family: Family, root: Path) -> list[str]:
+    """Return the arguments that name the family's pipeline, which is written once."""
     if family == "toy":
         return []
     pipeline = str(KINDS[family].make(root / family))
     return ["--backbone.pretrained", pipeline, "--backbone.vae", pipeline]
 
 
-def _predict(config: str, output: Path, own: list[str]) -> None:
-    """Run a generator in a process of its own, unless its output is there and whole."""
-    command = ["predict", "--config", config, "--model.output", str(output), *own]
+def _predict(config: str, output: Path, own: list[str], run: Run | None) -> None:
+    """Run a generator, unless its output is there and whole."""
+    (run or _in_a_process)(["predict", "--config", config, "--model.output", str(output), *own])
+
+
+def _in_a_process(command: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "lit_prefopt.cli", *command], check=True)
 
 
@@ -126,6 +177,7 @@ def recipe(
     workers: int = 0,
     pairs: int = 64,
     bf16_weights: bool = False,
+    caches: tuple[Path, Path] | None = None,
 ) -> Recipe:
     """Return a recipe with one batch an optimizer step and nothing beside the steps.
 
@@ -140,21 +192,26 @@ def recipe(
         workers: Processes that read and decode.
         pairs: In the shards.
         bf16_weights: Whether all weights of the denoiser are trained in bfloat16, by AdamW8bit.
+        caches: Folders of latents and of the reference's errors; made if not given.
     """
     kind, rows = KINDS[family], batch or KINDS[family].batch
     shards = image_shards(family, root, pairs)
     arguments = ["--config", kind.method]
     if family != "toy":
         name = kind.lora if train == "lora" else kind.backbone
-        arguments += ["--backbone", name, *_pipeline(family, root)]
+        arguments += ["--backbone", name, *pipeline_arguments(family, root)]
     if data == "images":
         arguments += ["--data", "PairShards", "--data.shards", str(shards)]
         arguments += ["--data.resolution", str(kind.resolution)]
     else:
-        arguments += ["--data", "CachedPairs", "--data.shards"]
-        arguments += [str(latent_cache(family, root, pairs))]
+        latents = caches[0] if caches else latent_cache(family, root, pairs)
+        arguments += ["--data", "CachedPairs", "--data.shards", str(latents)]
     if data == "reference":
-        known = reference_cache(family, train, root, pairs, rows, bf16_weights=bf16_weights)
+        known = (
+            caches[1]
+            if caches
+            else reference_cache(family, train, root, pairs, rows, bf16_weights=bf16_weights)
+        )
         arguments += ["--data.reference", str(known)]
     if train == "lora":
         arguments += ["--backbone.lora.rank", "16"]

@@ -29,7 +29,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from benchmarks.common import write_report
-from benchmarks.plain import PlainLoop, PlainPairs
+from benchmarks.plain import PlainLoop, PlainPairs, networks_of
 from benchmarks.python_time import python_of, shares
 from benchmarks.recipes import KINDS, Data, Family, Train, dtype_of, recipe
 from lit_prefopt.batches import Batch
@@ -77,7 +77,9 @@ class Turns(Callback):
         pinned = self.device.type == "cuda"
         self.batches = self.pairs.batches(data.batch_size, self.workers, pinned=pinned)
         context = trainer.precision_plugin.forward_context
-        self.loop = PlainLoop(module, trainer.optimizers[0], context)
+        backbone, optimizer = module.backbone, trainer.optimizers[0]
+        networks, dtype = networks_of(backbone), backbone.dtype
+        self.loop = PlainLoop(networks, optimizer, module.beta, context, dtype=dtype)
         next(self.batches)  # its workers are there, as the fit's will be
         reset_peak(self.device)
         self.since = time.perf_counter()
@@ -156,7 +158,10 @@ def parts(
 
 
 def fitted(arguments: list[str], steps: int, callback: list[str]) -> None:
-    """Run `fit` for so many steps in a folder that does not stay, nothing saved at its end."""
+    """Run `fit` for so many steps in a folder that does not stay, nothing saved at its end.
+
+    What it keeps of its pairs stays in that folder, too, so that every fit begins alike.
+    """
     with tempfile.TemporaryDirectory() as folder:
         quiet = [
             "--trainer.enable_checkpointing",
@@ -165,6 +170,7 @@ def fitted(arguments: list[str], steps: int, callback: list[str]) -> None:
             "false",
         ]
         beside = ["--trainer.max_steps", str(steps), "--trainer.default_root_dir", folder]
+        beside += ["--data.cache", f"{folder}/cache"]
         only = ["--trainer.callbacks", "LearningRateMonitor"]
         lit_prefopt(["fit", *arguments, *quiet, *beside, *only, *callback])
 

@@ -1,0 +1,1 @@
+"""Programs that run against the package of any checkout."""
