@@ -149,7 +149,8 @@ def recipe(
         arguments += ["--backbone", name, *_pipeline(family, root)]
     if data == "images":
         arguments += ["--data", "PairShards", "--data.shards", str(shards)]
-        arguments += ["--data.resolution", str(kind.resolution)]
+        # every step encodes: `fit_caches.py` measures what is stored
+        arguments += ["--data.resolution", str(kind.resolution), "--data.keep_encodings", "false"]
     else:
         arguments += ["--data", "CachedPairs", "--data.shards"]
         arguments += [str(latent_cache(family, root, pairs))]

@@ -83,6 +83,8 @@ class EncodingCache:
             if any((LATENTS, name) not in self.store for name in batch.mirrored or []):
                 mirrored = _mirrored(batch)._replace(prompt=encoded.prompt)
                 self._waiting.append(self._on_host(encode_posteriors(self.backbone, mirrored)))
+            if self._copied is None:  # nothing to wait for
+                self.flush()
         return encoded
 
     def flush(self) -> None:

@@ -97,8 +97,8 @@ class ErrorCache:
         for keys in by_sides.values():
             name = uuid.uuid4().hex
             flat = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)
-            values = torch.tensor([self._unwritten[key] for key in keys], dtype=torch.float32)
-            self.store.write(self.kind, name, {"keys": flat.view(-1, KEY), "errors": values})
+            table = torch.tensor([self._unwritten[key] for key in keys], dtype=torch.float32)
+            self.store.write(self.kind, name, {"keys": flat.view(-1, KEY), "errors": table})
             self._known.add(name)
         self._unwritten = {}
 

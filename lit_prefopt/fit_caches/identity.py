@@ -81,5 +81,5 @@ def _tensor_hash(named: tuple[str, Tensor]) -> str:
     digest = blake2b(digest_size=16)
     digest.update(f"{name}{tuple(tensor.shape)}{tensor.stride()}{tensor.dtype}".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    digest.update(flat.numpy())
+    digest.update(flat.numpy().data)
     return digest.hexdigest()
