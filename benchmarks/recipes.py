@@ -202,7 +202,8 @@ def recipe(
         arguments += ["--backbone", name, *pipeline_arguments(family, root)]
     if data == "images":
         arguments += ["--data", "PairShards", "--data.shards", str(shards)]
-        arguments += ["--data.resolution", str(kind.resolution)]
+        # every step encodes: `fit_caches.py` measures what is stored
+        arguments += ["--data.resolution", str(kind.resolution), "--data.keep_encodings", "false"]
     else:
         latents = caches[0] if caches else latent_cache(family, root, pairs)
         arguments += ["--data", "CachedPairs", "--data.shards", str(latents)]

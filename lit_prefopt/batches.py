@@ -33,6 +33,9 @@ class ImagePairs(NamedTuple):
     masks: Tensor | None = None  # (B, 1, H, W) float32: 1 where the sides may differ
     broken: tuple[str, ...] = ()  # names of unreadable samples that were replaced
     frames: Tensor | None = None  # (B, K, 6) int64: see `Prompt`; unknown where not given
+    prompt: Prompt | None = None  # B rows, where the texts were embedded before
+    records: list[str] | None = None  # B names of encoded images, where they are stored
+    mirrored: list[str] | None = None  # those of the mirrored images, where these may come too
 
     def best(self) -> ImagePairs:
         """Return only the chosen side (K = 1)."""
@@ -66,6 +69,7 @@ class LatentPairs(NamedTuple):
     broken: tuple[str, ...] = ()
     frames: Tensor | None = None  # (B, K, 6) int64
     reference_error: Tensor | None = None  # (B, E, K) float32: see `Pairs`
+    records: list[str] | None = None  # as in `ImagePairs`
 
     def best(self) -> LatentPairs:
         """Return only the chosen side (K = 1)."""

@@ -21,6 +21,7 @@ from lit_prefopt.diffusion.denoising import (
 from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
 from lit_prefopt.effective_batch import scale_last_step
 from lit_prefopt.errors import check_number
+from lit_prefopt.fit_caches import FitCaches
 from lit_prefopt.learner import Learner
 from lit_prefopt.losses import Comparisons
 from lit_prefopt.metrics import PreferenceMetric, batch_means
@@ -66,6 +67,12 @@ class PreferenceDiffusionModule(Learner):
     `log_ratios` calls the reference for anything else sets this to False.
     """
 
+    chosen_only: bool = False
+    """Whether `form_pairs` makes training pairs of `batch.best()`, of which one side is encoded."""
+
+    caches: FitCaches | None = None
+    """Encodings and reference errors that a training from images stores."""
+
     def __init__(
         self, *args: Any, validation_draws: int = 4, check_base: bool = True, **kwargs: Any
     ) -> None:
@@ -79,7 +86,9 @@ class PreferenceDiffusionModule(Learner):
 
     def setup(self, stage: str | None = None) -> None:
         """Check that the data fit backbone and method, before training starts."""
-        check_data(self, getattr(self.trainer, "datamodule", None))
+        data = getattr(self.trainer, "datamodule", None)
+        check_data(self, data)
+        self.caches = FitCaches.of_run(self, data) if stage == "fit" else None
 
     def on_train_start(self) -> None:
         """Arrange the check of the base, unless training has begun in an earlier run."""
@@ -95,7 +104,9 @@ class PreferenceDiffusionModule(Learner):
             batch: A batch of the data module.
         """
         if isinstance(batch, ImagePairs):
-            return encode_pairs(self.backbone, batch)
+            if self.caches is None or batch.records is None:
+                return encode_pairs(self.backbone, batch)
+            batch = self.caches.encode(batch, training=self.training)
         return draw_latents(self.backbone, batch) if isinstance(batch, LatentPairs) else batch
 
     def log_ratios(self, pairs: Pairs) -> LogRatios:
@@ -154,7 +165,10 @@ class PreferenceDiffusionModule(Learner):
         if not self.backbone.has_reference:
             return None
         with self.backbone.as_reference():
-            return self.errors(noised).value
+            errors = self.errors(noised).value
+        if self.caches is not None:
+            self.caches.add_errors(pairs.seeds, errors)
+        return errors
 
     # Training and validation steps, the same for all methods ------------------------------------
 
@@ -165,9 +179,16 @@ class PreferenceDiffusionModule(Learner):
             batch: A batch of the data module.
             batch_idx: Its number in the epoch.
         """
-        pairs = self.form_pairs(batch)
+        pairs = self._with_errors(batch)
         self.check_base_once(pairs)
         return self.weighted_loss(self.log_ratios(pairs), pairs)
+
+    def _with_errors(self, batch: Any) -> Pairs:
+        """Return the pairs of a batch, with the reference's errors where all are known."""
+        pairs = self.form_pairs(batch)
+        if self.caches is None:
+            return pairs
+        return self.caches.look_up_errors(batch, pairs, training=self.training)
 
     def check_base_once(self, batch: Pairs | Steps) -> None:
         """Check on the first batch of a training that the base predicts what it is read as.
@@ -199,7 +220,7 @@ class PreferenceDiffusionModule(Learner):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Compute held-out preference at timesteps and noise that depend on the pair only."""
-        pairs = self.form_pairs(batch)
+        pairs = self._with_errors(batch)
         for draw in range(self.validation_draws):
             seeded = pairs.at_draw(draw)
             ratios = self.log_ratios(seeded)
@@ -220,6 +241,13 @@ class PreferenceDiffusionModule(Learner):
         """Log held-out loss, accuracy and margin; the accuracy also by quarter of the levels."""
         self._log_held_out("val")
         super().on_validation_epoch_end()
+        if self.caches is not None:
+            self.caches.flush()
+
+    def on_train_epoch_end(self) -> None:
+        """Write encodings and errors of the epoch's last batches."""
+        if self.caches is not None:
+            self.caches.end_epoch(self.trainer)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Compute held-out preference, as in validation."""

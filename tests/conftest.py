@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: tests never ask the hub
+# trainings store what they encode in the user's cache: tests have one of their own
+CACHES = tempfile.TemporaryDirectory()
+atexit.register(CACHES.cleanup)
+USERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("HF_HOME", str(USERS / "huggingface"))  # where weights may be
+os.environ.setdefault("TORCH_HOME", str(USERS / "torch"))
+os.environ["XDG_CACHE_HOME"] = CACHES.name
 
 import tests.helpers.forked  # noqa: F401 isort: skip - while no library has set a variable
 

@@ -30,6 +30,7 @@ LEVELS = [
     ["datamodules"],
     ["learner"],
     ["judges", "cache_checks", "runs"],
+    ["fit_caches"],
     ["estimate"],
     ["module"],
     ["on_policy"],

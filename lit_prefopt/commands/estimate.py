@@ -61,9 +61,12 @@ class EstimateCLI(PreferenceCLI):
     folder: str
 
     def before_instantiate_classes(self) -> None:
-        """Redirect the run's output to a temporary folder, and disable validation."""
-        trainer = self.config[self.subcommand].trainer
-        trainer.default_root_dir, trainer.limit_val_batches = self.folder, 0
+        """Redirect the run's output to a temporary folder; disable validation and stored data."""
+        config = self.config[self.subcommand]
+        config.trainer.default_root_dir, config.trainer.limit_val_batches = self.folder, 0
+        options = config.data.get("init_args") or {}
+        if "keep_encodings" in options:
+            options["keep_encodings"] = False
         super().before_instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -99,6 +99,11 @@ class CurriculumPairs(PairShards):
         # stages have one shape
         super().__init__(shards=stages, aspect_buckets=False, bucket_step=64, min_side=0, **kwargs)
         check_number("stage_steps", stage_steps, 1)
+        if self.draws is not None:
+            raise InputError(
+                "A stage may show a pair more than once or not at all, so that pairs in stages "
+                "have no fixed draws: leave `--data.draws` out."
+            )
         if not stages:
             raise InputError("No stages are named; give `--data.stages FOLDER`.")
         self.stages, self.stage_steps = stages, stage_steps

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from lit_prefopt.batches import ImagePairs
+from lit_prefopt.batches import ImagePairs, LatentPairs
 from lit_prefopt.data.images import Augment, Size
-from lit_prefopt.data.loading.image_samples import ImageSampleLoader
+from lit_prefopt.data.latents.encoding_store import EncodingStore, StoredEncodingLoader
+from lit_prefopt.data.loading.image_samples import ImageSampleLoader, SampleLoader
+from lit_prefopt.data.order.fixed_draws import FixedDraws
 from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.order.shaping import ShapeSettings, make_order
+from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.datamodules.base import StoredPairs, check_at_least_one
+from lit_prefopt.errors import check_number
 
 
 class PairShards(StoredPairs):
@@ -28,7 +32,20 @@ class PairShards(StoredPairs):
         min_side: Leave out training pairs whose best side is shorter or narrower, in pixels.
         draft: Decode JPEGs of at least twice the needed size at a half, a quarter or an eighth of
             their size, in a fraction of the time; pixels differ in rounding and sharpness.
+        keep_encodings: Store latents and prompts at the first visit of a pair, in the folder
+            `encodings` of `cache` and up to `cache_size`, and read them from then on; losses are
+            the same to the last bit. Held-out pairs are stored too.
+        draws: Number of fixed draws of each pair (noise level, noise, crop, flip, dropped caption):
+            epoch n uses those of epoch n modulo their number. With `keep_encodings` the
+            reference's errors at each draw are computed once. Fresh draws in every epoch if not
+            given.
     """
+
+    encodings: EncodingStore | None = None
+    """Store of latents and prompts, set by a method that trains on them."""
+
+    encoded_sides: int = len(SIDES)
+    """Number of sides that the method encodes of a training pair."""
 
     def __init__(
         self,
@@ -40,12 +57,16 @@ class PairShards(StoredPairs):
         bucket_step: int = 64,
         min_side: int = 0,
         draft: bool = False,
+        keep_encodings: bool = True,
+        draws: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         check_at_least_one(resolution=resolution)
+        check_number("draws", draws, 1, optional=True)
         self.shaping = ShapeSettings(resolution, aspect_buckets, bucket_step, min_side)
         self.augment = Augment(self.shaping.square, crop, flip, self.caption_dropout, draft)
+        self.keep_encodings, self.draws = keep_encodings, draws
 
     @property
     def mirrors(self) -> bool:
@@ -57,24 +78,41 @@ class PairShards(StoredPairs):
         """Widths and heights of the training buckets, and of the held-out squares."""
         return [*self.shapes, *([] if self.validation is None else [self.shaping.square])]
 
-    def on_after_batch_transfer(self, batch: ImagePairs, dataloader_idx: int) -> ImagePairs:
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether an image is cropped alike at several visits, so that its latents come back."""
+        return self.augment.crop == "center" or self.draws is not None
+
+    def on_after_batch_transfer(
+        self, batch: ImagePairs | LatentPairs, dataloader_idx: int
+    ) -> ImagePairs | LatentPairs:
         """Scale the uint8 images of a batch to float32 in [-1, 1], on the device.
 
         Args:
             batch: A batch on the device.
             dataloader_idx: Number of the loader, of which there is one.
         """
-        return batch.scaled()
+        return batch.scaled() if isinstance(batch, ImagePairs) else batch
 
     def _make_order(self) -> tuple[SampleOrder, list[Size]]:
         """Return the order of the training pairs, and the width and height of each bucket."""
         plan = Plan(self.reader.counts, self.seed, self.shards_per_block)
         return make_order(self.reader.shards, plan, self.shaping, self.batch_size)
 
-    def _sample_loader(self) -> ImageSampleLoader:
+    def _sample_loader(self) -> SampleLoader:
         augments = [self.augment._replace(size=shape) for shape in self.shapes]
-        return ImageSampleLoader(self.reader, self.seed, augments)
+        draws = self.draws
+        fixed = None if draws is None else FixedDraws(self.order, self.reader.counts, draws)
+        images = ImageSampleLoader(self.reader, self.seed, augments, fixed)
+        return self._stored(images, self.encoded_sides, keep_latents=self.keeps_latents)
 
-    def _held_out_sample_loader(self) -> ImageSampleLoader:
+    def _held_out_sample_loader(self) -> SampleLoader:
         augment = Augment(self.shaping.square, draft=self.augment.draft)
-        return ImageSampleLoader(self.validation_reader, self.seed, [augment])
+        images = ImageSampleLoader(self.validation_reader, self.seed, [augment])
+        return self._stored(images, len(SIDES), keep_latents=True)
+
+    def _stored(self, images: ImageSampleLoader, sides: int, *, keep_latents: bool) -> SampleLoader:
+        """Return the loader that reads encodings where they are stored."""
+        if self.encodings is None:
+            return images
+        return StoredEncodingLoader(images, self.encodings, keep_latents=keep_latents, sides=sides)

@@ -28,6 +28,35 @@ def encode_pairs(backbone: Backbone, batch: ImagePairs) -> Pairs:
 
 
 @torch.no_grad()
+def encode_posteriors(backbone: Backbone, batch: ImagePairs) -> LatentPairs:
+    """Encode images and prompts to what a cache stores: `draw_latents` makes pairs of it.
+
+    Both together are `encode_pairs`, to the last bit.
+
+    Args:
+        backbone: Backbone whose VAE and text encoders are used.
+        batch: B pairs of images; prompts that were embedded before are taken as they are.
+    """
+    images = batch.scaled().images
+    sides = images.shape[:2]
+    mean, deviation = (x.unflatten(0, sides) for x in backbone.posterior(images.flatten(0, 1)))
+    return LatentPairs(
+        mean,
+        deviation,
+        backbone.embed(batch.texts) if batch.prompt is None else batch.prompt,
+        batch.texts,
+        batch.seeds,
+        batch.labels,
+        batch.weights,
+        batch.keys,
+        None if batch.masks is None else resize_masks(batch.masks, mean),
+        batch.broken,
+        batch.frames,
+        records=batch.records,
+    )
+
+
+@torch.no_grad()
 def draw_latents(backbone: Backbone, batch: LatentPairs) -> Pairs:
     """Sample latents of all sides from cached posteriors, with the noise of `encode_pairs`.
 

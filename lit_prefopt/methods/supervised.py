@@ -16,6 +16,7 @@ class SupervisedFineTuning(PreferenceDiffusionModule):
     """
 
     needs_reference = False
+    chosen_only = True
 
     def form_pairs(self, batch: Batch) -> Pairs:
         """Return only the chosen side in training; both sides of held-out pairs."""

@@ -11,8 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_prefopt.batches import ImagePairs
-from lit_prefopt.data.images import Augment, BrokenSample, ImageHeader, Pixels, Size, decode
+from lit_prefopt.batches import ImagePairs, LatentPairs
+from lit_prefopt.data.images import (
+    Augment,
+    BrokenSample,
+    Crop,
+    ImageHeader,
+    Pixels,
+    Size,
+    decode,
+)
+from lit_prefopt.data.order.fixed_draws import FixedDraws
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.utils.seeds import sample_seed
 
@@ -64,6 +73,46 @@ class ImageSample(NamedTuple):
     frames: list[list[int]]  # (K, 6)
 
 
+class PreparedSample(NamedTuple):
+    """Sample whose headers were read and whose crop was drawn; its pixels are not decoded yet."""
+
+    stored: Sample
+    headers: list[ImageHeader]  # of the sides
+    names: Sequence[str]  # of the sides, for messages
+    augment: Augment
+    crop: Crop
+    text: str  # "" where the caption was dropped
+    seed: int
+
+    @property
+    def frames(self) -> list[list[int]]:
+        """Size conditioning of each side, (K, 6): see `Prompt`."""
+        return [self.augment.frame(side.size, self.crop) for side in self.headers]
+
+    def decode(self) -> ImageSample:
+        """Decode and crop the images; raise BrokenSample, which names the sample, on failure."""
+        sample, augment, crop = self.stored, self.augment, self.crop
+        images: list[Image.Image | Pixels] = []
+        for name, side in zip(self.names, self.headers, strict=True):
+            with _name_side(sample, name):
+                images.append(_decoded(side, crop.size, draft=augment.draft))
+        best = images[0].size if isinstance(images[0], Image.Image) else crop.size
+        mask = None
+        if sample.mask is not None:
+            with _name_side(sample, "mask"):
+                mask = augment.mask(decode(sample.mask, "L"), self.headers[0].size, crop)
+        return ImageSample(
+            images=[augment.pixels(image, best, crop) for image in images],
+            text=self.text,
+            seed=self.seed,
+            label=label_of(sample),
+            weight=weight_of(sample),
+            key=sample.name,
+            mask=mask,
+            frames=self.frames,
+        )
+
+
 class ImageSampleLoader:
     """Load, decode and augment pairs of images.
 
@@ -71,20 +120,48 @@ class ImageSampleLoader:
         reader: Reads a sample by (shard number, sample number).
         seed: Seed of the run.
         augments: Augmentation of images and text, for each bucket.
+        fixed: The draws that each pair keeps; fresh ones in every epoch if not given.
     """
 
-    def __init__(self, reader: ShardReader, seed: int, augments: Sequence[Augment]) -> None:
-        self.reader, self.seed, self.augments = reader, seed, augments
+    def __init__(
+        self,
+        reader: ShardReader,
+        seed: int,
+        augments: Sequence[Augment],
+        fixed: FixedDraws | None = None,
+    ) -> None:
+        self.reader, self.seed, self.augments, self.fixed = reader, seed, augments, fixed
 
-    def load(self, ref: SampleRef) -> ImageSample:
-        """Return a sample in the shape of its position's bucket."""
-        seed = sample_seed(self.seed, ref.epoch, ref.position)
+    def prepare(self, ref: SampleRef) -> PreparedSample:
+        """Return a sample before decoding, in the shape of its position's bucket."""
+        epoch, position = ref.epoch, ref.position
+        if self.fixed is not None:
+            epoch, position = self.fixed.draw(epoch, position, ref.shard, ref.sample)
         stored = self.reader(ref.shard, ref.sample)
-        return load_sample(stored, self.augments[ref.bucket], seed, self.reader.sides)
+        seed = sample_seed(self.seed, epoch, position)
+        return prepare_sample(stored, self.augments[ref.bucket], seed, self.reader.sides)
 
-    def collate(self, samples: list[ImageSample], broken: tuple[str, ...]) -> ImagePairs:
+    def load(self, ref: SampleRef) -> Any:
+        """Return a sample in the shape of its position's bucket."""
+        return self.prepare(ref).decode()
+
+    def collate(self, samples: list[Any], broken: tuple[str, ...]) -> ImagePairs | LatentPairs:
         """Return the batch of some samples; for the arguments see `SampleLoader`."""
         return collate(samples, broken)
+
+
+def prepare_sample(
+    sample: Sample, augment: Augment, seed: int, names: Sequence[str]
+) -> PreparedSample:
+    """Read the headers of a sample and draw its crop; for the arguments see `load_sample`."""
+    text = prompt_of(sample)
+    sides: list[ImageHeader] = []
+    for name, data in zip(names, sample.sides, strict=True):
+        with _name_side(sample, name):
+            sides.append(ImageHeader.read(data))
+    with _name_side(sample, names[0]):
+        crop, dropped = augment.draw(sides[0].size, seed)
+    return PreparedSample(sample, sides, names, augment, crop, "" if dropped else text, seed)
 
 
 def load_sample(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> ImageSample:
@@ -96,32 +173,7 @@ def load_sample(sample: Sample, augment: Augment, seed: int, names: Sequence[str
         seed: The sample's seed.
         names: Names of its sides, for messages.
     """
-    text = prompt_of(sample)
-    sides: list[ImageHeader] = []
-    for name, data in zip(names, sample.sides, strict=True):
-        with _name_side(sample, name):
-            sides.append(ImageHeader.read(data))
-    with _name_side(sample, names[0]):
-        crop, dropped = augment.draw(sides[0].size, seed)
-    images: list[Image.Image | Pixels] = []
-    for name, side in zip(names, sides, strict=True):
-        with _name_side(sample, name):
-            images.append(_decoded(side, crop.size, draft=augment.draft))
-    best = images[0].size if isinstance(images[0], Image.Image) else crop.size
-    mask = None
-    if sample.mask is not None:
-        with _name_side(sample, "mask"):
-            mask = augment.mask(decode(sample.mask, "L"), sides[0].size, crop)
-    return ImageSample(
-        images=[augment.pixels(image, best, crop) for image in images],
-        text="" if dropped else text,
-        seed=seed,
-        label=label_of(sample),
-        weight=weight_of(sample),
-        key=sample.name,
-        mask=mask,
-        frames=[augment.frame(side.size, crop) for side in sides],
-    )
+    return prepare_sample(sample, augment, seed, names).decode()
 
 
 class StoredSample(Protocol):
