@@ -26,6 +26,7 @@ from lit_prefopt.errors import (
 )
 from lit_prefopt.recipe_files import named_recipes
 from lit_prefopt.utils.addresses import check_secrets
+from lit_prefopt.utils.garbage import collection
 from lit_prefopt.utils.os_errors import explain_os_error
 from lit_prefopt.utils.output_lock import release_locks
 from lit_prefopt.utils.parent_watch import watch_parent
@@ -89,12 +90,19 @@ def write_report(args: Sequence[str]) -> None:
 
 def run_estimate(args: Sequence[str]) -> None:
     """Run `lit-prefopt estimate`."""
-    from lit_prefopt.utils.postponed import postpone_bitsandbytes
-
-    postpone_bitsandbytes()
+    _postpone_imports()
     from lit_prefopt.commands.estimate import estimate
 
     estimate(args)
+
+
+def _postpone_imports() -> None:
+    """Postpone imports of libraries that most runs do not use."""
+    from lit_prefopt.utils.postponed import postpone_bitsandbytes
+    from lit_prefopt.utils.postponed_dynamo import postpone_dynamo
+
+    postpone_dynamo()
+    postpone_bitsandbytes()
 
 
 def run_rounds(args: Sequence[str]) -> None:
@@ -110,12 +118,14 @@ def run_trainer(args: Sequence[str]) -> None:
     if named[0] == "evaluate":
         named[0] = "predict"
     if not answer(named, _write_table):
-        from lit_prefopt.utils.postponed import postpone_bitsandbytes
+        collection.postpone()
+        try:
+            _postpone_imports()
+            from lit_prefopt.lightning_cli import run_lightning
 
-        postpone_bitsandbytes()
-        from lit_prefopt.lightning_cli import run_lightning
-
-        run_lightning(named)
+            run_lightning(named)
+        finally:
+            collection.resume()
 
 
 def _write_table() -> Table:
