@@ -62,13 +62,13 @@ def main(
         rank: Rank of the LoRA.
         checkpointing: Whether activations are computed twice.
         quantization: Quantization of the blocks below the LoRA.
-        precision: Of the run and of the weights; a CPU without AVX-512 multiplies bfloat16 matrices
-            up to a hundred times slower than float32 ones.
+        precision: Of the run and of the weights, which are quantized from bfloat16; a CPU without
+            AVX-512 multiplies bfloat16 matrices up to a hundred times slower than float32 ones.
         steps: Timed optimizer steps, after a first one.
         report: Write a report as well.
     """
     changes = FULL_SIZE[model].tiny if size == "tiny" else {}
-    dtype = "bfloat16" if precision.startswith("bf16") else "float32"
+    dtype = "bfloat16" if precision.startswith("bf16") or quantization else "float32"
     before, start = resident(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         with default_dtype(getattr(torch, dtype)):
@@ -81,6 +81,8 @@ def main(
                 dtype=dtype,
                 quantization=quantization,
             )
+        if precision == "32-true":
+            backbone.float().dtype = torch.float32  # what is not quantized
         parameters = sum(p.numel() for p in backbone.policy.parameters())
         module = DiffusionDPO(backbone, AdamW(1e-5), beta=2000.0, check_base=False)
         pace = Pace(steps)
