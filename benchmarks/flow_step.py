@@ -2,7 +2,7 @@
 
     python -m benchmarks.flow_step --model sd35-medium --size tiny
     python -m benchmarks.flow_step --model sd35-medium --report true
-    python -m benchmarks.flow_step --model flux2-klein-4b --quantization nf4 --resolution 256 --report true
+    python -m benchmarks.flow_step --model flux2-klein-4b --quantization nf4 --resolution 256
 
 Diffusion-DPO with a LoRA, on the transformer alone: latents and embedded prompts are random, as
 from a cache. Weights are random too, so it measures speed and memory, not quality. The floor is
@@ -106,12 +106,8 @@ def main(
     )
     print(text)
     if report:
-        detail = [
-            model,
-            *([quantization] if quantization else []),
-            *([] if size == "full" else [size]),
-        ]
-        print(write_report("flow_step", text, "-".join(detail)))
+        detail = [model, quantization or "", "" if size == "full" else size]
+        print(write_report("flow_step", text, "-".join(filter(None, detail))))
 
 
 def table(pace: Pace, before: int) -> str:
