@@ -114,12 +114,8 @@ def main(
     )
     print(text)
     if report:
-        detail = [
-            model,
-            *([quantization] if quantization else []),
-            *([] if size == "full" else [size]),
-        ]
-        print(write_report("flow_step", text, "-".join(detail)))
+        detail = [model, quantization or "", "" if size == "full" else size]
+        print(write_report("flow_step", text, "-".join(filter(None, detail))))
 
 
 def table(pace: Pace, before: int) -> str:

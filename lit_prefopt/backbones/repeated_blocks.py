@@ -1,4 +1,4 @@
-"""Find the repeated blocks of a denoiser: the units of quantization, compilation and FSDP2."""
+"""Find a denoiser's repeated transformer blocks: units of quantization, compilation and FSDP2."""
 
 from __future__ import annotations
 

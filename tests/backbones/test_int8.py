@@ -98,11 +98,16 @@ def test_autocast_decides_the_precision() -> None:
 
 
 def test_nothing_but_the_quantized_weights_is_kept_for_the_backward() -> None:
-    ours, kept = Int8Linear(linear()), []
-    x = drawn(5, 96).requires_grad_(True)
-    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    ours, x = Int8Linear(linear()), drawn(5, 96).requires_grad_(True)
+    kept = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
         out = ours(x)
-    assert {t.data_ptr() for t in kept} == {ours.weight.data_ptr(), ours.scale.data_ptr()}
+    assert {*kept} == {ours.weight.data_ptr(), ours.scale.data_ptr()}
     out.sum().backward()
     assert x.grad is not None
 
