@@ -33,7 +33,13 @@ from tests.helpers.full_size import FULL_SIZE, random_backbone, random_pairs
 
 def main(
     model: Literal[
-        "sd35-medium", "flux2-klein-4b", "flux2-klein-9b", "z-image", "qwen-image", "flux1"
+        "sd35-medium",
+        "flux2-klein-4b",
+        "flux2-klein-9b",
+        "z-image",
+        "qwen-image",
+        "lumina2",
+        "flux1",
     ],
     size: Literal["full", "tiny"] = "full",
     resolution: int = 512,
