@@ -39,6 +39,7 @@ def main(
         "flux2-klein-9b",
         "z-image",
         "qwen-image",
+        "lumina2",
         "flux1",
         "chroma",
     ],

@@ -61,6 +61,7 @@ class Lumina2(TransformerBackbone):
         super().__init__(pretrained, **kwargs)
         if not rescale_guidance:
             self.GUIDANCE = replace(self.GUIDANCE, combine=linear)
+        text: Any
         for text in self.texts.values():
             text.length, text.system_prompt = text_tokens, self.system_prompt
 

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import (
     sdpa_backward_flop_count,
     sdpa_flop_count,
 )
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lit_prefopt.backbones import trained
 from lit_prefopt.backbones.nf4 import nf4_scales
@@ -52,7 +53,7 @@ def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> St
     gradients = sum(p.numel() * p.element_size() for p in parameters)
     with _fake_tensors(module, batch) as (ghost, known):
         live = _LiveMemory(known)
-        with _fast_garbage_collection(), flop_counter() as counter, live, context():
+        with _fast_garbage_collection(), flop_counter() as counter, live, _MostTokens(), context():
             loss: Any = module.training_step(ghost, 0)
             forward = live.peak
             torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -193,6 +194,30 @@ class _LiveMemory(TorchDispatchMode):
     def _drop(self, name: int, size: int) -> None:
         self._seen.discard(name)
         self.now -= size
+
+
+class _MostTokens(TorchDispatchMode):
+    """Returns the length of a mask where a network reads how many of its tokens are no padding.
+
+    A fake tensor has no values: the cost is that of prompts of full length.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        most = self._most.get(args[0]) if args and isinstance(args[0], Tensor) else None
+        if most is not None and func is aten._local_scalar_dense.default:
+            return most
+        out = func(*args, **(kwargs or {}))
+        if func is aten.sum.dim_IntList and not args[0].is_floating_point():
+            self._most[out] = args[0].shape[args[1][0]]
+        elif most is not None and func in (aten.select.int, aten.unbind.int):
+            for part in [out] if isinstance(out, Tensor) else out:
+                self._most[part] = most
+        return out
 
 
 def bytes_of(network: nn.Module | None) -> int:

@@ -11,6 +11,7 @@ from diffusers import SD3Transformer2DModel
 from torch.nn.functional import scaled_dot_product_attention
 
 from lit_prefopt.backbones import LoRA, StableDiffusion3, trained
+from lit_prefopt.conditioning import Prompt, Ragged
 from lit_prefopt.estimate.memory import footprint, savings
 from lit_prefopt.estimate.step_cost import checkpointing, flop_counter, step_cost
 from lit_prefopt.methods import DiffusionDPO
@@ -94,6 +95,22 @@ def test_a_steps_cost_by_shapes_is_the_real_ones(tiny_sd35_folder: str, lora: Lo
         twice = step_cost(module, batch)
     assert twice.activations < saved * cost.activations
     assert twice.flops > 1.1 * cost.flops
+
+
+def test_a_network_that_counts_tokens_costs_as_with_full_prompts(tmp_path: Path) -> None:
+    """Lumina Image 2.0 reads from its mask how long each prompt is."""
+    changes = {"hidden_size": 24, "num_layers": 2, "num_attention_heads": 3, "num_kv_heads": 1}
+    changes |= {"axes_dim_rope": (4, 2, 2), "multiple_of": 16}
+    backbone = random_backbone("lumina2", tmp_path, changes, lora=LoRA(4), text_tokens=20)
+    module = DiffusionDPO(backbone, AdamW(1e-3), beta=5000.0).train()
+    batch = random_pairs("lumina2", backbone, 2, 64, 0)
+    values = torch.randn(2 * 20, 2304)
+    full = batch._replace(prompt=Prompt({"hidden": Ragged(values, (20, 20))}))
+    short = batch._replace(prompt=Prompt({"hidden": Ragged(values[:27], (20, 7))}))
+    with flop_counter() as counter:
+        kept_for_backward(module, full)
+    costs = [step_cost(module, one) for one in (full, short)]
+    assert costs[0].flops == costs[1].flops == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["full", "lora"])

@@ -126,6 +126,15 @@ FULL_SIZE: dict[str, FullSize] = {
         None,
         {"num_layers": 2, "num_attention_heads": 2},
     ),
+    "lumina2": FullSize(
+        "Lumina2",
+        {"cap_feat_dim": 2304},
+        FLUX_VAE,
+        {"shift": 6.0},
+        None,
+        {"hidden_size": 288, "num_layers": 2, "num_attention_heads": 3, "num_kv_heads": 1},
+        "cap_feat_dim",
+    ),
     "flux1": FullSize(
         "Flux1",
         {"guidance_embeds": True},
@@ -143,7 +152,7 @@ FULL_SIZE: dict[str, FullSize] = {
         TINY_FLUX | {"approximator_hidden_dim": 64, "approximator_layers": 1},
     ),
 }
-"""Published sizes; those of Z-Image, Qwen-Image, FLUX.1 and Chroma are the classes' defaults."""
+"""Published sizes; what is not stated is the classes' default."""
 
 
 def write_configs(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
