@@ -37,9 +37,14 @@ class PostponedDynamo(ModuleType):
 
     def __init__(self, spec: ModuleSpec) -> None:
         super().__init__(NAME)
-        own = {"__spec__": spec, "__file__": spec.origin, "_real": None, "_allowed": []}
-        paths = list(spec.submodule_search_locations or ())
-        vars(self).update(own, __path__=paths, OptimizedModule=_compiled_modules(self))
+        vars(self).update(
+            __spec__=spec,
+            __file__=spec.origin,
+            __path__=list(spec.submodule_search_locations or ()),
+            OptimizedModule=_compiled_modules(self),
+            _real=None,
+            _allowed=[],
+        )
 
     def load(self) -> ModuleType:
         """Import the real package, once."""
