@@ -52,6 +52,7 @@ def cpu_seconds(checkout: Path, recipe: str, folder: Path) -> float:
     command += ["--trainer.default_root_dir", str(folder / "run")]
     command += ["--trainer.callbacks+", f"{COPY}.StopAtFirstBatch"]
     environment = {**os.environ, "PYTHONPATH": paths, "FIRST_BATCH": str(note)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if not note.is_file():
         raise RuntimeError(f"{' '.join(command)} did not reach its first batch: {done.stderr}")

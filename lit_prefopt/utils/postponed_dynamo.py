@@ -24,8 +24,8 @@ KNOWN = ("2.13",)
 class PostponedDynamo(ModuleType):
     """Stand-in of torch._dynamo, replaced by the real package on the first use of it.
 
-    Where nothing is compiled, libraries only mark functions that are not traced and classes that
-    are allowed in graphs, and check whether a module is a compiled one. The marks are made in the
+    Where nothing is compiled, libraries only mark functions and classes (not traced, allowed in
+    graphs, constant), and check whether a module is a compiled one. The marks are made in the
     real package when it is imported. Every other attribute imports it.
 
     Args:
@@ -33,13 +33,18 @@ class PostponedDynamo(ModuleType):
     """
 
     _real: ModuleType | None
-    _allowed: list[Any]
+    _marks: list[tuple[str, Any]]
 
     def __init__(self, spec: ModuleSpec) -> None:
         super().__init__(NAME)
-        own = {"__spec__": spec, "__file__": spec.origin, "_real": None, "_allowed": []}
-        paths = list(spec.submodule_search_locations or ())
-        vars(self).update(own, __path__=paths, OptimizedModule=_compiled_modules(self))
+        vars(self).update(
+            __spec__=spec,
+            __file__=spec.origin,
+            __path__=list(spec.submodule_search_locations or ()),
+            OptimizedModule=_compiled_modules(self),
+            _real=None,
+            _marks=[],
+        )
 
     def load(self) -> ModuleType:
         """Import the real package, once."""
@@ -52,15 +57,23 @@ class PostponedDynamo(ModuleType):
                 parent, _, child = name.rpartition(".")
                 if parent == NAME and not hasattr(real, child):
                     setattr(real, child, module)
-            for one in self._allowed:
-                real.allow_in_graph(one)
+            for how, one in self._marks:
+                getattr(real, how)(one)
         return self._real  # type: ignore[return-value]
 
     def allow_in_graph(self, one: Any) -> Any:
         """Mark a class or function as allowed in graphs."""
+        return self._mark("allow_in_graph", one)
+
+    def assume_constant_result(self, one: Any) -> Any:
+        """Mark a function as one whose result is constant."""
+        return self._mark("assume_constant_result", one)
+
+    def _mark(self, how: str, one: Any) -> Any:
+        """Mark a class or function as soon as the real package is imported."""
         if self._real is not None:
-            return self._real.allow_in_graph(one)
-        self._allowed.append(one)
+            return getattr(self._real, how)(one)
+        self._marks.append((how, one))
         return one
 
     def disable(self, function: Any = None, *args: Any, **kwargs: Any) -> Any:
