@@ -143,7 +143,7 @@ FULL_SIZE: dict[str, FullSize] = {
         TINY_FLUX | {"approximator_hidden_dim": 64, "approximator_layers": 1},
     ),
 }
-"""Published sizes; those of Z-Image, Qwen-Image, FLUX.1 and Chroma are the classes' defaults."""
+"""Published sizes; what is not stated is the classes' default."""
 
 
 def write_configs(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
