@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_prefopt.diffusion.sampling import check_sampling
 from lit_prefopt.errors import check_number
 from lit_prefopt.evaluate.comparison import EvaluationPlan, image_sampler, reference_image_sampler
+from lit_prefopt.evaluate.reference_images import ReferenceImages, reference_settings
 from lit_prefopt.evaluate.results import Evaluator, PartialRunEvaluation, Pictures, check_pictures
 from lit_prefopt.evaluate.scoring import Scorers, TextReader
 from lit_prefopt.judges import CLIPJudge, Judge
@@ -44,6 +45,9 @@ class Evaluation(Callback):
         similarity: A CLIP whose image features measure the policy's drift from the reference and
             the diversity of a prompt's images.
         text: OCR that checks images for the text quoted in their prompts.
+        reference_gib: Space in the run's directory for the reference's images, in GiB, so that
+            further evaluations with the same prompts, seeds and sampler settings sample only the
+            policy; 0 keeps none.
     """
 
     def __init__(
@@ -58,9 +62,11 @@ class Evaluation(Callback):
         images: int = 1,
         similarity: CLIPJudge | None = None,
         text: TextReader | None = None,
+        reference_gib: float = 4.0,
     ) -> None:
         check_pictures(pictures)
         check_number("images", images, 1)
+        check_number("reference_gib", reference_gib, 0)
         self.scorers = Scorers(judge, judges, similarity, text)
         self.prompts = prompts
         self.sampling = sampling
@@ -68,6 +74,7 @@ class Evaluation(Callback):
         self.pictures: Pictures = pictures
         self.folder = folder
         self.images = images
+        self.reference_bytes = int(reference_gib * 2**30)
         self._started = 0.0
         self._seconds = 0.0
         self._curve: list[list[float]] = []
@@ -161,8 +168,11 @@ class Evaluation(Callback):
         parts.check()
         meet()
         parts.write_settings()
-        backbone, how = module.backbone, evaluator.how
-        speakers = (reference_image_sampler(backbone, how), image_sampler(backbone, how))
+        reference = self._reference_images(trainer, module, evaluator)
+        if trainer.is_global_zero:
+            reference.prepare()
+        meet()
+        speakers = (reference, image_sampler(module.backbone, evaluator.how))
         with trainer.precision_plugin.forward_context():
             for number in range(rank, groups, ranks):
                 if not parts.has(number):
@@ -174,6 +184,20 @@ class Evaluation(Callback):
             evaluator.print_table(folder)
             parts.lock.release()
         meet()
+
+    def _reference_images(
+        self, trainer: Trainer, module: PreferenceDiffusionModule, evaluator: Evaluator
+    ) -> ReferenceImages:
+        backbone = module.backbone
+        with trainer.precision_plugin.forward_context():
+            settings = reference_settings(backbone, evaluator.settings | evaluator.notes)
+        return ReferenceImages(
+            reference_image_sampler(backbone, evaluator.how),
+            Path(trainer.default_root_dir) / f"{self.folder}.reference",
+            settings,
+            self.reference_bytes,
+            trainer.strategy.root_device,
+        )
 
     def _evaluator(self, trainer: Trainer, module: PreferenceDiffusionModule) -> Evaluator:
         backbone, policy = module.backbone, module.backbone.policy

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lit_prefopt.datamodules.generation import GenerationDataModule, GenerationGroup, PromptGroups
 from lit_prefopt.errors import check_number
-from lit_prefopt.evaluate.comparison import EvaluationPlan, image_sampler
+from lit_prefopt.evaluate.comparison import EvaluationPlan, image_sampler, repeated_images
 from lit_prefopt.evaluate.models import DType, check_alike, load_model
 from lit_prefopt.evaluate.results import Evaluator, PartialEvaluation, Pictures, check_pictures
 from lit_prefopt.evaluate.results import ResultGroup as Answered
@@ -117,10 +117,11 @@ class ModelComparison(Producer):
 
     def make(self, group: GenerationGroup) -> list[Answered]:
         """Evaluate a group."""
-        speakers = (
-            image_sampler(backbone, self.sampling) for backbone in (self.reference, self.backbone)
-        )
-        return [self.evaluator.evaluate_group(group.number, *speakers)]
+        policy = image_sampler(self.backbone, self.sampling)
+        reference = image_sampler(self.reference, self.sampling)
+        if self.models["reference"] == self.models["policy"]:
+            reference = policy = repeated_images(policy)
+        return [self.evaluator.evaluate_group(group.number, reference, policy)]
 
     def complete(self, folder: Path) -> None:
         """Write the summary (rank zero, at the end)."""

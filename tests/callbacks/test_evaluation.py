@@ -117,6 +117,25 @@ def test_a_resumed_run_tells_the_whole_and_a_test_leaves_it(
     assert again["difference"] == pytest.approx(summary["difference"], abs=1e-6)
 
 
+def test_a_second_evaluation_samples_the_policy_alone(
+    recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a blue house\n\nthe sea\n")
+    recipe, run = [*recipe, *evaluation(tmp_path)], tmp_path / "run"
+    main(["fit", *recipe])
+    with monkeypatch.context() as patch:
+        name = "lit_prefopt.callbacks.evaluation.reference_image_sampler"
+        patch.setattr(name, lambda *_: pytest.fail)  # called only where a batch is sampled
+        main(["test", *recipe, "--ckpt_path", "last"])
+    assert list((run / "evaluation.reference").rglob("*.safetensors"))
+    found = {path.name: path.read_bytes() for path in (run / "test" / "images").iterdir()}
+    found["rows"] = (run / "test" / "per_prompt.jsonl").read_bytes()
+    main(["test", *recipe, "--ckpt_path", "last", "--trainer.callbacks.reference_gib", "0"])
+    again = {path.name: path.read_bytes() for path in (run / "test" / "images").iterdir()}
+    assert found == again | {"rows": (run / "test" / "per_prompt.jsonl").read_bytes()}
+    assert not (run / "evaluation.reference").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
