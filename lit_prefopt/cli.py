@@ -26,6 +26,7 @@ from lit_prefopt.errors import (
 )
 from lit_prefopt.recipe_files import named_recipes
 from lit_prefopt.utils.addresses import check_secrets
+from lit_prefopt.utils.garbage import collection
 from lit_prefopt.utils.os_errors import explain_os_error
 from lit_prefopt.utils.output_lock import release_locks
 from lit_prefopt.utils.parent_watch import watch_parent
@@ -110,12 +111,16 @@ def run_trainer(args: Sequence[str]) -> None:
     if named[0] == "evaluate":
         named[0] = "predict"
     if not answer(named, _write_table):
-        from lit_prefopt.utils.postponed import postpone_bitsandbytes
+        collection.postpone()
+        try:
+            from lit_prefopt.utils.postponed import postpone_bitsandbytes
 
-        postpone_bitsandbytes()
-        from lit_prefopt.lightning_cli import run_lightning
+            postpone_bitsandbytes()
+            from lit_prefopt.lightning_cli import run_lightning
 
-        run_lightning(named)
+            run_lightning(named)
+        finally:
+            collection.resume()
 
 
 def _write_table() -> Table:

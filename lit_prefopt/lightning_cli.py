@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -36,6 +36,7 @@ from lit_prefopt.runs.directory import (
 from lit_prefopt.strategies.compatibility import check_strategy
 from lit_prefopt.utils.addresses import check_secrets
 from lit_prefopt.utils.device import is_out_of_memory
+from lit_prefopt.utils.garbage import collection
 from lit_prefopt.utils.quiet import hide_notices
 from lit_prefopt.weights.checks import first_line
 
@@ -53,6 +54,15 @@ class Parser(PlainParser, LightningArgumentParser):
 class PreferenceCLI(LightningCLI):
     """LightningCLI with a `backbone` of its own, handed to the model when both are built."""
 
+    commands: ClassVar[tuple[str, ...]] = ()
+    """Commands whose parsers are built; all if empty."""
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        """Return the Trainer's commands, with the arguments of each that are not keys."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in cls.commands or known}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys `backbone`, with its link to the model, and `batch`."""
         parser.add_subclass_arguments(Backbone, "backbone", required=False)
@@ -61,6 +71,7 @@ class PreferenceCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Look at the run's directory before anything is loaded."""
+        collection.resume()
         config = self.config[self.subcommand]
         self.root = run_directory(config)
         fitting = self.subcommand == "fit"
@@ -151,12 +162,24 @@ class PreferenceCLI(LightningCLI):
         """Leave the recipe as it is: Lightning would let the checkpoint's numbers override it."""
 
 
-def run_lightning(args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI) -> PreferenceCLI:
-    """Run one of the trainer's commands, and return what ran it."""
+def run_lightning(
+    args: Sequence[str], kind: type[PreferenceCLI] = PreferenceCLI, *, every_parser: bool = False
+) -> PreferenceCLI:
+    """Run one of the trainer's commands, and return what ran it.
+
+    Args:
+        args: The command and its arguments.
+        kind: Class of the command line.
+        every_parser: Build the parsers of all commands, not only of the one that runs.
+    """
     hide_notices()
     allow_own_modules(args)
-    defaults = {command: [str(BASE)] for command in LightningCLI.subcommands()}
-    defaults["predict"].append(str(PREDICT))
+    if not every_parser:
+        kind = type(kind.__name__, (kind,), {"commands": (args[0],)})
+    defaults = {
+        command: [str(BASE), *([str(PREDICT)] if command == "predict" else [])]
+        for command in kind.subcommands()
+    }
     # The parser finds a class by its name where its module is imported.
     Parser.files = read_recipe(args, [BASE, PREDICT])
     for text in (text for file in Parser.files for text in strings(file.content)):

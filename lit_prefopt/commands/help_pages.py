@@ -29,7 +29,7 @@ def write_table(only: Iterable[str] | None = None) -> Table:
     """
     import_classes()
     kept = None if only is None else set(only)
-    parser = capture_parser(lambda: run_lightning(["fit"]))
+    parser = capture_parser(lambda: run_lightning(["fit"], every_parser=True))
     commands = {command: printed_page(parser, [command, "--help"]) for command in COMMANDS}
     found = options_of(commands["fit"])
     taken = {
