@@ -12,6 +12,7 @@ from lit_prefopt.estimate.step_cost import checkpointing, forward_activations
 from lit_prefopt.learner import Learner
 from lit_prefopt.strategies.full_state import FullStateStrategy
 from lit_prefopt.utils.device import free_bytes
+from lit_prefopt.weights.checks import first_line
 
 
 class ChooseCheckpointing(Callback):
@@ -39,8 +40,15 @@ class ChooseCheckpointing(Callback):
             rank_zero_info("Gradient checkpointing is on, since weights are sharded.")
             return
         context = trainer.precision_plugin.forward_context
-        with checkpointing(pl_module, False):
-            parts = footprint(pl_module, forward_activations(pl_module, batch, context))
+        try:
+            with checkpointing(pl_module, False):
+                parts = footprint(pl_module, forward_activations(pl_module, batch, context))
+        except RuntimeError as error:  # a method of one's own reads numbers, or an operator cannot
+            rank_zero_info(
+                "Gradient checkpointing is on, since what a step needs cannot be computed from "
+                f"tensor shapes ({first_line(error)})."
+            )
+            return
         needed = parts.gradients + parts.states + parts.activations
         if trainer.world_size > 1:
             needed += parts.gradients  # in the buckets in which ranks exchange them

@@ -62,7 +62,7 @@ def step_cost(module: Learner, batch: Any, context: Context = nullcontext) -> St
 
 
 def forward_activations(module: Learner, batch: Any, context: Context = nullcontext) -> int:
-    """Compute the peak bytes of a training step's forward, in less than half of `step_cost`'s time.
+    """Compute the peak bytes of a training step's forward, in half of the time of `step_cost`.
 
     Without gradient checkpointing the peak of the whole step is little higher: the backward pass
     frees activations as it goes.
@@ -134,7 +134,8 @@ def _fake_tensors(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tenso
     with mode, torch.compiler.set_stance("force_eager"):
         known = [shape(tensor) for tensor in held]
         ghost = tree_map_only(Tensor, shape, batch)
-        vars(module)["base_to_check"] = False  # the check of a first batch reads numbers
+        # The check of a first batch reads numbers; while it runs, `Budget` does not count.
+        vars(module).update(base_to_check=False, checking_base=True)
         try:
             yield ghost._replace(seeds=batch.seeds.cpu()), known
         finally:

@@ -20,7 +20,7 @@ class AdamW(OptimizerConfig):
         betas: Decay rates of the two moments.
         eps: Added to the denominator.
         weight_decay: Decoupled weight decay.
-        fused: Update all weights in one kernel, in a third of the time on a CPU; the same step up
+        fused: Update all weights in one kernel, in a quarter of the time on a CPU; the same step up
             to rounding.
     """
 

@@ -1,4 +1,4 @@
-"""Exports of the flow families: the stock pipeline gives the same image."""
+"""Exports of flow families: the stock pipeline gives the same image."""
 
 from __future__ import annotations
 

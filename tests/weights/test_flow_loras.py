@@ -1,4 +1,4 @@
-"""LoRAs of the flow families in all namings, there, back and by diffusers."""
+"""LoRAs of flow families in all namings, there, back and by diffusers."""
 
 from __future__ import annotations
 

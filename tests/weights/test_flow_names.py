@@ -1,4 +1,4 @@
-"""Original names of the flow families: files, there and back."""
+"""Original names of flow families: files, there and back."""
 
 from __future__ import annotations
 
