@@ -34,16 +34,16 @@ def unread_layers(
         to: Layout of the file.
         base: The pipeline that they belong to.
     """
-    layers = list(layers)
+    layers, family = list(layers), base.family
+    own, loaded = family.denoiser.name, lora_parts(base)
+    starts = family.unread.get(to, ())
     if to != "diffusers-lora" and any(
-        ".".join(layer).startswith(base.family.refused) for layer in layers
+        part == own and name.startswith(family.refused) for part, name in layers
     ):
         return layers
-    own, loaded = base.family.denoiser.name, lora_parts(base)
-    starts = base.family.unread.get(to, ())
 
     def unread(part: str, name: str) -> bool:
-        if "" in starts or part not in loaded:
+        if "" in starts or part in starts or part not in loaded:
             return True
         return part == own and any(name == s or name.startswith(f"{s}.") for s in starts)
 

@@ -40,8 +40,8 @@ CHROMA = Family(
     whole_files=False,
     comfyui_halves=("lora_down", "lora_up"),  # diffusers 0.42 reads nothing of the other form
     one_alpha=False,
-    unread={"kohya": OUTSIDE, "comfyui": OUTSIDE},
-    refused=("transformer.distilled_guidance_layer", "text_encoder."),
+    unread=dict.fromkeys(("kohya", "comfyui"), (*OUTSIDE, "text_encoder")),
+    refused=("distilled_guidance_layer.",),
     stated={r"chroma.*": "Chroma"},
     lora_targets=FLUX1.lora_targets,  # layers of the same names
 )
