@@ -159,7 +159,7 @@ def resident() -> int:
 
 
 def return_freed_memory() -> None:
-    """Return to the system what the C library keeps of freed memory, such as unquantized weights."""
+    """Return freed memory, such as unquantized weights, from the C library to the system."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
