@@ -31,9 +31,7 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, HEAD - 1, HEAD + 3, -1])
-def test_a_changed_byte_is_found(
-    at: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_changed_byte_is_found(at: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = RecordStore(tmp_path)
     store.write("kind", "key", TENSORS)
     path = store.path("kind", "key")
