@@ -34,6 +34,11 @@ def unread_layers(
         to: Layout of the file.
         base: The pipeline that they belong to.
     """
+    layers = list(layers)
+    if to != "diffusers-lora" and any(
+        ".".join(layer).startswith(base.family.refused) for layer in layers
+    ):
+        return layers
     own, loaded = base.family.denoiser.name, lora_parts(base)
     starts = base.family.unread.get(to, ())
 

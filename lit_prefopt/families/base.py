@@ -131,6 +131,8 @@ class Family:
             0.42 ignores an attention layer's alpha that differs from the most common one.
         unread: Beginnings of the names of the denoiser's layers that diffusers 0.42 does not read
             of a LoRA file, by layout; an empty one where it reads no layer of such a file.
+        refused: Beginnings of the names of layers with which diffusers 0.42 refuses a whole file of
+            kohya's or ComfyUI's layout, with their component's name before them.
         stated: Regular expressions of the names that metadata of LoRAs have for models of the
             family (lower-case letters and digits alone), with the title of each.
         model: Title of the model among these, given the denoiser's configuration; empty if it is
@@ -169,6 +171,7 @@ class Family:
     comfyui_halves: tuple[str, str] = ("lora_A", "lora_B")
     one_alpha: bool = True
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
     stated: Mapping[str, str] = field(default_factory=dict)
     model: Callable[[Config], str] | None = None
     is_own: Callable[[Config], bool] = field(default=lambda config: True)

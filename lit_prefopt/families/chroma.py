@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lit_prefopt.families.base import Family
 from lit_prefopt.families.chroma_names import transformer_layouts
-from lit_prefopt.families.flux1 import FLUX1
+from lit_prefopt.families.flux1 import FLUX1, OUTSIDE
 
 CHROMA = Family(
     name="chroma",
@@ -40,5 +40,8 @@ CHROMA = Family(
     whole_files=False,
     comfyui_halves=("lora_down", "lora_up"),  # diffusers 0.42 reads nothing of the other form
     one_alpha=False,
+    unread={"kohya": OUTSIDE, "comfyui": OUTSIDE},
+    refused=("transformer.distilled_guidance_layer", "text_encoder."),
+    stated={r"chroma.*": "Chroma"},
     lora_targets=FLUX1.lora_targets,  # layers of the same names
 )

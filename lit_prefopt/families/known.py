@@ -17,7 +17,7 @@ from lit_prefopt.families.stable_diffusion_3 import SD3
 from lit_prefopt.families.stable_diffusion_xl import SDXL
 from lit_prefopt.families.z_image import Z_IMAGE
 
-FAMILIES = (SD1, SD2, SDXL, SD3, FLUX1, FLUX2, QWEN_IMAGE, Z_IMAGE, CHROMA, LUMINA2)
+FAMILIES = (SD1, SD2, SDXL, SD3, FLUX1, FLUX2, QWEN_IMAGE, LUMINA2, Z_IMAGE, CHROMA)
 
 DENOISERS = tuple(dict.fromkeys(family.denoiser.name for family in FAMILIES))
 """Names of the denoisers' folders: `unet`, `transformer`."""

@@ -48,6 +48,11 @@ LUMINA2 = Family(
     kohya_module="networks.lora_lumina",
     whole_files=False,
     one_alpha=False,
+    unread={
+        "kohya": ("",),
+        "comfyui": ("",),  # refused, since it has alphas
+    },
+    stated={r"lumina(image)?2.*": "Lumina Image 2.0"},
     # all layers of attention and feed-forward, as kohya's lora_lumina.py, without the modulation
     lora_targets=(
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),

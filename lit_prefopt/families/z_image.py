@@ -49,7 +49,8 @@ Z_IMAGE = Family(
     whole_files=False,
     one_alpha=False,
     unread={"kohya": ("all_x_embedder", "all_final_layer")},
-    stated={r"zimage.*": "Z-Image"},
+    # some trainers state the family whose architecture it shares; no layer fits both models
+    stated={r"zimage.*|lumina2": "Z-Image"},
     lora_targets=(  # of Flow-Factory's Z-Image: all layers of attention and feed-forward
         *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
         *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),

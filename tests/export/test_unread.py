@@ -31,13 +31,15 @@ WRITERS = {
     "kohya": write_kohya_lora,
     "comfyui": write_comfyui_lora,
 }
+PUBLISHED_WIDTH = ("flux1", "chroma", "lumina2")
+
 PIPELINES = {
     "sd1": tiny_pipeline,
     "sdxl": tiny_xl_pipeline,
     "sd3": tiny_sd35_pipeline,
-    **{name: case.write for name, case in FLOW_FAMILIES.items() if name != "flux1"},
+    **{name: case.write for name, case in FLOW_FAMILIES.items() if name not in PUBLISHED_WIDTH},
 }
-"""All but FLUX.1's, whose fused layers diffusers 0.42 reads in the published width alone."""
+"""All but those whose fused layers diffusers 0.42 reads in the published width alone."""
 
 
 def layers_of(base: BasePipeline, *parts: str) -> Layers:
@@ -106,23 +108,52 @@ def test_text_encoders_that_diffusers_does_not_load(name: str, to: Layout, tmp_p
     assert not lost & read_by_diffusers(folder, file, others)
 
 
-def test_flux1_of_the_published_width(tmp_path: Path) -> None:
-    case = FLOW_FAMILIES["flux1"]
-    folder = case.write(tmp_path / "base")
+def wide_base(name: str, folder: Path) -> BasePipeline:
+    """Return a small pipeline whose transformer has the published width by its configuration."""
+    case = FLOW_FAMILIES[name]
+    case.write(folder)
     config = case.empty().config
     stated = {key: config[key] for key in config if key != "_use_default_values"}
     file = folder / "transformer" / "config.json"
     file.write_text(json.dumps(stated | {"_class_name": case.kind.__name__}))
-    base = BasePipeline(str(folder))
+    return BasePipeline(str(folder))
+
+
+def converted(layers: Layers, to: Layout, base: BasePipeline, file: Path) -> set[tuple[str, str]]:
+    """Return the layers that diffusers finds in a written file; none if it refuses the file."""
+    WRITERS[to](layers, file, base, torch.float32)
+    try:
+        read = base.kind.lora_state_dict(load_file(file))
+    except (ValueError, UnboundLocalError):
+        return set()
+    return {key for key in layers if f"{'.'.join(key)}.lora_A.weight" in read}
+
+
+@pytest.mark.parametrize("to", ["kohya", "comfyui"])
+@pytest.mark.parametrize("name", PUBLISHED_WIDTH)
+def test_the_published_width(name: str, to: Layout, tmp_path: Path) -> None:
+    base = wide_base(name, tmp_path / "base")
     layers = layers_of(base, "transformer")
-    for to in ("kohya", "comfyui"):
-        lora = tmp_path / f"{to}.safetensors"
-        WRITERS[to](layers, lora, base, torch.float32)
-        read = case.pipeline.lora_state_dict(load_file(lora))
-        lost = {key for key in layers if f"{'.'.join(key)}.lora_A.weight" not in read}
-        assert {*unread_layers(layers, to, base)} == lost
-        assert len(lost) == 10
+    few = {key: layer for key, layer in layers.items() if "distilled" not in key[1]}
+    for some in (layers, few):
+        lost = some.keys() - converted(some, to, base, tmp_path / "lora.safetensors")
+        assert {*unread_layers(some, to, base)} == lost
+    assert len(lost) == {"flux1": 10, "chroma": 3, "lumina2": len(layers)}[name]
     assert not unread_layers(layers, "diffusers-lora", base)
+
+
+def test_a_network_with_which_diffusers_refuses_the_file(tmp_path: Path) -> None:
+    """T5, which Chroma's pipeline has as `text_encoder`, the name of FLUX.1's CLIP."""
+    base = wide_base("chroma", tmp_path / "base")
+    layers = layers_of(base, "transformer", "text_encoder")
+    few = {key: layer for key, layer in layers.items() if "distilled" not in key[1]}
+    for to in ("kohya", "comfyui"):
+        assert not converted(few, to, base, tmp_path / f"{to}.safetensors")
+        assert {*unread_layers(few, to, base)} == few.keys()
+
+
+def test_the_sentence(tmp_path: Path) -> None:
+    base = wide_base("flux1", tmp_path / "base")
     both = [
         ("transformer", "proj_out"),
         ("text_encoder_2", "encoder.block.0.layer.0.SelfAttention.q"),

@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from lit_prefopt.backbones import LoRA, StableDiffusion3
 from lit_prefopt.errors import InputError
+from lit_prefopt.families.chroma import CHROMA
 from lit_prefopt.families.flux1 import FLUX1
 from lit_prefopt.families.flux2 import FLUX2
 from lit_prefopt.families.known import FAMILIES, other_model
+from lit_prefopt.families.lumina2 import LUMINA2
 from lit_prefopt.families.qwen_image import QWEN_IMAGE
 from lit_prefopt.families.stable_diffusion import SD1, SD2
 from lit_prefopt.families.stable_diffusion_3 import SD3
@@ -37,10 +39,15 @@ CONFIGS = {
     "klein 9B": (FLUX2, {"num_attention_heads": 32}),
     "Qwen-Image": (QWEN_IMAGE, {}),
     "Z-Image": (Z_IMAGE, {}),
+    "Chroma": (CHROMA, {}),
+    "Lumina 2": (LUMINA2, {}),
 }
 
 ALIKE = [{"SD 2.1", "SD 2.1 in exports"}, {"FLUX.1 dev", "FLUX.1 schnell"}]
 """Models that take each other's LoRAs without a word."""
+
+SHARED = {("Lumina 2", "Z-Image")}
+"""Models whose names also stand in LoRAs of another one, and that other model."""
 
 
 @pytest.mark.parametrize("written", CONFIGS)
@@ -53,7 +60,7 @@ def test_names_that_exports_write(written: str) -> None:
         for name in names:
             for other, (theirs, stated) in CONFIGS.items():
                 found = other_model([name], theirs, stated)
-                same = other == written or {other, written} in ALIKE
+                same = other == written or {other, written} in ALIKE or (written, other) in SHARED
                 assert (found is None) == same, (name, other, found)
 
 
@@ -70,6 +77,9 @@ def test_names_that_exports_write(written: str) -> None:
         ("sdxl_1.0", "SDXL"),
         ("qwen_image_edit", "Qwen-Image"),
         ("zimage:turbo", "Z-Image"),
+        ("lumina2", "Z-Image"),
+        ("Lumina-Image-2.0", "Lumina 2"),
+        ("Chroma1-HD", "Chroma"),
     ],
 )
 def test_names_of_other_trainers(name: str, model: str) -> None:
@@ -85,6 +95,17 @@ def test_names_that_no_family_knows(name: str) -> None:
 def test_one_name_of_this_model_is_enough() -> None:
     assert other_model(["flux-1-dev", "medium"], *CONFIGS["SD3 medium"]) is None
     assert other_model(["flux-1-dev", "?"], *CONFIGS["SD3 medium"]) == "FLUX.1"
+
+
+def test_a_lora_of_chroma_is_not_flux1s() -> None:
+    """The blocks of both have layers of the same names and sizes."""
+    assert other_model(["chroma", "chroma/lora"], *CONFIGS["FLUX.1 dev"]) == "Chroma"
+    assert other_model(["flux1", "flux-1-dev/lora"], *CONFIGS["Chroma"]) == "FLUX.1"
+
+
+def test_lumina_is_named_first() -> None:
+    """Its name is that of some Z-Image LoRAs too."""
+    assert other_model(["lumina2"], *CONFIGS["FLUX.1 dev"]) == "Lumina Image 2.0"
 
 
 def test_every_title_is_that_of_a_name() -> None:
