@@ -11,7 +11,10 @@ the time that the device's fastest matrix product needs for the FLOPs of the ste
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -102,6 +105,7 @@ def main(
         batches = [
             random_pairs(model, backbone, pairs, resolution, seed) for seed in range(steps + 1)
         ]
+        return_freed_memory()
         loaded = time.process_time()
         trainer.fit(module, DataLoader(batches, batch_size=None))
     seconds = (time.process_time() - loaded) / (steps + 1)
@@ -152,6 +156,13 @@ def resident() -> int:
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
+
+
+def return_freed_memory() -> None:
+    """Return freed memory, such as unquantized weights, from the C library to the system."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class ImagePairs(NamedTuple):
     prompt: Prompt | None = None  # B rows, where the texts were embedded before
     records: list[str] | None = None  # B names of encoded images, where they are stored
     mirrored: list[str] | None = None  # those of the mirrored images, where these may come too
+    captions: list[str] | None = None  # B texts with those that were dropped, to be stored too
 
     def best(self) -> ImagePairs:
         """Return only the chosen side (K = 1)."""

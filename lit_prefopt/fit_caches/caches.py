@@ -13,8 +13,8 @@ from lit_prefopt.cache_checks import CacheUser
 from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.datamodules.pairs import PairShards
 from lit_prefopt.effective_batch import planned_steps
-from lit_prefopt.fit_caches.encodings import FOLDER, EncodingCache, StoreBounds
-from lit_prefopt.fit_caches.errors import ErrorCache
+from lit_prefopt.fit_caches.encoding_cache import FOLDER, EncodingCache, StoreBounds
+from lit_prefopt.fit_caches.error_cache import ErrorCache
 from lit_prefopt.fit_caches.identity import encoding_settings, error_settings, hash_of
 
 

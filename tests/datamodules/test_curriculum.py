@@ -213,3 +213,8 @@ def test_a_run_that_ends_before_the_last_stage_says_so(stages, tmp_path, caplog)
     said = [record.message for record in caplog.records if "stage" in record.message]
     assert "3 stages of 3 steps with 3, 8, 17 pairs; training then continues with all." in said
     assert "max_steps 4 ends the run in stage 2 of 3." in said
+
+
+def test_stages_have_no_fixed_draws(stages: str) -> None:
+    with pytest.raises(InputError, match="have no fixed draws: leave `--data.draws` out"):
+        CurriculumPairs(stages, 2, batch_size=4, resolution=8, draws=2)

@@ -158,7 +158,12 @@ class StoredEncodingLoader:
         if prompt is None or len(latents) < len(samples):
             images = [sample.image or sample.prepared.decode() for sample in samples]
             batch = collate(images, broken)
-            return batch._replace(prompt=prompt, records=records, mirrored=self._mirrored(samples))
+            return batch._replace(
+                prompt=prompt,
+                records=records,
+                mirrored=self._mirrored(samples),
+                captions=[sample.prepared.stored.text for sample in samples],
+            )
         mean = torch.stack([one["mean"] for one in latents])
         masks = None
         if any("masks" in one for one in latents):  # others may differ everywhere

@@ -69,8 +69,8 @@ class EncodingCache:
     def encode(self, batch: ImagePairs, *, keep: bool = True) -> LatentPairs:
         """Encode a batch of images, and store what is new of it.
 
-        Where images are flipped at random, they are encoded mirrored as well: a later batch needs
-        all of its rows to be stored, whichever way each is shown.
+        Images that are flipped at random are encoded mirrored as well, and captions that were
+        dropped are embedded: a later batch needs all of its rows, whichever way each is shown.
 
         Args:
             batch: B pairs of images with the names of their records.
@@ -83,9 +83,22 @@ class EncodingCache:
             if any((LATENTS, name) not in self.store for name in batch.mirrored or []):
                 mirrored = _mirrored(batch)._replace(prompt=encoded.prompt)
                 self._waiting.append(self._on_host(encode_posteriors(self.backbone, mirrored)))
+            captions = batch.captions or []
+            if any((PROMPTS, text_key(text)) not in self.store for text in captions):
+                self._add_captions(encoded, captions)
             if self._copied is None:  # nothing to wait for
                 self.flush()
         return encoded
+
+    def _add_captions(self, encoded: LatentPairs, captions: list[str]) -> None:
+        """Embed the captions of a batch in which some were dropped, as a batch of its size."""
+        if captions == encoded.texts:
+            return
+        with torch.no_grad():
+            prompt = self.backbone.embed(captions)
+        none = encoded._replace(mean=encoded.mean[:, :0], deviation=None, masks=None)
+        nameless = none._replace(prompt=prompt, texts=captions, records=[""] * len(captions))
+        self._waiting.append(self._on_host(nameless))
 
     def flush(self) -> None:
         """Write the batch that was encoded last."""
@@ -109,6 +122,8 @@ class EncodingCache:
     def _write(self, record: _Record) -> bool:
         if self.left is None:
             self.left = self._reserve(record)
+        if not self.writes:
+            return False
         size = sum(x.nbytes for x in record.tensors.values())
         if size > self.left:
             self._stop("The bound of `data.cache_size` is reached")
