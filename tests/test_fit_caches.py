@@ -109,6 +109,7 @@ def test_a_run_with_a_store_is_the_run_without(
     assert_same(tmp_path / "without", tmp_path / "workers")
 
 
+@pytest.mark.slow
 def test_flips_are_stored_both_ways(arguments: Arguments, calls: Calls, tmp_path: Path) -> None:
     flips = ["--data.flip", "true", "--data.validation", "null"]
     main(["fit", *arguments("without", *flips, *OFF)])
@@ -179,6 +180,7 @@ def test_fixed_draws_come_back(arguments: Arguments, calls: Calls, tmp_path: Pat
     assert losses[BATCHES:] != logged(tmp_path / "without")["train/loss"][BATCHES:]
 
 
+@pytest.mark.slow
 def test_another_model_or_precision_has_a_store_of_its_own(
     arguments: Arguments, calls: Calls, tmp_path: Path
 ) -> None:
@@ -192,6 +194,7 @@ def test_another_model_or_precision_has_a_store_of_its_own(
     assert len([*(tmp_path / "cache" / "encodings").iterdir()]) == 3
 
 
+@pytest.mark.slow
 def test_random_crops_keep_prompts_alone(
     arguments: Arguments, calls: Calls, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,6 +219,7 @@ def test_the_bound_is_kept(arguments: Arguments, tmp_path: Path) -> None:
     assert_same(tmp_path / "without", tmp_path / "small")
 
 
+@pytest.mark.slow
 def test_the_oldest_store_is_removed_for_a_new_one(arguments: Arguments, tmp_path: Path) -> None:
     short = ["--trainer.max_steps", "8"]
     main(["fit", *arguments("first", *short)])
@@ -228,6 +232,7 @@ def test_the_oldest_store_is_removed_for_a_new_one(arguments: Arguments, tmp_pat
     assert [*second.glob("latents/*/*")]
 
 
+@pytest.mark.slow
 def test_a_run_of_one_visit_writes_no_latents(arguments: Arguments, tmp_path: Path) -> None:
     main(["fit", *arguments("once", "--trainer.max_steps", "4", "--data.validation", "null")])
     assert not records(tmp_path, "latents")
