@@ -86,6 +86,7 @@ def main(
         steps = pairs // batch * visits
         common = [*made.arguments, "--data.shards", str(shards)]
         common += ["--trainer.max_steps", str(steps), "--trainer.enable_progress_bar", "false"]
+        common += ["--trainer.enable_checkpointing", "false"]
         common += ["--trainer.callbacks", "LearningRateMonitor"]
         common += ["--trainer.callbacks+", "benchmarks.fit_caches.Losses"]
         found = importlib.import_module("benchmarks.fit_caches").Losses.found  # not __main__'s
