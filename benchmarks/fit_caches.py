@@ -11,6 +11,7 @@ and prompts, `stored, N draws` the reference's errors at N fixed draws of each p
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 import time
@@ -84,8 +85,11 @@ def main(
         shards = subset(made.shards, root / f"{family}-{pairs}", pairs)
         steps = pairs // batch * visits
         common = [*made.arguments, "--data.shards", str(shards)]
-        common += ["--trainer.max_steps", str(steps), "--trainer.callbacks", f"{__name__}.Losses"]
-        common += ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
+        common += ["--trainer.max_steps", str(steps), "--trainer.enable_progress_bar", "false"]
+        common += ["--trainer.enable_checkpointing", "false"]
+        common += ["--trainer.callbacks", "LearningRateMonitor"]
+        common += ["--trainer.callbacks+", "benchmarks.fit_caches.Losses"]
+        found = importlib.import_module("benchmarks.fit_caches").Losses.found  # not __main__'s
         kinds: dict[str, list[str]] = {
             "without": ["--data.keep_encodings", "false"],
             "stored": ["--data.keep_encodings", "true"],
@@ -99,10 +103,10 @@ def main(
                 shutil.rmtree(cache, ignore_errors=True)
                 run = [*common, *own, "--data.cache", str(cache)]
                 run += ["--trainer.default_root_dir", str(Path(temporary) / "run")]
-                Losses.found.clear()
+                found.clear()
                 seconds[kind].append(cpu_seconds(lambda run=run: lit_prefopt(["fit", *run])))
                 shutil.rmtree(Path(temporary) / "run", ignore_errors=True)
-                losses[kind] = torch.stack(Losses.found)
+                losses[kind] = torch.stack(found)
                 print(f"{kind}: {seconds[kind][-1]:.1f} CPU seconds", flush=True)
                 size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file())
         equal = torch.equal(losses["without"], losses["stored"])
