@@ -90,19 +90,12 @@ def write_report(args: Sequence[str]) -> None:
 
 def run_estimate(args: Sequence[str]) -> None:
     """Run `lit-prefopt estimate`."""
-    _postpone_imports()
+    from lit_prefopt.utils.postponed import postpone_bitsandbytes
+
+    postpone_bitsandbytes()
     from lit_prefopt.commands.estimate import estimate
 
     estimate(args)
-
-
-def _postpone_imports() -> None:
-    """Postpone imports of libraries that most runs do not use."""
-    from lit_prefopt.utils.postponed import postpone_bitsandbytes
-    from lit_prefopt.utils.postponed_dynamo import postpone_dynamo
-
-    postpone_dynamo()
-    postpone_bitsandbytes()
 
 
 def run_rounds(args: Sequence[str]) -> None:
@@ -120,7 +113,9 @@ def run_trainer(args: Sequence[str]) -> None:
     if not answer(named, _write_table):
         collection.postpone()
         try:
-            _postpone_imports()
+            from lit_prefopt.utils.postponed import postpone_bitsandbytes
+
+            postpone_bitsandbytes()
             from lit_prefopt.lightning_cli import run_lightning
 
             run_lightning(named)

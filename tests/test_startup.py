@@ -113,9 +113,3 @@ def test_a_fit_imports_what_its_recipe_names() -> None:
         name for name in ours if name.startswith(("lit_prefopt.judges.", "lit_prefopt.gen"))
     }
     assert not {name for name in modules if name.startswith("bitsandbytes.")}
-
-
-@pytest.mark.slow
-def test_nothing_that_compiles_is_imported_for_a_recipe_that_does_not() -> None:
-    modules = imported("fit", "--config", "toy-diffusion-dpo", "--print_config")
-    assert not {name for name in modules if name.startswith(("torch._dynamo.symbolic", "triton."))}
