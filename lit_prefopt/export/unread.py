@@ -14,14 +14,17 @@ DIFFUSERS = "diffusers 0.42"
 
 
 def lora_parts(base: BasePipeline) -> set[str]:
-    """Return the networks of which diffusers loads a LoRA.
+    """Return the networks of which diffusers loads a LoRA: of text encoders, CLIP alone.
 
     Args:
         base: A pipeline.
     """
     end = "_lora_layers"
     arguments = inspect.signature(base.kind.save_lora_weights).parameters
-    return {name.removesuffix(end) for name in arguments if name.endswith(end)}
+    names = {name.removesuffix(end) for name in arguments if name.endswith(end)}
+    parts = base.family.components
+    clip = {name for name in names & {*parts} if parts[name].class_name.startswith("CLIP")}
+    return clip | (names & {base.family.denoiser.name})
 
 
 def unread_layers(
@@ -43,7 +46,7 @@ def unread_layers(
         return layers
 
     def unread(part: str, name: str) -> bool:
-        if "" in starts or part in starts or part not in loaded:
+        if "" in starts or part not in loaded:
             return True
         return part == own and any(name == s or name.startswith(f"{s}.") for s in starts)
 

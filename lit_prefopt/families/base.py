@@ -130,8 +130,7 @@ class Family:
         one_alpha: Whether kohya's files are written with one alpha for all layers, since diffusers
             0.42 ignores an attention layer's alpha that differs from the most common one.
         unread: Beginnings of the names of the denoiser's layers that diffusers 0.42 does not read
-            of a LoRA file, by layout; an empty one where it reads no layer of such a file, and the
-            name of a text encoder of which it reads none.
+            of a LoRA file, by layout; an empty one where it reads no layer of such a file.
         refused: Beginnings of the names of the denoiser's layers with which diffusers 0.42 refuses
             a whole file of kohya's or ComfyUI's layout.
         stated: Regular expressions of the names that metadata of LoRAs have for models of the

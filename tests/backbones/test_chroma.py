@@ -170,7 +170,8 @@ def test_the_adapter_has_the_layers_of_flux1s(folder: str, tmp_path: Path) -> No
         for weight in trained(flux).values():
             weight.normal_(std=0.1)
     file = flux.save(tmp_path)
-    started = Chroma(folder, start_lora=str(file), reference="none", encoders=False)
+    with pytest.warns(UserWarning, match=r"is a LoRA of FLUX\.1 by its metadata"):
+        started = Chroma(folder, start_lora=str(file), reference="none", encoders=False)
     plain = Chroma(folder, reference="none", encoders=False)
     name = "transformer_blocks.0.attn.to_q.weight"
     ours, before = (x.policy.denoiser.get_parameter(name) for x in (started, plain))

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from lit_prefopt.errors import InputError
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.layouts import Layout
 from lit_prefopt.export.unread import describe_unread, lora_parts, unread_layers
@@ -143,7 +144,7 @@ def test_the_published_width(name: str, to: Layout, tmp_path: Path) -> None:
 
 
 def test_t5_of_chroma(tmp_path: Path) -> None:
-    """Its pipeline has it as `text_encoder`, the name of FLUX.1's CLIP."""
+    """Its pipeline has it as `text_encoder`, the name of FLUX.1's CLIP, which diffusers loads."""
     base = wide_base("chroma", tmp_path / "base")
     layers = layers_of(base, "transformer", "text_encoder")
     layers = {key: layer for key, layer in layers.items() if "distilled" not in key[1]}
@@ -151,6 +152,18 @@ def test_t5_of_chroma(tmp_path: Path) -> None:
         lost = layers.keys() - converted(layers, to, base, tmp_path / f"{to}.safetensors")
         assert {*unread_layers(layers, to, base)} == lost
         assert len({part for part, _ in lost}) == 2
+    file = tmp_path / "t5.safetensors"
+    only = {key: layer for key, layer in layers.items() if key[0] == "text_encoder"}
+    with pytest.raises(InputError, match="diffusers loads no LoRA of the text_encoder of a Chroma"):
+        write_diffusers_lora(only, file, base, torch.float32)
+    weights = {
+        f"{name}.lora_{half}.weight": tensor
+        for (_, name), layer in only.items()
+        for half, tensor in (("A", layer.down), ("B", layer.up))
+    }
+    base.kind.save_lora_weights(tmp_path, weight_name=file.name, text_encoder_lora_layers=weights)
+    tiny = FLOW_FAMILIES["chroma"].write(tmp_path / "tiny")
+    assert not read_by_diffusers(tiny, file, ["text_encoder"])
 
 
 def test_the_sentence(tmp_path: Path) -> None:
