@@ -39,6 +39,12 @@ class ChooseCheckpointing(Callback):
         if isinstance(trainer.strategy, FullStateStrategy):
             rank_zero_info("Gradient checkpointing is on, since weights are sharded.")
             return
+        if not pl_module.backbone.FORGETS:
+            rank_zero_info(
+                "Gradient checkpointing is on: what a step needs is not computed for "
+                f"{type(pl_module.backbone).__name__}, whose denoiser keeps tables between steps."
+            )
+            return
         context = trainer.precision_plugin.forward_context
         try:
             with checkpointing(pl_module, False):
