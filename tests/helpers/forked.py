@@ -35,8 +35,9 @@ from typing import Any
 import numpy
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_RUNS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # variables of every run
 # Environment of runs, before a library or a test sets anything: conftest imports this module first.
-BEGINNING = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+BEGINNING = {**os.environ, **OF_RUNS}
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans below a process become its children
 SPARE = 200  # descriptors from here on are free
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which a process that forks ignores
@@ -100,7 +101,7 @@ class Server:
         if any(options[name] for name in plain) or options["umask"] >= 0:
             return None
         environment = dict(os.environ if options["env"] is None else options["env"])
-        if self.changed(environment) or Path(options["cwd"] or os.getcwd()).resolve() != ROOT:
+        if not self.has(environment) or Path(options["cwd"] or os.getcwd()).resolve() != ROOT:
             return None
         return Request(
             module=command[2],
@@ -112,14 +113,13 @@ class Server:
             group=options["process_group"],
         )
 
-    def changed(self, environment: Mapping[str, str]) -> set[str]:
-        """Return the variables that had another value while the libraries were imported."""
-        return {
-            name
-            for name in {*environment, *self.known[0]}
-            if not OWN.fullmatch(name)
-            and all(environment.get(name) != one.get(name) for one in self.known)
-        }
+    def has(self, environment: Mapping[str, str]) -> bool:
+        """Return whether the libraries were imported in this environment."""
+        names = {*environment, *self.known[0]}
+        return all(
+            OWN.fullmatch(name) or any(environment.get(name) == one.get(name) for one in self.known)
+            for name in names
+        )
 
     def fork(self, request: Request, files: list[int]) -> int:
         """Return the process id of a new fork, a child of this process."""
@@ -161,18 +161,18 @@ class ForkedPopen(subprocess.Popen):
             START(self, *args)
             return
         if ForkedPopen.server is None:
-            ForkedPopen.process, ForkedPopen.server = _start(BEGINNING)
+            ForkedPopen.process, ForkedPopen.server = _start()
         ForkedPopen.server.execute(self, *args)
 
 
-def _start(environment: Mapping[str, str]) -> tuple[subprocess.Popen, Server]:
-    """Start the process that forks, with this environment."""
+def _start() -> tuple[subprocess.Popen, Server]:
+    """Start the process that forks."""
     ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-m", "tests.helpers.forked", str(others.fileno())]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=BEGINNING,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[others.fileno()],
@@ -181,7 +181,7 @@ def _start(environment: Mapping[str, str]) -> tuple[subprocess.Popen, Server]:
     added = ours.recv(LARGEST)  # variables that libraries set when they are imported
     if not added:
         raise RuntimeError("The process that forks ended while it imported libraries.")
-    return process, Server(ours, [dict(environment), json.loads(added)])
+    return process, Server(ours, [BEGINNING, json.loads(added)])
 
 
 def import_libraries() -> None:

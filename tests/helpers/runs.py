@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers.forked import ROOT, ForkedPopen
+from tests.helpers.forked import OF_RUNS, ROOT, ForkedPopen
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TWO_RANKS = [*TORCHRUN, "-m", "lit_prefopt.cli"]
@@ -74,7 +74,7 @@ def launch(
         popen: `subprocess.Popen` for a new interpreter in place of a fork.
         **options: Further arguments of Popen.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **OF_RUNS}
     return popen(
         [*command, *arguments],
         cwd=ROOT,
