@@ -205,7 +205,7 @@ def main(
             lines += rows(name, pair, size, rounds, steps, notes)
         except CannotRunError as error:
             notes.append(f"`{name}` cannot be compared: {error}")
-        print(lines[-1] if not notes else notes[-1], flush=True)
+        print(f"{name}: finished", file=sys.stderr, flush=True)
     text = "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)])
     print(text)
     if report:

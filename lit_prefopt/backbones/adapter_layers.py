@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from lit_prefopt.utils.device import autocast_dtype
 
 
 class AdapterLayers:
@@ -57,7 +58,7 @@ class KeepInputs:
 
     def __call__(self, net: nn.Module, inputs: Any) -> None:
         """Set the layers' casts for this forward."""
-        casts = not torch.is_autocast_enabled(next(net.parameters()).device.type)
+        casts = autocast_dtype(next(net.parameters()).device) is None
         if casts != self.casts:
             self.casts = casts
             for layer in self.layers:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_prefopt.utils.device import autocast_dtype
+
 LARGEST = 127
 """Largest 8-bit weight; -128 is not used, so that positive and negative weights round alike."""
 
@@ -42,9 +44,8 @@ class Int8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product of the input and the dequantized weights, plus the bias."""
-        device = input.device.type
-        if torch.is_autocast_enabled(device):
-            input = input.to(torch.get_autocast_dtype(device))
+        if (dtype := autocast_dtype(input.device)) is not None:
+            input = input.to(dtype)
         out: Tensor = _FrozenProduct.apply(input, self.weight, self.scale, self.bias)
         return out
 

@@ -110,3 +110,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "can't allocate memory" in message or "out of memory" in message
     )
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the precision of autocast on a device, `None` without it, as on the meta device."""
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
