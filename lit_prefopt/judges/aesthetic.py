@@ -28,6 +28,8 @@ class Aesthetic(CLIPJudge):
         batch_size: Images scored at a time.
     """
 
+    crop = "torchvision"
+
     def __init__(
         self,
         weights: str | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from lit_prefopt.judges.judge import Judge
-from lit_prefopt.judges.pixels import center_crop, normalize
+from lit_prefopt.judges.pixels import Crop, center_crop, normalize
 from lit_prefopt.judges.weights import loading_errors, version
 from lit_prefopt.utils.transfer import to_device
 from lit_prefopt.weights.checks import check_weights
@@ -28,8 +28,8 @@ class CLIPJudge(Judge):
         batch_size: Images scored at a time.
     """
 
-    antialias = True
-    """Whether downscaling is antialiased, as in the stock processor."""
+    crop: Crop = "transformers"
+    """Preprocessing that images get: that of the published judge."""
 
     def __init__(self, pretrained: str, processor: str | None = None, batch_size: int = 16) -> None:
         self.pretrained, self.processor = pretrained, processor or pretrained
@@ -81,7 +81,7 @@ class CLIPJudge(Judge):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Preprocess images (B, 3, H, W) in [-1, 1] for the vision tower: (B, 3, S, S)."""
-        square = center_crop(images, self.image_processor.crop_size["height"], self.antialias)
+        square = center_crop(images, self.image_processor.crop_size["height"], self.crop)
         return normalize(square, self.image_processor.image_mean, self.image_processor.image_std)
 
     def image_features(self, images: Tensor, t: Tensor | None) -> Tensor:

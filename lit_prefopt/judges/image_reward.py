@@ -145,7 +145,9 @@ class ImageReward(Judge):
         )
         ids, mask = (to_device(x, images.device) for x in (tokens.input_ids, tokens.attention_mask))
         parts = zip(images.split(size), ids.split(size), mask.split(size), strict=True)
-        return torch.cat([network(normalize(center_crop(x, side)), *some) for x, *some in parts])
+        return torch.cat(
+            [network(normalize(center_crop(x, side, "torchvision")), *some) for x, *some in parts]
+        )
 
 
 def sizes(state: Mapping[str, Tensor]) -> tuple[BlipVisionConfig, BlipTextConfig]:

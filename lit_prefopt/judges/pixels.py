@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +15,39 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 LONGEST = 32  # times the shorter side, of which a center crop resizes no more
 
+Crop = Literal["transformers", "torchvision", "tensor"]
+"""Preprocessing that a judge was published with: image processors of transformers, torchvision on
+images of PIL, or torchvision on float tensors without antialiasing. The first two round to 8 bits
+after each of the two passes of a resize. Where an odd number of pixels is cut off, transformers
+rounds the offset of the crop down and torchvision to even."""
 
-def center_crop(images: Tensor, side: int, antialias: bool = True) -> Tensor:
+
+def center_crop(images: Tensor, side: int, crop: Crop = "transformers") -> Tensor:
     """Resize the shorter side and crop the center to squares in [0, 1], as CLIP does.
+
+    The longer side is truncated to whole pixels, not rounded.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
         side: Width and height in pixels.
-        antialias: Smooth them as they shrink.
+        crop: Preprocessing that is followed.
     """
     images = _without_far_ends(images)
-    scale = side / min(images.shape[-2:])
-    size = [max(side, round(length * scale)) for length in images.shape[-2:]]
+    shorter = min(images.shape[-2:])
+    high, wide = (side * length // shorter for length in images.shape[-2:])
     unit = (images.float() + 1) / 2
-    unit = F.interpolate(unit, size, mode="bicubic", antialias=antialias).clamp(0, 1)
-    top, left = ((length - side) // 2 for length in size)
+    if crop == "tensor":
+        unit = F.interpolate(unit, (high, wide), mode="bicubic").clamp(0, 1)
+    else:
+        for size in ((images.shape[-2], wide), (high, wide)):  # rows first, as PIL does
+            unit = _eight_bit(F.interpolate(_eight_bit(unit), size, mode="bicubic", antialias=True))
+    rests = (high - side, wide - side)
+    top, left = (rest // 2 if crop == "transformers" else round(rest / 2) for rest in rests)
     return unit[..., top : top + side, left : left + side]
+
+
+def _eight_bit(unit: Tensor) -> Tensor:
+    return (unit * 255).round().clamp(0, 255) / 255
 
 
 def _without_far_ends(images: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ class StepAware(CLIPJudge):
         batch_size: Images scored at a time.
     """
 
-    antialias = False  # as the published model was trained
+    crop = "tensor"  # as the published model was trained
 
     def __init__(
         self,

@@ -93,7 +93,7 @@ class StepAwarePreference(Learner):
         self.times = tuple(dict.fromkeys(validation_timesteps))
         self.learning = StepAware(None, pretrained, processor)
         self.started_from = CLIPJudge(pretrained, processor)
-        self.started_from.antialias = self.learning.antialias  # same preprocessing for both
+        self.started_from.crop = self.learning.crop  # same preprocessing for both
         self.clip = self.learning.clip.requires_grad_(True)
         _ = (
             self.learning.tokenizer,

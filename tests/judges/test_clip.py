@@ -47,7 +47,9 @@ def test_scores_are_those_of_transformers_used_by_hand(folder: str, size: tuple[
 
 def test_it_starts_as_the_clip_that_it_came_from(folder: str) -> None:
     images = torch.rand(3, 3, 32, 32) * 2 - 1
-    plain = CLIPJudge(folder).score(images, TEXTS)
+    judge = CLIPJudge(folder)
+    judge.crop = "tensor"
+    plain = judge.score(images, TEXTS)
     for t in (None, torch.tensor([0, 500, 999])):
         aware = StepAware(None, folder, folder).score(images, TEXTS, t)
         torch.testing.assert_close(aware, plain, atol=1e-5, rtol=1e-5)

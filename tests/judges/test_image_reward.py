@@ -95,7 +95,7 @@ def test_scores_are_those_of_its_layout(words: str, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "ImageReward.pt")
     judge = ImageReward(str(tmp_path / "ImageReward.pt"), words, batch_size=2)
     judge.prepare()
-    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    images = (torch.rand(3, 3, 32, 32) * 255).round() / 127.5 - 1
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     tokens = judge.bert_tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")

@@ -125,7 +125,7 @@ def test_the_loss_by_hand(make: Make, tiny_clip_folder: str) -> None:
     t = (draws.uniform(pairs.seeds, "t") * 1000).long()
     images = module.predicted(encode_pairs(module.backbone, pairs), t)
     clip, judge = CLIPModel.from_pretrained(tiny_clip_folder).eval(), CLIPJudge(tiny_clip_folder)
-    expected = 0.0
+    judge.crop, expected = "tensor", 0.0
     for row in range(4):
         tokens = judge.tokenizer(pairs.texts[row], padding="max_length", return_tensors="pt")
         with torch.no_grad():
@@ -139,7 +139,9 @@ def test_the_loss_by_hand(make: Make, tiny_clip_folder: str) -> None:
 
 def test_it_starts_as_the_clip_at_every_timestep(make: Make, tiny_clip_folder: str) -> None:
     module, pairs = make(), batch(1)
-    plain = CLIPJudge(tiny_clip_folder).score(pairs.images.flatten(0, 1), pairs.texts * 2)
+    judge = CLIPJudge(tiny_clip_folder)
+    judge.crop = "tensor"
+    plain = judge.score(pairs.images.flatten(0, 1), pairs.texts * 2)
     for t in range(0, 1000, 37):
         margin = module.margin(pairs.images, pairs.texts, torch.tensor([t]))
         torch.testing.assert_close(margin[0], plain[0] - plain[1], atol=1e-5, rtol=1e-5)
