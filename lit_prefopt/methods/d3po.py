@@ -16,8 +16,8 @@ class D3PO(DenseRewardDPO):
     """Labels every step of a trajectory with the judge's preference for its last image.
 
     It is `DenseRewardDPO` with equal weights of all steps, and with a sigmoid loss per step instead
-    of one of their mean. Tied pairs have weight 0, so their part of the loss is 0; in the mean that the
-    released code logs each of them adds ln 2.
+    of one of their mean. Tied pairs have weight 0, so their part of the loss is 0; in the mean that
+    the released code logs each of them adds ln 2.
 
     Args:
         beta: Strength of the regularisation to the reference, on log-densities that are means over
