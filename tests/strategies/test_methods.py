@@ -21,6 +21,9 @@ ON_PAIRS = {
     "SupervisedFineTuning": "toy-sft",
     "SPINDiffusion": "toy-spin",
     "Di3PO": "toy-di3po",
+    "MaPO": "toy-mapo",
+    "DSPO": "toy-dspo",
+    "CaPO": "toy-capo",
     "CurriculumDPO": "toy-curriculum-dpo",
     "ConsistencyDPO": "toy-lcm-curriculum-dpo",
 }
