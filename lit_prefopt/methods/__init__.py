@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from lit_prefopt.methods.di3po import Di3PO
     from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
     from lit_prefopt.methods.dspo import DSPO
+    from lit_prefopt.methods.inpo import InPO
     from lit_prefopt.methods.mapo import MaPO
+    from lit_prefopt.methods.smpo import SmPO
     from lit_prefopt.methods.spin import SPINDiffusion
     from lit_prefopt.methods.spo import SPO
     from lit_prefopt.methods.supervised import SupervisedFineTuning
@@ -29,8 +31,10 @@ __all__ = [
     "DenseRewardDPO",
     "Di3PO",
     "DiffusionDPO",
+    "InPO",
     "MaPO",
     "SPINDiffusion",
+    "SmPO",
     "SupervisedFineTuning",
 ]
 

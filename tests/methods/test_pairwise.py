@@ -20,7 +20,9 @@ from lit_prefopt.methods import (
     CaPO,
     Di3PO,
     DiffusionDPO,
+    InPO,
     MaPO,
+    SmPO,
     SPINDiffusion,
     SupervisedFineTuning,
 )
@@ -35,6 +37,10 @@ METHODS: dict[str, Callable[..., PairwiseModule]] = {
     "MaPO": lambda b, **o: MaPO(b, AdamW(1e-3), **o),
     "DSPO": lambda b, **o: DSPO(b, AdamW(1e-3), **{"beta": 0.05} | o),
     "CaPO": lambda b, **o: CaPO(b, AdamW(1e-3), **{"beta": 50.0} | o),
+    "InPO": lambda b, **o: InPO(b, AdamW(1e-3), **{"beta": 50.0, "inversion_steps": 2} | o),
+    "SmPO": lambda b, **o: SmPO(
+        b, AdamW(1e-3), **{"beta": 5.0, "inversion_steps": 2, "score_range": (0.0, 1.0)} | o
+    ),
     "Diffusion-DPO": lambda b, **o: DiffusionDPO(b, AdamW(1e-3), **{"beta": 50.0} | o),
     "Di3PO": lambda b, **o: Di3PO(b, AdamW(1e-3), **{"beta": 50.0} | o),
     "SPIN": lambda b, **o: SPINDiffusion(b, AdamW(1e-3), **{"beta": 50.0} | o),
@@ -274,7 +280,7 @@ def test_level_weight_of_capo(any_backbone: Backbone) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["CaPO"])
+@pytest.mark.parametrize("name", ["CaPO", "SmPO"])
 def test_pairs_without_scores_are_refused(name: str, backbone: StableDiffusion) -> None:
     module = made(name, backbone)
     with pytest.raises(

@@ -24,6 +24,8 @@ ON_PAIRS = {
     "MaPO": "toy-mapo",
     "DSPO": "toy-dspo",
     "CaPO": "toy-capo",
+    "InPO": "toy-inpo",
+    "SmPO": "toy-smpo",
     "CurriculumDPO": "toy-curriculum-dpo",
     "ConsistencyDPO": "toy-lcm-curriculum-dpo",
 }
