@@ -88,6 +88,22 @@ def preference_loss(
     return labels * link(difference, beta) + (1 - labels) * link(-difference, beta)
 
 
+def bernoulli_function(x: Tensor) -> Tensor:
+    """Return x / (exp(x) - 1), elementwise: 1 at 0, falling to 0; of MaPO (arXiv 2406.06424).
+
+    Value and gradient are finite and accurate at 0, where the formula is 0 / 0, and at large x,
+    where exp(x) overflows.
+
+    Args:
+        x: At least 0, of any shape.
+    """
+    small = x < 0.1
+    square = x.clamp(max=0.1).square()
+    series = 1 - x.clamp(max=0.1) / 2 + square / 12 * (1 - square / 60 * (1 - square / 42))
+    safe = torch.where(small, torch.ones_like(x), x)
+    return torch.where(small, series, safe * (-safe).exp() / -(-safe).expm1())
+
+
 def plackett_luce(utilities: Tensor) -> Tensor:
     """Return minus the log-probability of an order (R. Plackett, 1975; R. D. Luce, 1959).
 
@@ -119,6 +135,19 @@ def choice_divergence(difference: Tensor, labels: Tensor) -> Tensor:
     """
     entropy = -torch.xlogy(labels, labels) - torch.xlogy(1 - labels, 1 - labels)
     return preference_loss(difference, labels, 1.0) - entropy
+
+
+def win_rates(scores: Tensor) -> Tensor:
+    """Return each side's mean probability of being preferred to another side, (B, K).
+
+    It is the mean over the other sides of sigmoid(difference of the scores): the calibrated reward
+    of CaPO (arXiv 2502.02588).
+
+    Args:
+        scores: Scores of the sides, (B, K), K at least 2.
+    """
+    wins = torch.sigmoid(scores[:, :, None] - scores[:, None])
+    return (wins.sum(2) - 0.5) / (scores.shape[1] - 1)  # a side against itself is one half
 
 
 def smooth(labels: Tensor, smoothing: float) -> Tensor:

@@ -156,10 +156,14 @@ class PreferenceDiffusionModule(Learner):
     def reference_error(self, pairs: Pairs, noised: NoisedPairs) -> Tensor | None:
         """Return the reference's errors, (B, K), cached or computed; None without a reference.
 
+        They are not computed in the training of a method that does not need them.
+
         Args:
             pairs: B pairs.
             noised: The same pairs after `add_noise`.
         """
+        if self.training and not self.needs_reference:
+            return None
         if pairs.reference_error is not None:
             return pairs.reference_error[:, 0]
         if not self.backbone.has_reference:

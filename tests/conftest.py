@@ -118,7 +118,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     with ShardWriter(folder, max_count=10) as writer:
         for i in range(24):
             dark = random.integers(0, 128, (40, 48, 3), dtype=np.uint8)
-            writer.add(f"picture number {i}", dark + np.uint8(120), dark, {"gap": i / 24})
+            scores = {"chosen": 0.5 + i / 24, "rejected": 0.5}
+            meta = {"gap": i / 24, "scores": scores}
+            writer.add(f"picture number {i}", dark + np.uint8(120), dark, meta)
     return str(folder)
 
 

@@ -33,7 +33,7 @@ LEVELS = [
     ["fit_caches"],
     ["estimate"],
     ["module"],
-    ["on_policy"],
+    ["on_policy", "pairwise"],
     ["generate", "methods"],
     ["evaluate"],
     ["callbacks"],

@@ -153,3 +153,32 @@ def test_the_divergence_is_finite_far_out(difference: float, label: float) -> No
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert x.grad.item() == pytest.approx(torch.sigmoid(x).item() - label, abs=1e-6)
+
+
+def test_the_bernoulli_function_is_exact_everywhere() -> None:
+    """Against double precision, values and slopes; at 0, at 1e-6 and where exp overflows."""
+    points = [0.0, 1e-8, 1e-6, 1e-3, 0.05, 0.0999, 0.1001, 0.5, 3.0, 30.0, 100.0, 1e4, 1e30]
+    x = torch.tensor(points, requires_grad=True)
+    value = losses.bernoulli_function(x)
+    value.sum().backward()
+    for point, own, slope in zip(x.tolist(), value.tolist(), x.grad.tolist(), strict=True):
+        if point < 1e-3:
+            expected, falling = 1 - point / 2, -0.5 + point / 6
+        elif point > 600:
+            expected, falling = 0.0, 0.0
+        else:
+            below = math.expm1(point)
+            expected, falling = point / below, (below - point * (below + 1)) / below**2
+        assert own == pytest.approx(expected, rel=1e-6, abs=1e-37)
+        assert slope == pytest.approx(falling, rel=2e-5, abs=1e-30)
+
+
+def test_win_rates_of_a_list() -> None:
+    """Against the sigmoids of all other sides, one by one; of two sides they add up to 1."""
+    scores = torch.tensor([[0.3, -1.0, 2.0, 0.5]], dtype=torch.float64)
+    own = losses.win_rates(scores)[0].tolist()
+    for i, score in enumerate(scores[0].tolist()):
+        others = [s for j, s in enumerate(scores[0].tolist()) if j != i]
+        expected = sum(1 / (1 + math.exp(other - score)) for other in others) / 3
+        assert own[i] == pytest.approx(expected, rel=1e-12)
+    assert losses.win_rates(torch.tensor([[0.7, -0.4]])).sum().item() == pytest.approx(1)

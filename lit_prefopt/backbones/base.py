@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_prefopt.backbones.guidance import Guidance
 from lit_prefopt.backbones.policy import Policy
+from lit_prefopt.backbones.start_weights import StartWeights
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import Process
@@ -46,6 +47,8 @@ class Backbone(nn.Module, ABC):
     FORGETS: ClassVar[bool] = False
     """Whether the denoiser keeps nothing of a forward that a later one uses, such as a table of
     positions; only then may a step be computed from tensor shapes before a training."""
+
+    start: StartWeights | None = None  # where the trained denoiser was loaded from
 
     def __init__(self, policy: Policy, process: Process) -> None:
         super().__init__()

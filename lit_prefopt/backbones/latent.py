@@ -17,13 +17,13 @@ from torch import nn
 
 from lit_prefopt.backbones.build_policy import build_policy
 from lit_prefopt.backbones.component_checks import check_tokenizer
-from lit_prefopt.backbones.load_component import load_component
 from lit_prefopt.backbones.loading import Components
 from lit_prefopt.backbones.lora import LoRA
 from lit_prefopt.backbones.memory_format import apply_memory_format_and_compile
 from lit_prefopt.backbones.policy import Policy, freeze
 from lit_prefopt.backbones.quantization import Quantization, quantize
 from lit_prefopt.backbones.single_file_components import open_components
+from lit_prefopt.backbones.start_weights import StartWeights, load_denoiser
 from lit_prefopt.backbones.text_encoders import TextEncoder
 from lit_prefopt.backbones.vae import VAEBackbone
 from lit_prefopt.backbones.without_weights import WithoutWeights
@@ -145,11 +145,8 @@ class LatentBackbone(VAEBackbone):
             net: Any = WithoutWeights(part.kind, parts.denoiser_config())
             training_adapter = None
             quantization, gradient_checkpointing, compile = None, False, False
-        elif denoiser:
-            config_of = parts.denoiser_config
-            net = load_component(part.kind, denoiser, part.name, net_dtype, config=config_of)
         else:
-            net = parts.denoiser(net_dtype)
+            net = load_denoiser(parts, denoiser, net_dtype)
         texts = self._load_encoders(parts, [n for n in names if n not in left_out], frozen_dtype)
         networks = {name: text.network for name, text in texts.items()}
         self._check_denoiser(net, networks, source)
@@ -173,6 +170,8 @@ class LatentBackbone(VAEBackbone):
             else Policy(net, None)
         )
         super().__init__(policy, noise)
+        source_of = (self.FAMILY, pretrained, denoiser, net_dtype, start_lora, variant, config)
+        self.start = StartWeights(*source_of, channels_last) if denoiser_weights else None
         self.dtype, self.frozen_dtype, self.pretrained = net_dtype, frozen_dtype, pretrained
         apply_memory_format_and_compile(
             self.policy.networks, channels_last=channels_last, compiled=compile

@@ -60,6 +60,8 @@ class LatentConsistency(StableDiffusion):
                 f"The reference {kwargs.get('reference')} has no guidance embedding, so it is no "
                 "latent consistency model: name one as `--backbone.reference`, or `initial`."
             )
+        if guidance_width is not None:
+            self.start = None  # the denoiser of the checkpoint has no guidance embedding
         self.teacher: UNet2DConditionModel | None = None
         if teacher is not None:
             self.teacher = freeze(self._load_teacher(teacher))

@@ -36,8 +36,7 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.frozen = reference if isinstance(reference, nn.Module) else None
-        self._adapter_off = reference == "adapter-off"
+        self.set_reference(reference)
         self._reference_active = False
         self._adapters: AdapterLayers | None = None
         self._reference_fingerprint: str | None = None
@@ -91,9 +90,14 @@ class Policy(nn.Module):
             self._reference_fingerprint, self.rounded = self.reference_fingerprint(), dtype
             round_weights(self.frozen, dtype)
 
+    def set_reference(self, reference: ModelMixin | Literal["adapter-off"] | None) -> None:
+        """Set another reference; for the argument see the class."""
+        self.frozen = reference if isinstance(reference, nn.Module) else None
+        self._adapter_off = reference == "adapter-off"
+
     def drop_reference(self) -> None:
         """Remove the reference."""
-        self.frozen, self._adapter_off = None, False
+        self.set_reference(None)
         self._reference_fingerprint = self.rounded = None
 
     @contextmanager

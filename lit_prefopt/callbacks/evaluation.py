@@ -11,6 +11,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_prefopt.backbones.loaded_reference import (
+    check_reference_can_be_loaded,
+    reference_loaded,
+)
 from lit_prefopt.diffusion.sampling import check_sampling
 from lit_prefopt.errors import check_number
 from lit_prefopt.evaluate.comparison import EvaluationPlan, image_sampler, reference_image_sampler
@@ -31,7 +35,8 @@ class Evaluation(Callback):
     In the run's directory it writes `evaluation/evaluation.json` (means, paired difference and win
     rate with 95 % intervals, and all settings), `per_prompt.jsonl`, `before-after.png`,
     `images/`, and `report.html`, which shows them all. The work is split among all ranks, and an
-    interrupted evaluation resumes.
+    interrupted evaluation resumes. Where a run has no reference, the weights that it started from
+    are loaded again for the comparison.
 
     Args:
         judge: Scores the images.
@@ -91,8 +96,7 @@ class Evaluation(Callback):
         """Check before training what would stop the evaluation after it."""
         self.prompts.entries()
         if isinstance(pl_module, PreferenceDiffusionModule):
-            with pl_module.backbone.as_reference():
-                pass
+            check_reference_can_be_loaded(pl_module.backbone)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start timing."""
@@ -153,6 +157,19 @@ class Evaluation(Callback):
             rank, ranks, meet = 0, 1, _no_rendezvous
             if not trainer.is_global_zero:
                 return
+        with reference_loaded(module.backbone):
+            self._evaluate(trainer, module, name, extra, (rank, ranks, meet))
+
+    def _evaluate(
+        self,
+        trainer: Trainer,
+        module: PreferenceDiffusionModule,
+        name: str,
+        extra: Mapping[str, Any],
+        among: tuple[int, int, Callable[[], Any]],
+    ) -> None:
+        """Evaluate both models on a rank, of so many, which meet at a barrier."""
+        rank, ranks, meet = among
         module.eval()
         module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU at the end of a fit
         evaluator = self._evaluator(trainer, module)

@@ -48,10 +48,18 @@ class NoisedPairs(NamedTuple):
 
     @classmethod
     def from_pairs(cls, process: Process, pairs: Pairs, t: Tensor, noise: Tensor) -> NoisedPairs:
-        """Add the same noise (B, C, H, W) at the same level (B,) to all sides of each pair."""
+        """Add noise at the same level (B,) to all sides of each pair.
+
+        Args:
+            process: The noise process.
+            pairs: B pairs.
+            t: Noise levels, (B,).
+            noise: The same noise for all sides (B, C, H, W), or that of each (B, K, C, H, W).
+        """
         sides = pairs.sides
         latents = pairs.latents.flatten(0, 1)
-        noise, times = noise.repeat_interleave(sides, 0), t.repeat_interleave(sides)
+        per_side = noise.flatten(0, 1) if noise.ndim == 5 else noise.repeat_interleave(sides, 0)
+        noise, times = per_side, t.repeat_interleave(sides)
         target = process.target(latents, noise, times).unflatten(0, pairs.latents.shape[:2])
         noised = process.add_noise(latents, noise, times)
         return cls(noised, t, pairs.prompt_per_side, target, pairs.masks)
@@ -121,11 +129,15 @@ def denoising_errors(
     )
 
 
+def predict_sides(backbone: Backbone, noised: NoisedPairs) -> Tensor:
+    """Return the predictions of the active network, all sides in one forward, (B, K, C, H, W)."""
+    prediction = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
+    return prediction.unflatten(0, noised.target.shape[:2])
+
+
 def predict_errors(backbone: Backbone, noised: NoisedPairs) -> DenoisingErrors:
     """Return the denoising errors of the active network, all sides in one forward."""
-    prediction = backbone.predict(noised.latents, noised.t_per_side, noised.prompt)
-    prediction = prediction.unflatten(0, noised.target.shape[:2])
-    return denoising_errors(prediction, noised.target, noised.masks)
+    return denoising_errors(predict_sides(backbone, noised), noised.target, noised.masks)
 
 
 def error_log_ratios(policy: Tensor, reference: Tensor | None) -> Tensor:

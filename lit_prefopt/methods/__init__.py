@@ -5,26 +5,36 @@ from typing import TYPE_CHECKING
 from lit_prefopt.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lit_prefopt.methods.capo import CaPO
     from lit_prefopt.methods.consistency_distillation import ConsistencyDistillation
     from lit_prefopt.methods.curriculum_dpo import ConsistencyDPO, CurriculumDPO
     from lit_prefopt.methods.d3po import D3PO
     from lit_prefopt.methods.dense_reward import DenseRewardDPO
     from lit_prefopt.methods.di3po import Di3PO
     from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
+    from lit_prefopt.methods.dspo import DSPO
+    from lit_prefopt.methods.inpo import InPO
+    from lit_prefopt.methods.mapo import MaPO
+    from lit_prefopt.methods.smpo import SmPO
     from lit_prefopt.methods.spin import SPINDiffusion
     from lit_prefopt.methods.spo import SPO
     from lit_prefopt.methods.supervised import SupervisedFineTuning
 
 __all__ = [
     "D3PO",
+    "DSPO",
     "SPO",
+    "CaPO",
     "ConsistencyDPO",
     "ConsistencyDistillation",
     "CurriculumDPO",
     "DenseRewardDPO",
     "Di3PO",
     "DiffusionDPO",
+    "InPO",
+    "MaPO",
     "SPINDiffusion",
+    "SmPO",
     "SupervisedFineTuning",
 ]
 

@@ -22,14 +22,6 @@ class SupervisedFineTuning(PreferenceDiffusionModule):
         """Return only the chosen side in training; both sides of held-out pairs."""
         return super().form_pairs(batch.best() if self.training else batch)
 
-    def log_ratios(self, pairs: Pairs) -> LogRatios:
-        """Return minus half the policy's errors in training; the log-ratios of held-out pairs."""
-        if not self.training:
-            return super().log_ratios(pairs)
-        noised = self.add_noise(pairs)
-        error = self.errors(noised).value
-        return LogRatios(-0.5 * error, noised.t, error)
-
     def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the denoising error of the chosen side, (B,)."""
         return ratios.require("policy_error", type(self).__name__)[:, 0]

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lit_prefopt.processes.samplers import Sampler
@@ -129,6 +130,25 @@ class Process(nn.Module, ABC):
             t: Noise levels, (B,).
         """
 
+    def factors(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors of latents and of noise in noised latents, each (B, 1, 1, 1) float64.
+
+        Args:
+            t: Noise levels, (B,).
+        """
+        ones = torch.ones(len(t), 1, 1, 1, dtype=torch.float64, device=t.device)
+        zeros = torch.zeros_like(ones)
+        return self.add_noise(ones, zeros, t), self.add_noise(zeros, ones, t)
+
+    def part_of(self, t: Tensor, share: float) -> Tensor:
+        """Return the noise levels at a share of the way from the clean level to t, (B,).
+
+        Args:
+            t: Noise levels, (B,), counted from 0, the clean level.
+            share: In [0, 1].
+        """
+        return (t.double() * share).to(t.dtype)
+
     @abstractmethod
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the target of the denoiser, (B, C, H, W), for arguments as in `add_noise`.
@@ -170,6 +190,10 @@ class Process(nn.Module, ABC):
             latents: (B, C, H, W).
             t: Noise levels, (B,).
         """
+
+    @abstractmethod
+    def noise(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
+        """Return the predicted noise, (B, C, H, W) float32, for arguments as in `clean`."""
 
     @abstractmethod
     def step(

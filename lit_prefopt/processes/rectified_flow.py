@@ -179,6 +179,10 @@ class RectifiedFlow(Process):
         """Return the predicted clean latents x - sigma v, (B, C, H, W) float32."""
         return latents.float() - t.float().view(-1, 1, 1, 1) * prediction.float()
 
+    def noise(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
+        """Return the predicted noise x + (1 - sigma) v, (B, C, H, W) float32."""
+        return latents.float() + (1 - t).float().view(-1, 1, 1, 1) * prediction.float()
+
     def step(
         self, prediction: Tensor, latents: Tensor, t: Tensor, t_next: Tensor, how: Sampling
     ) -> ReverseStep:

@@ -122,6 +122,11 @@ class VariancePreserving(Process):
         level = self._signal(t).view(-1, 1, 1, 1)
         return self._noise_and_clean(prediction.float(), latents.float(), level)[1]
 
+    def noise(self, prediction: Tensor, latents: Tensor, t: Tensor) -> Tensor:
+        """Return the predicted noise, (B, C, H, W) float32, for arguments as in `clean`."""
+        level = self._signal(t).view(-1, 1, 1, 1)
+        return self._noise_and_clean(prediction.float(), latents.float(), level)[0]
+
     def _signal(self, t: Tensor) -> Tensor:
         """Return abar_t, the share of the signal's variance, float64."""
         levels: Tensor = self.scheduler.alphas_cumprod

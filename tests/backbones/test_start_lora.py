@@ -147,3 +147,16 @@ def test_a_training_adapter_without_a_lora_is_refused(tmp_path: Path, tiny_folde
     file = made(StableDiffusion(tiny_folder, lora=LoRA(3)), tmp_path / "adapter")
     with pytest.raises(InputError, match=r"would contain the `training_adapter`: train a LoRA"):
         StableDiffusion(tiny_folder, training_adapter=file)
+
+
+def test_the_start_can_be_loaded_again(start: tuple[type[UNetBackbone], str, str]) -> None:
+    """The denoiser of the checkpoint with the LoRA, frozen, to the last bit."""
+    family, folder, file = start
+    backbone = family(folder, start_lora=file)
+    again = backbone.start.load()
+    expected = backbone.policy.frozen.state_dict()
+    assert expected.keys() == again.state_dict().keys()
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+    assert not any(weight.requires_grad for weight in again.parameters())
+    assert not again.training

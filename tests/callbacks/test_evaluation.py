@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt.backbones.start_weights import StartWeights
 from lit_prefopt.cli import main
 from lit_prefopt.diffusion.sampling import sample
 from lit_prefopt.errors import InputError
@@ -18,6 +19,7 @@ from lit_prefopt.judges import Judge
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.prompts.files import PromptFile
 from tests.helpers.comparing import asked, compared, evaluation
+from tests.helpers.recipes import small_recipe
 
 FAST = Sampling(steps=3, guidance=2.0, eta=1.0, batch_size=8)
 
@@ -181,3 +183,46 @@ def test_a_half_finished_test_of_other_settings_is_refused(
     main(["test", *recipe, *last])
     assert not begun.exists()
     assert (tmp_path / "run" / "test" / "settings.json").read_text()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_without_a_reference_is_compared_with_the_base_loaded_again(
+    lora: bool, tiny_folder: str, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After training and by the same images, bit for bit, as with a copy kept in memory."""
+    (tmp_path / "prompts.txt").write_text("a blue house\nthe sea\n")
+    loaded: list[int] = []
+    load = StartWeights.load
+
+    def counted(start: StartWeights) -> object:
+        net = load(start)
+        loaded.append(sum(p.requires_grad for p in net.parameters()))
+        return net
+
+    monkeypatch.setattr(StartWeights, "load", counted)
+    found = []
+    for reference in ("initial", "none"):
+        run = tmp_path / reference
+        more = ["--backbone.reference", reference, "--trainer.max_steps", "2"]
+        more += ["--backbone.lora.rank", "4"] if lora else []
+        more += ["--trainer.limit_val_batches", "0", "--seed_everything", "3"]
+        recipe = small_recipe(tiny_folder, shards, run, "toy-mapo")
+        main(["fit", *recipe, *evaluation(tmp_path), *more])
+        files = {path.name: path.read_bytes() for path in (run / "evaluation" / "images").iterdir()}
+        summary = json.loads((run / "evaluation" / "evaluation.json").read_text())
+        found.append((files, summary["reward_reference"], summary["reward_policy"]))
+        assert summary["pinned"]["policy"]["weights"] != summary["pinned"]["reference"]["weights"]
+        found[-1] += (summary["pinned"]["reference"]["weights"],)
+    assert loaded == ([] if lora else [0])
+    assert found[0] == found[1]
+
+
+def test_random_weights_cannot_be_loaded_again(
+    tiny_folder: str, shards: str, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a blue house")
+    config = str(Path(tiny_folder) / "unet" / "config.json")
+    more = ["--backbone.reference", "none", "--backbone.denoiser", config]
+    recipe = [*small_recipe(tiny_folder, shards, tmp_path / "run", "toy-mapo"), *more]
+    with pytest.raises(SystemExit, match="cannot be loaded again: set `--backbone.reference init"):
+        main(["fit", *recipe, *evaluation(tmp_path)])

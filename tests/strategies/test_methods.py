@@ -21,6 +21,11 @@ ON_PAIRS = {
     "SupervisedFineTuning": "toy-sft",
     "SPINDiffusion": "toy-spin",
     "Di3PO": "toy-di3po",
+    "MaPO": "toy-mapo",
+    "DSPO": "toy-dspo",
+    "CaPO": "toy-capo",
+    "InPO": "toy-inpo",
+    "SmPO": "toy-smpo",
     "CurriculumDPO": "toy-curriculum-dpo",
     "ConsistencyDPO": "toy-lcm-curriculum-dpo",
 }
