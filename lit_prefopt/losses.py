@@ -71,6 +71,30 @@ def hinge(difference: Tensor, beta: float) -> Tensor:
     return F.relu(1 - beta * difference)
 
 
+def kahneman_tversky(difference: Tensor, beta: float) -> Tensor:
+    """Return 1 - sigmoid(beta * difference), the loss of KTO (arXiv 2402.01306, Eq. 7).
+
+    It saturates on both sides: gains and losses far from the baseline count little more.
+
+    Args:
+        difference: Log-ratio over the baseline, (B,) or (B, K).
+        beta: Strength of the regularisation to the reference.
+    """
+    return torch.sigmoid(-beta * difference)
+
+
+def risk_seeking(difference: Tensor, beta: float) -> Tensor:
+    """Return log sigmoid(-beta * difference): minus the convex utility of arXiv 2404.04465.
+
+    It is not bounded below. The loss-averse utility of that paper is `sigmoid`.
+
+    Args:
+        difference: Log-ratio over the baseline, (B,) or (B, K).
+        beta: Strength of the regularisation to the reference.
+    """
+    return F.logsigmoid(-beta * difference)
+
+
 def preference_loss(
     difference: Tensor, labels: Tensor, beta: float, link: Link = sigmoid
 ) -> Tensor:

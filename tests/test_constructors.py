@@ -23,6 +23,7 @@ FIXED = {
     "ConsistencyDPO": {"chosen_protection", "gamma", "gamma_steps", "weighting"},
     "CurriculumPairs": {"shards", "aspect_buckets", "bucket_step", "min_side"},
     "D3PO": {"delta", "gamma", "kept", "sides"},
+    "DiffusionKTO": {"anchor", "chosen_protection"},
     "Flux2Klein": {"policy", "process"},
     "QwenImage": {"policy", "process"},
     "StableDiffusion": {"policy", "process"},

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lit_prefopt.methods.dense_reward import DenseRewardDPO
     from lit_prefopt.methods.di3po import Di3PO
     from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
+    from lit_prefopt.methods.diffusion_kto import DiffusionKTO
     from lit_prefopt.methods.spin import SPINDiffusion
     from lit_prefopt.methods.spo import SPO
     from lit_prefopt.methods.supervised import SupervisedFineTuning
@@ -24,6 +25,7 @@ __all__ = [
     "DenseRewardDPO",
     "Di3PO",
     "DiffusionDPO",
+    "DiffusionKTO",
     "SPINDiffusion",
     "SupervisedFineTuning",
 ]

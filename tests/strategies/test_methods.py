@@ -22,6 +22,7 @@ ON_PAIRS = {
     "SPINDiffusion": "toy-spin",
     "Di3PO": "toy-di3po",
     "CurriculumDPO": "toy-curriculum-dpo",
+    "DiffusionKTO": "toy-kto",
     "ConsistencyDPO": "toy-lcm-curriculum-dpo",
 }
 ON_POLICY = {"D3PO": "d3po", "DenseRewardDPO": "dense-reward"}
