@@ -128,6 +128,26 @@ def plackett_luce(utilities: Tensor) -> Tensor:
     return (among - utilities).sum(1)
 
 
+def discounted_gains(preferred: Tensor) -> Tensor:
+    """Return the weight of each pair of a ranked list, by gain and discount as in DCG.
+
+    Of the images i and j it is |2^p_i - 2^p_j| |1 / log(1 + i) - 1 / log(1 + j)|, with ranks from 1
+    (arXiv 2410.18013, Eq. 6).
+
+    Args:
+        preferred: Probability that an image is preferred to another one of its list, best image
+            first, (B, K).
+
+    Returns:
+        A symmetric matrix for each list, (B, K, K), with zeros for images that are equally good.
+    """
+    gains = preferred.exp2()
+    ranks = torch.arange(1, preferred.shape[1] + 1, device=preferred.device, dtype=gains.dtype)
+    discounts = 1 / ranks.log1p()
+    apart = (gains[:, :, None] - gains[:, None]).abs()
+    return apart * (discounts[:, None] - discounts).abs()
+
+
 def choice_divergence(difference: Tensor, labels: Tensor) -> Tensor:
     """Return how far a choice between two is from its label, in nats: KL(label || choice).
 

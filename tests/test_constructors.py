@@ -26,6 +26,7 @@ FIXED = {
     "DiffusionKTO": {"anchor", "chosen_protection"},
     "Flux2Klein": {"policy", "process"},
     "QwenImage": {"policy", "process"},
+    "RankDPO": {"chosen_protection"},
     "StableDiffusion": {"policy", "process"},
     "StableDiffusion3": {"without"},
     "StableDiffusionXL": {"policy", "process"},

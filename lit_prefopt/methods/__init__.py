@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lit_prefopt.methods.di3po import Di3PO
     from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
     from lit_prefopt.methods.diffusion_kto import DiffusionKTO
+    from lit_prefopt.methods.rank_dpo import RankDPO
     from lit_prefopt.methods.spin import SPINDiffusion
     from lit_prefopt.methods.spo import SPO
     from lit_prefopt.methods.supervised import SupervisedFineTuning
@@ -26,6 +27,7 @@ __all__ = [
     "Di3PO",
     "DiffusionDPO",
     "DiffusionKTO",
+    "RankDPO",
     "SPINDiffusion",
     "SupervisedFineTuning",
 ]

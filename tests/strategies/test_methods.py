@@ -23,6 +23,7 @@ ON_PAIRS = {
     "Di3PO": "toy-di3po",
     "CurriculumDPO": "toy-curriculum-dpo",
     "DiffusionKTO": "toy-kto",
+    "RankDPO": "toy-rank-dpo",
     "ConsistencyDPO": "toy-lcm-curriculum-dpo",
 }
 ON_POLICY = {"D3PO": "d3po", "DenseRewardDPO": "dense-reward"}
