@@ -43,6 +43,8 @@ MAX_STEPS = {
     "toy-flow-curriculum-dpo": 120,
     "toy-flow-di3po": 120,
     "toy-kto": 120,
+    "toy-flow-pnapo": 120,
+    "sd35-pnapo": 500,
     "toy-rank-dpo": 120,
     "toy-flow-rank-dpo": 120,
     "sdxl-rank-dpo": 400,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lit_prefopt.methods.di3po import Di3PO
     from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
     from lit_prefopt.methods.diffusion_kto import DiffusionKTO
+    from lit_prefopt.methods.pnapo import PNAPO
     from lit_prefopt.methods.rank_dpo import RankDPO
     from lit_prefopt.methods.spin import SPINDiffusion
     from lit_prefopt.methods.spo import SPO
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "D3PO",
+    "PNAPO",
     "SPO",
     "ConsistencyDPO",
     "ConsistencyDistillation",

@@ -31,6 +31,8 @@ class DiffusionKTO(DiffusionDPO):
         dislike_weight: Factor of the loss of disliked images.
     """
 
+    trains_on = "likes"
+
     def __init__(
         self,
         *args: Any,

@@ -26,6 +26,8 @@ class RankDPO(DiffusionDPO):
             `RankedSamples` with `calibrate`.
     """
 
+    trains_on = "lists"
+
     def __init__(self, *args: Any, gain: Literal["wins", "scores"] = "wins", **kwargs: Any) -> None:
         # it is defined for one rejected image
         super().__init__(*args, chosen_protection=None, **kwargs)
