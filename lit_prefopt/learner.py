@@ -78,7 +78,8 @@ class Learner(LightningModule):
     ) -> Any:
         """Move a batch to the device, except its seeds: random numbers are drawn on the CPU."""
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved._replace(seeds=batch.seeds)
+        seeds = [name for name in ("seeds", "noise_seeds") if name in batch._fields]
+        return moved._replace(**{name: getattr(batch, name) for name in seeds})
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Record whether the loss is finite, without reading it from the device."""

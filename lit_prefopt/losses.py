@@ -71,6 +71,30 @@ def hinge(difference: Tensor, beta: float) -> Tensor:
     return F.relu(1 - beta * difference)
 
 
+def kahneman_tversky(difference: Tensor, beta: float) -> Tensor:
+    """Return 1 - sigmoid(beta * difference), the loss of KTO (arXiv 2402.01306, Eq. 7).
+
+    It saturates on both sides: gains and losses far from the baseline count little more.
+
+    Args:
+        difference: Log-ratio over the baseline, (B,) or (B, K).
+        beta: Strength of the regularisation to the reference.
+    """
+    return torch.sigmoid(-beta * difference)
+
+
+def risk_seeking(difference: Tensor, beta: float) -> Tensor:
+    """Return log sigmoid(-beta * difference): minus the convex utility of arXiv 2404.04465.
+
+    It is not bounded below. The loss-averse utility of that paper is `sigmoid`.
+
+    Args:
+        difference: Log-ratio over the baseline, (B,) or (B, K).
+        beta: Strength of the regularisation to the reference.
+    """
+    return F.logsigmoid(-beta * difference)
+
+
 def preference_loss(
     difference: Tensor, labels: Tensor, beta: float, link: Link = sigmoid
 ) -> Tensor:
@@ -118,6 +142,26 @@ def plackett_luce(utilities: Tensor) -> Tensor:
     """
     among = utilities.flip(1).logcumsumexp(1).flip(1)
     return (among - utilities).sum(1)
+
+
+def discounted_gains(preferred: Tensor) -> Tensor:
+    """Return the weight of each pair of a ranked list, by gain and discount as in DCG.
+
+    Of the images i and j it is |2^p_i - 2^p_j| |1 / log(1 + i) - 1 / log(1 + j)|, with ranks from 1
+    (arXiv 2410.18013, Eq. 6).
+
+    Args:
+        preferred: Probability that an image is preferred to another one of its list, best image
+            first, (B, K).
+
+    Returns:
+        A symmetric matrix for each list, (B, K, K), with zeros for images that are equally good.
+    """
+    gains = preferred.exp2()
+    ranks = torch.arange(1, preferred.shape[1] + 1, device=preferred.device, dtype=gains.dtype)
+    discounts = 1 / ranks.log1p()
+    apart = (gains[:, :, None] - gains[:, None]).abs()
+    return apart * (discounts[:, None] - discounts).abs()
 
 
 def choice_divergence(difference: Tensor, labels: Tensor) -> Tensor:

@@ -174,6 +174,18 @@ class PreferenceDiffusionModule(Learner):
             self.caches.add_errors(pairs.seeds, errors)
         return errors
 
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the mean of a value without gradient over all ranks.
+
+        Args:
+            value: One number of each rank, (); all ranks call this together.
+        """
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return value
+        mean: Tensor = trainer.strategy.reduce(value.clone(), reduce_op="mean")
+        return mean
+
     # Training and validation steps, the same for all methods ------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -71,9 +71,15 @@ class NoisedPairs(NamedTuple):
 
 
 def noise_pairs(
-    process: Process, pairs: Pairs, u: Tensor, *, masked: bool = False, mask_dilation: int = 0
+    process: Process,
+    pairs: Pairs,
+    u: Tensor,
+    *,
+    masked: bool = False,
+    mask_dilation: int = 0,
+    noise: Tensor | None = None,
 ) -> NoisedPairs:
-    """Add noise to all sides of each pair: one level and one noise per pair.
+    """Add noise to all sides of each pair: one level and, if no other is given, one noise per pair.
 
     Args:
         process: The noise process.
@@ -82,13 +88,14 @@ def noise_pairs(
             to the last bit on every device.
         masked: Whether errors count only inside a pair's mask, if it has one.
         mask_dilation: See `dilate`.
+        noise: Noise of each side, (B, K, C, H, W).
     """
     channels, height, width = pairs.latents.shape[2:]
     shape, device = (channels, height, width), pairs.latents.device
     t = to_device(process.draw_levels(u, shape), device)
     masks = dilate(pairs.masks, mask_dilation) if masked and pairs.masks is not None else None
-    # The same noise on all sides: its variance cancels in their difference.
-    noise = draws.normal(pairs.seeds, shape, "noise", device)
+    if noise is None:  # the same on all sides: its variance cancels in their difference
+        noise = draws.normal(pairs.seeds, shape, "noise", device)
     return NoisedPairs.from_pairs(process, pairs._replace(masks=masks), t, noise)
 
 

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from lit_prefopt.methods.dense_reward import DenseRewardDPO
     from lit_prefopt.methods.di3po import Di3PO
     from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
+    from lit_prefopt.methods.diffusion_kto import DiffusionKTO
     from lit_prefopt.methods.dspo import DSPO
     from lit_prefopt.methods.inpo import InPO
     from lit_prefopt.methods.mapo import MaPO
+    from lit_prefopt.methods.pnapo import PNAPO
+    from lit_prefopt.methods.rank_dpo import RankDPO
     from lit_prefopt.methods.smpo import SmPO
     from lit_prefopt.methods.spin import SPINDiffusion
     from lit_prefopt.methods.spo import SPO
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "D3PO",
     "DSPO",
+    "PNAPO",
     "SPO",
     "CaPO",
     "ConsistencyDPO",
@@ -33,6 +37,8 @@ __all__ = [
     "DiffusionDPO",
     "InPO",
     "MaPO",
+    "DiffusionKTO",
+    "RankDPO",
     "SPINDiffusion",
     "SmPO",
     "SupervisedFineTuning",
