@@ -89,6 +89,11 @@ class LoRAFile(NamedTuple):
     layers: dict[tuple[str, str], LoRALayer]  # by role (`denoiser`, `text_encoder`, ...), flat name
     models: tuple[str, ...] = ()  # names that its metadata have for the model it was trained on
 
+    def scaled(self, factor: float) -> LoRAFile:
+        """Return a copy whose updates are multiplied by a factor."""
+        layers = {key: x._replace(alpha=factor * x.alpha) for key, x in self.layers.items()}
+        return self._replace(layers=layers)
+
     def without_denoiser(self) -> LoRAFile:
         """Return a copy with the layers of the text encoders alone."""
         own = {key: layer for key, layer in self.layers.items() if key[0] != DENOISER}
