@@ -81,6 +81,18 @@ class Learner(LightningModule):
         seeds = [name for name in ("seeds", "noise_seeds") if name in batch._fields]
         return moved._replace(**{name: getattr(batch, name) for name in seeds})
 
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the mean of a value without gradient over all ranks.
+
+        Args:
+            value: One number of each rank, (); all ranks call this together.
+        """
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return value
+        mean: Tensor = trainer.strategy.reduce(value.clone(), reduce_op="mean")
+        return mean
+
     def on_before_backward(self, loss: Tensor) -> None:
         """Record whether the loss is finite, without reading it from the device."""
         self.loss_check.add(loss)

@@ -19,8 +19,9 @@ from lit_prefopt.diffusion.denoising import (
     predict_errors,
 )
 from lit_prefopt.diffusion.encoding import draw_latents, encode_pairs
+from lit_prefopt.diffusion.swapped import swapped
 from lit_prefopt.effective_batch import scale_last_step
-from lit_prefopt.errors import check_number
+from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.fit_caches import FitCaches
 from lit_prefopt.learner import Learner
 from lit_prefopt.losses import Comparisons
@@ -43,6 +44,8 @@ class PreferenceDiffusionModule(Learner):
             pair; they are the same at every validation.
         check_base: Stop at the first step if the base's error shows that it does not predict what
             its checkpoint or `--backbone.prediction` states; false to teach it another prediction.
+        swapped: Train on the pairs in reverse order, to get a negative model (Diffusion-NPO): what
+            it prefers is what guidance points away from (`--model.negative` of `evaluate`).
     """
 
     beta: float = 1.0
@@ -74,11 +77,22 @@ class PreferenceDiffusionModule(Learner):
     """Encodings and reference errors that a training from images stores."""
 
     def __init__(
-        self, *args: Any, validation_draws: int = 4, check_base: bool = True, **kwargs: Any
+        self,
+        *args: Any,
+        validation_draws: int = 4,
+        check_base: bool = True,
+        swapped: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.backbone.require_denoiser(type(self).__name__)
         check_number("validation_draws", validation_draws, 1)
+        if swapped and self.chosen_only:
+            raise InputError(
+                f"{type(self).__name__} trains on the chosen side alone, which `swapped` would "
+                "replace: take a method of pairs, such as DiffusionDPO."
+            )
+        self.swapped = swapped
         self.validation_draws = validation_draws
         self.check_base = check_base
         self.base_to_check = self.checking_base = False
@@ -171,20 +185,8 @@ class PreferenceDiffusionModule(Learner):
         with self.backbone.as_reference():
             errors = self.errors(noised).value
         if self.caches is not None:
-            self.caches.add_errors(pairs.seeds, errors)
+            self.caches.add_errors(pairs.seeds, errors.flip(1) if self.swapped else errors)
         return errors
-
-    def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """Return the mean of a value without gradient over all ranks.
-
-        Args:
-            value: One number of each rank, (); all ranks call this together.
-        """
-        trainer = self._trainer
-        if trainer is None or trainer.world_size == 1:
-            return value
-        mean: Tensor = trainer.strategy.reduce(value.clone(), reduce_op="mean")
-        return mean
 
     # Training and validation steps, the same for all methods ------------------------------------
 
@@ -202,9 +204,9 @@ class PreferenceDiffusionModule(Learner):
     def _with_errors(self, batch: Any) -> Pairs:
         """Return the pairs of a batch, with the reference's errors where all are known."""
         pairs = self.form_pairs(batch)
-        if self.caches is None:
-            return pairs
-        return self.caches.look_up_errors(batch, pairs, training=self.training)
+        if self.caches is not None:
+            pairs = self.caches.look_up_errors(batch, pairs, training=self.training)
+        return swapped(pairs) if self.swapped else pairs
 
     def check_base_once(self, batch: Pairs | Steps) -> None:
         """Check on the first batch of a training that the base predicts what it is read as.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_prefopt.batches import LogRatios, Pairs, Steps, Trajectories, select_rows
 from lit_prefopt.diffusion.rollout import Rollout, logp
+from lit_prefopt.diffusion.swapped import swapped
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges.judge import Judge, checked_scores
 from lit_prefopt.losses import Comparisons
@@ -83,6 +84,7 @@ class OnPolicyModule(PreferenceDiffusionModule):
                 "prompts as `--data PromptCollections --data.prompts ...`."
             )
         self.check_base_once(batch)
+        batch = swapped(batch) if self.swapped else batch
         return self.weighted_loss(self.log_ratios(batch), batch)
 
     def log_ratios(self, pairs: Pairs | Steps) -> LogRatios:

@@ -37,7 +37,9 @@ class Policy(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.set_reference(reference)
-        self._reference_active = False
+        self.negative: ModelMixin | None = None
+        """Negative model, which replaces the prediction without prompt in guidance."""
+        self._reference_active = self._negative_active = False
         self._adapters: AdapterLayers | None = None
         self._reference_fingerprint: str | None = None
         self.rounded: torch.dtype | None = None
@@ -45,7 +47,9 @@ class Policy(nn.Module):
 
     @property
     def net(self) -> ModelMixin:
-        """The active network: the policy or, inside `as_reference`, the reference."""
+        """The active network: the policy, inside `as_reference` the reference, or the negative."""
+        if self._negative_active:
+            return self.negative
         return self.frozen if self._reference_active else self.denoiser
 
     @property
@@ -112,6 +116,15 @@ class Policy(nn.Module):
             yield
 
     @contextmanager
+    def as_negative(self) -> Iterator[None]:
+        """Activate the negative model inside the block."""
+        self._negative_active = True
+        try:
+            yield
+        finally:
+            self._negative_active = False
+
+    @contextmanager
     def _without_adapter(self) -> Iterator[None]:
         if self._adapters is None or self._adapters.net is not self.denoiser:
             self._adapters = AdapterLayers(self.denoiser)
@@ -129,8 +142,9 @@ class Policy(nn.Module):
     def train(self, mode: bool = True) -> Policy:
         """Set the policy's mode; the reference stays in evaluation mode."""
         super().train(mode)
-        if self.frozen is not None:
-            self.frozen.eval()
+        for net in (self.frozen, self.negative):
+            if net is not None:
+                net.eval()
         return self
 
 

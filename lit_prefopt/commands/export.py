@@ -12,6 +12,7 @@ def export(
     output: str,
     base: str | None = None,
     plus: str | None = None,
+    plus_scale: float = 1.0,
     dtype: DType = "float32",
     base_config: str | None = None,
     variant: str | None = None,
@@ -31,6 +32,7 @@ def export(
             the run's recipe, including a denoiser or VAE from another source.
         plus: Another LoRA to merge or add. By default the one that training started from, if the
             run's recipe names one; `none` for none.
+        plus_scale: Factor of that LoRA's update.
         dtype: Precision of the output; merging is done in float32.
         base_config: If the base is a single file: hub name or folder of a pipeline of the same
             architecture; by default the one that diffusers downloads from the hub.
@@ -39,4 +41,4 @@ def export(
     from lit_prefopt.export.write import write_weights  # imports torch and diffusers
 
     with exclusive_output(output):
-        write_weights(source, to, output, base, plus, dtype, base_config, variant)
+        write_weights(source, to, output, base, plus, dtype, base_config, variant, plus_scale)

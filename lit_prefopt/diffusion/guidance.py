@@ -18,6 +18,8 @@ def guided(
 ) -> Tensor:
     """Return the guided prediction, (B, C, H, W) float32; gradients flow through both halves.
 
+    The half without prompt is the negative model's, if the backbone has one.
+
     Args:
         backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
         latents: (B, C, H, W).
@@ -31,4 +33,10 @@ def guided(
         return backbone.predict(latents, t, prompt.replace(guidance=scale)).float()
     if guidance == backbone.GUIDANCE.off:
         return backbone.predict(latents, t, prompt).float()
+    if backbone.policy.negative is not None:
+        with_prompt = backbone.predict(latents, t, prompt.replace(guidance=None)).float()
+        empty = backbone.empty.repeat(len(latents)).replace(frames=prompt.frames)
+        with backbone.policy.as_negative():
+            without = backbone.predict(latents, t, empty).float()
+        return backbone.GUIDANCE.combine(with_prompt, without, guidance)
     return backbone.GUIDANCE(backbone.predict, latents, t, prompt, backbone.empty, guidance)

@@ -28,6 +28,12 @@ def check_sampling(backbone: Backbone, how: Sampling | None) -> None:
             f"{type(backbone).__name__} is conditioned on the guidance scale at every step: set "
             "`sampling.guided` to 1."
         )
+    if backbone.policy.negative is not None and how.guidance == backbone.GUIDANCE.off:
+        raise InputError(
+            "A negative model is what guidance points away from, and there is no guidance: set "
+            f"`sampling.guidance` to another number than {backbone.GUIDANCE.off:g}, or leave "
+            "`negative` out."
+        )
     backbone.process.sampler(how, backbone.sampling_shape(how))
 
 

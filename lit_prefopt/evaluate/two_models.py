@@ -14,6 +14,7 @@ from lit_prefopt.evaluate.results import Evaluator, PartialEvaluation, Pictures,
 from lit_prefopt.evaluate.results import ResultGroup as Answered
 from lit_prefopt.evaluate.rows import SIDES
 from lit_prefopt.evaluate.scoring import Scorers, TextReader
+from lit_prefopt.export.negative import attach_negative
 from lit_prefopt.generate.partial_outputs import PartialOutputs
 from lit_prefopt.generate.producer import Producer
 from lit_prefopt.judges import CLIPJudge, Judge
@@ -52,6 +53,10 @@ class ModelComparison(Producer):
         variant: Variant of the pipelines' files, such as `fp16`.
         config: Hub name or folder of a pipeline of the same architecture, if a model is a single
             file.
+        negative: LoRA file, denoiser's folder, checkpoint or run of a negative model
+            (`--model.swapped true`), whose prediction takes the place of the one without prompt in
+            the policy's guidance.
+        negative_merge: 0 adds the negative model to the policy's weights, 1 to the base.
     """
 
     WANTS: ClassVar[type[GenerationDataModule]] = PromptGroups
@@ -76,18 +81,24 @@ class ModelComparison(Producer):
         dtype: DType = "float32",
         variant: str | None = None,
         config: str | None = None,
+        negative: str | None = None,
+        negative_merge: float = 0.0,
     ) -> None:
         check_number("images", images, 1)
         check_pictures(pictures)
         self.scorers = Scorers(judge, judges, similarity, text)
         named = load_model(policy, base, dtype, variant, config)
-        same = reference == policy
+        same = reference == policy and negative is None
         other = named if same else load_model(reference, base, dtype, variant, config)
         check_alike(named, other)
+        if negative is not None:
+            attach_negative(named.backbone, negative, negative_merge)
         super().__init__(named.backbone, output)
         self.reference = other.backbone
         self.models = {"reference": other.settings()}
         self.models["policy"] = self.models["reference"] if same else named.settings()
+        if negative is not None:
+            self.models["policy"] |= {"negative": negative, "negative_merge": negative_merge}
         self.sampling = sampling or self.backbone.sampling
         self.images, self.reference_seed, self.pictures = images, reference_seed, pictures
 

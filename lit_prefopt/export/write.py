@@ -49,6 +49,7 @@ def write_weights(
     dtype: DType,
     base_config: str | None,
     variant: str | None,
+    plus_scale: float = 1.0,
 ) -> None:
     """Export trained weights in a layout for other programs.
 
@@ -57,7 +58,7 @@ def write_weights(
     target = Path(output)
     _check_output(target, to)
     origin = _at(read_trained_weights(source), base, base_config, variant)
-    loras = _loras(origin, plus, to)
+    loras = _loras(origin, plus, to, plus_scale)
     recipe = origin.recipe
     if to in LORA_WRITERS:
         recipe = _with_lora_marks(recipe, Path(loras[-1].source))
@@ -107,7 +108,9 @@ def _with_lora_marks(recipe: Recipe, source: Path) -> Recipe:
     return recipe._replace(prediction=prediction, zero_terminal_snr=zero)
 
 
-def _loras(origin: TrainedWeights, plus: str | None, to: Layout) -> list[LoRAFile]:
+def _loras(
+    origin: TrainedWeights, plus: str | None, to: Layout, scale: float = 1.0
+) -> list[LoRAFile]:
     """Return the LoRAs not yet merged into the denoiser: the initial one, and the trained one."""
     if origin.lora is not None:
         if origin.recipe.training_adapter is not None:
@@ -115,7 +118,7 @@ def _loras(origin: TrainedWeights, plus: str | None, to: Layout) -> list[LoRAFil
                 f"{origin.name} was trained with the adapter {origin.recipe.training_adapter}, "
                 "which is left out."
             )
-        return [*_start(origin, plus), origin.lora]
+        return [*(start.scaled(scale) for start in _start(origin, plus)), origin.lora]
     if to in LORA_WRITERS:
         raise InputError(
             f"{origin.name} is a fully trained denoiser, not a LoRA: export it to "
@@ -127,7 +130,8 @@ def _loras(origin: TrainedWeights, plus: str | None, to: Layout) -> list[LoRAFil
             "`--plus`."
         )
     # It is merged into the denoiser already, but not into the text encoders.
-    return [] if to in DENOISERS else [lora.without_denoiser() for lora in _start(origin, plus)]
+    starts = [] if to in DENOISERS else _start(origin, plus)
+    return [start.scaled(scale).without_denoiser() for start in starts]
 
 
 def _start(origin: TrainedWeights, plus: str | None) -> list[LoRAFile]:

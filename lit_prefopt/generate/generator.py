@@ -10,6 +10,7 @@ from lit_prefopt.backbones import Backbone
 from lit_prefopt.data.shards.writer import ShardWriter, Side
 from lit_prefopt.datamodules.generation import GenerationDataModule, GenerationGroup, ShardGroups
 from lit_prefopt.diffusion.sampling import check_sampling
+from lit_prefopt.export.negative import attach_negative
 from lit_prefopt.generate.producer import Producer
 from lit_prefopt.processes.settings import Sampling
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -41,14 +42,27 @@ class Generator(Producer):
         backbone: The model that is sampled; given as the recipe's own key `backbone`.
         output: Output folder of pair shards.
         sampling: Sampler settings; the backbone's own by default.
+        negative: LoRA file, denoiser's folder, checkpoint or run of a negative model
+            (`--model.swapped true`), whose prediction takes the place of the one without prompt in
+            guidance.
+        negative_merge: 0 adds the negative model to the weights that are sampled, 1 to the base.
     """
 
     REFUSES: ClassVar[tuple[type[GenerationDataModule], ...]] = (ShardGroups,)
 
-    def __init__(self, backbone: Backbone, output: str, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        output: str,
+        sampling: Sampling | None = None,
+        negative: str | None = None,
+        negative_merge: float = 0.0,
+    ) -> None:
         super().__init__(backbone, output)
         backbone.require_denoiser(type(self).__name__)
         backbone.freeze()
+        if negative is not None:
+            attach_negative(backbone, negative, negative_merge)
         self.sampling = sampling or backbone.sampling
 
     @abstractmethod

@@ -63,6 +63,10 @@ class RankedSamples(Generator):
             others of its prompt, the mean of sigmoid(difference of the scores), as CaPO (arXiv
             2502.02588) does, so that judges of any scale can be summed.
         sampling: Sampler settings; the backbone's own by default.
+        negative: LoRA file, denoiser's folder, checkpoint or run of a negative model
+            (`--model.swapped true`), whose prediction takes the place of the one without prompt in
+            guidance.
+        negative_merge: 0 adds the negative model to the weights that are sampled, 1 to the base.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class RankedSamples(Generator):
         weights: list[float] | None = None,
         calibrate: bool = False,
         sampling: Sampling | None = None,
+        negative: str | None = None,
+        negative_merge: float = 0.0,
     ) -> None:
-        super().__init__(backbone, output, sampling)
+        super().__init__(backbone, output, sampling, negative, negative_merge)
         self.judges = [judge] if isinstance(judge, Judge) else list(judge)
         check_number("images", images, 2)
         check_number("rank_gap", rank_gap, 1)

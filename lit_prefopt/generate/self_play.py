@@ -24,6 +24,10 @@ class SelfPlay(Generator):
         output: Output folder of pair shards.
         sampling: Sampler settings; the backbone's own by default.
         opponent_round: Round in which the opponent was trained; stored in each sample's .json.
+        negative: LoRA file, denoiser's folder, checkpoint or run of a negative model
+            (`--model.swapped true`), whose prediction takes the place of the one without prompt in
+            guidance.
+        negative_merge: 0 adds the negative model to the weights that are sampled, 1 to the base.
     """
 
     def __init__(
@@ -32,8 +36,10 @@ class SelfPlay(Generator):
         output: str,
         sampling: Sampling | None = None,
         opponent_round: int = 0,
+        negative: str | None = None,
+        negative_merge: float = 0.0,
     ) -> None:
-        super().__init__(backbone, output, sampling)
+        super().__init__(backbone, output, sampling, negative, negative_merge)
         self.opponent_round = opponent_round
 
     def settings(self) -> dict[str, Any]:

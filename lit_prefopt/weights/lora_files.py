@@ -94,6 +94,11 @@ class LoRAFile(NamedTuple):
         own = {key: layer for key, layer in self.layers.items() if key[0] == DENOISER}
         return self._replace(layers=own)
 
+    def scaled(self, factor: float) -> LoRAFile:
+        """Return a copy whose updates are multiplied by a factor."""
+        layers = {key: x._replace(alpha=factor * x.alpha) for key, x in self.layers.items()}
+        return self._replace(layers=layers)
+
     def without_denoiser(self) -> LoRAFile:
         """Return a copy with the layers of the text encoders alone."""
         own = {key: layer for key, layer in self.layers.items() if key[0] != DENOISER}
