@@ -84,7 +84,7 @@ def runs(
         watch = "Seen" if "zero" in name else "WholeGradients"
         callback = ["--trainer.callbacks+", f"{CPU}.{watch}"]
         callback += ["--trainer.callbacks.folder", str(root / name)]
-        steps = ["--trainer.max_steps", "6" if "SPO" in name else str(STEPS)]
+        steps = ["--trainer.max_steps", "6" if name.startswith("SPO") else str(STEPS)]
         whole.append(["fit", *arguments, *strategy, "--trainer.devices", "2", *steps, *callback])
     run_cases(whole, root / "cases.json")
     return root
