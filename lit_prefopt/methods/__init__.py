@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from lit_prefopt.methods.dense_reward import DenseRewardDPO
     from lit_prefopt.methods.di3po import Di3PO
     from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
+    from lit_prefopt.methods.diffusion_nft import DiffusionNFT
+    from lit_prefopt.methods.offline_nft import OfflineNFT
+    from lit_prefopt.methods.policy_gradient import PolicyGradient
     from lit_prefopt.methods.spin import SPINDiffusion
     from lit_prefopt.methods.spo import SPO
     from lit_prefopt.methods.supervised import SupervisedFineTuning
@@ -24,6 +27,9 @@ __all__ = [
     "DenseRewardDPO",
     "Di3PO",
     "DiffusionDPO",
+    "DiffusionNFT",
+    "OfflineNFT",
+    "PolicyGradient",
     "SPINDiffusion",
     "SupervisedFineTuning",
 ]
