@@ -111,6 +111,7 @@ class Pairs(NamedTuple):
     reference_error: Tensor | None = None
     scores: Tensor | None = None  # (B, K) float32: see `ImagePairs`
     noise_seeds: Tensor | None = None  # (B, K) int64
+    advantages: Tensor | None = None  # (B, K) float32: scores relative to those of their prompt
 
     @property
     def sides(self) -> int:
@@ -125,6 +126,7 @@ class Pairs(NamedTuple):
             reference_error=_first_side(self.reference_error, -1),
             scores=_first_side(self.scores, 1),
             noise_seeds=_first_side(self.noise_seeds, 1),
+            advantages=_first_side(self.advantages, 1),
         )
 
     def at_draw(self, number: int) -> Pairs:
@@ -158,6 +160,10 @@ class Steps(NamedTuple):
     seeds: Tensor  # (B,) int64
     labels: Tensor  # (B,) float32
     weights: Tensor  # (B,) float32
+    # of methods whose ratios are to the policy that sampled the steps:
+    logp: Tensor | None = None  # (B, K, S) float32: log-densities of the steps under it
+    means: Tensor | None = None  # (B, K, S, C, H, W): means of the steps under it
+    advantages: Tensor | None = None  # (B, K) float32: scores relative to those of their prompt
 
     @property
     def sides(self) -> int:
@@ -173,6 +179,9 @@ class Trajectories(NamedTuple):
     scores: Tensor  # (B, M) float32: the judge's score of each last state
     prompt: Prompt  # B rows
     seeds: Tensor  # (B,) int64
+    logp: Tensor | None = None  # (B, M, S) float32: this and the following fields as in `Steps`
+    means: Tensor | None = None  # (B, M, S, C, H, W)
+    advantages: Tensor | None = None  # (B, M) float32
 
     def steps(self, which: Tensor, sides: Tensor, numbers: Tensor, seeds: Tensor) -> Steps:
         """Return single steps, the same ones of all sides.
@@ -186,6 +195,7 @@ class Trajectories(NamedTuple):
         row, side = which[:, None, None], sides[:, :, None]
         scores = self.scores[which[:, None], sides]
         apart = (scores[:, 0] > scores[:, -1]).float()  # a tie gets weight 0
+        at = row, side, numbers[:, None]
         return Steps(
             self.states[row, side, numbers[:, None]].float(),
             self.states[row, side, numbers[:, None] + 1].float(),
@@ -195,17 +205,20 @@ class Trajectories(NamedTuple):
             seeds,
             torch.ones_like(apart),
             apart,
+            None if self.logp is None else self.logp[at],
+            None if self.means is None else self.means[at].float(),
+            None if self.advantages is None else self.advantages[which[:, None], sides],
         )
 
 
-Rows = TypeVar("Rows", Steps, Trajectories)
+Rows = TypeVar("Rows", Steps, Trajectories, Pairs)
 """A record with one row per sample in each tensor."""
 
 
 PROMPT = "prompt."  # start of the flat names of a prompt's tensors
 
 
-def tensors_by_name(record: Steps | Trajectories) -> dict[str, Tensor]:
+def tensors_by_name(record: Steps | Trajectories | Pairs) -> dict[str, Tensor]:
     """Return a record's tensors by name, those of its prompt as `prompt.NAME`."""
     prompt = {PROMPT + name: value for name, value in record.prompt.tensors().items()}
     return {**_fields(record), **prompt}
@@ -231,19 +244,22 @@ def select_rows(record: Rows, which: Tensor | slice) -> Rows:
     return type(record)(prompt=record.prompt.rows(which), **others)
 
 
-def _fields(record: Steps | Trajectories) -> dict[str, Tensor]:
-    return {name: value for name, value in record._asdict().items() if name != "prompt"}
+def _fields(record: Steps | Trajectories | Pairs) -> dict[str, Tensor]:
+    named = record._asdict().items()
+    return {name: value for name, value in named if name != "prompt" and value is not None}
 
 
 class LogRatios(NamedTuple):
     """Log-ratios of policy to reference, one per side."""
 
-    values: Tensor  # (B, K) or, of steps, (B, K, S); not clipped
+    # (B, K) or, of steps, (B, K, S); not clipped. Of methods with an old policy, policy to that one
+    values: Tensor
     t: Tensor  # (B,) or (B, S) in the process's dtype: their noise levels
     policy_error: Tensor | None = None  # (B, K): denoising errors, where there are any
     reference_error: Tensor | None = None  # (B, K)
     overlap: Tensor | None = None  # (B, K): see `losses.rejected_gradient_scale`
     drift: Tensor | None = None  # (B, K): mean squared change of the prediction by training
+    terms: dict[str, Tensor] | None = None  # further terms of the loss by name, as `values`
 
     @property
     def chosen(self) -> Tensor:

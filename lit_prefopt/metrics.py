@@ -41,7 +41,7 @@ def batch_means(
         means[f"chosen_{name}"] = errors[:, 0].mean()
         if pairs.sides > 1:
             means[f"rejected_{name}"] = errors[:, -1].mean()
-    return means
+    return means | {name: term.mean() for name, term in (ratios.terms or {}).items()}
 
 
 class RunningMeans:

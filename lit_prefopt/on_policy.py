@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lit_prefopt.batches import LogRatios, Pairs, Steps, Trajectories, select_rows
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion.rollout import Rollout, logp
+from lit_prefopt.diffusion.sampling import check_sampling
 from lit_prefopt.diffusion.swapped import swapped
 from lit_prefopt.errors import InputError
 from lit_prefopt.judges.judge import Judge, checked_scores
@@ -20,15 +22,18 @@ from lit_prefopt.processes.settings import Sampling
 
 
 class OnPolicyModule(PreferenceDiffusionModule):
-    """Trains on steps of its own roll-outs, whose log-density is known, as scored by a judge.
+    """Trains on its own roll-outs as scored by a judge; usually on steps with a known density.
 
     Args:
         judge: Scores decoded images or, if it is step-aware, predictions of them at a timestep.
-        sampling: Sampler of the roll-outs; eta must be above 0.
+        sampling: Sampler of the roll-outs; eta must be above 0 for steps with a density.
     """
 
-    COLLECTS: ClassVar[type[Steps] | type[Trajectories]] = Steps
+    COLLECTS: ClassVar[type[Steps] | type[Trajectories] | type[Pairs]] = Steps
     """Record that `collect` returns."""
+
+    BATCH: ClassVar[type[Steps] | type[Pairs]] = Steps
+    """Record that `draw` returns: steps with a density, or finished images."""
 
     takes_reference_errors = False
 
@@ -36,7 +41,10 @@ class OnPolicyModule(PreferenceDiffusionModule):
         super().__init__(*args, **kwargs)
         self.judge = judge
         self.sampling = sampling
-        self.rollout = Rollout(self.backbone, sampling)
+        if self.BATCH is Steps:
+            self.rollout = Rollout(self.backbone, sampling)
+        else:
+            check_sampling(self.backbone, sampling)
         self.images_judged = 0
 
     def setup(self, stage: str | None = None) -> None:
@@ -54,8 +62,18 @@ class OnPolicyModule(PreferenceDiffusionModule):
             seeds: (B,) int64; all random numbers are drawn from them.
         """
 
-    def draw(self, collected: Any, which: Tensor, seeds: Tensor) -> Steps:
-        """Return a batch of steps from collected roll-outs; by default the rows themselves.
+    def complete(self, rounds: list[Any]) -> list[Any]:
+        """Return a collection's records, with what depends on all of them; by default unchanged.
+
+        All ranks call it at the same time.
+
+        Args:
+            rounds: Records that `collect` returned on this rank.
+        """
+        return rounds
+
+    def draw(self, collected: Any, which: Tensor, seeds: Tensor) -> Any:
+        """Return a batch (`BATCH`) from collected roll-outs; by default the rows themselves.
 
         Args:
             collected: Record that `collect` returned.
@@ -69,16 +87,16 @@ class OnPolicyModule(PreferenceDiffusionModule):
         return log_ratios
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of a batch of collected steps.
+        """Return the loss of a batch that was drawn from a collection.
 
         Args:
-            batch: Steps of roll-outs (`Steps`).
+            batch: Steps of roll-outs, or what else the method draws (`BATCH`).
             batch_idx: Its number in the epoch.
 
         Raises:
             InputError: The data module yields something else.
         """
-        if not isinstance(batch, Steps):
+        if not isinstance(batch, self.BATCH):
             raise InputError(
                 f"{type(self).__name__} trains on its own roll-outs, not on stored pairs: name "
                 "prompts as `--data PromptCollections --data.prompts ...`."
@@ -105,6 +123,23 @@ class OnPolicyModule(PreferenceDiffusionModule):
         values = ratios.values.detach()
         clipped = (self.clipped(values) != values).float().mean()
         return super().measure(ratios, pairs, loss) | {"clipped": clipped}
+
+    def parts(
+        self, prompt: Prompt, texts: Sequence[str], count: int
+    ) -> Iterator[tuple[Tensor, Prompt, list[str]]]:
+        """Yield `count` rows of each prompt, `sampling.batch_size` at a time.
+
+        Args:
+            prompt: B rows.
+            texts: B prompts.
+            count: Roll-outs of each prompt.
+
+        Yields:
+            Numbers of the rows among all B * count, their prompts and their texts.
+        """
+        repeated, every = prompt.repeat(count), [text for text in texts for _ in range(count)]
+        for rows in torch.arange(len(every)).split(self.sampling.batch_size):
+            yield rows, repeated.rows(rows.to(prompt.device)), [every[i] for i in rows]
 
     @torch.no_grad()
     def judge_latents(self, latents: Tensor, texts: Sequence[str], t: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ PACKAGE = "lit_prefopt"
 # itself. A name is a folder or a file of the package, the longest that fits.
 LEVELS = [
     ["errors", "lazy", "data"],
-    ["utils", "losses", "configs", "families"],
+    ["utils", "losses", "reward_losses", "configs", "families"],
     ["ragged"],
     ["conditioning"],
     ["batches"],
@@ -27,6 +27,7 @@ LEVELS = [
     ["data.latents"],
     ["prepare", "export", "metrics", "optimizers", "strategies", "effective_batch", "fit_loop"],
     ["prompts"],
+    ["reward_groups", "moving_average"],
     ["datamodules"],
     ["learner"],
     ["judges", "cache_checks", "runs"],
@@ -34,6 +35,7 @@ LEVELS = [
     ["estimate"],
     ["module"],
     ["on_policy", "pairwise"],
+    ["group_rollouts"],
     ["generate", "methods"],
     ["evaluate"],
     ["callbacks"],

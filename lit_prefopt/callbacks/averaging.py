@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_prefopt.backbones import trained
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.strategies import ZeRO
+from lit_prefopt.moving_average import WeightAverage
 
 
-class PolicyAveraging(Callback):
+class PolicyAveraging(WeightAverage):
     """Exponential moving average (EMA) of the trained weights, updated after every optimizer step.
 
     The average replaces the weights in validation and testing and when training ends; a
@@ -28,49 +27,28 @@ class PolicyAveraging(Callback):
     """
 
     RUNNING = "running_state"
+    CURE = "remove PolicyAveraging"
 
     def __init__(self, decay: float = 0.999, start: int = 0) -> None:
         check_number("decay", decay, 0, 1)
         check_number("start", start, 0)
+        super().__init__()
         self.decay, self.start = decay, start
-        self.average: dict[str, Tensor] = {}
-        self._step = 0
         self._swapped = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Initialize the average from the weights, unless a checkpoint contained one."""
-        saving = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        if any(callback.save_weights_only for callback in saving):
-            raise InputError(
-                "Checkpoints with weights only do not store the average: set `save_weights_only` "
-                "of the checkpoint callback to false, or remove PolicyAveraging."
-            )
-        if any(p.dtype != torch.float32 for p in trained(pl_module).values()):
-            raise InputError(
-                "An average of bfloat16 weights would lose each step's update to rounding: remove "
-                "PolicyAveraging, or set `--backbone.policy_dtype float32`."
-            )
-        if isinstance(trainer.strategy, ZeRO) and trainer.strategy.stage == 3:
-            raise InputError(
-                "PolicyAveraging does not support weights sharded by ZeRO stage 3: use "
-                "`--trainer hardware/fsdp.yaml`, which shards them too, or stage 2."
-            )
         if self._swapped:  # a second fit of the same trainer
             self._swap(pl_module)
-        if not self.average:
-            self.average = {n: p.detach().clone() for n, p in trained(pl_module).items()}
-        device = pl_module.device
-        self.average = {name: value.to(device) for name, value in self.average.items()}
+        super().on_fit_start(trainer, pl_module)
 
-    @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Update the average once per optimizer step."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
         decay = self.decay if self._step > self.start else 0.0
-        weights = [p.detach() for p in trained(pl_module).values()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        self.follow(pl_module, decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap in the average for validation."""
@@ -88,14 +66,6 @@ class PolicyAveraging(Callback):
         The last checkpoint is written after this, and still contains both.
         """
         self._swap(pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step of the last update."""
-        return {"step": self._step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the step of the last update."""
-        self._step = state_dict["step"]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -141,10 +111,6 @@ class PolicyAveraging(Callback):
         """Return a copy of the averaged part of a state dict; of sharded weights on rank zero."""
         return {name: state[name].clone() for name in self.average if name in state}
 
-    @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
-        for name, parameter in trained(pl_module).items():
-            running = parameter.detach().clone()
-            parameter.copy_(self.average[name])
-            self.average[name].copy_(running)
+        self.swap(pl_module)
         self._swapped = not self._swapped

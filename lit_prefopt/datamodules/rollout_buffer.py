@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic
+from typing import Any, ClassVar, Generic, Protocol
 
 import torch
 from torch import Tensor
 
 from lit_prefopt.batches import (
+    Pairs,
     Rows,
     Steps,
+    Trajectories,
     concatenate,
     record_from_tensors,
     select_rows,
     tensors_by_name,
 )
 
-Draw = Callable[[Rows, Tensor, Tensor], Steps]
+Draw = Callable[[Rows, Tensor, Tensor], Any]
 """Function that makes a batch of these rows (B,) and seeds (B,) of one round."""
+
+
+class Collector(Protocol):
+    """The part of an on-policy method that collects roll-outs and draws batches from them."""
+
+    COLLECTS: ClassVar[type[Steps] | type[Trajectories] | type[Pairs]]
+
+    def collect(self, texts: list[str], seeds: Tensor) -> Any:
+        """Return the roll-outs of B prompts."""
+
+    def complete(self, rounds: list[Any]) -> list[Any]:
+        """Return a collection's records, with what depends on all of them, on all ranks."""
+
+    def draw(self, collected: Any, which: Tensor, seeds: Tensor) -> Any:
+        """Return a batch from these rows of collected roll-outs."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode."""
+
+    def eval(self) -> Any:
+        """Set evaluation mode."""
 
 
 class RolloutBuffer(Generic[Rows]):
@@ -47,7 +70,17 @@ class RolloutBuffer(Generic[Rows]):
             if over < len(oldest.seeds):
                 self.rounds.insert(0, select_rows(oldest, slice(over, None)))
 
-    def batch(self, which: Tensor, seeds: Tensor, draw: Draw[Rows]) -> Steps:
+    def complete(self, count: int, complete: Callable[[list[Rows]], list[Rows]]) -> None:
+        """Replace the newest rounds, those of a collection, by what a function makes of them.
+
+        Args:
+            count: Number of rounds; fewer, if some were dropped again.
+            complete: Function of the rounds that returns as many.
+        """
+        first = max(len(self.rounds) - count, 0)
+        self.rounds[first:] = complete(self.rounds[first:])
+
+    def batch(self, which: Tensor, seeds: Tensor, draw: Draw[Rows]) -> Any:
         """Return the batch of these rows, in their order.
 
         Args:

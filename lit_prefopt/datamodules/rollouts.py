@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_prefopt.batches import Steps, Trajectories
+from lit_prefopt.batches import Pairs, Steps
 from lit_prefopt.data.loading.loader import PairLoader
 from lit_prefopt.data.order.plan import Plan
 from lit_prefopt.datamodules.pairs import PairShards
-from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
+from lit_prefopt.datamodules.rollout_buffer import Collector, RolloutBuffer
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.prompts.base import Prompts
 from lit_prefopt.utils.atomic_files import atomic_output
@@ -25,24 +25,6 @@ from lit_prefopt.utils.seeds import sample_seed, stable_seed
 
 BUFFERS = "buffers"
 KEPT = 3  # buffers of earlier checkpoints that are kept on disk
-
-
-class Collector(Protocol):
-    """The part of an on-policy method that collects roll-outs and draws batches from them."""
-
-    COLLECTS: ClassVar[type[Steps] | type[Trajectories]]
-
-    def collect(self, texts: list[str], seeds: Tensor) -> Any:
-        """Return the roll-outs of B prompts."""
-
-    def draw(self, collected: Any, which: Tensor, seeds: Tensor) -> Steps:
-        """Return a batch of steps from these rows of collected roll-outs."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Set training mode."""
-
-    def eval(self) -> Any:
-        """Set evaluation mode."""
 
 
 class PromptCollections(LightningDataModule):
@@ -168,13 +150,14 @@ class PromptCollections(LightningDataModule):
             disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
         )
         module.eval()
-        made = empty = rounds = 0
+        made = empty = rounds = added = 0
         while self._over_ranks(made, "min") < self.collection:
             with trainer.precision_plugin.forward_context():
                 one = module.collect(*self._next_round())
             count, rounds = len(one.seeds), rounds + 1
             if count and made < self.collection:  # further rows, while others collect, are dropped
                 self.buffer.add(one, self.keep)
+                added += 1
             bar.update(min(count, self.collection - bar.n))
             made += count
             empty = 0 if count or made >= self.collection else empty + 1
@@ -183,11 +166,12 @@ class PromptCollections(LightningDataModule):
                     f"{self.patience} rounds of {self.round_size} prompts gave no pair: lower the "
                     "method's `threshold`, or take a judge whose scores differ more."
                 )
+        self.buffer.complete(added, module.complete)
         module.train()
         bar.close()
         rank_zero_info(f"Collected {made} from {rounds * self.round_size} prompts on this rank.")
 
-    def batch(self, number: int) -> Steps:
+    def batch(self, number: int) -> Steps | Pairs:
         """Return a batch of the epoch: the next rows of shuffled passes over the buffer."""
         buffer = self.collected
         places = range(number * self.batch_size, (number + 1) * self.batch_size)
@@ -278,7 +262,7 @@ class RolloutLoader:
         """Return the number of batches of an epoch."""
         return self.data.batches
 
-    def __iter__(self) -> Iterator[Steps]:
+    def __iter__(self) -> Iterator[Steps | Pairs]:
         """Yield the remaining batches of the epoch."""
         data = self.data
         done = data.run.fit_loop.epoch_loop.batch_progress.current.ready

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,16 @@ from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.errors import InputError
 from lit_prefopt.processes.base import ReverseStep
 from lit_prefopt.processes.settings import Sampling
+
+
+class Path(NamedTuple):
+    """The noisy steps of B roll-outs with their densities, and where the roll-outs end."""
+
+    states: Tensor  # (B, N + 1, C, H, W) on the CPU: latents before each step and after the last
+    t: Tensor  # (B, N + 1) in the process's dtype: their noise levels
+    logp: Tensor  # (B, N) float32 on the CPU: log-densities of the rounded states
+    means: Tensor  # (B, N, C, H, W) float32 on the CPU: means of the steps
+    end: Tensor  # (B, C, H, W) float32: latents after all steps
 
 
 class Rollout:
@@ -88,6 +101,50 @@ class Rollout:
             states.append(latents.cpu())
         return torch.stack(states, 1)
 
+    def path(
+        self,
+        seeds: Tensor,
+        prompt: Prompt,
+        first: Tensor,
+        count: int,
+        start: Tensor,
+        dtype: torch.dtype,
+    ) -> Path:
+        """Return `count` noisy steps of complete roll-outs, whose other steps are deterministic.
+
+        Args:
+            seeds: (B,) int64, one per roll-out.
+            prompt: B rows.
+            first: Number of each roll-out's first noisy step, (B,) int64.
+            count: Number of noisy steps.
+            start: Seeds of the noise that the roll-outs start from, (B,) int64.
+            dtype: Precision of the states, to which each is rounded before the next step.
+        """
+        device, process = prompt.device, self.backbone.process
+        latents = self.start(start, device).to(dtype)
+        states, logs, means = [latents.cpu()], [], []
+        for number in range(self.how.steps):
+            here = latents.float()
+            t, t_next = (self.level(n, len(here), device) for n in (number, number + 1))
+            prediction = guided(self.backbone, here, t, prompt, self.how.guidance)
+            step = process.step(prediction, here, t, t_next, self.how)
+            after = step.sample(self.noise(seeds, f"step {number}", device))
+            noisy = (first <= number) & (number < first + count)
+            if not noisy.all():
+                plain = process.step(prediction, here, t, t_next, replace(self.how, eta=0.0)).mean
+                after = torch.where(noisy.to(device).view(-1, 1, 1, 1), after, plain)
+            latents = after.to(dtype)
+            states.append(latents.cpu())
+            logs.append(step.logp(latents).cpu())
+            means.append(step.mean.cpu())
+        row = torch.arange(len(seeds))[:, None]
+        steps, places = (first[:, None] + torch.arange(n) for n in (count, count + 1))
+        kept = (torch.stack(part, 1) for part in (logs, means))
+        log, mean = (part[row, steps] for part in kept)
+        return Path(
+            torch.stack(states, 1)[row, places], self.levels[places], log, mean, latents.float()
+        )
+
 
 def transition(
     backbone: Backbone,
@@ -111,8 +168,8 @@ def transition(
     return backbone.process.step(prediction, latents, t, t_next, how)
 
 
-def logp(backbone: Backbone, how: Sampling, steps: Steps) -> Tensor:
-    """Return the log-density of every step under the active network, (B, K, S).
+def reverse_steps(backbone: Backbone, how: Sampling, steps: Steps) -> ReverseStep:
+    """Return the active network's distribution of every step, B * K * S rows.
 
     Args:
         backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
@@ -124,5 +181,16 @@ def logp(backbone: Backbone, how: Sampling, steps: Steps) -> Tensor:
     prompt = steps.prompt.repeat(parent_shape[1] * parent_shape[2])
     step = transition(backbone, how, steps.parents.flatten(0, 2), t, t_next, prompt)
     every = (part.unflatten(0, parent_shape) for part in step)
-    per_side = ReverseStep(*(x.expand(*shape, *x.shape[3:]).flatten(0, 2) for x in every))
-    return per_side.logp(steps.children.flatten(0, 2)).view(shape)
+    return ReverseStep(*(x.expand(*shape, *x.shape[3:]).flatten(0, 2) for x in every))
+
+
+def logp(backbone: Backbone, how: Sampling, steps: Steps) -> Tensor:
+    """Return the log-density of every step under the active network, (B, K, S).
+
+    Args:
+        backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
+        how: Guidance and eta, as the steps were sampled with.
+        steps: The steps.
+    """
+    per_side = reverse_steps(backbone, how, steps)
+    return per_side.logp(steps.children.flatten(0, 2)).view(steps.children.shape[:3])

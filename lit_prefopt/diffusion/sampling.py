@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_prefopt.backbones import Backbone
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.errors import InputError
@@ -59,17 +60,29 @@ def _chunks(texts: list[str], size: int) -> list[list[str]]:
 
 
 def _sample_batch(backbone: Backbone, texts: list[str], seeds: Tensor, how: Sampling) -> Tensor:
+    return backbone.decode(sample_latents(backbone, backbone.embed(texts), seeds, how))
+
+
+@torch.no_grad()
+def sample_latents(backbone: Backbone, prompt: Prompt, seeds: Tensor, how: Sampling) -> Tensor:
+    """Sample the clean latents of one image for each prompt and seed, (B, C, H, W), in one batch.
+
+    Args:
+        backbone: Predicts as policy, or as reference inside `backbone.as_reference()`.
+        prompt: B rows.
+        seeds: (B,) int64.
+        how: Sampling settings, checked by `check_sampling`.
+    """
     shape = backbone.sampling_shape(how)
     sampler = backbone.process.sampler(how, shape)
-    prompt = backbone.embed(texts)
     device = prompt.device
     latents = draws.normal(seeds, shape, "start", device)
     for i, t in enumerate(sampler.levels[:-1]):
-        times = t.to(device).expand(len(texts))
+        times = t.to(device).expand(len(seeds))
         scale = how.guidance if how.guides(i) else backbone.GUIDANCE.off
         prediction = guided(backbone, latents, times, prompt, scale)
         noise = None
         if sampler.draws_noise(i):
             noise = draws.normal(seeds, shape, f"step {i}", device)
         latents = sampler.step(prediction, latents, i, noise)
-    return backbone.decode(latents)
+    return latents

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from lit_prefopt.methods.di3po import Di3PO
     from lit_prefopt.methods.diffusion_dpo import DiffusionDPO
     from lit_prefopt.methods.diffusion_kto import DiffusionKTO
+    from lit_prefopt.methods.diffusion_nft import DiffusionNFT
     from lit_prefopt.methods.dspo import DSPO
     from lit_prefopt.methods.inpo import InPO
     from lit_prefopt.methods.mapo import MaPO
+    from lit_prefopt.methods.offline_nft import OfflineNFT
     from lit_prefopt.methods.pnapo import PNAPO
+    from lit_prefopt.methods.policy_gradient import PolicyGradient
     from lit_prefopt.methods.rank_dpo import RankDPO
     from lit_prefopt.methods.smpo import SmPO
     from lit_prefopt.methods.spin import SPINDiffusion
@@ -39,6 +42,9 @@ __all__ = [
     "MaPO",
     "DiffusionKTO",
     "RankDPO",
+    "DiffusionNFT",
+    "OfflineNFT",
+    "PolicyGradient",
     "SPINDiffusion",
     "SmPO",
     "SupervisedFineTuning",

@@ -81,16 +81,13 @@ class DenseRewardDPO(OnPolicyModule):
             seeds: (B,) int64; all random numbers are drawn from them.
         """
         prompt = self.backbone.embed(texts)
-        count, size = self.trajectories, self.sampling.batch_size
+        count = self.trajectories
         own_seeds = draws.subseeds(seeds, count, "trajectory").flatten()
-        repeated, every_text = prompt.repeat(count), [text for text in texts for _ in range(count)]
         states, scores = [], []
-        for part in torch.arange(len(own_seeds)).split(size):
-            rows = repeated.rows(part.to(prompt.device))
+        for part, rows, some in self.parts(prompt, texts, count):
             states.append(self.rollout.roll_out(own_seeds[part], rows, self.states))
             last = states[-1][:, -1].to(prompt.device).float()
             clean = self.rollout.level(self.sampling.steps, len(last), last.device)
-            some = [every_text[i] for i in part]
             scores.append(self.judge_latents(last, some, clean))
         every, score = torch.cat(states), torch.cat(scores).view(-1, count)
         self.window.add({"spread": (score.amax(1) - score.amin(1)).mean()})

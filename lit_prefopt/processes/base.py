@@ -43,6 +43,19 @@ class ReverseStep(NamedTuple):
         logs = -0.5 * z.square() - self.sigma.log() - 0.5 * math.log(2 * math.pi)
         return logs.mean((1, 2, 3))
 
+    def divergence(self, mean: Tensor) -> Tensor:
+        """Return the KL divergence to a step with another mean and the same deviation, float32.
+
+        It is exact, and a mean over C, H and W as `logp`.
+
+        Args:
+            mean: (B, C, H, W).
+
+        Returns:
+            One value per row, (B,).
+        """
+        return 0.5 * ((self.mean - mean.float()) / self.sigma).square().mean((1, 2, 3))
+
 
 class Process(nn.Module, ABC):
     """Noise process of a denoiser: what a noise level is, how it is drawn, and what it does.
