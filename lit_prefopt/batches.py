@@ -27,7 +27,9 @@ class ImagePairs(NamedTuple):
     images: Tensor
     texts: list[str]  # B prompts; "" where the caption was dropped
     seeds: Tensor  # (B,) int64: all random numbers of the sample are drawn from it
-    labels: Tensor  # (B,) float32: probability that the first side is the better one; usually 1
+    # (B,) float32: probability that the first side is the better one, usually 1; of single images
+    # (K = 1) 1 if they are liked and 0 if not
+    labels: Tensor
     weights: Tensor  # (B,) float32: factor of the pair's loss before the mean; usually 1
     keys: list[str]  # B names "shard.tar/000001", for messages
     masks: Tensor | None = None  # (B, 1, H, W) float32: 1 where the sides may differ
@@ -37,11 +39,22 @@ class ImagePairs(NamedTuple):
     records: list[str] | None = None  # B names of encoded images, where they are stored
     mirrored: list[str] | None = None  # those of the mirrored images, where these may come too
     captions: list[str] | None = None  # B texts with those that were dropped, to be stored too
+    scores: Tensor | None = None  # (B, K) float32: a judge's scores; unknown where not given
+    noise_seeds: Tensor | None = None  # (B, K) int64: seeds of the noise that each side came from
+
+    @property
+    def sides(self) -> int:
+        """Number of sides, K."""
+        return self.images.shape[1]
 
     def best(self) -> ImagePairs:
         """Return only the chosen side (K = 1)."""
-        frames = None if self.frames is None else self.frames[:, :1]
-        return self._replace(images=self.images[:, :1], frames=frames)
+        return self._replace(
+            images=self.images[:, :1],
+            frames=_first_side(self.frames, 1),
+            scores=_first_side(self.scores, 1),
+            noise_seeds=_first_side(self.noise_seeds, 1),
+        )
 
     def scaled(self) -> ImagePairs:
         """Return the images as float32 in [-1, 1]; decoded uint8 pixels are scaled."""
@@ -71,19 +84,28 @@ class LatentPairs(NamedTuple):
     frames: Tensor | None = None  # (B, K, 6) int64
     reference_error: Tensor | None = None  # (B, E, K) float32: see `Pairs`
     records: list[str] | None = None  # as in `ImagePairs`
+    scores: Tensor | None = None  # (B, K) float32
+    noise_seeds: Tensor | None = None  # (B, K) int64
+
+    @property
+    def sides(self) -> int:
+        """Number of sides, K."""
+        return self.mean.shape[1]
 
     def best(self) -> LatentPairs:
         """Return only the chosen side (K = 1)."""
         return self._replace(
             mean=self.mean[:, :1],
-            deviation=None if self.deviation is None else self.deviation[:, :1],
-            frames=None if self.frames is None else self.frames[:, :1],
-            reference_error=_first_side(self.reference_error),
+            deviation=_first_side(self.deviation, 1),
+            frames=_first_side(self.frames, 1),
+            reference_error=_first_side(self.reference_error, -1),
+            scores=_first_side(self.scores, 1),
+            noise_seeds=_first_side(self.noise_seeds, 1),
         )
 
 
-def _first_side(errors: Tensor | None) -> Tensor | None:
-    return None if errors is None else errors[..., :1]
+def _first_side(values: Tensor | None, axis: int) -> Tensor | None:
+    return None if values is None else values.narrow(axis, 0, 1)
 
 
 class Pairs(NamedTuple):
@@ -99,6 +121,8 @@ class Pairs(NamedTuple):
     # (B, E, K) float32: the reference's errors at the draws of `seeds`, `seeds` + 1, ...;
     # computed by the reference where None
     reference_error: Tensor | None = None
+    scores: Tensor | None = None  # (B, K) float32: see `ImagePairs`
+    noise_seeds: Tensor | None = None  # (B, K) int64
 
     @property
     def sides(self) -> int:
@@ -107,9 +131,13 @@ class Pairs(NamedTuple):
 
     def best(self) -> Pairs:
         """Return only the chosen side (K = 1)."""
-        frames = None if self.frames is None else self.frames[:, :1]
-        errors = _first_side(self.reference_error)
-        return self._replace(latents=self.latents[:, :1], frames=frames, reference_error=errors)
+        return self._replace(
+            latents=self.latents[:, :1],
+            frames=_first_side(self.frames, 1),
+            reference_error=_first_side(self.reference_error, -1),
+            scores=_first_side(self.scores, 1),
+            noise_seeds=_first_side(self.noise_seeds, 1),
+        )
 
     def at_draw(self, number: int) -> Pairs:
         """Return the same latents with seeds for another draw of timestep and noise."""

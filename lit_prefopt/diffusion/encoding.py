@@ -24,7 +24,17 @@ def encode_pairs(backbone: Backbone, batch: ImagePairs) -> Pairs:
     latents = _drawn(mean, deviation, batch.seeds)
     masks = None if batch.masks is None else resize_masks(batch.masks, latents)
     prompt = backbone.embed(batch.texts)
-    return Pairs(latents, prompt, batch.seeds, batch.labels, batch.weights, masks, batch.frames)
+    return Pairs(
+        latents,
+        prompt,
+        batch.seeds,
+        batch.labels,
+        batch.weights,
+        masks,
+        batch.frames,
+        scores=batch.scores,
+        noise_seeds=batch.noise_seeds,
+    )
 
 
 @torch.no_grad()
@@ -53,6 +63,8 @@ def encode_posteriors(backbone: Backbone, batch: ImagePairs) -> LatentPairs:
         batch.broken,
         batch.frames,
         records=batch.records,
+        scores=batch.scores,
+        noise_seeds=batch.noise_seeds,
     )
 
 
@@ -76,6 +88,8 @@ def draw_latents(backbone: Backbone, batch: LatentPairs) -> Pairs:
         batch.masks,
         batch.frames,
         batch.reference_error,
+        batch.scores,
+        batch.noise_seeds,
     )
 
 
