@@ -41,16 +41,18 @@ def check_sides(method: SideUser, data: object) -> None:
     pairs = data.held_out if isinstance(data, PromptCollections) else data
     if not isinstance(pairs, StoredPairs):
         return
+    shortened = set[int]()
     for reader, named in pairs.readers:
         counts = side_counts(reader.shards)
         _check_counts(method, counts, ", ".join([named] if isinstance(named, str) else named))
         reader.pairs_only = method.trains_on != "lists" and max(counts, default=0) > 2
         reader.required = method.needs_known
-        if reader.pairs_only:
-            rank_zero_info(
-                f"{type(method).__name__} trains on {method.trains_on}: of {described(counts)} "
-                "images the best and the worst are used."
-            )
+        shortened |= counts if reader.pairs_only else set()
+    if shortened:
+        rank_zero_info(
+            f"{type(method).__name__} trains on {method.trains_on}: of {described(shortened)} "
+            "images the best and the worst are used."
+        )
 
 
 def _check_counts(method: SideUser, counts: set[int], shards: str) -> None:
