@@ -27,7 +27,9 @@ class ImagePairs(NamedTuple):
     images: Tensor
     texts: list[str]  # B prompts; "" where the caption was dropped
     seeds: Tensor  # (B,) int64: all random numbers of the sample are drawn from it
-    labels: Tensor  # (B,) float32: probability that the first side is the better one; usually 1
+    # (B,) float32: probability that the first side is the better one, usually 1; of single images
+    # (K = 1) 1 if they are liked and 0 if not
+    labels: Tensor
     weights: Tensor  # (B,) float32: factor of the pair's loss before the mean; usually 1
     keys: list[str]  # B names "shard.tar/000001", for messages
     masks: Tensor | None = None  # (B, 1, H, W) float32: 1 where the sides may differ
@@ -39,6 +41,11 @@ class ImagePairs(NamedTuple):
     captions: list[str] | None = None  # B texts with those that were dropped, to be stored too
     scores: Tensor | None = None  # (B, K) float32: a judge's scores; unknown where not given
     noise_seeds: Tensor | None = None  # (B, K) int64: seeds of the noise that each side came from
+
+    @property
+    def sides(self) -> int:
+        """Number of sides, K."""
+        return self.images.shape[1]
 
     def best(self) -> ImagePairs:
         """Return only the chosen side (K = 1)."""
@@ -79,6 +86,11 @@ class LatentPairs(NamedTuple):
     records: list[str] | None = None  # as in `ImagePairs`
     scores: Tensor | None = None  # (B, K) float32
     noise_seeds: Tensor | None = None  # (B, K) int64
+
+    @property
+    def sides(self) -> int:
+        """Number of sides, K."""
+        return self.mean.shape[1]
 
     def best(self) -> LatentPairs:
         """Return only the chosen side (K = 1)."""

@@ -18,6 +18,7 @@ from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.datamodules.cached import CachedPairs
 from lit_prefopt.datamodules.image_sizes import check_image_sizes
 from lit_prefopt.datamodules.rollouts import PromptCollections
+from lit_prefopt.datamodules.side_checks import SideUser, check_sides
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.fingerprint import fingerprint
@@ -25,7 +26,7 @@ from lit_prefopt.utils.fingerprint import fingerprint
 CHECKED_PAIRS = 256  # number of pairs whose noise levels are compared
 
 
-class CacheUser(Protocol):
+class CacheUser(SideUser, Protocol):
     """The part of a method on which cached latents and reference errors depend."""
 
     backbone: Backbone
@@ -51,6 +52,7 @@ def check_data(module: CacheUser, data: object) -> None:
         data: The data module, after its setup.
     """
     backbone = module.backbone
+    check_sides(module, data)
     _check_reference(module, data)
     if not isinstance(data, CachedPairs):
         if data is not None:

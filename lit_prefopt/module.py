@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lit_prefopt.batches import Batch, ImagePairs, LatentPairs, LogRatios, Pairs, Steps
 from lit_prefopt.cache_checks import check_data
+from lit_prefopt.data.shards.sides import Known
+from lit_prefopt.datamodules.side_checks import TrainsOn
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.base_check import check_base
 from lit_prefopt.diffusion.denoising import (
@@ -72,6 +74,16 @@ class PreferenceDiffusionModule(Learner):
 
     chosen_only: bool = False
     """Whether `form_pairs` makes training pairs of `batch.best()`, of which one side is encoded."""
+
+    trains_on: TrainsOn = "pairs"
+    """Samples that it compares: `pairs`, ranked `lists`, or single images with `likes`.
+
+    Of a list, methods of pairs and of likes get the best and the worst side; a method of likes
+    splits pairs into a liked and a disliked image in `form_pairs`.
+    """
+
+    needs_known: tuple[Known, ...] = ()
+    """What must be known of each side of a sample: `scores`, `noise_seeds` (`batches.Pairs`)."""
 
     caches: FitCaches | None = None
     """Encodings and reference errors that a training from images stores."""

@@ -416,7 +416,7 @@ def read_all(folder: Path) -> list[Sample]:
 def use(sample: Sample) -> None:
     """Decode and crop a sample as training does."""
     try:
-        load_sample(sample, Augment((32, 32), "random", flip=True), 1, SIDES)
+        load_sample(sample, Augment((32, 32), "random", flip=True), 1)
     except BrokenSample as error:
         if "too long and narrow" not in str(error):  # depends on the resolution of the training
             raise

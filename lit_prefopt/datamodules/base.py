@@ -79,6 +79,7 @@ class StoredPairs(LightningDataModule):
         self.shards_per_block, self.broken_share = shards_per_block, broken_share
         self.validation_pairs, self.cache = validation_pairs, ShardCache(cache, cache_size)
         self.shapes: list[Size] = []  # width and height of each bucket, known after setup
+        self.readers: list[tuple[ShardReader, str | list[str]]] = []  # with their shards' names
         self.loaders: dict[str, PairLoader] = {}
         self.fits_context: Callable[[str], bool] | None = None  # of the backbone that is trained
         self._long_prompts: dict[str, LongPromptCounter] = {}
@@ -103,11 +104,14 @@ class StoredPairs(LightningDataModule):
         """Read the indexes, so that wrong paths and changed shards fail at the start."""
         ignore_warnings()
         self._epoch_progress = None
+        self.readers = []
         if stage in ("fit", None):
             self.reader = self._reader(self._find())
+            self.readers.append((self.reader, self.shards))
             self.order, self.shapes = self._make_order()
         if self.validation is not None:
             self.validation_reader = self._reader(find_shards(self.validation))
+            self.readers.append((self.validation_reader, self.validation))
 
     @property
     def batches_per_epoch(self) -> int:

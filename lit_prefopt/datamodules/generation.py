@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_prefopt.data.images import BrokenSample, open_image
 from lit_prefopt.data.latents.latent_reader import LatentReader
 from lit_prefopt.data.latents.manifest import LatentSet
-from lit_prefopt.data.loading.image_samples import prompt_of
+from lit_prefopt.data.loading.image_samples import label_of, prompt_of
 from lit_prefopt.data.order.plan import Plan
 from lit_prefopt.data.shards.find import find_shards
 from lit_prefopt.data.shards.reader import ShardReader
@@ -220,10 +220,11 @@ class PairGroups(GenerationDataModule):
         return self.reader(*self.place(index))
 
     def read(self, index: int) -> Any:
-        """Return the prompt and the chosen image of a pair."""
+        """Return the prompt and the chosen image of a pair; a disliked single image is none."""
         sample = self.stored(index)
         open_image(sample.sides[0])  # the header is enough to check it
-        return prompt_of(sample), sample.sides[0]
+        liked = sample.side_count > 1 or label_of(sample) == 1
+        return prompt_of(sample), sample.sides[0] if liked else None
 
 
 class ShardGroups(PairGroups):

@@ -11,7 +11,7 @@ from lit_prefopt.data.loading.image_samples import ImageSampleLoader, SampleLoad
 from lit_prefopt.data.order.fixed_draws import FixedDraws
 from lit_prefopt.data.order.plan import Plan, SampleOrder
 from lit_prefopt.data.order.shaping import ShapeSettings, make_order
-from lit_prefopt.data.shards.format import SIDES
+from lit_prefopt.data.shards.format import MOST_SIDES
 from lit_prefopt.datamodules.base import StoredPairs, check_at_least_one
 from lit_prefopt.errors import check_number
 
@@ -44,8 +44,8 @@ class PairShards(StoredPairs):
     encodings: EncodingStore | None = None
     """Store of latents and prompts, set by a method that trains on them."""
 
-    encoded_sides: int = len(SIDES)
-    """Number of sides that the method encodes of a training pair."""
+    encoded_sides: int = MOST_SIDES
+    """Number of sides that the method encodes at most of a training pair, the best ones first."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class PairShards(StoredPairs):
     def _held_out_sample_loader(self) -> SampleLoader:
         augment = Augment(self.shaping.square, draft=self.augment.draft)
         images = ImageSampleLoader(self.validation_reader, self.seed, [augment])
-        return self._stored(images, len(SIDES), keep_latents=True)
+        return self._stored(images, MOST_SIDES, keep_latents=True)
 
     def _stored(self, images: ImageSampleLoader, sides: int, *, keep_latents: bool) -> SampleLoader:
         """Return the loader that reads encodings where they are stored."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_prefopt.batches import ImagePairs, LatentPairs, Pairs
 from lit_prefopt.cache_checks import CacheUser
-from lit_prefopt.data.shards.format import SIDES
+from lit_prefopt.data.shards.format import MOST_SIDES
 from lit_prefopt.datamodules.pairs import PairShards
 from lit_prefopt.effective_batch import planned_steps
 from lit_prefopt.fit_caches.encoding_cache import FOLDER, EncodingCache, StoreBounds
@@ -72,7 +72,7 @@ class FitCaches:
         root = data.cache.folder / FOLDER
         encodings = EncodingCache(module.backbone, root, settings, _bounds(trainer, data))
         data.encodings = encodings.store
-        data.encoded_sides = 1 if module.chosen_only else len(SIDES)
+        data.encoded_sides = 1 if module.chosen_only else MOST_SIDES
         held_out = errors = None
         # with sharded weights, all ranks evaluate the reference together or not at all
         alone = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)

@@ -36,7 +36,8 @@ class EncodedPair(NamedTuple):
 
     def write_to(self, writer: ShardWriter) -> None:
         """Write the pair into the shard of the same number as its image shard."""
-        writer.add_members(members_of(self.text, self.tensors, self.meta), self.size, self.shard)
+        members = members_of(self.text, self.tensors, self.meta)
+        writer.add_members(members, self.size, self.shard, self.tensors["mean"].shape[1])
 
 
 def check_same_vae(backbone: Backbone, latents: LatentSet, settings: Mapping[str, Any]) -> None:

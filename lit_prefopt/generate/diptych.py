@@ -182,7 +182,7 @@ class DiptychGenerator(Generator):
         target = diptych.target
         meta = {
             "source": "diptych",
-            "seeds": [request.seed, request.seed],
+            "canvas_seed": request.seed,
             "changed": target.kind,
             "rejected_prompt": diptych.other,
         }

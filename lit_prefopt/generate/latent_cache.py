@@ -22,6 +22,7 @@ from lit_prefopt.data.latents.manifest import EMPTY, LatentSet
 from lit_prefopt.data.shards.format import LATENTS, SIDES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample
+from lit_prefopt.data.shards.sides import side_counts
 from lit_prefopt.datamodules.generation import (
     CachedGroups,
     GenerationDataModule,
@@ -129,6 +130,7 @@ class LatentCache(Producer):
         self.flip, self.views, self.deviation = flip, views, deviation
         self.batch_size, self.workers, self.offload = batch_size, workers, offload
         self.latents: LatentSet | None = None  # of the cache that is read in place of images
+        self.sides = len(SIDES)  # of a sample at most
         self._last: UserCpuOffloadHook | None = None
 
     @property
@@ -165,6 +167,8 @@ class LatentCache(Producer):
         if isinstance(data, CachedGroups):
             check_same_vae(self.backbone, data.latents, self.settings())
             self.latents = data.latents
+        assert isinstance(data, ShardGroups)
+        self.sides = max(side_counts(data.reader.shards), default=self.sides)
         super().setup(stage)
 
     def on_predict_start(self) -> None:
@@ -204,10 +208,12 @@ class LatentCache(Producer):
                 log.warning("A pair cannot be read and is skipped: %s.", views)
                 self.left_out["broken pairs"] += 1
                 continue
-            waiting.append(views)
-            if len(waiting) == self._pairs_at_a_time:
+            # lists of another length are encoded in batches of their own
+            other = bool(waiting) and views.images.shape != waiting[0].images.shape
+            if other or len(waiting) == self._pairs_at_a_time:
                 yield waiting
                 waiting = []
+            waiting.append(views)
         if waiting:
             yield waiting
 
@@ -227,7 +233,7 @@ class LatentCache(Producer):
     @property
     def _pairs_at_a_time(self) -> int:
         """Number of pairs that are encoded together."""
-        return -(-self.batch_size // (self.views * (1 + self.flip) * len(SIDES)))
+        return -(-self.batch_size // (self.views * (1 + self.flip) * self.sides))
 
     def _decoded(self, pair: tuple[Sample, int, int]) -> PairViews | str:
         """Decode all views of a pair; return the error message if it is broken."""

@@ -74,7 +74,7 @@ class ShardFormat:
                 members = reader.members(number, sample)
                 size = (0, 0) if shard.sizes is None else shard.sizes[sample].tolist()
                 plain = {name: data for name, data in members.items() if not name.startswith("__")}
-                writer.add_members(plain, tuple(size), own)
+                writer.add_members(plain, tuple(size), own, shard.count_of(sample))
 
 
 class TableFormat:

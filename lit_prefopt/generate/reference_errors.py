@@ -17,11 +17,12 @@ from lit_prefopt.data.latents.error_table import draw_seed
 from lit_prefopt.data.latents.latent_reader import LatentSample
 from lit_prefopt.data.latents.latent_samples import LatentSampleLoader
 from lit_prefopt.data.shards.format import SIDES
+from lit_prefopt.data.shards.sides import described, side_counts
 from lit_prefopt.datamodules.generation import CachedGroups, GenerationDataModule, StoredGroup
 from lit_prefopt.diffusion import draws as drawing
 from lit_prefopt.diffusion.denoising import discounted, noise_pairs, predict_errors
 from lit_prefopt.diffusion.encoding import draw_latents
-from lit_prefopt.errors import check_number
+from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.generate.output_formats import OutputFormat, TableFormat
 from lit_prefopt.generate.producer import Producer
 
@@ -32,7 +33,8 @@ class ReferenceErrors(Producer):
     A draw contains everything random about a training sample: noise level, noise, view, caption
     dropout and the VAE's posterior sample. Training with the table does not evaluate the
     reference, and a full fine-tune with `--backbone.reference none` has no second network. The
-    table takes 8 bytes for the errors and 4 for the noise level of each draw of a pair.
+    table takes 8 bytes for the errors and 4 for the noise level of each draw of a pair; of a ranked
+    list it has an error for each image.
 
     Use the backbone and trainer settings of the training, which refuses errors of another network,
     noise schedule, precision or attention. The last digits also depend on the batch size.
@@ -107,6 +109,14 @@ class ReferenceErrors(Producer):
         assert isinstance(data, CachedGroups)
         check_latents(self.backbone, data.latents)
         reader, self.seed = data.reader, data.seed
+        counts = side_counts(reader.shards)
+        if len(counts) > 1:
+            raise InputError(
+                f"A table of errors has one number of images per sample, and the cache has "
+                f"{described(counts)}: cache lists of one length (`shards convert --samples lists "
+                "--list_size`)."
+            )
+        [self.sides] = counts or {len(SIDES)}
         self.samples = LatentSampleLoader(
             reader, self.seed, data.latents, self.caption_dropout, self.held_out
         )
@@ -128,7 +138,7 @@ class ReferenceErrors(Producer):
     def make_empty(self, group: StoredGroup) -> list[tuple[Tensor, Tensor]]:
         """Return the rows of pairs that cannot be read."""
         form = len(group.places), self.draws
-        errors = torch.full((*form, len(SIDES)), torch.nan)
+        errors = torch.full((*form, self.sides), torch.nan)
         return [(errors, torch.full(form, -1.0))]
 
     def _fits(self, pair: tuple[int, LatentSample]) -> bool:

@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from lit_prefopt.backbones import trained
 from lit_prefopt.batches import ImagePairs, Pairs
+from lit_prefopt.data.shards.sides import Known
 from lit_prefopt.datamodules.image_sizes import check_image_sizes
+from lit_prefopt.datamodules.side_checks import TrainsOn, check_sides
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.denoising import NoisedPairs
 from lit_prefopt.diffusion.encoding import encode_pairs
@@ -60,6 +62,9 @@ class StepAwarePreference(Learner):
         gradient_checkpointing: Recompute the CLIP's activations in backward to save memory.
     """
 
+    trains_on: TrainsOn = "pairs"
+    chosen_only = False
+    needs_known: tuple[Known, ...] = ()
     part = "CLIP"
     layout = "the layout of published step-aware judges"
 
@@ -108,7 +113,9 @@ class StepAwarePreference(Learner):
 
     def setup(self, stage: str | None = None) -> None:
         """Check the images' sizes and load the judge that labels pairs, before training."""
-        check_image_sizes(self.backbone, getattr(self.trainer, "datamodule", None))
+        data = getattr(self.trainer, "datamodule", None)
+        check_sides(self, data)
+        check_image_sizes(self.backbone, data)
         if stage == "fit" and self.judge is not None:
             self.judge.prepare()
 

@@ -21,8 +21,9 @@ class Columns:
 
     A record with `images` is a ranked list, one with `chosen` and `rejected` a pair whose order is
     known, one with `first` and `second` a pair ordered by its `label`. Records with one `image`
-    each are ranked lists by prompt. An image is a path, its bytes, base64, or a mapping with the
-    keys bytes and path; a list in a cell of a table is JSON or separated by | ; or commas.
+    each are ranked lists by prompt, or with `--samples likes` images with a label of their own. An
+    image is a path, its bytes, base64, or a mapping with the keys bytes and path; a list in a cell
+    of a table is JSON or separated by | ; or commas.
 
     Args:
         prompt: The text that the images were generated for.
@@ -30,8 +31,11 @@ class Columns:
         rejected: The worse image.
         first: One image of a pair with a label.
         second: The other image of a pair with a label.
-        label: Probability from 0 to 1 that `first` is better: 1, 0, 0.5 for a tie, or between.
+        label: Probability from 0 to 1 that `first` is better: 1, 0, 0.5 for a tie, or between. Of
+            one `image`, 1 if it is liked and 0 if not.
         images: The images of a ranked list.
+        ranked: The images of a ranked list in columns of their own, the best first: all of these
+            columns that a record has.
         image: The image of a record that has one, with its own rank, score or votes.
         ranking: A rank for each image: 1 is best, equal ranks are a tie.
         scores: A score for each image: higher is better. Ranks take precedence over scores.
@@ -54,6 +58,7 @@ class Columns:
     second: Names = _names("jpg_1", "image_1")
     label: Names = _names("label_0", "label")
     images: Names = _names("images")
+    ranked: Names = _names(*(f"rank{number}" for number in range(1, 10)))
     image: Names = _names("image", "image_path", "file_name")
     ranking: Names = _names("ranking", "rank")
     scores: Names = _names("scores", "score")

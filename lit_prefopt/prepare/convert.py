@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import ImageColor
 
 from lit_prefopt.data.flatten import WHITE, Colour
-from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
+from lit_prefopt.data.shards.format import MOST_SIDES
 from lit_prefopt.data.shards.writer import ShardWriter
 from lit_prefopt.errors import InputError, check_number, printable, quoted
 from lit_prefopt.prepare.columns import Columns
-from lit_prefopt.prepare.counts import ConversionSummary, NamedCount
-from lit_prefopt.prepare.form_pairs import Matches, RecordPair, Ties, pairs_from_record
+from lit_prefopt.prepare.counts import ConversionSummary
+from lit_prefopt.prepare.form_pairs import Matches, Ties
+from lit_prefopt.prepare.form_samples import Samples
 from lit_prefopt.prepare.hold_out import (
     TRAIN,
     VALIDATION,
@@ -25,10 +24,10 @@ from lit_prefopt.prepare.hold_out import (
     open_writers,
     prompt_key,
 )
-from lit_prefopt.prepare.image_checks import CheckedImage, digest, load_checked
+from lit_prefopt.prepare.image_checks import load_checked
 from lit_prefopt.prepare.progress_bar import progress
-from lit_prefopt.prepare.prompt_length import exceeds_context
-from lit_prefopt.prepare.records import OddLabel, Record, read_record
+from lit_prefopt.prepare.records import OddLabel, read_record
+from lit_prefopt.prepare.sample_maker import LoadedRecord, SampleMaker
 from lit_prefopt.prepare.source_rows import (
     BrokenRecord,
     RawRecord,
@@ -40,17 +39,7 @@ from lit_prefopt.utils.output_lock import exclusive_output
 from lit_prefopt.utils.parallel import map_in_order
 
 SUMMARY = "summary.json"
-ODD_SHARE = 0.01  # share of labels outside 0 to 1 from which on the column has another scale
-
-
-class LoadedRecord(NamedTuple):
-    """A record with its images, or the reason why it could not be loaded."""
-
-    record: Record | None
-    files: list[CheckedImage | str]  # an image, or its error
-    reason: str = ""  # why there is no record
-    unlabelled: bool = False  # whether the record only lacks a preference
-    odd_label: bool = False  # whether its label is a number, but no probability
+USABLE = {"pairs": "pair", "lists": "list", "likes": "image"}
 
 
 def convert(
@@ -60,6 +49,8 @@ def convert(
     columns: Columns = Columns(),  # noqa: B008 - frozen
     pairs: Matches = "all",
     ties: Ties = "drop",
+    samples: Samples = "pairs",
+    list_size: int | None = None,
     image_folder: str | None = None,
     resolution: int | None = None,
     background: str = "white",
@@ -72,9 +63,9 @@ def convert(
     """Convert preference data from tables, tars or folders to shards.
 
     A record is a pair in known order, a pair with a label, a ranked list, or one image with its
-    rank or score. Every image is fully decoded. Broken files, records and images are reported and
-    skipped, as are duplicate pairs and pairs of two identical images; the counts are printed and
-    saved as summary.json beside the shards.
+    rank or score, or with a like or dislike. Every image is fully decoded. Broken files, records
+    and images are reported and skipped, as are duplicates, and pairs and lists with two identical
+    images; the counts are printed and saved as summary.json beside the shards.
 
     Args:
         source: A file (.json, .jsonl, .csv, .tsv, .parquet, .tar), several as a pattern with * or
@@ -92,6 +83,12 @@ def convert(
             with soft labels: a known probability (a label between 0 and 1, votes, opinions)
             becomes the pair's label, with the likelier image as chosen; a pair of which only the
             order is known stays unchanged. With drop and keep, probabilities only set the order.
+        samples: What is written: `pairs`; `lists`, each record as one ranked list with a score for
+            each image, for methods that compare all of them; or `likes`, single images with the
+            label 1 (liked) or 0 (disliked), for methods without pairs.
+        list_size: With `lists`, the number of images of each: of a longer list the best, the worst
+            and those at even steps between are written, and a shorter one is left out and counted.
+            All images of every list by default.
         image_folder: Base folder of relative image paths; the source's folder by default.
         resolution: Count the images that are smaller than this and would be upscaled, in pixels.
         background: Colour behind transparent images, such as black or #808080, on which they are
@@ -109,33 +106,39 @@ def convert(
     if hold_out >= 1:
         raise InputError(f"hold_out is {hold_out}; give a share below 1, for example 0.05.")
     check_number("resolution", resolution, 1, optional=True)
+    check_number("list_size", list_size, 2, MOST_SIDES, optional=True)
+    if list_size is not None and samples != "lists":
+        raise InputError(f"`list_size` is the length of lists, not of {samples}: leave it out.")
     check_number("max_count", max_count, 1)
     check_number("max_size", max_size, 1)
     colour = _colour(background)
     start, folder = time.perf_counter(), Path(image_folder) if image_folder else None
     if folder is not None and not os.path.isdir(folder):
         raise InputError(f"There is no folder {quoted(image_folder)}; check `image_folder`.")
-    rows, total, notes = open_source(source, format, columns)
+    grouped = samples != "likes"
+    rows, total, notes = open_source(source, format, columns, grouped=grouped)
     for note in notes:
         print(printable(note))
-    maker, held = _PairMaker(pairs, ties, broken_share), frozenset[bytes]()
+    maker = SampleMaker(samples, pairs, ties, list_size, broken_share)
+    held = frozenset[bytes]()
     maker.summary.background = background
     opened = open_writers(output, hold_out > 0, max_count, max_size)
     with exclusive_output(output), opened as (target, writers):
         if hold_out:
-            texts = open_source(source, format, columns, only={*columns.names("prompt")})
+            only = {*columns.names("prompt")}
+            texts = open_source(source, format, columns, only, grouped=grouped)
             held = choose_held_out(texts.rows, columns, hold_out)
         loaded = map_in_order(lambda row: _load(row, columns, folder, colour), rows, workers)
         for record in progress(loaded, "records", total):
-            for pair, text, files in maker.pairs(record):
+            for sample, text, files in maker.samples(record):
                 writer = writers[prompt_key(text) in held]
-                writer.add(text, files[0].data, files[1].data, pair.meta)
+                writer.add_sides(text, [file.data for file in files], sample.meta)
         summary = maker.summary
         maker.check_labels()
         if not summary.pairs:
+            reason = _reason_for_none(summary, maker.unlabelled)
             raise InputError(
-                f"{source} has no usable pair: {_reason_for_none(summary, maker.unlabelled)}; "
-                "check images and columns."
+                f"{source} has no usable {USABLE[samples]}: {reason}; check images and columns."
             )
         if held:
             summary.held_out_prompts, summary.held_out_pairs = len(held), writers[1].samples
@@ -151,92 +154,6 @@ def _check_parts(writers: list[ShardWriter]) -> None:
         if not writer.samples:
             raise InputError(
                 f"The prompts for {name} have no usable pair; give `hold_out` another share."
-            )
-
-
-class _PairMaker:
-    """Forms pairs from loaded records and counts those that it skips."""
-
-    def __init__(self, matches: Matches, ties: Ties, broken_share: float) -> None:
-        self.matches, self.ties, self.broken_share = matches, ties, broken_share
-        self.summary = ConversionSummary()
-        self.odd_labels = NamedCount()
-        self.unlabelled = ""  # the first record without a preference
-        self.seen: set[bytes] = set()  # about 100 bytes per pair
-
-    def pairs(
-        self, loaded: LoadedRecord
-    ) -> Iterator[tuple[RecordPair, str, tuple[CheckedImage, CheckedImage]]]:
-        """Yield the pairs to write."""
-        self.summary.records += 1
-        if loaded.odd_label:
-            self.odd_labels.add(loaded.reason)
-            if self.odd_labels.count > max(ALWAYS_ALLOWED, ODD_SHARE * self.summary.records):
-                self.check_labels()
-        if loaded.record is None:
-            if not loaded.unlabelled:
-                self._broken(loaded.reason)
-            else:
-                self.summary.unlabelled += 1
-                self.unlabelled = self.unlabelled or loaded.reason
-            return
-        self.summary.images += len(loaded.files)
-        for file in loaded.files:
-            if isinstance(file, str):
-                self._broken(file)
-        for pair in pairs_from_record(loaded.record, self.matches, self.ties):
-            chosen, rejected = loaded.files[pair.chosen], loaded.files[pair.rejected]
-            if isinstance(chosen, CheckedImage) and isinstance(rejected, CheckedImage):
-                files = (chosen, rejected)
-                if self._wanted(pair, loaded.record.text, files):
-                    self.summary.pairs += 1
-                    self.summary.sizes.add(chosen.size, rejected.size)
-                    self.summary.transparent += chosen.transparent or rejected.transparent
-                    self.summary.long_prompts += exceeds_context(loaded.record.text)
-                    yield pair, loaded.record.text, files
-
-    def check_labels(self) -> None:
-        """Raise InputError if more labels than a few slips are no probabilities.
-
-        Of a column with another scale, some values would pass, such as 0 for a tie.
-        """
-        if self.odd_labels.count > ODD_SHARE * self.summary.records:
-            raise InputError(
-                f"{self.odd_labels.names[0]}; write 1 where the first image is better, 0 where "
-                "the second is, 0.5 for a tie, and leave the label empty where it is unknown."
-            )
-
-    def _wanted(
-        self, pair: RecordPair, text: str, files: tuple[CheckedImage, CheckedImage]
-    ) -> bool:
-        """Count a pair and return whether to write it."""
-        summary = self.summary
-        chosen, rejected = (file.digest for file in files)
-        if chosen == rejected:
-            summary.identical += 1
-            return False
-        summary.ties += pair.tie
-        if pair.tie and self.ties == "drop":
-            return False
-        here = digest(text.encode(), chosen, rejected)
-        opposed = digest(text.encode(), rejected, chosen)
-        if here in self.seen or (pair.tie and opposed in self.seen):
-            summary.duplicates += 1
-            return False
-        summary.opposed += opposed in self.seen
-        summary.kept_ties += pair.tie
-        self.seen.add(here)
-        return True
-
-    def _broken(self, name: str) -> None:
-        broken, read = self.summary.broken, self.summary.records
-        broken.add(name)
-        allowed = max(ALWAYS_ALLOWED, self.broken_share * read) if self.broken_share else 0
-        if self.broken_share < 1 and broken.count > allowed:
-            raise InputError(
-                f"Broken: {broken.count} in the first {read} records, more than the "
-                f"{self.broken_share} that `broken_share` allows; repair or remove them: "
-                f"{'; '.join(broken.lines())}."
             )
 
 
@@ -276,6 +193,7 @@ def _reason_for_none(summary: ConversionSummary, unlabelled: str) -> str:
         "ties": summary.ties,
         "pairs of identical images": summary.identical,
         "unlabelled": summary.unlabelled,
+        "lists shorter than `list_size`": summary.short,
         "broken": summary.broken.count,
     }
     counted = [f"{count} {name}" for name, count in counts.items() if count]

@@ -38,10 +38,10 @@ class ImageSizes:
     shorter: Counter[int] = field(default_factory=Counter)  # shorter side in pixels: images
     unequal: int = 0  # pairs whose sides have different sizes
 
-    def add(self, chosen: tuple[int, int], rejected: tuple[int, int]) -> None:
-        """Count the two images of a pair by width and height."""
-        self.shorter.update((min(chosen), min(rejected)))
-        self.unequal += chosen != rejected
+    def add(self, *sizes: tuple[int, int]) -> None:
+        """Count the images of a sample by width and height."""
+        self.shorter.update(map(min, sizes))
+        self.unequal += len(set(sizes)) > 1
 
     @property
     def images(self) -> int:
@@ -84,7 +84,11 @@ class ConversionSummary:
     """
 
     records: int = 0
-    pairs: int = 0
+    kind: str = "pairs"  # or lists, or likes
+    pairs: int = 0  # samples of any kind
+    lengths: Counter[int] = field(default_factory=Counter)  # number of lists by their images
+    short: int = 0  # lists with fewer images than `list_size`; skipped
+    liked: int = 0  # single images with the label 1
     ties: int = 0  # all, kept or skipped
     kept_ties: int = 0
     duplicates: int = 0  # skipped
@@ -105,6 +109,7 @@ class ConversionSummary:
         counts = ("records", "pairs", "ties", "kept_ties", "duplicates", "opposed", "identical")
         held_out = {"prompts": self.held_out_prompts, "pairs": self.held_out_pairs}
         return {
+            **self._of_kind(),
             **{name: getattr(self, name) for name in (*counts, "unlabelled", "images")},
             **({"held_out": held_out} if self.held_out_prompts else {}),
             "transparent": self.transparent,
@@ -113,12 +118,38 @@ class ConversionSummary:
             **self.sizes.metadata(resolution),
         }
 
+    def _of_kind(self) -> dict[str, Any]:
+        """Return what is counted only of lists, or only of likes."""
+        if self.kind == "lists":
+            lengths = {str(length): count for length, count in sorted(self.lengths.items())}
+            return {"samples": "lists", "lists_by_length": lengths, "shorter_lists": self.short}
+        if self.kind == "likes":
+            disliked = self.pairs - self.liked
+            return {"samples": "likes", "liked": self.liked, "disliked": disliked}
+        return {}
+
+    def _lines_of_kind(self) -> list[str]:
+        """Return the lines of the summary that only lists or likes have."""
+        if self.kind == "likes":
+            return [f"{self.liked} liked, {self.pairs - self.liked} disliked"]
+        if self.kind != "lists":
+            return []
+        lengths = [f"{n} of {length}" for length, n in sorted(self.lengths.items())]
+        lines = [f"images in a list: {', '.join(lengths)}; {self.short} shorter lists left out"]
+        if len(lengths) > 1:
+            lines.append(
+                "methods of lists need one length: convert again with `--list_size "
+                f"{min(self.lengths)}` or more; methods of pairs take the best and the worst image"
+            )
+        return lines
+
     def summary(self, seconds: float, resolution: int | None = None) -> str:
         """Return the summary that is printed at the end."""
         smallest, median, largest = self.sizes.smallest_median_largest()
         ties = f"{self.ties} ties ({self.kept_ties} kept)"
+        noun = {"pairs": "pairs", "lists": "ranked lists", "likes": "single images"}[self.kind]
         lines = [
-            f"{self.pairs} pairs from {self.records} records",
+            f"{self.pairs} {noun} from {self.records} records",
             f"left out: {self.ties - self.kept_ties} ties, {self.duplicates} duplicates, "
             f"{self.identical} with two identical images, {self.unlabelled} unlabelled, "
             f"{self.broken.count} broken",
@@ -126,6 +157,7 @@ class ConversionSummary:
             f"{self.sizes.unequal} with sides of unequal size",
             f"shorter side: smallest {smallest}, median {median}, largest {largest} pixels",
         ]
+        lines += self._lines_of_kind()
         if self.held_out_prompts:
             lines[0] += (
                 f": {self.pairs - self.held_out_pairs} for train/, {self.held_out_pairs} of "

@@ -11,7 +11,7 @@ from lit_prefopt.prepare.columns import Columns
 from lit_prefopt.prepare.source_rows import RawRecord
 
 RATINGS = ("ranking", "scores", "votes")  # the first that a group has is used
-OTHERS = ("images", "chosen", "rejected", "first", "second")  # roles of whole records
+OTHERS = ("images", "ranked", "chosen", "rejected", "first", "second")  # roles of whole records
 MAX_HELD = 2_000_000_000  # bytes of images in memory
 
 
@@ -53,8 +53,10 @@ def _merged(rows: list[RawRecord], columns: Columns) -> Iterator[RawRecord]:
     role = next((role for role in RATINGS if any(n is not None for n in ratings[role])), None)
     if role is None:
         names = " or ".join(map(columns.names_of, RATINGS))
+        liked = any(columns.find("label", row.values) is not None for row in rows)
+        cure = "; single images with likes are written by `--samples likes`" if liked else ""
         for row in rows:
-            yield row._replace(reason=f"has no number under {names}; {row.names()}")
+            yield row._replace(reason=f"has no number under {names}{cure}; {row.names()}")
         return
     rated = []
     for row, rating in zip(rows, ratings[role], strict=True):

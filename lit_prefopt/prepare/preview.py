@@ -1,4 +1,4 @@
-"""Contact sheet of pairs, for a visual check."""
+"""Contact sheet of pairs, ranked lists or single images, for a visual check."""
 
 from __future__ import annotations
 
@@ -15,53 +15,91 @@ from lit_prefopt.data.images import BrokenSample, decode
 from lit_prefopt.data.shards.format import SIDES
 from lit_prefopt.data.shards.index import read_index
 from lit_prefopt.data.shards.reader import Sample, ShardReader
+from lit_prefopt.data.shards.sides import scores_in
 from lit_prefopt.errors import InputError
 from lit_prefopt.prepare.cells import parse_number
 from lit_prefopt.utils.atomic_files import write_atomic
 
 TILE, GAP, EDGE = 256, 8, 16  # pixels: image, gap between images, margin of a card
-WIDTH = 2 * TILE + GAP  # of a card's content
+WIDTH = 2 * TILE + GAP  # of the content of a pair's card
+ACROSS = 4  # most images beside each other; a longer list has several rows
 LINE, LINES = 22, 3  # height of a line of text, maximum lines of a prompt
-COLOURS = {"chosen": "#1a7f37", "rejected": "#b3261e"}
+GOOD, BAD = "#1a7f37", "#b3261e"
 PAGE, CARD, FRAME, INK, FAINT = "#f6f8fa", "white", "#d0d7de", "#1f2328", "#6e7781"
 
 
 class PreviewCard(NamedTuple):
-    """One pair on the sheet, or the reason why it cannot be shown."""
+    """One sample on the sheet, or the reason why it cannot be shown."""
 
     name: str
     sample: Sample | None
-    lines: list[str]  # the prompt, or the reason
+    text: str  # the prompt, or the reason
+
+    @property
+    def labels(self) -> list[tuple[str, str]]:
+        """Name and colour of each image."""
+        if self.sample is None or len(self.sample.sides) == len(SIDES):
+            return [("chosen", GOOD), ("rejected", BAD)]
+        if len(self.sample.sides) == 1:
+            return [("liked", GOOD) if self.sample.meta.get("label") == 1 else ("disliked", BAD)]
+        count = len(self.sample.sides)
+        scores = scores_in(self.sample.meta, count) or []
+        named = [f"rank {number}" for number in range(1, count + 1)]
+        if scores:
+            named = [f"{name}   {score:.3g}" for name, score in zip(named, scores, strict=True)]
+        return [*zip(named, (GOOD, *[INK] * (count - 2), BAD), strict=True)]
+
+
+class CardLayout(NamedTuple):
+    """Size of the cards of a sheet, which all have the same."""
+
+    across: int  # images beside each other
+    down: int  # rows of images
+    lines: int  # of the prompt
+
+    @property
+    def width(self) -> int:
+        """Width of a card's content in pixels."""
+        return WIDTH + (self.across - 2) * (TILE + GAP)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a card in pixels."""
+        height = self.down * (LINE + TILE + GAP) + (self.lines + 1) * LINE
+        return self.width + 2 * EDGE, height + 2 * EDGE
 
 
 def preview(shards: str, output: str, count: int = 16, seed: int = 0) -> None:
-    """Draw some pairs side by side, chosen left and rejected right, with prompt, key and label.
+    """Draw some samples with prompt, key and label: pairs side by side, chosen left, lists by rank.
 
     Args:
         shards: Folder or URL of the shards, with their index.json.
         output: Output image: .png, .jpg or .webp.
-        count: Number of pairs.
-        seed: Seed of the random choice of pairs.
+        count: Number of samples.
+        seed: Seed of the random choice of samples.
     """
     if count < 1:
         raise InputError(f"count is {count}; give at least 1.")
     entries = _draw(shards, count, seed)
     columns = math.ceil(math.sqrt(len(entries)))
-    lines = max(len(entry.lines) for entry in entries)
-    width = WIDTH + 2 * EDGE
-    height = LINE + TILE + GAP + (lines + 1) * LINE + 2 * EDGE
+    images = max(len(entry.labels) for entry in entries)
+    layout = CardLayout(min(max(images, 2), ACROSS), math.ceil(images / ACROSS), lines=0)
+    wrapped = [_lines(entry.text, layout.width) for entry in entries]
+    layout = layout._replace(lines=max(map(len, wrapped)))
+    width, height = layout.size
     across, down = columns, math.ceil(len(entries) / columns)
     sheet = Image.new("RGB", (across * (width + GAP) + GAP, down * (height + GAP) + GAP), PAGE)
-    for number, entry in enumerate(entries):
+    for number, (entry, lines) in enumerate(zip(entries, wrapped, strict=True)):
         row, column = divmod(number, columns)
         corner = (GAP + column * (width + GAP), GAP + row * (height + GAP))
-        sheet.paste(_card(entry, (width, height)), corner)
+        sheet.paste(_card(entry, lines, layout), corner)
     _save(sheet, Path(output))
-    print(f"{output}: {len(entries)} pairs")
+    pairs = all(len(entry.labels) == len(SIDES) for entry in entries)
+    print(f"{output}: {len(entries)} {'pairs' if pairs else 'samples'}")
 
 
 def _draw(shards: str, count: int, seed: int) -> list[PreviewCard]:
-    """Return randomly chosen pairs, in stored order."""
+    """Return randomly chosen samples, in stored order."""
     index = read_index(shards)
     places = [(shard, n) for shard, one in enumerate(index) for n in range(len(one.offsets))]
     if not places:
@@ -71,26 +109,28 @@ def _draw(shards: str, count: int, seed: int) -> list[PreviewCard]:
     for shard, number in sorted(random.Random(seed).sample(places, min(count, len(places)))):
         try:
             sample = reader(shard, number)
-            entries.append(PreviewCard(sample.name, sample, _lines(sample.text or "(no text)")))
+            entries.append(PreviewCard(sample.name, sample, sample.text or "(no text)"))
         except BrokenSample as error:
             name = f"{index[shard].name}, sample {number}"
-            entries.append(PreviewCard(name, None, _lines(f"Broken: {error}")))
+            entries.append(PreviewCard(name, None, f"Broken: {error}"))
     return entries
 
 
-def _card(entry: PreviewCard, size: tuple[int, int]) -> Image.Image:
-    card = Image.new("RGB", size, CARD)
+def _card(entry: PreviewCard, lines: list[str], layout: CardLayout) -> Image.Image:
+    card = Image.new("RGB", layout.size, CARD)
     draw = ImageDraw.Draw(card)
-    draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=FRAME)
-    for number, side in enumerate(SIDES):
-        left = EDGE + number * (TILE + GAP)
-        draw.text((left, EDGE - 2), side, COLOURS[side], _font(15))
+    width, height = layout.size
+    draw.rectangle((0, 0, width - 1, height - 1), outline=FRAME)
+    for number, (name, colour) in enumerate(entry.labels):
+        row, column = divmod(number, ACROSS)
+        left, top = EDGE + column * (TILE + GAP), EDGE + row * (LINE + TILE + GAP)
+        draw.text((left, top - 2), name, colour, _font(15))
         tile = _tile(entry.sample.sides[number]) if entry.sample else _blank("no image")
-        card.paste(tile, (left, EDGE + LINE))
-    top = EDGE + LINE + TILE + GAP
-    for number, line in enumerate(entry.lines):
+        card.paste(tile, (left, top + LINE))
+    top = EDGE + layout.down * (LINE + TILE + GAP)
+    for number, line in enumerate(lines):
         draw.text((EDGE, top + number * LINE), line, INK, _font(16))
-    bottom = size[1] - EDGE - LINE + 4
+    bottom = height - EDGE - LINE + 4
     draw.text((EDGE, bottom), entry.name + _caption(entry.sample), FAINT, _font(13))
     return card
 
@@ -121,11 +161,11 @@ def _caption(sample: Sample | None) -> str:
     )
 
 
-def _lines(text: str) -> list[str]:
-    """Wrap a text to a card's width and truncate it to its maximum number of lines."""
+def _lines(text: str, width: int) -> list[str]:
+    """Wrap a text to a width in pixels and truncate it to its maximum number of lines."""
     text = " ".join(text.split())
     letter = _font(16).getlength(text) / max(1, len(text))
-    letters = max(20, int(0.95 * WIDTH / max(1, letter)))
+    letters = max(20, int(0.95 * width / max(1, letter)))
     return textwrap.wrap(text, letters, max_lines=LINES, placeholder=" …")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lit_prefopt.errors import quoted
 from lit_prefopt.prepare.cells import (
@@ -23,6 +23,12 @@ from lit_prefopt.prepare.source_rows import (
     RawRecord,
     UnlabelledRecord,
 )
+
+LIKES = {
+    **{"true": 1, "yes": 1, "like": 1, "liked": 1, "exclusive_win": 1},
+    **{"false": 0, "no": 0, "dislike": 0, "disliked": 0, "exclusive_lose": 0},
+}
+"""Labels of single images in words; the last of each are those of Diffusion-KTO's released code."""
 
 BYTE_ORDER_MARK = "\ufeff"  # which Windows' Notepad writes before a text
 
@@ -66,7 +72,7 @@ def read_record(row: RawRecord, columns: Columns, folder: Path | None = None) ->
     if not truth(columns.find("labelled", row.values)):
         raise UnlabelledRecord
     text = read_text(row, columns)
-    for role, read in (("images", _ranked), ("first", _labelled), ("chosen", _ordered)):
+    for role, read in READERS.items():
         if columns.find(role, row.values) is not None:
             record = read(row, columns, text, folder or row.folder)
             return record._replace(weight=_weight(row, columns))
@@ -128,17 +134,36 @@ def _ranked(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record
     cells = list_of_cells(columns.find("images", row.values))
     if cells is None:
         raise BrokenRecord(f"has no list of images under {columns.names_of('images')}")
+    return _rated(row, columns, text, cells, folder)
+
+
+def _in_columns(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record:
+    """Return the record of a list whose images are in columns in the order of their ranks."""
+    found = [row.values.get(name) for name in columns.names("ranked")]
+    cells = [cell for cell in found if cell is not None]
+    return _rated(row, columns, text, cells, folder, ranks=[*range(1, len(cells) + 1)])
+
+
+def _rated(
+    row: RawRecord,
+    columns: Columns,
+    text: str,
+    cells: Sequence[Any],
+    folder: Path,
+    ranks: Sequence[float] = (),
+) -> Record:
     if len(cells) < 2:
         raise BrokenRecord(f"has {len(cells)} image, and a pair needs two")
     images = [
         image_source(cell, f"{row.where}, image {place}", folder)
         for place, cell in enumerate(cells, 1)
     ]
-    ranks, scores, votes = (
+    given, scores, votes = (
         parse_numbers(columns.find(role, row.values), len(images), columns.names_of(role))
         for role in ("ranking", "scores", "votes")
     )
-    ratings = {name: given for name, given in (("ranks", ranks), ("scores", scores)) if given}
+    ranks = given or [*ranks]
+    ratings = {name: one for name, one in (("ranks", ranks), ("scores", scores)) if one}
     worths = [-rank for rank in ranks] or scores or votes
     if not worths:
         roles = map(columns.names_of, ("ranking", "scores", "votes"))
@@ -147,6 +172,34 @@ def _ranked(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record
         )
     opinions = _opinions(row, columns, len(images))
     return Record(row.where, text, images, worths, ratings, votes, opinions)
+
+
+def _liked(row: RawRecord, columns: Columns, text: str, folder: Path) -> Record:
+    """Return the record of one image that is liked or not."""
+    image = image_source(columns.find("image", row.values), f"{row.where}, image", folder)
+    value = columns.find("label", row.values)
+    label = parse_number(value)
+    if value is None or (label is not None and label != label):  # NaN: an empty cell of a table
+        raise UnlabelledRecord
+    if label is None:
+        label = LIKES.get(str(value).strip().lower())
+    if label is None:
+        raise BrokenRecord(f"has the label {quoted(value)}, which is neither 1 (liked) nor 0")
+    if label not in (0, 1):
+        raise OddLabel(f"has the label {label:g}, which is neither 1 (liked) nor 0 (disliked)")
+    score = parse_numbers(columns.find("scores", row.values), 1, columns.names_of("scores"))
+    ratings = {"scores": score} if score else {}
+    return Record(row.where, text, [image], [label], ratings, [], [])
+
+
+READERS = {
+    "images": _ranked,
+    "ranked": _in_columns,
+    "first": _labelled,
+    "chosen": _ordered,
+    "image": _liked,
+}
+"""Readers of a record by the role that it has: the first that it has decides."""
 
 
 def _weight(row: RawRecord, columns: Columns) -> float | None:

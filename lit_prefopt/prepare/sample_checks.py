@@ -8,8 +8,9 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_prefopt.data.images import BrokenSample, decode
-from lit_prefopt.data.shards.format import EXTENSIONS, SIDES, Shard
+from lit_prefopt.data.shards.format import Shard
 from lit_prefopt.data.shards.reader import Sample, bounded_span, parse, unpack
+from lit_prefopt.data.shards.sides import is_like, is_side, scores_in
 from lit_prefopt.data.shards.tar import is_plain, iterate_members, split_name
 from lit_prefopt.errors import InputError, quoted
 from lit_prefopt.prepare.image_checks import CheckedImage, check, digest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from lit_prefopt.data.latents.manifest import LatentSet
 
-KNOWN = {"txt", "json", "mask.png", *(f"{side}.{end}" for side in SIDES for end in EXTENSIONS)}
+KNOWN = {"txt", "json", "mask.png"}  # members that are no image
 SAFE = ".safetensors"
 RANGES = {"label": 1.0, "weight": 3e38}  # from 0 to this
 
@@ -48,6 +49,13 @@ class SampleFindings(NamedTuple):
     sizes: tuple[tuple[int, int], ...] = ()  # width and height of each side, best side first
     digest: bytes = b""  # of text and sides
     identical: bool = False
+    label: float = 1.0
+    scored: bool = False  # whether each side has a score
+
+    @property
+    def liked(self) -> bool:
+        """Whether it is a single image that is liked."""
+        return len(self.sizes) == 1 and self.label == 1
 
 
 def latent_set(index: Sequence[Shard]) -> LatentSet:
@@ -91,11 +99,12 @@ def look(place: SampleLocation) -> SampleFindings:
         if place.latents is not None:
             return _check_cached_sample(name, members, place.latents, odd)
         sample = parse(name, members)
-        files = [_side(side, image) for side, image in zip(SIDES, sample.sides, strict=True)]
+        sides = zip(sample.names, sample.sides, strict=True)
+        files = [_side(side, image) for side, image in sides]
         _check_rest(sample)
     except BrokenSample as error:
         return SampleFindings(name, f"{name} {error}", odd)
-    sides = [file.digest for file in files]
+    digests = [file.digest for file in files]
     return SampleFindings(
         name,
         odd=odd,
@@ -103,9 +112,14 @@ def look(place: SampleLocation) -> SampleFindings:
         long=exceeds_context(sample.text),
         transparent=any(file.transparent for file in files),
         sizes=tuple(file.size for file in files),
-        digest=digest(sample.text.encode(), *sides),
-        identical=len(set(sides)) < len(sides),
+        digest=digest(sample.text.encode(), *digests),
+        identical=len(set(digests)) < len(digests),
+        **_rated(sample.meta, len(files)),
     )
+
+
+def _rated(meta: Mapping[str, Any], sides: int) -> dict[str, Any]:
+    return {"label": meta.get("label", 1.0), "scored": scores_in(meta, sides) is not None}
 
 
 def _check_cached_sample(
@@ -115,7 +129,7 @@ def _check_cached_sample(
     from lit_prefopt.data.latents.latent_reader import parse_latents  # imports torch
 
     sample = parse_latents(name, members)
-    _check_numbers(sample.meta)
+    _check_numbers(sample.meta, sample.side_count)
     latents.check(sample)
     sides = [_bytes_of(side) for side in sample.tensors["mean"].unbind(1)]
     return SampleFindings(
@@ -126,6 +140,7 @@ def _check_cached_sample(
         sizes=tuple(sample.sizes),
         digest=digest(sample.text.encode(), *sides),
         identical=len(set(sides)) < len(sides),
+        **_rated(sample.meta, sample.side_count),
     )
 
 
@@ -145,7 +160,7 @@ def odd_members(shard: str, data: bytes) -> tuple[str, ...]:
                 plain = is_plain(member)
                 if not plain and not member.isdir():
                     names.append(f"{shard}/{member.name} is a link, a device or sparse")
-                elif plain and kind not in KNOWN and not kind.endswith(SAFE):
+                elif plain and not (kind in KNOWN or is_side(kind) or kind.endswith(SAFE)):
                     names.append(f"{shard}/{member.name}")
     except tarfile.TarError:
         return tuple(names)  # the sample is broken, which is reported when it is unpacked
@@ -175,10 +190,12 @@ def _check_rest(sample: Sample) -> None:
             decode(sample.mask, "L")
         except BrokenSample as error:
             raise BrokenSample(f"mask {error}") from error
-    _check_numbers(sample.meta)
+    _check_numbers(sample.meta, sample.side_count)
 
 
-def _check_numbers(meta: Mapping[str, Any]) -> None:
+def _check_numbers(meta: Mapping[str, Any], sides: int) -> None:
+    if sides == 1 and not is_like(meta):
+        raise BrokenSample("is a single image without the label 1 (liked) or 0 (disliked)")
     for name, most in RANGES.items():
         value = meta.get(name, 1.0)
         if not isinstance(value, int | float) or not 0 <= value <= most:

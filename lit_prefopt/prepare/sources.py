@@ -37,7 +37,12 @@ READERS: dict[str, Reader] = {
 
 
 def open_source(
-    source: str, form: Format, columns: Columns, only: Set[str] | None = None
+    source: str,
+    form: Format,
+    columns: Columns,
+    only: Set[str] | None = None,
+    *,
+    grouped: bool = True,
 ) -> RecordSource:
     """Return the records of a source.
 
@@ -46,6 +51,7 @@ def open_source(
         form: Its format; auto detects it from the file extensions.
         columns: Column names of the source.
         only: Names of the columns that are needed, if not all of them are.
+        grouped: Whether records with one image are grouped to lists by prompt.
     """
     try:
         opened = _open(source, form, columns, columns.all() if only is None else only)
@@ -53,7 +59,8 @@ def open_source(
         raise InputError(
             f"{quoted(source)} cannot be read ({error.strerror}); check the path."
         ) from error
-    return opened._replace(rows=_guarded(source, group_images(opened.rows, columns)))
+    rows = group_images(opened.rows, columns) if grouped else opened.rows
+    return opened._replace(rows=_guarded(source, rows))
 
 
 def _open(source: str, form: Format, columns: Columns, only: Set[str]) -> RecordSource:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lit_prefopt.data.images import BrokenSample, open_image
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
-from lit_prefopt.data.shards.find import find_shards
+from lit_prefopt.data.shards.find import find_pairs
 from lit_prefopt.data.shards.format import SIDES, STAGE_FOLDER
 from lit_prefopt.data.shards.reader import Sample, ShardReader
 from lit_prefopt.data.shards.writer import ShardWriter
@@ -122,7 +122,7 @@ def split_into_stages(
         max_size: Maximum size of a shard in bytes.
     """
     _check(stages, least, most, broken_share, Path(output))
-    reader = ShardReader(find_shards(shards))
+    reader = ShardReader(find_pairs(shards))
     made = StageSummary(by)
     known = _measure(reader, by, broken_share, made)
     made.disagreeing = int((known.gaps < 0).sum())

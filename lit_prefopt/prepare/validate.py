@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ from rich.table import Table
 
 from lit_prefopt.data.images import Augment, BrokenSample
 from lit_prefopt.data.loading.broken_samples import ALWAYS_ALLOWED
-from lit_prefopt.data.shards.format import INDEX, LATENTS, SIDES, Shard
+from lit_prefopt.data.shards.format import INDEX, LATENTS, Shard
 from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.sides import side_names
 from lit_prefopt.errors import check_number
 from lit_prefopt.prepare.counts import ImageSizes, NamedCount
 from lit_prefopt.prepare.progress_bar import progress
@@ -42,6 +44,9 @@ class ValidationReport:
     identical: NamedCount = field(default_factory=NamedCount)  # both sides are the same file
     unequal: NamedCount = field(default_factory=NamedCount)  # sides of different sizes
     sizes: ImageSizes = field(default_factory=ImageSizes)
+    sides: Counter[int] = field(default_factory=Counter)  # samples by their number of images
+    liked: int = 0  # single images with the label 1
+    unscored: NamedCount = field(default_factory=NamedCount)  # lists without a score of each image
 
     @property
     def would_stop(self) -> bool:
@@ -59,18 +64,40 @@ class ValidationReport:
             "empty texts": self.empty,
             f"texts of more than {CONTEXT} tokens": self.long,
             "transparent, shown on white": self.transparent,
-            "duplicate pairs": self.duplicates,
+            f"duplicate {self._noun}": self.duplicates,
             "identical sides": self.identical,
             "sides of unequal size": self.unequal,
         }
+        if max(self.sides, default=0) > 2:
+            findings["lists without scores, which some methods need"] = self.unscored
         for what, named in findings.items():
             more = [f"and {named.count - SHOWN} more"] if named.count > SHOWN else []
             yield what, str(named.count), "\n".join([*named.names[:SHOWN], *more])
+        yield from self._rows_of_sides()
         smallest, median, largest = self.sizes.smallest_median_largest()
         yield "shorter side", str(median), f"median; smallest {smallest}, largest {largest} pixels"
         if self.resolution is not None:
             share = f"{self.sizes.below(self.resolution):.1%}"
             yield f"below {self.resolution} pixels", share, "of the images would be upscaled"
+
+    @property
+    def _noun(self) -> str:
+        """What the samples are."""
+        return "samples" if set(self.sides) - {2} else "pairs"
+
+    def _rows_of_sides(self) -> Iterator[tuple[str, str, str]]:
+        """Yield the rows that only samples of other kinds than pairs have."""
+        if singles := self.sides[1]:
+            liked = f"{self.liked} liked, {singles - self.liked} disliked"
+            yield "single images", str(singles), liked
+        lists = {count: number for count, number in sorted(self.sides.items()) if count > 2}
+        if lists:
+            lengths = ", ".join(f"{number} of {count}" for count, number in lists.items())
+            yield "ranked lists", str(sum(lists.values())), f"images in a list: {lengths}"
+        if len(self.sides) > 1:
+            single = " apart from single images" if self.sides[1] else ""
+            cure = f"methods of lists need lists of one length{single}"
+            yield "different numbers of images", str(len(self.sides)), cure
 
 
 def validate(
@@ -119,6 +146,10 @@ def _note(report: ValidationReport, sample: SampleFindings, seen: set[bytes]) ->
         report.broken.add(broken)
         return
     report.sizes.add(*sample.sizes)
+    report.sides[len(sample.sizes)] += 1
+    report.liked += sample.liked
+    if len(sample.sizes) > 2 and not sample.scored:
+        report.unscored.add(sample.name)
     found = {
         "empty": sample.empty,
         "long": sample.long,
@@ -139,7 +170,7 @@ def _too_narrow(sample: SampleFindings, resolution: int | None) -> str:
     try:
         Augment((resolution, resolution)).draw(sample.sizes[0], seed=0)
     except BrokenSample as error:
-        return f"{sample.name}: {SIDES[0]} {error}"
+        return f"{sample.name}: {side_names(len(sample.sizes))[0]} {error}"
     return ""
 
 

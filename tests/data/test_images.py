@@ -20,7 +20,7 @@ from lit_prefopt.data.images import (
     upright_size,
 )
 from lit_prefopt.data.loading.image_samples import load_sample
-from lit_prefopt.data.shards.reader import SIDES, Sample
+from lit_prefopt.data.shards.reader import Sample
 from tests.helpers.shards import picture, png_header
 
 
@@ -57,7 +57,7 @@ def test_a_side_that_would_become_huge_is_refused_before_it_is_resized(size, mon
     data = picture(1, size)
     sample = Sample("a.tar/1", "text", [data, picture(2)], None, {})
     with pytest.raises(BrokenSample, match="chosen is too long and narrow with .* would enlarge"):
-        load_sample(sample, Augment((512, 512)), 1, SIDES)
+        load_sample(sample, Augment((512, 512)), 1)
 
 
 def test_what_resizing_makes_is_bounded_and_the_other_side_may_be_of_any_shape():
@@ -65,7 +65,7 @@ def test_what_resizing_makes_is_bounded_and_the_other_side_may_be_of_any_shape()
     crop, _ = augment.draw((16_384, 70), 1)
     assert images.MAX_AREA / 2 < crop.size[0] * crop.size[1] <= images.MAX_AREA
     sample = Sample("a.tar/1", "text", [picture(1), picture(2, (16_384, 1))], None, {})
-    assert [side.shape for side in load_sample(sample, augment, 1, SIDES).images] == [
+    assert [side.shape for side in load_sample(sample, augment, 1).images] == [
         (512, 512, 3),
         (512, 512, 3),
     ]
@@ -203,8 +203,8 @@ def test_a_draft_shows_the_same_place():
     sample = Sample("a.tar/1", "text", sides, None, {})
     for seed in range(4):
         plain = Augment((32, 32), crop="random", flip=True)
-        whole = load_sample(sample, plain, seed, SIDES)
-        draft = load_sample(sample, plain._replace(draft=True), seed, SIDES)
+        whole = load_sample(sample, plain, seed)
+        draft = load_sample(sample, plain._replace(draft=True), seed)
         assert draft.frames == whole.frames
         for one, other in zip(draft.images, whole.images, strict=True):
             assert one.shape == (32, 32, 3)
@@ -214,7 +214,7 @@ def test_a_draft_shows_the_same_place():
 def test_a_broken_best_side_is_named_in_draft_mode_too():
     sample = Sample("a.tar/1", "text", [b"no image", jpeg(ramp((400, 240)))], None, {})
     with pytest.raises(BrokenSample, match="a.tar/1: chosen is not a png, jpg or webp image"):
-        load_sample(sample, Augment((32, 32), draft=True), 1, SIDES)
+        load_sample(sample, Augment((32, 32), draft=True), 1)
 
 
 def noise(size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
@@ -268,10 +268,10 @@ def test_samples_are_the_same_with_and_without_pil(monkeypatch: pytest.MonkeyPat
     sides = [noise((48, 32)), noise((48, 32), quality=30)]
     sample = Sample("a.tar/1", "text", sides, None, {})
     augment = Augment((32, 32), crop="random", flip=True)
-    fast = [load_sample(sample, augment, seed, SIDES) for seed in range(8)]
+    fast = [load_sample(sample, augment, seed) for seed in range(8)]
     monkeypatch.setattr(ImageHeader, "pixels", lambda self: None)
     for seed, one in enumerate(fast):
-        other = load_sample(sample, augment, seed, SIDES)
+        other = load_sample(sample, augment, seed)
         assert one.frames == other.frames
         for mine, theirs in zip(one.images, other.images, strict=True):
             np.testing.assert_array_equal(mine, theirs)

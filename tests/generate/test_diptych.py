@@ -60,7 +60,7 @@ def test_pairs_are_the_halves_of_one_canvas(tiny_folder: str, tmp_path: Path) ->
     assert [m.text for m in made] == ['"A1"', '"A1"', '"BO"', '"BO"', '"CAT"', '"CAT"']
     backbone = StableDiffusion(tiny_folder, reference="none").eval()
     one = made[2]
-    seed = one.meta["seeds"][0]
+    seed = one.meta["canvas_seed"]
     panels = MisspeltText().corrupt('"BO"', draws.generator(seed, "corruption"))
     assert panels is not None
     assert one.meta["rejected_prompt"] == panels.right

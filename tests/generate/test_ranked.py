@@ -222,7 +222,11 @@ def test_the_shipped_files_state_all_their_numbers(
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     stated = yaml.safe_load((CONFIGS / recipe).read_text())["model"]["init_args"]
-    wanted = set(inspect.signature(RankedSamples).parameters) - {"backbone", "negative", "negative_merge"}
+    wanted = set(inspect.signature(RankedSamples).parameters) - {
+        "backbone",
+        "negative",
+        "negative_merge",
+    }
     assert set(stated) | {"sampling"} == wanted
     assert config["return_predictions"] is False
     assert config["model"]["init_args"]["images"] == stated["images"]

@@ -21,6 +21,7 @@ from lit_prefopt.data.loading.image_samples import (
     label_of,
     weight_of,
 )
+from lit_prefopt.data.loading.side_numbers import SideNumbers, collate_numbers
 from lit_prefopt.ragged import Ragged
 from lit_prefopt.utils.record_store import RecordStore
 
@@ -64,15 +65,16 @@ def latents_key(sample: PreparedSample, sides: int, *, mirrored: bool = False) -
 
     Args:
         sample: The sample with its crop.
-        sides: Number of sides that are encoded, the best ones first.
+        sides: Number of sides that are encoded at most, the best ones first.
         mirrored: Return the name for the mirrored images.
     """
     stored, augment, crop = sample.stored, sample.augment, sample.crop
     crop = crop._replace(flip=crop.flip != mirrored)
     digest = blake2b(digest_size=16)
-    how = (augment.size, augment.draft, tuple(crop), sample.headers[0].size, sides)
+    images = stored.sides[:sides]
+    how = (augment.size, augment.draft, tuple(crop), sample.headers[0].size, len(images))
     digest.update(repr(how).encode())
-    for data in (*stored.sides[:sides], stored.mask or b""):
+    for data in (*images, stored.mask or b""):
         digest.update(f"/{len(data)}/".encode())
         digest.update(data)
     return digest.hexdigest()
@@ -113,6 +115,12 @@ class EncodedSample(NamedTuple):
     prompt: dict[str, Tensor] | None
     image: ImageSample | None  # where latents or prompt are not stored
 
+    @property
+    def known(self) -> SideNumbers:
+        """What is known of each side beside its image."""
+        stored = self.prepared.stored
+        return SideNumbers.from_meta(stored.meta, stored.side_count)
+
 
 class StoredEncodingLoader:
     """Load latents and prompts that are stored, and images for the batches that lack some.
@@ -124,7 +132,7 @@ class StoredEncodingLoader:
         images: Loader of the same samples as images.
         store: Where encodings are stored.
         keep_latents: Whether latents are stored, or only prompts.
-        sides: Number of sides that are encoded, the best ones first.
+        sides: Number of sides that are encoded at most, the best ones first.
     """
 
     def __init__(
@@ -164,6 +172,7 @@ class StoredEncodingLoader:
                 mirrored=self._mirrored(samples),
                 captions=[sample.prepared.stored.text for sample in samples],
             )
+        scores, noise_seeds = collate_numbers([sample.known for sample in samples])
         mean = torch.stack([one["mean"] for one in latents])
         masks = None
         if any("masks" in one for one in latents):  # others may differ everywhere
@@ -182,6 +191,8 @@ class StoredEncodingLoader:
             broken=broken,
             frames=torch.tensor([sample.prepared.frames for sample in samples]),
             records=records,
+            scores=scores,
+            noise_seeds=noise_seeds,
         )
 
     def _mirrored(self, samples: list[EncodedSample]) -> list[str] | None:

@@ -26,8 +26,10 @@ from lit_prefopt.conditioning import RESERVED
 from lit_prefopt.data.images import BrokenSample, Size
 from lit_prefopt.data.shards.format import CACHED, LATENTS
 from lit_prefopt.data.shards.reader import ShardReader, parse
+from lit_prefopt.data.shards.sides import picked_meta
 
 NEEDED = ("mean", "frames")
+BY_SIDE = ("mean", "deviation", "frames")  # tensors (V, K, ...)
 
 
 class LatentSample(NamedTuple):
@@ -47,6 +49,21 @@ class LatentSample(NamedTuple):
     def prompt(self) -> dict[str, Tensor]:
         """Text tensors of the embedded prompt by name, one row."""
         return {name: x for name, x in self.tensors.items() if name not in RESERVED}
+
+    @property
+    def side_count(self) -> int:
+        """Number of sides, K."""
+        return self.tensors["mean"].shape[1]
+
+    def best_and_worst(self) -> LatentSample:
+        """Return a sample of its best and its worst side; unchanged if it has no more."""
+        count = self.side_count
+        if count <= 2:
+            return self
+        which = [0, count - 1]
+        picked = {name: x[:, which] for name, x in self.tensors.items() if name in BY_SIDE}
+        meta = picked_meta(self.meta, count, which)
+        return self._replace(tensors={**self.tensors, **picked}, meta=meta)
 
     @property
     def sizes(self) -> list[Size]:

@@ -14,6 +14,7 @@ from lit_prefopt.data.latents.error_table import ErrorTable, draw_seed
 from lit_prefopt.data.latents.latent_reader import LatentReader, LatentSample
 from lit_prefopt.data.latents.manifest import LatentSet
 from lit_prefopt.data.loading.image_samples import SampleRef, label_of, prompt_of, weight_of
+from lit_prefopt.data.loading.side_numbers import SideNumbers, collate_numbers
 from lit_prefopt.utils.seeds import sample_seed
 
 
@@ -27,6 +28,7 @@ class CachedSample(NamedTuple):
     label: float
     weight: float
     key: str
+    known: SideNumbers
     errors: Tensor | None = None  # (E, K), of the reference
 
 
@@ -79,11 +81,13 @@ class LatentSampleLoader:
             label_of(stored),
             weight_of(stored),
             stored.name,
+            SideNumbers.from_meta(stored.meta, stored.side_count),
         )
 
     def collate(self, samples: list[CachedSample], broken: tuple[str, ...] = ()) -> LatentPairs:
         """Collate samples into a batch; for the arguments see `SampleLoader`."""
         means = torch.stack([sample.tensors["mean"] for sample in samples])
+        scores, noise_seeds = collate_numbers([sample.known for sample in samples])
         errors = [sample.errors for sample in samples if sample.errors is not None]
         masks = None
         if any("masks" in sample.tensors for sample in samples):  # others may differ everywhere
@@ -104,6 +108,8 @@ class LatentSampleLoader:
             broken=broken,
             frames=torch.stack([sample.tensors["frames"] for sample in samples]),
             reference_error=torch.stack(errors) if errors else None,
+            scores=scores,
+            noise_seeds=noise_seeds,
         )
 
 
@@ -132,4 +138,6 @@ class FixedDrawLoader(LatentSampleLoader):
         stored = self.reader(ref.shard, ref.sample)
         sample = self.view(stored, draw_seed(self.table.seed, index, draw))
         errors = self.table.errors(index, stored.name)
+        if self.reader.pairs_only and errors.shape[1] > 2:
+            errors = errors[:, [0, -1]]
         return sample._replace(errors=errors if self.held_out else errors[draw : draw + 1])

@@ -21,8 +21,10 @@ from lit_prefopt.data.images import (
     Size,
     decode,
 )
+from lit_prefopt.data.loading.side_numbers import SideNumbers, collate_numbers
 from lit_prefopt.data.order.fixed_draws import FixedDraws
 from lit_prefopt.data.shards.reader import Sample, ShardReader
+from lit_prefopt.data.shards.sides import is_like
 from lit_prefopt.utils.seeds import sample_seed
 
 MAX_WEIGHT = 3e38  # of a pair; a larger one would be infinite in float32
@@ -71,6 +73,7 @@ class ImageSample(NamedTuple):
     key: str
     mask: Tensor | None  # (1, H, W)
     frames: list[list[int]]  # (K, 6)
+    known: SideNumbers
 
 
 class PreparedSample(NamedTuple):
@@ -78,7 +81,6 @@ class PreparedSample(NamedTuple):
 
     stored: Sample
     headers: list[ImageHeader]  # of the sides
-    names: Sequence[str]  # of the sides, for messages
     augment: Augment
     crop: Crop
     text: str  # "" where the caption was dropped
@@ -93,7 +95,7 @@ class PreparedSample(NamedTuple):
         """Decode and crop the images; raise BrokenSample, which names the sample, on failure."""
         sample, augment, crop = self.stored, self.augment, self.crop
         images: list[Image.Image | Pixels] = []
-        for name, side in zip(self.names, self.headers, strict=True):
+        for name, side in zip(sample.names, self.headers, strict=True):
             with _name_side(sample, name):
                 images.append(_decoded(side, crop.size, draft=augment.draft))
         best = images[0].size if isinstance(images[0], Image.Image) else crop.size
@@ -110,6 +112,7 @@ class PreparedSample(NamedTuple):
             key=sample.name,
             mask=mask,
             frames=self.frames,
+            known=SideNumbers.from_meta(sample.meta, sample.side_count),
         )
 
 
@@ -139,7 +142,7 @@ class ImageSampleLoader:
             epoch, position = self.fixed.draw(epoch, position, ref.shard, ref.sample)
         stored = self.reader(ref.shard, ref.sample)
         seed = sample_seed(self.seed, epoch, position)
-        return prepare_sample(stored, self.augments[ref.bucket], seed, self.reader.sides)
+        return prepare_sample(stored, self.augments[ref.bucket], seed)
 
     def load(self, ref: SampleRef) -> Any:
         """Return a sample in the shape of its position's bucket."""
@@ -150,30 +153,27 @@ class ImageSampleLoader:
         return collate(samples, broken)
 
 
-def prepare_sample(
-    sample: Sample, augment: Augment, seed: int, names: Sequence[str]
-) -> PreparedSample:
+def prepare_sample(sample: Sample, augment: Augment, seed: int) -> PreparedSample:
     """Read the headers of a sample and draw its crop; for the arguments see `load_sample`."""
     text = prompt_of(sample)
     sides: list[ImageHeader] = []
-    for name, data in zip(names, sample.sides, strict=True):
+    for name, data in zip(sample.names, sample.sides, strict=True):
         with _name_side(sample, name):
             sides.append(ImageHeader.read(data))
-    with _name_side(sample, names[0]):
+    with _name_side(sample, sample.names[0]):
         crop, dropped = augment.draw(sides[0].size, seed)
-    return PreparedSample(sample, sides, names, augment, crop, "" if dropped else text, seed)
+    return PreparedSample(sample, sides, augment, crop, "" if dropped else text, seed)
 
 
-def load_sample(sample: Sample, augment: Augment, seed: int, names: Sequence[str]) -> ImageSample:
+def load_sample(sample: Sample, augment: Augment, seed: int) -> ImageSample:
     """Return a decoded and augmented sample; raise BrokenSample, which names it, if it is broken.
 
     Args:
         sample: The stored sample.
         augment: Its augmentation.
         seed: The sample's seed.
-        names: Names of its sides, for messages.
     """
-    return prepare_sample(sample, augment, seed, names).decode()
+    return prepare_sample(sample, augment, seed).decode()
 
 
 class StoredSample(Protocol):
@@ -194,9 +194,22 @@ class StoredSample(Protocol):
         """Content of its .json."""
         ...
 
+    @property
+    def side_count(self) -> int:
+        """Number of its images."""
+        ...
+
 
 def label_of(sample: StoredSample) -> float:
-    """Return the probability that the first side is the better one; 1 by default."""
+    """Return the probability that the first side is the better one; 1 by default.
+
+    Of a single image it is 1 if the image is liked and 0 if not, and is not optional.
+    """
+    if sample.side_count == 1 and not is_like(sample.meta):
+        raise BrokenSample(
+            f"{sample.name} is a single image without the label 1 (liked) or 0 (disliked) in its "
+            ".json"
+        )
     return _number(sample, "label", 1.0, most=1.0)
 
 
@@ -221,6 +234,7 @@ def collate(samples: list[ImageSample], broken: tuple[str, ...] = ()) -> ImagePa
     if any(sample.mask is not None for sample in samples):  # without a mask, all may differ
         all_ones = torch.ones(1, *samples[0].images[0].shape[:2])
         masks = torch.stack([all_ones if s.mask is None else s.mask for s in samples])
+    scores, noise_seeds = collate_numbers([sample.known for sample in samples])
     return ImagePairs(
         images=_stack([sample.images for sample in samples]),
         texts=[sample.text for sample in samples],
@@ -231,6 +245,8 @@ def collate(samples: list[ImageSample], broken: tuple[str, ...] = ()) -> ImagePa
         masks=masks,
         broken=broken,
         frames=torch.tensor([sample.frames for sample in samples]),
+        scores=scores,
+        noise_seeds=noise_seeds,
     )
 
 

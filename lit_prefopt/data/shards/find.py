@@ -9,8 +9,9 @@ from itertools import islice
 
 from braceexpand import braceexpand
 
-from lit_prefopt.data.shards.format import Shard
+from lit_prefopt.data.shards.format import SIDES, Shard
 from lit_prefopt.data.shards.index import read_index
+from lit_prefopt.data.shards.sides import described, side_counts
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.addresses import check_address, check_secrets
 from lit_prefopt.utils.filesystem import filesystem, retry
@@ -39,6 +40,22 @@ def find_shards(patterns: str | Iterable[str]) -> list[Shard]:
         else:
             folders.setdefault(path.rstrip("/"), []).append(ALL)
     return [shard for folder, names in folders.items() for shard in _chosen(folder, names)]
+
+
+def find_pairs(patterns: str) -> list[Shard]:
+    """Return the shards of paths, URLs and patterns; raise InputError unless all samples are pairs.
+
+    Args:
+        patterns: See `find_shards`.
+    """
+    shards = find_shards(patterns)
+    counts = side_counts(shards)
+    if counts - {len(SIDES)}:
+        raise InputError(
+            f"{patterns} has {described(counts)} where pairs are needed; convert pairs (`shards "
+            "convert --samples pairs`)."
+        )
+    return shards
 
 
 def expand_braces(pattern: str) -> list[str] | None:

@@ -21,7 +21,8 @@ GENERATION_FILE = (
     "generation.json"  # beside it in a generator's output: the settings that determine the content
 )
 VERSION = 1
-SIDES = ("chosen", "rejected")  # best side first
+SIDES = ("chosen", "rejected")  # of a pair, best side first; see `sides.py` for all samples
+MOST_SIDES = 99  # images of a ranked list
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 IMAGES, LATENTS = "images", "latents"  # kinds of samples
 CACHED = "cache.safetensors"  # extension of the member with latents instead of images
@@ -36,6 +37,18 @@ class Shard(NamedTuple):
     folder: str = ""  # path or URL of the folder
     sizes: NDArray[np.int32] | None = None  # (samples, 2): see `dump`; None if unknown
     kind: str = IMAGES  # or LATENTS
+    sides: NDArray[np.int32] | None = None  # (samples,): numbers of images; pairs where None
+
+    def count_of(self, sample: int) -> int:
+        """Return the number of images of a sample."""
+        return len(SIDES) if self.sides is None else int(self.sides[sample])
+
+    @property
+    def side_counts(self) -> set[int]:
+        """Numbers of images that its samples have: 2 for pairs."""
+        if self.sides is None:
+            return {len(SIDES)} if len(self.offsets) else set()
+        return {int(count) for count in np.unique(self.sides)}
 
     @property
     def url(self) -> str:
@@ -54,7 +67,8 @@ def dump(shards: Iterable[Shard]) -> str:
     It is JSON: `version` (1) and `shards`, each with `name`, `size`, `offsets` and, if known,
     `sizes`: [width, height] of each sample's upright best side, [0, 0] for a broken one. `sizes`
     was added later; an index without them is valid. Shards of cached latents have
-    `"kind": "latents"`.
+    `"kind": "latents"`. Shards of other samples than pairs have `sides`: how many images each
+    sample has, one number if all have the same.
     """
     rows = ",\n".join(json.dumps(_row(shard), separators=(",", ":")) for shard in shards)
     return f'{{"version":{VERSION},"shards":[\n{rows}\n]}}\n'
@@ -93,11 +107,14 @@ def _row(shard: Shard) -> dict[str, Any]:
     row = {"name": shard.name, "size": shard.size, "offsets": shard.offsets.tolist()}
     if shard.kind != IMAGES:
         row["kind"] = shard.kind
+    counts = shard.side_counts
+    if shard.sides is not None and counts != {len(SIDES)}:
+        row["sides"] = shard.sides.tolist() if len(counts) > 1 else min(counts)
     return row if shard.sizes is None else {**row, "sizes": shard.sizes.tolist()}
 
 
 def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
-    for key in ("offsets", "sizes"):
+    for key in ("offsets", "sizes", "sides"):
         if isinstance(row.get(key), list):
             # a ragged row, or one of other types, stays a list, which is rejected later
             flat = chain.from_iterable(n if type(n) is list else (n,) for n in row[key])
@@ -125,7 +142,19 @@ def _parse_row(folder: str, row: Any) -> Shard:
     kind = row.get("kind", IMAGES)
     if kind not in (IMAGES, LATENTS):
         raise stale_index_error(folder, f"has the kind {quoted(kind)} for {name}, which is unknown")
-    return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind)
+    sides = _parse_sides(folder, name, row.get("sides"), len(offsets))
+    return Shard(name, size, offsets.astype(np.int64), folder, sizes, kind, sides)
+
+
+def _parse_sides(folder: str, name: str, sides: Any, samples: int) -> NDArray[np.int32] | None:
+    if sides is None:
+        return None
+    if type(sides) is int and samples:
+        sides = np.full(samples, np.clip(sides, 0, MOST_SIDES + 1))
+    plain = isinstance(sides, np.ndarray) and sides.dtype == np.int64 and sides.shape == (samples,)
+    if not plain or not ((sides >= 1) & (sides <= MOST_SIDES)).all():
+        raise stale_index_error(folder, f"has numbers of sides that do not fit {name}")
+    return sides.astype(np.int32)
 
 
 def _is_file_name(name: Any) -> bool:

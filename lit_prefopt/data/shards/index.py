@@ -2,16 +2,19 @@
 
 A shard is a plain tar in webdataset's layout: 000001.txt, 000001.chosen.jpg, 000001.rejected.jpg,
 and optionally 000001.json and 000001.mask.png, adjacent. `index.json` is beside the tars. A
-shard of cached latents has 000001.cache.safetensors instead of the images.
+shard of cached latents has 000001.cache.safetensors instead of the images. Ranked lists and single
+images have other names of images (`sides.py`).
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import numpy as np
@@ -22,19 +25,22 @@ from lit_prefopt.data.shards.format import (
     EXTENSIONS,
     INDEX,
     LATENTS,
+    MOST_SIDES,
     SIDES,
     Shard,
     dump,
     parse,
     stale_index_error,
 )
+from lit_prefopt.data.shards.sides import SINGLE, is_side, names_in
 from lit_prefopt.data.shards.tar import is_plain, iterate_members, split_name
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.addresses import check_address
 from lit_prefopt.utils.atomic_files import write_atomic
 from lit_prefopt.utils.filesystem import check_regular, filesystem, is_local, read_whole
 
-BEST = [f"{SIDES[0]}.{extension}" for extension in EXTENSIONS]
+BEST = [f"{side}.{end}" for side in (SIDES[0], "rank1", *SINGLE) for end in EXTENSIONS]
+LONGEST_HEADER = 1 << 20  # bytes of the header of a sample's latents
 
 
 def read_index(folder: str | Path) -> list[Shard]:
@@ -110,11 +116,13 @@ def scan_shard(tar: Path) -> Shard:
         ) from error
     offsets = np.asarray([sample.offset for sample in found], np.int64)
     size, folder = tar.stat().st_size, str(tar.parent)
+    counts = [sample.count for sample in found]
+    sides = None if set(counts) <= {len(SIDES)} else np.asarray(counts, np.int32)
     # in a mixed shard, training reports the samples of the other kind
     if found and all(sample.cached for sample in found):
-        return Shard(tar.name, size, offsets, folder, kind=LATENTS)
+        return Shard(tar.name, size, offsets, folder, kind=LATENTS, sides=sides)
     sizes = np.asarray([sample.size for sample in found], np.int32).reshape(-1, 2)
-    return Shard(tar.name, size, offsets, folder, sizes)
+    return Shard(tar.name, size, offsets, folder, sizes, sides=sides)
 
 
 def sample_key(name: str) -> str | None:
@@ -129,6 +137,8 @@ class _SampleSpan:
     size: Size = (0, 0)  # of the best side, if it was found
     cached: bool = False  # whether it has latents
     dotted: str = ""  # a member whose best side is after a further dot
+    count: int = len(SIDES)  # number of its images
+    images: list[str] = field(default_factory=list)  # extensions; empty once they are counted
 
 
 def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
@@ -143,15 +153,22 @@ def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
                 f"{tar}: the members of sample {key} are not adjacent, or some were appended "
                 "later; unpack the tar and make it again with `tar --sort=name`."
             )
+        if key != last and last is not None:
+            _count_images(samples[last])
         sample = samples.setdefault(key, _SampleSpan(member.offset))
         last = key
         extension = member.name[len(key) + 1 :].lower()
-        sample.cached |= extension == CACHED
+        if is_side(extension):
+            sample.images.append(extension)
+        if extension == CACHED:
+            sample.cached, sample.count = True, _cached_sides(members.extractfile(member))
         if extension.endswith(tuple(f".{best}" for best in BEST)):
             sample.dotted = member.name
         if extension in BEST:
             file = members.extractfile(member)
             sample.size = upright_size(file) if file else (0, 0)
+    if last is not None:
+        _count_images(samples[last])
     for sample in samples.values():
         if sample.dotted and sample.size == (0, 0):
             raise InputError(
@@ -160,6 +177,25 @@ def _samples(tar: Path, members: tarfile.TarFile) -> Iterable[_SampleSpan]:
                 "FOLDER`."
             )
     return samples.values()
+
+
+def _count_images(sample: _SampleSpan) -> None:
+    if sample.images:
+        sample.count = len(names_in(sample.images))
+        sample.images = []
+
+
+def _cached_sides(file: IO[bytes] | None) -> int:
+    """Return the number of sides of cached latents; that of a pair where it cannot be read."""
+    if file is None:
+        return len(SIDES)
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, LONGEST_HEADER)))
+        sides = header["mean"]["shape"][1]
+    except (ValueError, LookupError, TypeError, RecursionError):  # reported when it is read
+        return len(SIDES)
+    return sides if type(sides) is int and 1 <= sides <= MOST_SIDES else len(SIDES)
 
 
 def _check_sizes(

@@ -15,6 +15,7 @@ from lit_prefopt.data.images import BrokenSample
 from lit_prefopt.data.shards.format import EXTENSIONS, IMAGES, SIDES, Shard
 from lit_prefopt.data.shards.index import sample_key
 from lit_prefopt.data.shards.remote_cache import ShardCache
+from lit_prefopt.data.shards.sides import Known, missing_in, names_in, picked_meta
 from lit_prefopt.data.shards.tar import (
     DuplicateMember,
     group_members,
@@ -37,6 +38,20 @@ class Sample(NamedTuple):
     sides: list[bytes]  # encoded images, best side first
     mask: bytes | None
     meta: dict[str, Any]
+    names: tuple[str, ...] = SIDES  # of its sides
+
+    @property
+    def side_count(self) -> int:
+        """Number of its images."""
+        return len(self.sides)
+
+    def best_and_worst(self) -> Sample:
+        """Return a sample of its best and its worst side; unchanged if it has no more."""
+        if len(self.sides) <= len(SIDES):
+            return self
+        meta = picked_meta(self.meta, len(self.sides), (0, len(self.sides) - 1))
+        images, names = self.sides, self.names
+        return self._replace(sides=[images[0], images[-1]], names=(names[0], names[-1]), meta=meta)
 
 
 class ShardReader:
@@ -44,9 +59,14 @@ class ShardReader:
 
     Args:
         shards: The shards, as `read_index` returns them.
-        sides: Names of the images of a sample, best side first.
         cache: Cache folder of remote shards; by default the user's own.
     """
+
+    pairs_only: bool = False
+    """Whether only the best and the worst side of a ranked list are returned."""
+
+    required: tuple[Known, ...] = ()
+    """What must be known of each side of a sample, or it is broken."""
 
     KIND: ClassVar[str] = IMAGES
     """Kind of the samples."""
@@ -54,13 +74,8 @@ class ShardReader:
     CURE: ClassVar[str] = "train on them with `--data CachedPairs`, or use shards of images here"
     """Remedy for shards of another kind."""
 
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        sides: Sequence[str] = SIDES,
-        cache: ShardCache | None = None,
-    ) -> None:
-        self.shards, self.sides = shards, sides
+    def __init__(self, shards: Sequence[Shard], cache: ShardCache | None = None) -> None:
+        self.shards = shards
         self.cache = cache or ShardCache()
         self._forget()
 
@@ -71,7 +86,7 @@ class ShardReader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a worker, without open files."""
-        return {"shards": self.shards, "sides": self.sides, "cache": self.cache}
+        return {name: value for name, value in vars(self).items() if name[0] != "_"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state in a worker, without open files."""
@@ -90,13 +105,16 @@ class ShardReader:
         members = self.members(shard, sample)
         name = f"{self.shards[shard].name}/{members['__key__']}"
         try:
-            return self.parse(name, members)
+            stored = self.parse(name, members)
         except BrokenSample as error:
             raise BrokenSample(f"{name} {error}") from error
+        if missing := missing_in(stored.meta, stored.side_count, self.required):
+            raise BrokenSample(f"{name} has no {missing} of all its images in its .json")
+        return stored.best_and_worst() if self.pairs_only else stored
 
     def parse(self, name: str, members: Mapping[str, Any]) -> Any:
         """Parse a sample from its members."""
-        return parse(name, members, self.sides)
+        return parse(name, members)
 
     def members(self, shard: int, sample: int) -> dict[str, Any]:
         """Read the members of a sample of any kind: bytes by extension, and its `__key__`."""
@@ -203,17 +221,19 @@ def unpack(data: bytes) -> dict[str, Any]:
     return samples[0]
 
 
-def parse(name: str, members: Mapping[str, Any], sides: Sequence[str] = SIDES) -> Sample:
+def parse(name: str, members: Mapping[str, Any], sides: tuple[str, ...] | None = None) -> Sample:
     """Parse a sample from its members.
 
     Args:
         name: Name of the sample, for messages.
         members: Bytes by extension, as `unpack` returns them; unknown ones are ignored.
-        sides: Names of the images of a sample, best side first.
+        sides: Names of its images, best side first; by default those that its members have.
     """
     text = _prompt(members)
-    images = [_image(members, side) for side in sides]
-    return Sample(name, text, images, members.get("mask.png"), _meta(members.get("json", b"{}")))
+    names = names_in(members) if sides is None else sides
+    images = [_image(members, side) for side in names]
+    meta = _meta(members.get("json", b"{}"))
+    return Sample(name, text, images, members.get("mask.png"), meta, names)
 
 
 def _prompt(members: Mapping[str, Any]) -> str:

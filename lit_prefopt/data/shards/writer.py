@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lit_prefopt.data.images import FORMATS, BrokenSample, Size, decode, open_image, upright_size
-from lit_prefopt.data.shards.format import IMAGES, Shard
+from lit_prefopt.data.shards.format import IMAGES, MOST_SIDES, SIDES, Shard
 from lit_prefopt.data.shards.index import write_index
+from lit_prefopt.data.shards.sides import side_names
 from lit_prefopt.data.shards.tar import write_members
 from lit_prefopt.errors import InputError
 from lit_prefopt.utils.atomic_files import temporary_folder
@@ -29,7 +30,7 @@ Side = bytes | Image.Image | NDArray[np.uint8]
 
 
 class ShardWriter:
-    """Writes pairs into a new folder of shards, which appears once it is complete.
+    """Writes samples into a new folder of shards, which appears once it is complete.
 
     Args:
         output: Output folder.
@@ -53,6 +54,7 @@ class ShardWriter:
         self.shards: list[Shard] = []
         self._offsets: list[int] = []
         self._sizes: list[Size] = []  # of the best sides
+        self._sides: list[int] = []  # numbers of sides
         self._file: BinaryIO | None = None
         self._stack = ExitStack()
 
@@ -97,9 +99,31 @@ class ShardWriter:
             meta: Further data of the pair, stored in its .json.
             mask: White where the two sides should differ.
         """
+        self.add_sides(prompt, (chosen, rejected), meta, mask)
+
+    def add_sides(
+        self,
+        prompt: str,
+        sides: Sequence[Side],
+        meta: Mapping[str, Any] | None = None,
+        mask: Side | None = None,
+    ) -> None:
+        """Append a sample of any number of images: a single one, a pair, or a ranked list.
+
+        Args:
+            prompt: The prompt of all images.
+            sides: The images, the best first: encoded as png, jpg or webp, or decoded.
+            meta: Further data of the sample, stored in its .json. That of a single image has the
+                `label` 1 if it is liked and 0 if not.
+            mask: White where the sides should differ.
+        """
+        if not 1 <= len(sides) <= MOST_SIDES:
+            raise InputError(
+                f"Sample {self.samples} has {len(sides)} images; give 1 to {MOST_SIDES}."
+            )
         sample = {"txt": prompt.encode()}
         sizes = []
-        for name, side in (("chosen", chosen), ("rejected", rejected)):
+        for name, side in zip(side_names(len(sides)), sides, strict=True):
             data, extension = self._encode(name, side)
             sample[f"{name}.{extension}"] = data
             sizes.append(upright_size(data))
@@ -108,10 +132,14 @@ class ShardWriter:
         if mask is not None:
             # masks are stored as png, so other encodings are converted
             sample["mask.png"] = encode(_decoded(mask), "png")[0]
-        self.add_members(sample, sizes[0])
+        self.add_members(sample, sizes[0], sides=len(sides))
 
     def add_members(
-        self, members: Mapping[str, bytes], best: Size, shard: int | None = None
+        self,
+        members: Mapping[str, bytes],
+        best: Size,
+        shard: int | None = None,
+        sides: int = len(SIDES),
     ) -> None:
         """Append a sample of any kind.
 
@@ -120,8 +148,9 @@ class ShardWriter:
             best: Width and height of the best side; (0, 0) if unknown.
             shard: Number of its shard, in ascending order, without a size limit. By default
                 shards are filled up to their limits.
+            sides: Number of its images.
         """
-        self._write(members, best, shard)
+        self._write(members, best, shard, sides)
 
     def _encode(self, name: str, side: Side) -> tuple[bytes, str]:
         try:
@@ -130,13 +159,16 @@ class ShardWriter:
             where = f"The {name} image of sample {self.samples}"
             raise InputError(f"{where} {error}; repair or remove the pair.") from error
 
-    def _write(self, members: Mapping[str, bytes], best: Size, shard: int | None) -> None:
+    def _write(
+        self, members: Mapping[str, bytes], best: Size, shard: int | None, sides: int
+    ) -> None:
         if self._file is not None and self._is_full(members, shard):
             self._close_shard()
         if self._file is None:
             self._open_shard(len(self.shards) if shard is None else shard)
         self._offsets.append(self._tar.offset)
         self._sizes.append(best)
+        self._sides.append(sides)
         write_members(self._tar, f"{self.samples:09d}", members)
         self.samples += 1
 
@@ -162,8 +194,10 @@ class ShardWriter:
         size = (self.folder / self._name).stat().st_size
         offsets = np.asarray(self._offsets, np.int64)
         sizes = np.asarray(self._sizes, np.int32).reshape(-1, 2)
-        self.shards.append(Shard(self._name, size, offsets, sizes=sizes, kind=self.kind))
-        self._offsets, self._sizes = [], []
+        sides = np.asarray(self._sides, np.int32)
+        shard = Shard(self._name, size, offsets, sizes=sizes, kind=self.kind, sides=sides)
+        self.shards.append(shard)
+        self._offsets, self._sizes, self._sides = [], [], []
 
 
 def shard_number(name: str) -> int:

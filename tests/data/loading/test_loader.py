@@ -10,7 +10,7 @@ import torch
 from lit_prefopt.data.images import Augment
 from lit_prefopt.data.loading.image_samples import collate, load_sample
 from lit_prefopt.data.order.plan import RankSplit
-from lit_prefopt.data.shards.reader import SIDES, Sample
+from lit_prefopt.data.shards.reader import Sample
 from lit_prefopt.datamodules import PairShards
 from tests.helpers.pair_data import data, equal, keys
 from tests.helpers.shards import picture
@@ -122,7 +122,7 @@ def test_the_same_few_broken_samples_do_not_add_up_over_epochs(make_shards):
 
 def test_each_side_has_a_frame_of_its_own():
     sides = [picture(200, (24, 20)), picture(10, (12, 10))]
-    item = load_sample(Sample("a.tar/1", "text", sides, None, {}), Augment((8, 8)), 5, SIDES)
+    item = load_sample(Sample("a.tar/1", "text", sides, None, {}), Augment((8, 8)), 5)
     assert item.frames == [[20, 24, 0, 1, 8, 8], [10, 12, 0, 1, 8, 8]]
 
 
@@ -149,7 +149,7 @@ def test_masks_labels_and_weights_come_along():
     plain = Sample("a.tar/1", "text", sides, None, {})
     masked = plain._replace(mask=picture(255), meta={"label": 0.5, "weight": 2})
     augment = Augment((8, 8), crop="random", flip=True)
-    items = [load_sample(sample, augment, 5, SIDES) for sample in (plain, masked)]
+    items = [load_sample(sample, augment, 5) for sample in (plain, masked)]
     batch = collate(items)
     assert (batch.labels.tolist(), batch.weights.tolist()) == ([1.0, 0.5], [1.0, 2.0])
     assert batch.masks is not None
@@ -163,7 +163,7 @@ def test_masks_labels_and_weights_come_along():
 def test_numbers_out_of_range_make_a_sample_broken(meta):
     sample = Sample("a.tar/1", "text", [picture(1)] * 2, None, meta)
     with pytest.raises(ValueError, match="a.tar/1 has a .* that is no number up to"):
-        load_sample(sample, Augment((8, 8)), 5, SIDES)
+        load_sample(sample, Augment((8, 8)), 5)
 
 
 def test_an_epoch_that_is_left_early_loses_nothing_of_the_next(make_shards):
