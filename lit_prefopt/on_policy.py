@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import LogRatios, Pairs, Steps, Trajectories, select_rows
+from lit_prefopt.batches import LogRatios, Pairs, Steps, Trajectories
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion.rollout import Rollout, logp
 from lit_prefopt.diffusion.sampling import check_sampling
@@ -19,6 +19,7 @@ from lit_prefopt.judges.judge import Judge, checked_scores
 from lit_prefopt.losses import Comparisons
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.processes.settings import Sampling
+from lit_prefopt.record_rows import select_rows
 
 
 class OnPolicyModule(PreferenceDiffusionModule):

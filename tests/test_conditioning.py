@@ -14,11 +14,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from lit_prefopt.batches import Steps, concatenate, select_rows
+from lit_prefopt.batches import Steps
 from lit_prefopt.conditioning import RESERVED, Prompt, Ragged
 from lit_prefopt.diffusion.guidance import guided
 from lit_prefopt.errors import InputError
 from lit_prefopt.estimate.memory import first_row
+from lit_prefopt.record_rows import concatenate, select_rows
 from tests.helpers.ragged import RaggedBackbone
 
 LENGTHS = (3, 0, 1, 4)

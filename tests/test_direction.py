@@ -18,6 +18,7 @@ LEVELS = [
     ["ragged"],
     ["conditioning"],
     ["batches"],
+    ["record_rows"],
     ["processes", "weights", "data.images", "recipe_files"],
     ["recipe_strings"],
     ["command_line"],

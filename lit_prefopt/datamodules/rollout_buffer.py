@@ -8,11 +8,9 @@ from typing import Any, ClassVar, Generic, Protocol
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import (
-    Pairs,
+from lit_prefopt.batches import Pairs, Steps, Trajectories
+from lit_prefopt.record_rows import (
     Rows,
-    Steps,
-    Trajectories,
     concatenate,
     record_from_tensors,
     select_rows,

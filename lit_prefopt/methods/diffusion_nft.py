@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import Pairs, select_rows
+from lit_prefopt.batches import Pairs
 from lit_prefopt.diffusion import draws
 from lit_prefopt.diffusion.sampling import sample_latents
 from lit_prefopt.errors import check_number
 from lit_prefopt.methods.offline_nft import OfflineNFT
 from lit_prefopt.on_policy import OnPolicyModule
+from lit_prefopt.record_rows import select_rows
 from lit_prefopt.reward_groups import group_means, over_ranks
 from lit_prefopt.reward_losses import apart
 

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import LogRatios, Steps, concatenate
+from lit_prefopt.batches import LogRatios, Steps
 from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion import draws
 from lit_prefopt.errors import InputError
 from lit_prefopt.losses import Comparisons, clip, preference_loss
 from lit_prefopt.on_policy import OnPolicyModule
 from lit_prefopt.processes.base import ReverseStep
+from lit_prefopt.record_rows import concatenate
 
 
 class SPO(OnPolicyModule):

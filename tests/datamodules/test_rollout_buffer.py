@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_prefopt.batches import Steps, Trajectories, select_rows
+from lit_prefopt.batches import Steps, Trajectories
 from lit_prefopt.conditioning import Prompt, Ragged
 from lit_prefopt.datamodules.rollout_buffer import RolloutBuffer
+from lit_prefopt.record_rows import select_rows
 
 
 def trajectories(*numbers: int) -> Trajectories:
