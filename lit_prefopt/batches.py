@@ -41,11 +41,6 @@ class ImagePairs(NamedTuple):
     scores: Tensor | None = None  # (B, K) float32: a judge's scores; unknown where not given
     noise_seeds: Tensor | None = None  # (B, K) int64: seeds of the noise that each side came from
 
-    @property
-    def sides(self) -> int:
-        """Number of sides, K."""
-        return self.images.shape[1]
-
     def best(self) -> ImagePairs:
         """Return only the chosen side (K = 1)."""
         return self._replace(
@@ -59,6 +54,11 @@ class ImagePairs(NamedTuple):
         """Return the images as float32 in [-1, 1]; decoded uint8 pixels are scaled."""
         whole = self.images.dtype == torch.uint8
         return self._replace(images=scaled(self.images)) if whole else self
+
+    @property
+    def sides(self) -> int:
+        """Number of sides, K."""
+        return self.images.shape[1]
 
 
 def scaled(pixels: Tensor) -> Tensor:
@@ -86,11 +86,6 @@ class LatentPairs(NamedTuple):
     scores: Tensor | None = None  # (B, K) float32
     noise_seeds: Tensor | None = None  # (B, K) int64
 
-    @property
-    def sides(self) -> int:
-        """Number of sides, K."""
-        return self.mean.shape[1]
-
     def best(self) -> LatentPairs:
         """Return only the chosen side (K = 1)."""
         return self._replace(
@@ -101,6 +96,11 @@ class LatentPairs(NamedTuple):
             scores=_first_side(self.scores, 1),
             noise_seeds=_first_side(self.noise_seeds, 1),
         )
+
+    @property
+    def sides(self) -> int:
+        """Number of sides, K."""
+        return self.mean.shape[1]
 
 
 def _first_side(values: Tensor | None, axis: int) -> Tensor | None:

@@ -79,7 +79,7 @@ class PreferenceDiffusionModule(Learner):
     """Samples that it compares: `pairs`, ranked `lists`, or single images with `likes`.
 
     Of a list, methods of pairs and of likes get the best and the worst side; a method of likes
-    splits pairs into a liked and a disliked image in `form_pairs`.
+    takes those of a pair as a liked and a disliked image.
     """
 
     needs_known: tuple[Known, ...] = ()

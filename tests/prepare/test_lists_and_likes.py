@@ -189,7 +189,6 @@ def test_other_labels_than_likes_are_refused(
     source: Path, tmp_path: Path, labels: str, message: str
 ):
     first, second = labels.split()
-    # one odd label may be a slip, so the scale is told by more of them
     text = "prompt,image,label\n" + f"a,0.png,{first}\nb,1.png,{second}\n"
     with pytest.raises(InputError, match=message):
         convert(table(tmp_path, text), str(tmp_path / "out"), samples="likes")
