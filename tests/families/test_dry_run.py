@@ -17,11 +17,16 @@ from lit_prefopt.backbones import LoRA
 from lit_prefopt.backbones.transformer import TransformerBackbone
 from lit_prefopt.cli import main
 from lit_prefopt.estimate.restore import parts_with_state, without_cached_results
-from lit_prefopt.estimate.step_cost import checkpointing, forward_activations, step_cost
+from lit_prefopt.estimate.step_cost import (
+    checkpointing,
+    flop_counter,
+    forward_activations,
+    step_cost,
+)
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from tests.families.all_cases import CASES, FIRST
-from tests.families.test_training import from_cache
+from tests.families.test_training import from_cache, pairs_of
 from tests.helpers.caching import data
 from tests.helpers.runs import scalars
 
@@ -91,6 +96,22 @@ def test_losses_after_a_dry_run_are_those_without(
     plain = losses(case.ours(folder, lora=LoRA(4)), cached, None)
     assert len({*plain}) == 3
     assert losses(case.ours(folder, lora=LoRA(4)), cached, dry) == plain
+
+
+def test_a_step_from_images_is_computed_with_prompts_of_full_length(
+    family: str, folder: Path
+) -> None:
+    case = CASES[family]
+    backbone = case.ours(folder, lora=LoRA(4))
+    module = DiffusionDPO(backbone, AdamW(1e-3), beta=1000.0).train()
+    pairs = pairs_of(case)
+    cost = step_cost(module, pairs)
+    with flop_counter() as counter:
+        loss: Any = module.training_step(pairs, 0)
+        loss.backward()
+    real = counter.get_total_flops()
+    # only Z-Image pads no prompt to the longest one
+    assert cost.flops > real if family == "z-image" else cost.flops == real
 
 
 def test_a_run_chooses_checkpointing_by_memory(
