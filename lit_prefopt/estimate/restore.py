@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,9 +55,10 @@ def without_cached_results(network: nn.Module) -> Iterator[None]:
 
 
 def parts_with_state(network: nn.Module) -> Iterator[Any]:
-    """Yield a network's modules, and the plain objects that they hold as attributes.
+    """Yield a network's modules, and the plain objects that they hold, hooks among them.
 
-    Such an object may keep a table of positions that its first call computes (Z-Image).
+    Such an object may keep a table of positions that its first call computes (Z-Image), or what it
+    set its layers to (`KeepInputs`).
 
     Args:
         network: The network.
@@ -64,11 +66,24 @@ def parts_with_state(network: nn.Module) -> Iterator[Any]:
     seen: set[int] = set()
     for module in network.modules():
         yield module
-        for value in vars(module).values():
-            plain = not isinstance(value, nn.Module | Tensor | type) and hasattr(value, "__dict__")
-            if plain and not callable(getattr(value, "__get__", None)) and id(value) not in seen:
+        for value in chain.from_iterable(map(_held, vars(module).values())):
+            if id(value) not in seen and _is_plain(value):
                 seen.add(id(value))
                 yield value
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """Return an attribute's values: those of a dict or list, or itself."""
+    if isinstance(value, dict):
+        return [*value.values()]
+    return value if isinstance(value, list) else [value]
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is an object with attributes, and no network, tensor or function."""
+    if isinstance(value, nn.Module | Tensor | type) or callable(getattr(value, "__get__", None)):
+        return False
+    return hasattr(value, "__dict__")
 
 
 def _items(value: Any) -> Any:
