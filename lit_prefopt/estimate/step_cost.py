@@ -26,6 +26,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lit_prefopt.backbones import trained
 from lit_prefopt.backbones.nf4 import nf4_scales
+from lit_prefopt.batches import ImagePairs, LatentPairs
+from lit_prefopt.diffusion.encoding import encode_posteriors
 from lit_prefopt.estimate.restore import parts_with_state, restored, without_cached_results
 from lit_prefopt.learner import Learner
 
@@ -80,6 +82,17 @@ def forward_activations(module: Learner, batch: Any, context: Context = nullcont
     return live.peak
 
 
+def encoded_pairs(module: Learner, batch: ImagePairs) -> LatentPairs:
+    """Return the shapes of what a cache would hold of a batch of images, as fake tensors.
+
+    Args:
+        module: The method; neither it nor its weights change.
+        batch: A batch of images, on the module's device.
+    """
+    with _fake_tensors(module, batch) as (ghost, _), _MostTokens():
+        return encode_posteriors(module.backbone, ghost)
+
+
 def flop_counter() -> FlopCounterMode:
     """Return a counter of FLOPs that includes attention on CPUs, which torch's own leaves out."""
     ops = torch.ops.aten
@@ -125,8 +138,8 @@ def _fake_tensors(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tenso
     scheduler = getattr(process, "scheduler", process)
     touched = [module, module.window, process, scheduler, *parts_with_state(module.backbone)]
     held = [*module.parameters(), *module.buffers()]
-    # a module may itself be on fake tensors
-    mode = detect_fake_mode(held) or FakeTensorMode(allow_non_fake_inputs=True)
+    # both may be on fake tensors already
+    mode = detect_fake_mode((held, batch)) or FakeTensorMode(allow_non_fake_inputs=True)
 
     def shape(tensor: Tensor) -> Tensor:
         return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
