@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prefopt.estimate.encodings import kept_bytes
+from lit_prefopt.estimate.kept_encodings import kept_bytes
 from lit_prefopt.estimate.memory import MemoryFootprint, footprint
 from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.learner import Learner
