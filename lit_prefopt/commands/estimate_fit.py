@@ -31,7 +31,7 @@ UNITS = {"": GIB, "GIB": GIB, "GB": 10**9}
 CACHE = "--data CachedPairs --data.shards FOLDER"
 
 
-class Recipe(NamedTuple):
+class StatedOptions(NamedTuple):
     """Options of a recipe, as far as other ones take their place."""
 
     checkpointing: Any
@@ -62,7 +62,7 @@ class FitCLI(PreferenceCLI):
         config = self.config[self.subcommand]
         trainer, data = config.trainer, config.data.get("init_args") or {}
         backbone = (config.backbone or {}).get("init_args") or {}
-        self.recipe = Recipe(
+        self.recipe = StatedOptions(
             backbone.get("gradient_checkpointing"),
             backbone.get("quantization"),
             config.batch.pairs,
@@ -174,7 +174,7 @@ def parse_memory(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def options_of(switches: Switches, recipe: Recipe, pairs: int, search: SwitchSearch) -> str:
+def options_of(switches: Switches, recipe: StatedOptions, pairs: int, search: SwitchSearch) -> str:
     """Return options as command-line arguments, as far as the recipe has others.
 
     Args:
