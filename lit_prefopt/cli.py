@@ -42,7 +42,8 @@ Align text-to-image diffusion models with human preferences.
 
 commands:
   fit        train by a recipe: lit-prefopt fit --config toy-diffusion-dpo
-  estimate   what a `fit` will cost, from its first steps: time, memory, hours of a device
+  estimate   what a `fit` will cost, from its first steps: time, memory, hours of a device;
+             with --fit 24GiB, the cheapest options with which it fits a card
   validate   held-out preference accuracy of a checkpoint
   test       compare policy and reference on held-out prompts
   evaluate   compare any two models: lit-prefopt evaluate --config toy --model.policy NAME
@@ -93,9 +94,9 @@ def run_estimate(args: Sequence[str]) -> None:
     from lit_prefopt.utils.postponed import postpone_bitsandbytes
 
     postpone_bitsandbytes()
-    from lit_prefopt.commands.estimate import estimate
+    from lit_prefopt.commands import estimate_fit
 
-    estimate(args)
+    estimate_fit.run_estimate(args)
 
 
 def run_rounds(args: Sequence[str]) -> None:

@@ -44,10 +44,6 @@ class Backbone(nn.Module, ABC):
     EMPTY: ClassVar[str] = ""
     """Text whose embedding is the empty prompt, which classifier-free guidance points away from."""
 
-    FORGETS: ClassVar[bool] = False
-    """Whether the denoiser keeps nothing of a forward that a later one uses, such as a table of
-    positions; only then may a step be computed from tensor shapes before a training."""
-
     start: StartWeights | None = None  # where the trained denoiser was loaded from
 
     def __init__(self, policy: Policy, process: Process) -> None:

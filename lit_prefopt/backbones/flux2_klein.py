@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -101,7 +100,6 @@ class Flux2Klein(BatchNormVAEBackbone, TransformerBackbone):
         check_transformer(net, expected, source, type(self).__name__)
 
 
-@lru_cache(maxsize=64)
 def token_ids(rows: int, columns: int, length: int, device: torch.device) -> Tensor:
     """Return places of tokens, (1, rows * columns * length, 4) int64.
 
@@ -111,6 +109,5 @@ def token_ids(rows: int, columns: int, length: int, device: torch.device) -> Ten
         length: Tokens of a text, or 1.
         device: Where they lie.
     """
-    with torch.inference_mode(False):  # they may be used in training later
-        sides = (torch.arange(side, device=device) for side in (1, rows, columns, length))
-        return torch.cartesian_prod(*sides)[None]
+    sides = (torch.arange(side, device=device) for side in (1, rows, columns, length))
+    return torch.cartesian_prod(*sides)[None]

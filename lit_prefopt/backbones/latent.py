@@ -58,7 +58,7 @@ class LatentBackbone(VAEBackbone):
             without its adapter, else a frozen copy), `none`, or hub name, folder or file of another
             denoiser.
         gradient_checkpointing: Recompute activations in the backward pass to save memory; `auto`
-            does so if a `fit` of a UNet or Stable Diffusion 3 would not fit the device without it.
+            does so if a `fit` would not fit the device without it.
         dtype: Precision of VAE and text encoders, and of the denoiser below a LoRA.
         policy_dtype: Precision of a denoiser whose weights are all trained, and of its frozen copy,
             since the two must agree exactly; a LoRA is always float32. bfloat16 needs half of the

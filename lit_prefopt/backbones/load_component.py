@@ -16,6 +16,7 @@ from lit_prefopt.backbones.component_checks import check_class
 from lit_prefopt.configs import find_config
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.known import find_component
+from lit_prefopt.utils.meta import build_on_meta, on_meta
 from lit_prefopt.weights.checks import check_weights, first_line
 from lit_prefopt.weights.component_files import WeightsFile, load_from_file
 from lit_prefopt.weights.hub import check_reachable
@@ -58,7 +59,10 @@ def load_component(
         InputError: It is none, or its weights are incomplete or not finite.
     """
     if source.endswith(".json"):
-        return kind.from_config(json.loads(find_config(source).read_text("utf-8"))).to(dtype)
+        stated = json.loads(find_config(source).read_text("utf-8"))
+        if on_meta():
+            return build_on_meta(lambda: kind.from_config(stated), dtype)
+        return kind.from_config(stated).to(dtype)
     if source.endswith(SINGLE_FILES):
         return _from_file(kind, source, name, dtype, config)
     check_reachable(source)
@@ -85,6 +89,10 @@ def from_folder(
         InputError: It cannot be loaded, or its weights are incomplete or not finite.
     """
     folder = Path(source) / (subfolder or "")
+    if on_meta():
+        with component_errors(source, name):
+            build = _by_config(kind, source, subfolder)
+            return build_on_meta(build, options.get("torch_dtype") or options["dtype"]).eval()
     with component_errors(source, name):
         model, found = kind.from_pretrained(
             source,
@@ -95,6 +103,17 @@ def from_folder(
         )
     check_weights(model, f"The {name} of {source}", found["missing_keys"])
     return model
+
+
+def _by_config(kind: Any, source: str, subfolder: str | None) -> Callable[[], Any]:
+    """Return a function that builds a network by its configuration alone."""
+    if hasattr(kind, "load_config"):  # of diffusers
+        config = kind.load_config(source, subfolder=subfolder)
+        return lambda: kind.from_config(config)
+    stated = kind.config_class.from_pretrained(
+        source, subfolder=subfolder or "", trust_remote_code=False
+    )
+    return lambda: kind(stated)
 
 
 def find_variant(folder: Path, variant: str | None) -> str | None:

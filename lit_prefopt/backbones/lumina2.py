@@ -18,7 +18,6 @@ from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.families.lumina2 import LUMINA2
 from lit_prefopt.processes.flow_schedule import STEPS
 from lit_prefopt.processes.settings import Sampling
-from lit_prefopt.ragged import Ragged
 
 
 def with_row_lengths(with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
@@ -72,8 +71,7 @@ class Lumina2(TransformerBackbone):
         encoder = self.texts["text_encoder"]
         tokens = encoder.tokenize(texts)
         outputs = encoder.encode_tokens(tokens, output_hidden_states=True, use_cache=False)
-        own = zip(outputs.hidden_states[-2], tokens.attention_mask.bool(), strict=True)
-        return Prompt({"hidden": Ragged.from_rows([row[mask] for row, mask in own])})
+        return Prompt({"hidden": encoder.unpadded(outputs.hidden_states[-2], tokens)})
 
     def velocity(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return the velocity, (B, C, H, W): minus what the network returns at time 1 - t."""

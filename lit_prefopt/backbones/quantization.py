@@ -70,6 +70,16 @@ def saved_bytes(denoiser: nn.Module, kind: Quantization) -> int:
     )
 
 
+def largest_layer(denoiser: nn.Module) -> int:
+    """Return the bytes of the largest layer that would be quantized: it is dequantized for its use.
+
+    Args:
+        denoiser: The UNet or transformer, not quantized, with or without an adapter.
+    """
+    sizes = (w.numel() * w.element_size() for w in (x.weight for x in _frozen_layers(denoiser)))
+    return max(sizes, default=0)
+
+
 def _quantized_bytes(layer: nn.Linear, kind: Quantization) -> int:
     """Return the bytes of a quantized layer's weights and scales."""
     count = layer.weight.numel()

@@ -36,7 +36,6 @@ class StableDiffusion3(TransformerBackbone):
 
     FAMILY = SD3
     ENCODERS: ClassVar = {"text_encoder": CLIPText, "text_encoder_2": CLIPText, T5: T5Text}
-    FORGETS = True
     LEFT_OUT_BY: ClassVar = {T5: "--backbone.t5 false"}
 
     def __init__(

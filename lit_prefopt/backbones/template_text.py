@@ -56,11 +56,5 @@ class TemplateText(TextEncoder):
         outputs = self.encode_tokens(
             tokens, output_hidden_states=True, logits_to_keep=1, use_cache=False
         )
-        states = outputs.hidden_states[-1]
-        starts = tokens.attention_mask.argmax(1).tolist()  # above 0 with padding on the left
-        ends = (tokens.attention_mask.sum(1)).tolist()
-        rows = [
-            row[start + self.beginning : start + min(end, self.beginning + self.length)]
-            for row, start, end in zip(states, starts, ends, strict=True)
-        ]
-        return Ragged.from_rows(rows)
+        own = self.unpadded(outputs.hidden_states[-1], tokens, self.beginning)
+        return Ragged.from_rows([row[: self.length] for row in own])

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from lit_prefopt.errors import InputError
+from lit_prefopt.ragged import Ragged
 from lit_prefopt.utils.transfer import to_device
 
 
@@ -69,6 +70,24 @@ class TextEncoder:
             options["attention_mask"] = to_device(tokens.attention_mask, device)
         with torch.autocast(device.type, enabled=False):
             return self.network(to_device(tokens.input_ids, device), **options)
+
+    def unpadded(self, states: torch.Tensor, tokens: Any, start: int = 0) -> Ragged:
+        """Return the states of the tokens that are no padding.
+
+        Args:
+            states: Hidden states, (B, N, D).
+            tokens: What `tokenize` returns, padded on one side.
+            start: Number of first tokens of each prompt that are left out.
+        """
+        lengths = tokens.attention_mask.sum(1).tolist()
+        left = self.tokenizer.padding_side == "left"
+        first = [states.shape[1] - length if left else 0 for length in lengths]
+        return Ragged.from_rows(
+            [
+                row[begin + start : begin + length]
+                for row, begin, length in zip(states, first, lengths, strict=True)
+            ]
+        )
 
     def penultimate(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode B prompts to the last hidden states but one, (B, N, D), and the first output.

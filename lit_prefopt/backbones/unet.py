@@ -36,8 +36,6 @@ class UNetBackbone(LatentBackbone):
     ADDITION: ClassVar[str | None] = None
     """Additional conditioning of the UNet (`addition_embed_type` of its configuration)."""
 
-    FORGETS = True
-
     EMPTY_IS_ZERO: ClassVar[bool] = False
     """Whether the empty prompt is embedded as zeros, if the pipeline's configuration is silent."""
 

@@ -18,7 +18,6 @@ from lit_prefopt.families.z_image import Z_IMAGE
 from lit_prefopt.processes.flow_schedule import STEPS
 from lit_prefopt.processes.flow_shift import linear_shift
 from lit_prefopt.processes.settings import Sampling
-from lit_prefopt.ragged import Ragged
 
 TURBO_SHIFT = 3.0
 """Shift of the scheduler of Z-Image-Turbo; Z-Image has 6, and both have the same transformer."""
@@ -71,8 +70,7 @@ class ZImage(TransformerBackbone):
         encoder = self.texts["text_encoder"]
         tokens = encoder.tokenize(texts)
         states = encoder.encode_tokens(tokens, output_hidden_states=True).hidden_states[-2]
-        own = zip(states, tokens.attention_mask.bool(), strict=True)
-        return Prompt({"hidden": Ragged.from_rows([row[mask] for row, mask in own])})
+        return Prompt({"hidden": encoder.unpadded(states, tokens)})
 
     def velocity(self, latents: Tensor, t: Tensor, prompt: Prompt) -> Tensor:
         """Return the velocity, (B, C, H, W): minus what the network returns at time 1 - t."""

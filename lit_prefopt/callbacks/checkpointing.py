@@ -20,9 +20,9 @@ class ChooseCheckpointing(Callback):
 
     What gradients, the optimizer's states and the activations of the first batch need is computed
     from tensor shapes and compared with the memory that is free once the weights are loaded.
-    Recomputed activations are equal to the last bit, so that the choice changes no loss, and a
-    resumed run may make another one. All ranks make the same. The command line adds it to every
-    `fit`.
+    Recomputed activations are equal to the last bit, and what the denoiser keeps between forwards
+    is restored, so that the choice changes no loss and a resumed run may make another one. All
+    ranks make the same. The command line adds it to every `fit`.
     """
 
     def on_train_batch_start(
@@ -38,12 +38,6 @@ class ChooseCheckpointing(Callback):
         policy.checkpoints_by_memory = False
         if isinstance(trainer.strategy, FullStateStrategy):
             rank_zero_info("Gradient checkpointing is on, since weights are sharded.")
-            return
-        if not pl_module.backbone.FORGETS:
-            rank_zero_info(
-                "Gradient checkpointing is on: what a step needs is not computed for "
-                f"{type(pl_module.backbone).__name__}, whose denoiser keeps tables between steps."
-            )
             return
         context = trainer.precision_plugin.forward_context
         try:

@@ -16,6 +16,7 @@ from lit_prefopt.callbacks import Budget, Evaluation, ExportWeights, SampleGrid
 from lit_prefopt.callbacks.disk_space import DiskSpace
 from lit_prefopt.effective_batch import last_step
 from lit_prefopt.errors import InputError, check_number
+from lit_prefopt.estimate.kept_encodings import size_in_words
 from lit_prefopt.estimate.memory import FITS, GIB
 from lit_prefopt.estimate.pace import Pace, device_name
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
@@ -51,6 +52,7 @@ class Estimate(NamedTuple):
     epoch_seconds: float  # before the first batch of an epoch
     hours: float
     parts: dict[str, int]  # bytes, computed
+    kept: int  # bytes of encodings that the training stores on the disk, at most
     advice: str  # on gradient checkpointing; empty if there is none
 
 
@@ -66,6 +68,7 @@ class EstimateCLI(PreferenceCLI):
         config.trainer.default_root_dir, config.trainer.limit_val_batches = self.folder, 0
         options = config.data.get("init_args") or {}
         if "keep_encodings" in options:
+            self.pace.keeps_encodings = bool(options["keep_encodings"])
             options["keep_encodings"] = False
         super().before_instantiate_classes()
 
@@ -85,7 +88,7 @@ def estimate(args: Sequence[str]) -> Estimate:
         args: Arguments of `lit-prefopt fit`, and `--steps N`: number of optimizer steps to time,
             after a warm-up step.
     """
-    steps, rest = _steps([*args])
+    steps, rest = _steps(args)
     check_number("steps", steps, 1)
     pace = Pace(steps)
     with tempfile.TemporaryDirectory(prefix="lit-prefopt-estimate-") as folder:
@@ -100,18 +103,36 @@ def estimate(args: Sequence[str]) -> Estimate:
     return found
 
 
-def _steps(args: list[str]) -> tuple[int, list[str]]:
+def _steps(args: Sequence[str]) -> tuple[int, list[str]]:
     """Parse `--steps N` (by default 3), and return it with the other arguments."""
-    args = [part for arg in args for part in _parts(arg)]
-    if "--steps" not in args:
-        return 3, args
-    place = args.index("--steps")
-    with suppress(ValueError, IndexError):
-        return int(args[place + 1]), args[:place] + args[place + 2 :]
-    raise InputError("--steps needs an integer, such as `--steps 3`.")
+    wanted = "an integer, such as `--steps 3`"
+    value, rest = take_option(args, "--steps", wanted)
+    with suppress(ValueError):
+        return int(value or 3), rest
+    raise InputError(f"--steps needs {wanted}.")
 
 
-def _parts(arg: str, start: str = "--steps=") -> list[str]:
+def take_option(args: Sequence[str], name: str, wanted: str) -> tuple[str | None, list[str]]:
+    """Return an option's value, None if it is not given, with the other arguments.
+
+    Args:
+        args: Arguments, such as `--fit 24GiB` or `--fit=24GiB` among others.
+        name: Name of the option.
+        wanted: What it needs, for the message.
+    """
+    start = f"{name}="
+    args = [
+        part for arg in args for part in (arg.split("=", 1) if arg.startswith(start) else [arg])
+    ]
+    if name not in args:
+        return None, args
+    place = args.index(name)
+    if place + 1 == len(args) or args[place + 1].startswith("--"):
+        raise InputError(f"{name} needs {wanted}.")
+    return args[place + 1], args[:place] + args[place + 2 :]
+
+
+def _parts(arg: str, start: str) -> list[str]:
     return arg.split("=", 1) if arg.startswith(start) else [arg]
 
 
@@ -135,6 +156,7 @@ def _estimate(trainer: Trainer, pace: Pace) -> Estimate:
         epoch_seconds=pace.epoch_seconds,
         hours=(steps * step_seconds + epochs * pace.epoch_seconds) / 3600,
         parts=pace.parts.named() if pace.parts else {},
+        kept=pace.kept_bytes,
         advice=checkpointing_advice(pace, memory_bytes(pace.device)),
     )
 
@@ -175,6 +197,7 @@ def print_estimate(found: Estimate) -> None:
         "share waiting for data": f"{found.waiting:.1%}",
         "before the first batch of an epoch": f"{found.epoch_seconds:.3g} s",
         "peak memory of a rank": f"{found.peak / GIB:.2f} GiB",
+        "encodings kept on the disk, at most": size_in_words(found.kept),
         "FLOPs per pair, recomputation excluded": f"{found.pair_teraflops:.3g} TFLOP",
         f"share of the matmul peak, {found.matmul:.3g} TFLOP/s now": f"{found.utilisation:.1%}",
         f"the recipe's {found.steps} steps": whole if found.steps > 0 else "unlimited",

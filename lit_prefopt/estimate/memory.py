@@ -180,8 +180,10 @@ def _first(field: Any) -> Any:
     if isinstance(field, tuple) and hasattr(field, "_fields"):
         return first_row(field)
     if isinstance(field, Prompt):
-        return field.rows(slice(1))
-    return field[:1] if isinstance(field, torch.Tensor | list) else field
+        return field.rows(slice(1)).map(torch.clone)
+    if isinstance(field, torch.Tensor):
+        return field[:1].clone()  # not a view of all rows
+    return field[:1] if isinstance(field, list) else field
 
 
 def advice(saved: list[MemorySaving]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_prefopt.estimate.kept_encodings import kept_bytes
 from lit_prefopt.estimate.memory import MemoryFootprint, footprint
 from lit_prefopt.estimate.step_cost import checkpointing, step_cost
 from lit_prefopt.learner import Learner
@@ -56,6 +57,8 @@ class Pace(Callback):
         self.parts: MemoryFootprint | None = None
         self.checkpointed = False  # whether the denoiser's activations are recomputed
         self.recomputation = Recomputation(0, 0)
+        self.keeps_encodings = False  # whether the recipe stores latents and prompts
+        self.kept_bytes = 0  # of them, at most
         self._steps_before = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,6 +118,9 @@ class Pace(Callback):
             )
             self.checkpointed = pl_module.backbone.policy.denoiser.is_gradient_checkpointing
             self.parts = footprint(pl_module, costs[self.checkpointed].activations)
+            if self.keeps_encodings:
+                data = trainer.datamodule  # type: ignore[attr-defined]
+                self.kept_bytes = kept_bytes(pl_module, self._last, trainer, data)
 
     # Results ------------------------------------------------------------------------------------
 

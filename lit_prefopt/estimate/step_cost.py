@@ -5,7 +5,6 @@ It runs on fake tensors without allocation, so it also works for models that do 
 
 from __future__ import annotations
 
-import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,6 +26,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lit_prefopt.backbones import trained
 from lit_prefopt.backbones.nf4 import nf4_scales
+from lit_prefopt.batches import ImagePairs, LatentPairs
+from lit_prefopt.diffusion.encoding import encode_posteriors
+from lit_prefopt.estimate.restore import parts_with_state, restored, without_cached_results
 from lit_prefopt.learner import Learner
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -74,10 +76,21 @@ def forward_activations(module: Learner, batch: Any, context: Context = nullcont
     """
     with _fake_tensors(module, batch) as (ghost, known):
         live = _LiveMemory(known)
-        with _fast_garbage_collection(), live, context():
+        with _fast_garbage_collection(), live, _MostTokens(), context():
             loss: Any = module.training_step(ghost, 0)
             del loss
     return live.peak
+
+
+def encoded_pairs(module: Learner, batch: ImagePairs) -> LatentPairs:
+    """Return the shapes of what a cache would hold of a batch of images, as fake tensors.
+
+    Args:
+        module: The method; neither it nor its weights change.
+        batch: A batch of images, on the module's device.
+    """
+    with _fake_tensors(module, batch) as (ghost, _), _MostTokens():
+        return encode_posteriors(module.backbone, ghost)
 
 
 def flop_counter() -> FlopCounterMode:
@@ -118,34 +131,30 @@ def _set_checkpointing(denoiser: Any, on: bool) -> None:
 def _fake_tensors(module: Learner, batch: Any) -> Iterator[tuple[Any, list[Tensor]]]:
     """Yield the batch and the module's tensors as fake tensors.
 
-    Changes of the module are undone afterwards, and compiled blocks run uncompiled.
+    Changes of the module and its networks are undone afterwards, tables that they compute at their
+    first forward included; compiled blocks run uncompiled.
     """
     process = module.backbone.process
     scheduler = getattr(process, "scheduler", process)
-    touched = (module, module.window, module.backbone, process, scheduler)
-    kept = [{name: _shallow(value) for name, value in vars(x).items()} for x in touched]
+    touched = [module, module.window, process, scheduler, *parts_with_state(module.backbone)]
     held = [*module.parameters(), *module.buffers()]
-    # a module may itself be on fake tensors
-    mode = detect_fake_mode(held) or FakeTensorMode(allow_non_fake_inputs=True)
+    # both may be on fake tensors already
+    mode = detect_fake_mode((held, batch)) or FakeTensorMode(allow_non_fake_inputs=True)
 
     def shape(tensor: Tensor) -> Tensor:
         return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
 
-    with mode, torch.compiler.set_stance("force_eager"):
+    with (
+        restored({id(x): x for x in touched}.values()),
+        without_cached_results(module.backbone),
+        mode,
+        torch.compiler.set_stance("force_eager"),
+    ):
         known = [shape(tensor) for tensor in held]
         ghost = tree_map_only(Tensor, shape, batch)
         # The check of a first batch reads numbers; while it runs, `Budget` does not count.
         vars(module).update(base_to_check=False, checking_base=True)
-        try:
-            yield ghost._replace(seeds=batch.seeds.cpu()), known
-        finally:
-            for x, attributes in zip(touched, kept, strict=True):
-                vars(x).clear()
-                vars(x).update(attributes)
-
-
-def _shallow(value: Any) -> Any:
-    return copy.copy(value) if isinstance(value, dict | list) else value
+        yield ghost._replace(seeds=batch.seeds.cpu()), known
 
 
 @contextmanager

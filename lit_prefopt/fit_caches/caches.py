@@ -70,7 +70,7 @@ class FitCaches:
             )
         settings = encoding_settings(module.backbone, trainer, data.batch_size)
         root = data.cache.folder / FOLDER
-        encodings = EncodingCache(module.backbone, root, settings, _bounds(trainer, data))
+        encodings = EncodingCache(module.backbone, root, settings, store_bounds(trainer, data))
         data.encodings = encodings.store
         data.encoded_sides = 1 if module.chosen_only else MOST_SIDES
         held_out = errors = None
@@ -143,7 +143,13 @@ class FitCaches:
             self.errors.load()
 
 
-def _bounds(trainer: Any, data: PairShards) -> StoreBounds:
+def store_bounds(trainer: Any, data: PairShards) -> StoreBounds:
+    """Return what the encodings of a run may take, and how many they are at most.
+
+    Args:
+        trainer: The Trainer of the run.
+        data: The data module, after its setup.
+    """
     training = sum(data.reader.counts)
     held_out = 0 if data.validation is None else sum(data.validation_reader.counts)
     views = 2 if data.augment.flip else 1

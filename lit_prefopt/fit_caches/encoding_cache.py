@@ -138,21 +138,20 @@ class EncodingCache:
         write_atomic(store / SETTINGS, json.dumps(self.settings, indent=1, default=str))
         others = [one for one in store.parent.iterdir() if one.is_dir() and one != store]
         taken, own = sum(map(size_of, others)), size_of(store)
-        prompt = sum(x.nbytes for x in record.prompt.values())
-        latents = sum(x.nbytes for x in record.latents.values())
-        needed = bounds.latents * latents + bounds.prompts * prompt
+        needed = _needed(record, bounds)
         if needed <= bounds.limit and not bounds.rank:
             taken -= remove_oldest(others, taken + max(needed, own) - bounds.limit)
         left = min(bounds.limit - taken - own, shutil.disk_usage(store).free // 2)
         what = "Latents and prompts" if bounds.latents else "Prompts"
         if needed - own > left:
             self._stop(
-                f"{what} of this run would take {_gigabytes(needed)} at most, more than the "
-                f"{_gigabytes(left + own)} that `data.cache_size` and half of the free disk leave"
+                f"{what} of this run would take {size_in_words(needed)} at most, more than the "
+                f"{size_in_words(left + own)} that `data.cache_size` and half of the free disk "
+                "leave"
             )
             return 0
         rank_zero_info(
-            f"{what} are kept in {store}, {_gigabytes(needed)} at most, and read from the next "
+            f"{what} are kept in {store}, {size_in_words(needed)} at most, and read from the next "
             "visit of a pair on (`--data.keep_encodings false` turns this off)."
         )
         return left // bounds.ranks
@@ -209,6 +208,23 @@ def _records(encoded: LatentPairs) -> list[_Record]:
     return found
 
 
+def stored_bytes(encoded: LatentPairs, bounds: StoreBounds) -> int:
+    """Return the bytes that the encodings of a run take at most, by those of a batch's first pair.
+
+    Args:
+        encoded: An encoded batch; fake tensors suffice.
+        bounds: What the store is expected to hold.
+    """
+    [record, *_] = _records(encoded._replace(records=["first"] * len(encoded.texts)))
+    return _needed(record, bounds)
+
+
+def _needed(record: _Record, bounds: StoreBounds) -> int:
+    prompt = sum(x.nbytes for x in record.prompt.values())
+    latents = sum(x.nbytes for x in record.latents.values())
+    return bounds.latents * latents + bounds.prompts * prompt
+
+
 def _mirrored(batch: ImagePairs) -> ImagePairs:
     """Return a batch with its images and masks mirrored."""
     masks = None if batch.masks is None else batch.masks.flip(-1)
@@ -223,5 +239,6 @@ def _host(tensor: Tensor) -> Tensor:
     return pinned.copy_(tensor.detach(), non_blocking=True)
 
 
-def _gigabytes(size: int) -> str:
+def size_in_words(size: int) -> str:
+    """Return a size in GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from lit_prefopt.errors import InputError
 from lit_prefopt.families.base import Component, Entry, Layout
 from lit_prefopt.families.lora_prefixes import DENOISER, role_of
+from lit_prefopt.utils.meta import build_on_meta, on_meta
 from lit_prefopt.weights.checks import check_weights, contents, missing_tensors, some_names
 
 COUNTER = ".num_batches_tracked"
@@ -88,6 +89,8 @@ def load_from_file(
         InputError: The file has no such component, lacks some of its tensors, has another
             architecture, or contains NaN.
     """
+    if on_meta():
+        return build_on_meta(build, dtype)
     with init_empty_weights():
         model = build()
     wanted = model.state_dict()

@@ -246,8 +246,7 @@ def test_gradients_are_equal_with_checkpointing(folder: str) -> None:
     assert all(torch.equal(plain[name], saved[name]) for name in plain)
 
 
-def test_ids_made_while_sampling_serve_training(folder: str) -> None:
-    token_ids.cache_clear()
+def test_training_after_sampling(folder: str) -> None:
     backbone = Flux2Klein(folder, lora=LoRA(2))
     (latents, t), prompt = noised(shape=SHAPE), backbone.embed(TEXTS[:2])
     with torch.inference_mode():
@@ -259,7 +258,6 @@ def test_ids_made_while_sampling_serve_training(folder: str) -> None:
         [0, 0, 2, 0],
         [0, 1, 0, 0],
     ]
-    assert token_ids.cache_info().hits >= 3
 
 
 # Refusals -------------------------------------------------------------------------------------
