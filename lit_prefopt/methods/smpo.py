@@ -70,9 +70,12 @@ class SmPO(InPO):
             rows = swapped.to(sides.device).view(-1, *[1] * (sides.ndim - 1))
             return torch.where(rows, sides.flip(1), sides)
 
-        names = ("latents", "scores", "frames", "noise_seeds")
-        known = {name: getattr(pairs, name) for name in names}
-        return pairs._replace(**{n: ordered(v) for n, v in known.items() if v is not None})
+        return pairs._replace(
+            latents=ordered(pairs.latents),
+            scores=ordered(scores),
+            frames=None if pairs.frames is None else ordered(pairs.frames),
+            noise_seeds=None if pairs.noise_seeds is None else ordered(pairs.noise_seeds),
+        )
 
     def certainty(self, pairs: Comparisons) -> Tensor:
         """Return 2 p - 1 of each pair, (B,), below 0 where the scores contradict the label."""
