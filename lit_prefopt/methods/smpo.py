@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_prefopt.batches import LogRatios
+from lit_prefopt.batches import Batch, LogRatios, Pairs
 from lit_prefopt.diffusion.inversion import Solver
 from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.losses import Comparisons, preference_loss, smooth
@@ -20,9 +20,9 @@ class SmPO(InPO):
 
     The pairs need scores. With p the probability that the chosen side is preferred, the sigmoid of
     the difference of the scores as shares of `score_range`, beta is multiplied by `smoothing_scale`
-    times 2 p - 1. Where the scores contradict the label, it is below 0: the side with the higher
-    score is preferred, as released. Each inversion step averages the noise that is predicted before
-    and after it, so that it takes two forwards.
+    times 2 p - 1. Where the scores contradict the label, the side with the higher score is
+    preferred, as released; held-out pairs are measured by their labels. Each inversion step
+    averages the noise that is predicted before and after it, so that it takes two forwards.
 
     Args:
         inversion_steps: Steps from the image to its noise level.
@@ -57,6 +57,25 @@ class SmPO(InPO):
                 "score, in this order."
             )
         self.smoothing_scale, self.score_range = smoothing_scale, score_range
+
+    def form_pairs(self, batch: Batch) -> Pairs:
+        """Return the pairs to train on, in training with the side of the higher score first."""
+        pairs = super().form_pairs(batch)
+        scores = require_scores(pairs, "SmPO")
+        if not self.training:
+            return pairs
+        swapped = scores[:, 0] < scores[:, -1]
+
+        def ordered(sides: Tensor) -> Tensor:
+            rows = swapped.to(sides.device).view(-1, *[1] * (sides.ndim - 1))
+            return torch.where(rows, sides.flip(1), sides)
+
+        return pairs._replace(
+            latents=ordered(pairs.latents),
+            scores=ordered(scores),
+            frames=None if pairs.frames is None else ordered(pairs.frames),
+            noise_seeds=None if pairs.noise_seeds is None else ordered(pairs.noise_seeds),
+        )
 
     def certainty(self, pairs: Comparisons) -> Tensor:
         """Return 2 p - 1 of each pair, (B,), below 0 where the scores contradict the label."""

@@ -47,7 +47,7 @@ def smpo(backbone: Backbone, **options: object) -> SmPO:
 
 
 def scored(module: InPO) -> Pairs:
-    return module.form_pairs(image_pairs())._replace(scores=SCORES)
+    return module.form_pairs(image_pairs()._replace(scores=SCORES))
 
 
 def of_gaussian(backbone: Backbone) -> Callable[..., Tensor]:
@@ -248,6 +248,19 @@ def test_smpo_has_finite_gradients_far_out(size: float) -> None:
     loss.sum().backward()
     assert loss.isfinite().all()
     assert ratios.values.grad.isfinite().all()
+
+
+def test_smpo_trains_on_the_side_of_the_higher_score(backbone: StableDiffusion) -> None:
+    """The third pair is swapped in training, with its frames; held-out pairs keep their labels."""
+    module, frames = smpo(backbone), torch.arange(36).view(3, 2, 6)
+    batch = image_pairs()._replace(scores=SCORES, frames=frames)
+    pairs, held_out = module.form_pairs(batch), module.eval().form_pairs(batch)
+    assert torch.equal(held_out.scores, SCORES)
+    for name in ("latents", "scores", "frames"):
+        own, given = getattr(pairs, name), getattr(held_out, name)
+        assert torch.equal(own[:2], given[:2])
+        assert torch.equal(own[2], given[2].flip(0))
+    assert (pairs.scores[:, 0] > pairs.scores[:, 1]).all()
 
 
 def test_a_range_of_scores_is_checked(backbone: StableDiffusion) -> None:

@@ -64,7 +64,7 @@ def any_backbone(
 
 
 def scored(module: PairwiseModule) -> Pairs:
-    return module.form_pairs(image_pairs())._replace(scores=SCORES)
+    return module.form_pairs(image_pairs()._replace(scores=SCORES))
 
 
 def made(name: str, backbone: Backbone, **options: object) -> PairwiseModule:
@@ -313,3 +313,53 @@ def test_every_pairwise_method_has_winner_protection(name: str, backbone: Stable
     same, _, scaled = gradient(chosen_protection=1.0)
     assert torch.equal(same, loss)
     assert not torch.allclose(plain, scaled, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loser_scaling_keeps_the_chosen_error_from_rising(
+    name: str, backbone: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step in output space by both sides' gradients: the change of the chosen side's error.
+
+    The sides differ by little, as where they share a noise, so that the losers' gradients point
+    away from the chosen target unless they are scaled.
+    """
+    # a margin below the target that CaPO regresses to
+    options = {"beta": 0.01} if name == "CaPO" else {}
+    module, predict = made(name, moved(backbone, 0.02), **options), backbone.predict
+    added: list[Tensor] = []
+
+    def with_leaf(latents: Tensor, t: Tensor, prompt: object) -> Tensor:
+        prediction = predict(latents, t, prompt)
+        if torch.is_grad_enabled():
+            # the rejected side's prediction is a little worse than the chosen one's
+            noised = target[0]
+            worse = torch.tensor([0.5, 0.8]).view(1, 2, 1, 1, 1)
+            prediction = (noised + worse * torch.ones_like(noised)).flatten(0, 1)
+            added.append(torch.zeros_like(prediction, requires_grad=True))
+            prediction = prediction + added[-1]
+        return prediction
+
+    add_noise = module.add_noise
+    target: list[Tensor] = []
+
+    def remembered(pairs: Pairs) -> object:
+        noised = add_noise(pairs)
+        target[:] = [noised.target]
+        return noised
+
+    monkeypatch.setattr(module, "add_noise", remembered)
+    monkeypatch.setattr(backbone, "predict", with_leaf)
+
+    def change(protection: float | None) -> Tensor:
+        module.chosen_protection = protection
+        pairs = scored(module)
+        module.losses(module.log_ratios(pairs), pairs).sum().backward()
+        gradient = added[-1].grad.unflatten(0, (3, 2))
+        residual = torch.full_like(gradient[:, 0], 0.5)  # of the chosen side
+        return -(gradient.sum(1) * residual).sum((1, 2, 3))
+
+    rows = slice(2 if name == "CaPO" else 3)  # the third pair's scores contradict its label
+    assert (change(0.1)[rows] < 0).all()
+    if name not in ("DSPO", "MaPO"):  # the chosen side's own error outweighs their margin
+        assert (change(None)[rows] > 0).all()
