@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -103,7 +103,8 @@ class OnPolicyModule(PreferenceDiffusionModule):
                 "prompts as `--data PromptCollections --data.prompts ...`."
             )
         self.check_base_once(batch)
-        batch = swapped(batch) if self.swapped else batch
+        if self.swapped:
+            batch = swapped(cast("Any", batch))
         return self.weighted_loss(self.log_ratios(batch), batch)
 
     def log_ratios(self, pairs: Pairs | Steps) -> LogRatios:

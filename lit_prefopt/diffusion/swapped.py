@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from torch import Tensor
+
 from lit_prefopt.batches import Pairs, Steps
 
 Compared = TypeVar("Compared", Pairs, Steps)
@@ -12,18 +14,35 @@ Compared = TypeVar("Compared", Pairs, Steps)
 def swapped(batch: Compared) -> Compared:
     """Return pairs or steps with the order of their sides reversed; of single images the label.
 
+    Scores and advantages are negated, so that the best side is still the first.
+
     Args:
         batch: B rows, best side first.
     """
     if batch.sides == 1:
         return batch._replace(labels=1 - batch.labels)
     if isinstance(batch, Steps):
-        return batch._replace(parents=batch.parents.flip(1), children=batch.children.flip(1))
-    errors, scores, seeds = batch.reference_error, batch.scores, batch.noise_seeds
+        return batch._replace(
+            parents=batch.parents.flip(1),
+            children=batch.children.flip(1),
+            logp=_flipped(batch.logp),
+            means=_flipped(batch.means),
+            advantages=_negated(batch.advantages),
+        )
+    errors = batch.reference_error
     return batch._replace(
         latents=batch.latents.flip(1),
-        frames=None if batch.frames is None else batch.frames.flip(1),
+        frames=_flipped(batch.frames),
         reference_error=None if errors is None else errors.flip(-1),
-        scores=None if scores is None else -scores.flip(1),
-        noise_seeds=None if seeds is None else seeds.flip(1),
+        scores=_negated(batch.scores),
+        noise_seeds=_flipped(batch.noise_seeds),
+        advantages=_negated(batch.advantages),
     )
+
+
+def _flipped(sides: Tensor | None) -> Tensor | None:
+    return None if sides is None else sides.flip(1)
+
+
+def _negated(sides: Tensor | None) -> Tensor | None:
+    return None if sides is None else -sides.flip(1)

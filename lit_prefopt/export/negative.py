@@ -15,6 +15,7 @@ from lit_prefopt.errors import InputError, check_number
 from lit_prefopt.export.base_pipeline import BasePipeline
 from lit_prefopt.export.recipe import Recipe
 from lit_prefopt.export.trained_weights import TrainedWeights, read_trained_weights
+from lit_prefopt.families.lora_prefixes import DENOISER
 from lit_prefopt.weights.lora_files import read_lora
 from lit_prefopt.weights.merge import merge_lora
 
@@ -75,7 +76,9 @@ def _base(pipeline: BasePipeline, origin: TrainedWeights) -> Any:
     """Return the denoiser that the negative training started from."""
     base = origin._replace(lora=None, denoiser=None).load_denoiser(pipeline)
     if origin.recipe.start_lora is not None:
-        merge_lora(pipeline.family, base, {}, read_lora(origin.recipe.start_lora))
+        start = read_lora(origin.recipe.start_lora)
+        own = {key: layer for key, layer in start.layers.items() if key[0] == DENOISER}
+        merge_lora(pipeline.family, base, {}, start._replace(layers=own))
     return base
 
 

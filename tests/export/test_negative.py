@@ -186,3 +186,23 @@ def test_the_merged_negative_can_be_exported(tiny_folder: str, lora: Path, tmp_p
     assert any(not torch.allclose(own[name], value, atol=1e-3) for name, value in written.items())
     for name, value in weights(policy.policy.negative).items():
         torch.testing.assert_close(value, written[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_run_that_began_with_a_lora_is_compared_with_it(
+    tiny_folder: str, lora: Path, tmp_path: Path
+) -> None:
+    """The base of a whole denoiser contains the LoRA that its training started from."""
+    trained = moved(StableDiffusion(tiny_folder, start_lora=str(lora)), 0.02)
+    trained.save(tmp_path)
+    names = f"{{pretrained: {tiny_folder}, start_lora: {lora}}}"
+    text = f"backbone: {{class_path: StableDiffusion, init_args: {names}}}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    policy = StableDiffusion(tiny_folder)
+    policy.freeze()
+    before = weights(StableDiffusion(tiny_folder, start_lora=str(lora)).policy.denoiser)
+    attach_negative(policy, str(tmp_path))
+    name = f"{LAYER}.weight"
+    change = weights(trained.policy.denoiser)[name] - before[name]
+    expected = weights(policy.policy.denoiser)[name] + change
+    torch.testing.assert_close(weights(policy.policy.negative)[name], expected)
+    assert change.abs().max() > 0.01

@@ -222,12 +222,8 @@ def test_the_shipped_files_state_all_their_numbers(
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     stated = yaml.safe_load((CONFIGS / recipe).read_text())["model"]["init_args"]
-    wanted = set(inspect.signature(RankedSamples).parameters) - {
-        "backbone",
-        "negative",
-        "negative_merge",
-    }
-    assert set(stated) | {"sampling"} == wanted
+    wanted = set(inspect.signature(RankedSamples).parameters) - {"backbone"}
+    assert set(stated) | {"sampling", "negative", "negative_merge"} == wanted
     assert config["return_predictions"] is False
     assert config["model"]["init_args"]["images"] == stated["images"]
 
