@@ -77,8 +77,8 @@ class OfflineNFT(PreferenceDiffusionModule):
             with self.backbone.as_reference():
                 reference = self.backbone.predict(*inputs, noised.prompt)
         policy = self.backbone.predict(*inputs, noised.prompt)
-        own, before = (process.clean(p, *inputs).unflatten(0, shape) for p in (policy, old))
-        errors = contrasted_errors(own, before, pairs.latents, self.beta)
+        clean, late = (process.clean(p, *inputs).unflatten(0, shape) for p in (policy, old))
+        errors = contrasted_errors(clean, late, pairs.latents, self.beta)
         terms = dict(zip(("positive", "negative"), errors, strict=True))
         policy, old = policy.unflatten(0, shape), old.unflatten(0, shape)
         if self.drift:

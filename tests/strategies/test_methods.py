@@ -31,7 +31,15 @@ ON_PAIRS = {
     "RankDPO": "toy-rank-dpo",
     "ConsistencyDPO": "toy-lcm-curriculum-dpo",
 }
-ON_POLICY = {"D3PO": "d3po", "DenseRewardDPO": "dense-reward"}
+ON_POLICY = {
+    "D3PO": "toy-d3po",
+    "DenseRewardDPO": "toy-dense-reward",
+    "PolicyGradient": "toy-ddpo",
+    "DiffusionNFT": "toy-flow-nft",
+}
+OF_GROUPS = ("PolicyGradient", "DiffusionNFT")
+# PNAPO needs a flow's own samples; a step of OfflineNFT is DiffusionNFT's
+TESTED = [name for name in methods.__all__ if name not in ("PNAPO", "OfflineNFT")]
 TWO = ["--trainer", "hardware/ddp.yaml", "--trainer.devices", "2"]
 
 
@@ -67,7 +75,7 @@ def runs(
         cases[name] = spo(tiny_folder, prompts, root / name / "run")
     for name, method in ON_POLICY.items():
         cases[name] = [
-            *("--config", f"toy-{method}", "--backbone", "StableDiffusion"),
+            *("--config", method, "--backbone", "StableDiffusion"),
             *("--backbone.pretrained", tiny_folder, "--model.sampling.steps", "3"),
             *("--model.judge", "tests.helpers.judges.Brightness"),
             *("--data", "PromptCollections", "--data.prompts", "PromptFile"),
@@ -77,6 +85,9 @@ def runs(
             *("--data.round_size", "2", "--trainer.enable_progress_bar", "false"),
             *("--trainer.default_root_dir", str(root / name / "run")),
         ]
+        if name in OF_GROUPS:  # the standard deviation of all scores on both ranks
+            cases[name] += ["--model.trajectories", "2", "--model.deviation", "global"]
+            cases[name] += ["--data.collection", "4"]
     whole = []
     for name, arguments in cases.items():
         strategy = STRATEGIES["zero2"] if name == "SPO-zero2" else TWO
@@ -90,10 +101,7 @@ def runs(
     return root
 
 
-WITHOUT_RUN = {"PNAPO"}  # a flow's, on its own samples
-
-
-@pytest.mark.parametrize("name", [name for name in methods.__all__ if name not in WITHOUT_RUN])
+@pytest.mark.parametrize("name", TESTED)
 def test_gradients_are_the_same_on_both_ranks(runs: Path, name: str) -> None:
     a, b = (torch.load(runs / name / f"gradients-{r}.pt", weights_only=True) for r in (0, 1))
     assert len(a) == len(b) == (6 if name == "SPO" else STEPS)
