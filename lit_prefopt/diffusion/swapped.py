@@ -19,12 +19,12 @@ def swapped(batch: Compared) -> Compared:
     Args:
         batch: B rows, best side first.
     """
-    if batch.sides == 1:
-        return batch._replace(labels=1 - batch.labels)
+    labels = 1 - batch.labels if batch.sides == 1 else batch.labels
     if isinstance(batch, Steps):
         return batch._replace(
             parents=batch.parents.flip(1),
             children=batch.children.flip(1),
+            labels=labels,
             logp=_flipped(batch.logp),
             means=_flipped(batch.means),
             advantages=_negated(batch.advantages),
@@ -32,6 +32,7 @@ def swapped(batch: Compared) -> Compared:
     errors = batch.reference_error
     return batch._replace(
         latents=batch.latents.flip(1),
+        labels=labels,
         frames=_flipped(batch.frames),
         reference_error=None if errors is None else errors.flip(-1),
         scores=_negated(batch.scores),

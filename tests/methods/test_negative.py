@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from lit_prefopt.backbones import StableDiffusion
+from lit_prefopt.batches import Steps
 from lit_prefopt.cli import main
+from lit_prefopt.conditioning import Prompt
 from lit_prefopt.diffusion.swapped import swapped
 from lit_prefopt.errors import InputError
 from lit_prefopt.methods import SPO, DiffusionDPO, DiffusionKTO, SupervisedFineTuning
@@ -78,6 +80,18 @@ def test_of_single_images_the_label_is_reversed(backbone: StableDiffusion) -> No
     plain = DiffusionKTO(backbone, AdamW(1e-3), beta=500.0).train()
     assert negative.training_step(batch, 0) == plain.training_step(other, 0)
     assert negative.training_step(batch, 0) != plain.training_step(batch, 0)
+
+
+def test_advantages_of_single_roll_outs_are_negated() -> None:
+    rows = torch.randn(2, 1, 3, 4, 8, 8)
+    zeros, advantages = torch.zeros(2, 3), torch.tensor([[1.5], [-0.5]])
+    prompt = Prompt({"hidden": torch.zeros(2, 5, 8)})
+    steps = Steps(rows, rows + 1, zeros, zeros, prompt, *[torch.ones(2)] * 3)
+    steps = steps._replace(logp=torch.randn(2, 1, 3), advantages=advantages)
+    back = swapped(steps)
+    assert back.advantages.tolist() == [[-1.5], [0.5]]
+    assert torch.equal(back.children, steps.children)
+    assert torch.equal(back.logp, steps.logp)
 
 
 def test_steps_of_roll_outs_are_reversed(backbone: StableDiffusion) -> None:
