@@ -1,4 +1,4 @@
-"""`lit-prefopt estimate --fit 24GiB`: the cheapest options with which a recipe fits a card."""
+"""`estimate --fit 24GiB`: the cheapest options with which a recipe fits a card."""
 
 from __future__ import annotations
 

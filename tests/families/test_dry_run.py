@@ -26,15 +26,12 @@ from lit_prefopt.estimate.step_cost import (
 from lit_prefopt.methods import DiffusionDPO
 from lit_prefopt.optimizers import AdamW
 from tests.families.all_cases import CASES, FIRST
+from tests.families.conftest import CacheOf, FolderOf
 from tests.families.test_training import from_cache, pairs_of
 from tests.helpers.caching import data
 from tests.helpers.runs import scalars
 
-
-@pytest.fixture(scope="session", params=[*FIRST.values()])
-def family(request: pytest.FixtureRequest) -> str:
-    """Name of the first case of each family."""
-    return str(request.param)
+first_of_families = pytest.mark.parametrize("name", [*FIRST.values()])
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -87,22 +84,24 @@ def losses(backbone: TransformerBackbone, cached: str, dry: int | None) -> list[
     return found
 
 
+@first_of_families
 @pytest.mark.parametrize("dry", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_losses_after_a_dry_run_are_those_without(
-    dry: int, family: str, folder: Path, cached: str
+    dry: int, name: str, folder_of: FolderOf, cache_of: CacheOf
 ) -> None:
     """Before the first forward, when tables are not there yet, and after it."""
-    case = CASES[family]
+    case, folder, cached = CASES[name], folder_of(name), cache_of(name)
     plain = losses(case.ours(folder, lora=LoRA(4)), cached, None)
     assert len({*plain}) == 3
     assert losses(case.ours(folder, lora=LoRA(4)), cached, dry) == plain
 
 
+@first_of_families
 def test_a_step_from_images_is_computed_with_prompts_of_full_length(
-    family: str, folder: Path
+    name: str, folder_of: FolderOf
 ) -> None:
-    case = CASES[family]
-    backbone = case.ours(folder, lora=LoRA(4))
+    case = CASES[name]
+    backbone = case.ours(folder_of(name), lora=LoRA(4))
     module = DiffusionDPO(backbone, AdamW(1e-3), beta=1000.0).train()
     pairs = pairs_of(case)
     cost = step_cost(module, pairs)
@@ -111,17 +110,22 @@ def test_a_step_from_images_is_computed_with_prompts_of_full_length(
         loss.backward()
     real = counter.get_total_flops()
     # only Z-Image pads no prompt to the longest one
-    assert cost.flops > real if family == "z-image" else cost.flops == real
+    assert cost.flops > real if name == "z-image" else cost.flops == real
 
 
+@first_of_families
 def test_a_run_chooses_checkpointing_by_memory(
-    family: str, folder: Path, cached: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    folder_of: FolderOf,
+    cache_of: CacheOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run that computes from shapes has the losses of the run that does not."""
     said: list[str] = []
     monkeypatch.setattr("lit_prefopt.callbacks.checkpointing.rank_zero_info", said.append)
     for choice in ("auto", "true"):
-        arguments = from_cache(CASES[family], folder, cached, tmp_path / choice)
+        arguments = from_cache(CASES[name], folder_of(name), cache_of(name), tmp_path / choice)
         main(["fit", *arguments, "--backbone.gradient_checkpointing", choice])
     assert [line[:38] for line in said] == ["Gradient checkpointing is off: a step "]
     auto, stated = (scalars(tmp_path / choice)["train/loss"] for choice in ("auto", "true"))

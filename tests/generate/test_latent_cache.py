@@ -54,7 +54,8 @@ def test_what_is_kept_is_the_posterior_of_both_sides(
     backbone = frozen(tiny_folder)
     kept = samples(cached)
     assert [one.text for one in kept] == [f"picture number {n}" for n in range(24)]
-    assert kept[6].meta == {"gap": 6 / 24}
+    scores = {"chosen": 0.75, "rejected": 0.5}
+    assert kept[6].meta == {"gap": 6 / 24, "scores": scores}
     module = PairShards(shards, 4, resolution=32, validation=shards, workers=0)
     module.setup("validate")
     batch = next(iter(module.val_dataloader()))
