@@ -16,9 +16,9 @@ from lit_prefopt.callbacks import Budget, Evaluation, ExportWeights, SampleGrid
 from lit_prefopt.callbacks.disk_space import DiskSpace
 from lit_prefopt.effective_batch import last_step
 from lit_prefopt.errors import InputError, check_number
-from lit_prefopt.estimate.kept_encodings import size_in_words
 from lit_prefopt.estimate.memory import FITS, GIB
 from lit_prefopt.estimate.pace import Pace, device_name
+from lit_prefopt.fit_caches.encoding_cache import size_in_words
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 from lit_prefopt.recipe_files import named_recipes
 from lit_prefopt.utils.device import memory_bytes

@@ -18,9 +18,10 @@ from lit_prefopt.commands.estimate import estimate, take_option
 from lit_prefopt.datamodules.base import StoredPairs
 from lit_prefopt.datamodules.cached import CachedPairs
 from lit_prefopt.errors import InputError, quoted
-from lit_prefopt.estimate.kept_encodings import kept_bytes, size_in_words
+from lit_prefopt.estimate.kept_encodings import kept_bytes
 from lit_prefopt.estimate.memory import FITS, GIB
 from lit_prefopt.estimate.switches import Switches, SwitchSearch, Trial
+from lit_prefopt.fit_caches.encoding_cache import size_in_words
 from lit_prefopt.lightning_cli import PreferenceCLI, run_lightning
 from lit_prefopt.module import PreferenceDiffusionModule
 from lit_prefopt.recipe_files import named_recipes

@@ -8,9 +8,7 @@ from lit_prefopt.batches import ImagePairs
 from lit_prefopt.datamodules.pairs import PairShards
 from lit_prefopt.estimate.step_cost import encoded_pairs
 from lit_prefopt.fit_caches.caches import store_bounds
-from lit_prefopt.fit_caches.encoding_cache import size_in_words, stored_bytes
-
-__all__ = ["kept_bytes", "size_in_words"]
+from lit_prefopt.fit_caches.encoding_cache import stored_bytes
 
 
 def kept_bytes(module: Any, batch: Any, trainer: Any, data: object) -> int:

@@ -54,7 +54,7 @@ class DiffusionKTO(DiffusionDPO):
         ratios = super().log_ratios(pairs)
         return ratios._replace(values=2 * ratios.values)
 
-    def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
+    def pair_losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the loss of each row, (B,); of a pair the mean over both images."""
         values = ratios.values
         if values.shape[1] > 2:

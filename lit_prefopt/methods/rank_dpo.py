@@ -33,7 +33,7 @@ class RankDPO(DiffusionDPO):
         super().__init__(*args, chosen_protection=None, **kwargs)
         self.gain = gain
 
-    def losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
+    def pair_losses(self, ratios: LogRatios, pairs: Comparisons) -> Tensor:
         """Return the weighted loss of each list, (B,) (Eq. 7)."""
         values = ratios.values
         if pairs.sides < 2:
@@ -46,10 +46,7 @@ class RankDPO(DiffusionDPO):
         weights = discounted_gains(self.preferred(values, scores))[:, better, worse]
         labels = smooth(pairs.labels, self.label_smoothing)[:, None]
         differences = values[:, better] - values[:, worse]
-        losses = (weights * preference_loss(differences, labels, self.beta, self.link)).sum(1)
-        if self.anchor:
-            losses = losses + self.anchor * ratios.require("policy_error", "`anchor`")[:, 0]
-        return losses
+        return (weights * preference_loss(differences, labels, self.beta, self.link)).sum(1)
 
     def preferred(self, values: Tensor, scores: Tensor | None) -> Tensor:
         """Return the share of comparisons that each image of a list wins, (B, K).
